@@ -1,0 +1,1 @@
+//! A synchronous store becomes a ReplicaStore: one writer thread, readers, a bounded queue, panics caught.

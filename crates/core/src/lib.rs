@@ -1,0 +1,1 @@
+//! The contract of replikv: positions, batches, write sets, key ranges, and the ReplicaStore trait.

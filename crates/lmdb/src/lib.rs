@@ -1,0 +1,1 @@
+//! LMDB, through heed, as a replikv store.

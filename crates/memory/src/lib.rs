@@ -1,0 +1,1 @@
+//! An ordered map in memory as a replikv store.

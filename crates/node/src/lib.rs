@@ -1,0 +1,1 @@
+//! What executes in replikv: Master, Slave, their drivers and transports, on tokio.

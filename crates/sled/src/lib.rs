@@ -1,0 +1,1 @@
+//! sled 0.34 as a replikv store.

@@ -1,0 +1,1 @@
+//! Certifies stores of replikv: the conformance suite, fault injection, oracles.
