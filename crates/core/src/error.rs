@@ -1,0 +1,136 @@
+//! Why a store said no, and what the caller can do about it.
+
+use std::error::Error;
+use std::sync::Arc;
+
+/// What is known about a write after an error.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Outcome {
+    /// The store holds what it held before.
+    Unchanged,
+    /// The write may be there or not. The store refuses everything until it is reopened; what it holds then is
+    /// the truth.
+    Unknown,
+}
+
+/// The error of every store. Its kinds tell what to do next; [`outcome`](Self::outcome) tells what the store holds.
+#[derive(Debug, Clone, thiserror::Error)]
+#[non_exhaustive]
+pub enum StoreError {
+    /// Keys have at least one byte.
+    #[error("the key is empty")]
+    KeyEmpty,
+    /// Use a shorter key.
+    #[error("the key has {len} bytes, the store holds keys of up to {max}")]
+    KeyTooLong {
+        /// Its length.
+        len: usize,
+        /// The longest that fits.
+        max: usize,
+    },
+    /// Use a smaller value.
+    #[error("the value has {len} bytes, the store holds values of up to {max}")]
+    ValueTooLarge {
+        /// Its length.
+        len: usize,
+        /// The largest that fits.
+        max: usize,
+    },
+    /// Split the batch.
+    #[error("the batch has {len} bytes, the store takes up to {max} at once")]
+    BatchTooLarge {
+        /// Its encoded length.
+        len: usize,
+        /// The largest that fits.
+        max: usize,
+    },
+    /// Make room: the disk or the map is full.
+    #[error("the store is full: {hint}")]
+    StoreFull {
+        /// What to do, with the figure to grow to where it is known.
+        hint: String,
+    },
+    /// A precondition of the write set does not hold: somebody else writes to this store.
+    #[error("the head of the store has moved: another master writes to it")]
+    HeadMoved,
+    /// Try again.
+    #[error("the store is busy for the moment: {reason}")]
+    Transient {
+        /// What stood in the way.
+        reason: String,
+    },
+    /// What is stored cannot be read. Restore, or copy anew.
+    #[error("the store is damaged: {what}")]
+    Corrupt {
+        /// What was found.
+        what: String,
+    },
+    /// Upgrade the program: a newer one wrote this.
+    #[error(
+        "the store was written by a newer format: {what} has version {found}, this program reads up to {supported}"
+    )]
+    NewerFormat {
+        /// Which format.
+        what: &'static str,
+        /// What was found.
+        found: u32,
+        /// The newest that can be read.
+        supported: u32,
+    },
+    /// Open the store again.
+    #[error("the store is closed")]
+    Closed,
+    /// Close the store elsewhere first.
+    #[error("the store is in use: {holder}")]
+    Busy {
+        /// Who holds it, as far as that is known.
+        holder: String,
+    },
+    /// Reopen the store, and look what it holds: a sync failed, or the writer died in the middle of a write.
+    #[error("the store must be reopened: {reason}")]
+    Fatal {
+        /// What happened.
+        reason: String,
+    },
+    /// Anything else that the backend reports.
+    #[error("the store failed")]
+    Backend {
+        /// What the backend said.
+        source: Arc<dyn Error + Send + Sync>,
+        /// What is known about the write.
+        outcome: Outcome,
+    },
+}
+
+impl StoreError {
+    /// Wraps an error of the backend that left the store as it was.
+    pub fn backend(source: impl Into<Box<dyn Error + Send + Sync>>) -> Self {
+        Self::Backend { source: Arc::from(source.into()), outcome: Outcome::Unchanged }
+    }
+
+    /// Wraps an error of the backend after which nobody knows whether the write is there.
+    pub fn backend_unknown(source: impl Into<Box<dyn Error + Send + Sync>>) -> Self {
+        Self::Backend { source: Arc::from(source.into()), outcome: Outcome::Unknown }
+    }
+
+    /// What the store holds after this error.
+    pub fn outcome(&self) -> Outcome {
+        match self {
+            Self::Backend { outcome, .. } => *outcome,
+            Self::Fatal { .. } => Outcome::Unknown,
+            _ => Outcome::Unchanged,
+        }
+    }
+
+    /// True if the same call can succeed later without anybody doing anything.
+    pub fn is_retryable(&self) -> bool {
+        match self {
+            // The obstacle goes by itself.
+            Self::Transient { .. } => true,
+            // Another holder may let go at any moment.
+            Self::Busy { .. } => true,
+            // Everything else needs another call, more room, another program, or a reopened store.
+            _ => false,
+        }
+    }
+}

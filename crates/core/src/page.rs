@@ -1,0 +1,166 @@
+//! One page of a scan.
+
+use bytes::{Bytes, BytesMut};
+
+use crate::{EncodedOps, KeyRange, Op, Ops};
+
+/// How much of a range one page may hold, and in which direction.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct ScanOptions {
+    /// At most so many entries. Default: 1,000. 0 counts as 1.
+    pub max_entries: usize,
+    /// A page ends with the entry that brings keys and values to this many bytes. Default: 1 MiB.
+    pub max_bytes: usize,
+    /// From the last key to the first. Default: false.
+    pub reverse: bool,
+}
+
+impl Default for ScanOptions {
+    fn default() -> Self {
+        Self { max_entries: 1000, max_bytes: 1 << 20, reverse: false }
+    }
+}
+
+impl ScanOptions {
+    /// At most `entries` entries.
+    #[must_use]
+    pub const fn max_entries(mut self, entries: usize) -> Self {
+        self.max_entries = entries;
+        self
+    }
+
+    /// Ends a page once it holds `bytes` bytes of keys and values.
+    #[must_use]
+    pub const fn max_bytes(mut self, bytes: usize) -> Self {
+        self.max_bytes = bytes;
+        self
+    }
+
+    /// From the last key to the first.
+    #[must_use]
+    pub const fn reversed(mut self) -> Self {
+        self.reverse = true;
+        self
+    }
+}
+
+/// Entries of a range as they were at one instant, and what of the range is left.
+///
+/// Entries are kept in one buffer, encoded as puts: a page travels to a slave, and into its store, as it is.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Page {
+    entries: EncodedOps,
+    len: usize,
+    rest: Option<KeyRange>,
+}
+
+impl Page {
+    /// The entries, in the order of the scan, borrowed.
+    pub fn iter(&self) -> impl Iterator<Item = (&[u8], &[u8])> + '_ {
+        puts(self.entries.iter())
+    }
+
+    /// The entries, in the order of the scan, sharing the page's buffer.
+    pub fn entries(&self) -> impl Iterator<Item = (Bytes, Bytes)> + '_ {
+        let buffer = self.entries.as_bytes();
+        self.iter().map(|(key, value)| (buffer.slice_ref(key), buffer.slice_ref(value)))
+    }
+
+    /// The entries as puts, for a write set or the wire.
+    pub fn ops(&self) -> &EncodedOps {
+        &self.entries
+    }
+
+    /// How many entries.
+    pub fn len(&self) -> usize {
+        self.len
+    }
+
+    /// True if there is none.
+    pub fn is_empty(&self) -> bool {
+        self.len == 0
+    }
+
+    /// Where to go on: the part of the range that was not looked at, or `None` at its end. It may turn out to hold
+    /// nothing.
+    pub fn rest(&self) -> Option<&KeyRange> {
+        self.rest.as_ref()
+    }
+}
+
+fn puts<'a>(ops: Ops<'a>) -> impl Iterator<Item = (&'a [u8], &'a [u8])> {
+    ops.filter_map(|op| match op {
+        Op::Put { key, value } => Some((key, value)),
+        _ => None,
+    })
+}
+
+/// Fills a [`Page`]: what every implementation of `scan` needs.
+///
+/// ```
+/// # use replikv_core::{KeyRange, PageBuilder, ScanOptions};
+/// # use std::collections::BTreeMap;
+/// # let map: BTreeMap<Vec<u8>, Vec<u8>> = [(b"a".to_vec(), vec![]), (b"b".to_vec(), vec![])].into();
+/// let range = KeyRange::all();
+/// let mut page = PageBuilder::new(range.clone(), ScanOptions::default().max_entries(1));
+/// for (key, value) in map.iter().filter(|(key, _)| range.contains(key)) {
+///     if page.push(key, value).is_full() {
+///         break;
+///     }
+/// }
+/// let page = page.finish();
+/// assert_eq!(page.len(), 1);
+/// assert!(page.rest().is_some_and(|rest| rest.contains(b"b")));
+/// ```
+#[derive(Debug)]
+pub struct PageBuilder {
+    range: KeyRange,
+    options: ScanOptions,
+    buffer: BytesMut,
+    len: usize,
+    bytes: usize,
+    rest: Option<KeyRange>,
+}
+
+/// Whether a page takes more.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[must_use]
+pub enum Room {
+    /// Push the next entry.
+    More,
+    /// Finish the page.
+    Full,
+}
+
+impl Room {
+    /// True if the page is full.
+    pub fn is_full(self) -> bool {
+        self == Self::Full
+    }
+}
+
+impl PageBuilder {
+    /// A page of `range`.
+    pub fn new(range: KeyRange, options: ScanOptions) -> Self {
+        Self { range, options, buffer: BytesMut::new(), len: 0, bytes: 0, rest: None }
+    }
+
+    /// Adds the next entry of the range, in the direction of the scan.
+    pub fn push(&mut self, key: &[u8], value: &[u8]) -> Room {
+        debug_assert!(self.range.contains(key));
+        Op::Put { key, value }.encode_into(&mut self.buffer);
+        self.len += 1;
+        self.bytes += key.len() + value.len();
+        if self.len < self.options.max_entries && self.bytes < self.options.max_bytes {
+            return Room::More;
+        }
+        let rest = if self.options.reverse { self.range.before(key) } else { self.range.after(key) };
+        self.rest = (!rest.is_empty()).then_some(rest);
+        Room::Full
+    }
+
+    /// The page. Where it was not full, its range is exhausted.
+    pub fn finish(self) -> Page {
+        Page { entries: EncodedOps::trusted(self.buffer.freeze()), len: self.len, rest: self.rest }
+    }
+}

@@ -1,0 +1,170 @@
+//! The trait that a backend implements.
+
+use std::sync::Arc;
+
+use async_trait::async_trait;
+use bytes::Bytes;
+
+use crate::{Cursor, KeyRange, LinkId, Page, ScanOptions, StoreError, StoreLimits, WriteSet, meta};
+
+/// One of the three ordered maps of a store.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Keyspace {
+    /// The user's entries, exactly as written.
+    Data,
+    /// Records, by big-endian sequence number.
+    Log,
+    /// Cursors, identity, checkpoints.
+    Meta,
+}
+
+impl Keyspace {
+    /// All three, in order.
+    pub const ALL: [Self; 3] = [Self::Data, Self::Log, Self::Meta];
+
+    /// Its name, in lower case: what backends call it.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Data => "data",
+            Self::Log => "log",
+            Self::Meta => "meta",
+        }
+    }
+}
+
+/// What a store promises when `apply` returns.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Durability {
+    /// The write set is readable. Power loss may take it, but only together with every later one: what is left is
+    /// always a prefix of whole write sets.
+    Buffered,
+    /// The write set is on stable storage, with all before it. The default, because group commit makes it cheap.
+    #[default]
+    Synced,
+}
+
+/// An ordered map of byte keys in three [`Keyspace`]s, with atomic write sets.
+///
+/// Everything else in replikv stands on what is said here; `replikv-testkit` has one test for each sentence.
+/// Keys are compared as unsigned bytes. Keys have at least one byte; values may be empty. Empty and overlong keys
+/// are refused by every method with the same error.
+///
+/// A store that blocks is best written as a `BlockingStore` of `replikv-blocking`, which brings the threads.
+///
+/// # After an error
+/// [`StoreError::outcome`] says whether the store is unchanged. After an unknown outcome, or a failed sync, every
+/// call fails with `Fatal` until [`reopen`](Self::reopen) has succeeded: what the store then holds is the truth.
+#[async_trait]
+pub trait ReplicaStore: Send + Sync + 'static {
+    /// Applies every operation of `writes` in order, over all keyspaces, if its preconditions hold.
+    ///
+    /// # Atomicity
+    /// All or nothing, in every reader's eyes and after a crash. The preconditions are checked inside the same
+    /// transaction: two callers that require the same value cannot both succeed if one of them changes it.
+    ///
+    /// # Durability
+    /// Readable on return by every later call; on stable storage on return if `durability` is
+    /// [`Synced`](Durability::Synced).
+    ///
+    /// # Cancel safety
+    /// If dropped, the set is wholly applied or wholly absent, and which of both is decided before any later call
+    /// answers.
+    ///
+    /// # Errors
+    /// `HeadMoved` if a precondition does not hold; `KeyTooLong`, `ValueTooLarge`, `BatchTooLarge`, `StoreFull`,
+    /// `Transient`: the store is unchanged. `Fatal`, and `Backend` with an unknown outcome: reopen it.
+    async fn apply(&self, writes: WriteSet, durability: Durability) -> Result<(), StoreError>;
+
+    /// The value of `key`, or `None`.
+    ///
+    /// # Cancel safety
+    /// Nothing is changed.
+    ///
+    /// # Errors
+    /// `KeyEmpty`, `KeyTooLong`, or what the backend reports.
+    async fn get(&self, keyspace: Keyspace, key: &[u8]) -> Result<Option<Bytes>, StoreError>;
+
+    /// One page of `range`, as it was at one instant: never half a write set. Two pages may be of two instants.
+    ///
+    /// A page holds at least one entry if the range does, however small the limits of `options` are. Bounds may be
+    /// longer than any key.
+    ///
+    /// # Cancel safety
+    /// Nothing is changed.
+    ///
+    /// # Errors
+    /// What the backend reports.
+    async fn scan(&self, keyspace: Keyspace, range: KeyRange, options: ScanOptions) -> Result<Page, StoreError>;
+
+    /// The cursor of `link`, as the last write set that set it left it.
+    ///
+    /// # Errors
+    /// `Corrupt` if what is stored is no cursor.
+    async fn cursor(&self, link: &LinkId) -> Result<Option<Cursor>, StoreError> {
+        let Some(bytes) = self.get(Keyspace::Meta, &meta::cursor_key(link)).await? else { return Ok(None) };
+        let cursor = Cursor::from_bytes(&bytes);
+        cursor.map(Some).ok_or_else(|| StoreError::Corrupt { what: format!("the cursor of link {link}") })
+    }
+
+    /// Brings everything that was applied so far to stable storage.
+    ///
+    /// # Cancel safety
+    /// If dropped, the sync may or may not happen.
+    ///
+    /// # Errors
+    /// A failed sync is `Fatal`: the kernel may have dropped what it could not write, so a second sync that
+    /// succeeds proves nothing. The store refuses everything until it is reopened.
+    async fn sync(&self) -> Result<(), StoreError>;
+
+    /// Opens the store anew, after an unknown outcome. Waits for whatever is in flight. A no-op on a store that
+    /// is well.
+    ///
+    /// # Errors
+    /// As opening it; the store goes on refusing everything.
+    async fn reopen(&self) -> Result<(), StoreError>;
+
+    /// Closes the store: when this returns, it can be opened again, here or in another process. Later calls fail
+    /// with `Closed`. Closing twice is no error.
+    ///
+    /// # Errors
+    /// `Fatal` if what was buffered could not be synced; it is closed nevertheless.
+    async fn close(&self) -> Result<(), StoreError>;
+
+    /// What fits into it. Constant while it is open.
+    fn limits(&self) -> StoreLimits;
+}
+
+#[async_trait]
+impl<T: ReplicaStore + ?Sized> ReplicaStore for Arc<T> {
+    async fn apply(&self, writes: WriteSet, durability: Durability) -> Result<(), StoreError> {
+        (**self).apply(writes, durability).await
+    }
+
+    async fn get(&self, keyspace: Keyspace, key: &[u8]) -> Result<Option<Bytes>, StoreError> {
+        (**self).get(keyspace, key).await
+    }
+
+    async fn scan(&self, keyspace: Keyspace, range: KeyRange, options: ScanOptions) -> Result<Page, StoreError> {
+        (**self).scan(keyspace, range, options).await
+    }
+
+    async fn cursor(&self, link: &LinkId) -> Result<Option<Cursor>, StoreError> {
+        (**self).cursor(link).await
+    }
+
+    async fn sync(&self) -> Result<(), StoreError> {
+        (**self).sync().await
+    }
+
+    async fn reopen(&self) -> Result<(), StoreError> {
+        (**self).reopen().await
+    }
+
+    async fn close(&self) -> Result<(), StoreError> {
+        (**self).close().await
+    }
+
+    fn limits(&self) -> StoreLimits {
+        (**self).limits()
+    }
+}

@@ -1,0 +1,78 @@
+//! Values as bytes.
+
+use bytes::Bytes;
+use serde::{Serialize, de::DeserializeOwned};
+
+type CodecError = Box<dyn std::error::Error + Send + Sync>;
+
+/// How values of a table become bytes.
+pub trait ValueCodec<V> {
+    /// The bytes of `value`.
+    ///
+    /// # Errors
+    /// What the codec reports.
+    fn encode(value: &V) -> Result<Vec<u8>, CodecError>;
+
+    /// The value of `bytes`; all of them must be used.
+    ///
+    /// # Errors
+    /// What the codec reports.
+    fn decode(bytes: &[u8]) -> Result<V, CodecError>;
+}
+
+/// Values through serde as postcard: compact, not self-describing.
+#[derive(Debug, Clone, Copy)]
+pub struct Postcard;
+
+impl<V: Serialize + DeserializeOwned> ValueCodec<V> for Postcard {
+    fn encode(value: &V) -> Result<Vec<u8>, CodecError> {
+        Ok(postcard::to_stdvec(value)?)
+    }
+
+    fn decode(bytes: &[u8]) -> Result<V, CodecError> {
+        match postcard::take_from_bytes(bytes)? {
+            (value, []) => Ok(value),
+            (_, rest) => Err(format!("{} bytes are left over", rest.len()).into()),
+        }
+    }
+}
+
+/// Values through serde as JSON: readable, and tolerant of added fields.
+#[cfg(feature = "json")]
+#[derive(Debug, Clone, Copy)]
+pub struct Json;
+
+#[cfg(feature = "json")]
+impl<V: Serialize + DeserializeOwned> ValueCodec<V> for Json {
+    fn encode(value: &V) -> Result<Vec<u8>, CodecError> {
+        Ok(serde_json::to_vec(value)?)
+    }
+
+    fn decode(bytes: &[u8]) -> Result<V, CodecError> {
+        Ok(serde_json::from_slice(bytes)?)
+    }
+}
+
+/// Values that are bytes already.
+#[derive(Debug, Clone, Copy)]
+pub struct Raw;
+
+impl ValueCodec<Vec<u8>> for Raw {
+    fn encode(value: &Vec<u8>) -> Result<Vec<u8>, CodecError> {
+        Ok(value.clone())
+    }
+
+    fn decode(bytes: &[u8]) -> Result<Vec<u8>, CodecError> {
+        Ok(bytes.to_vec())
+    }
+}
+
+impl ValueCodec<Bytes> for Raw {
+    fn encode(value: &Bytes) -> Result<Vec<u8>, CodecError> {
+        Ok(value.to_vec())
+    }
+
+    fn decode(bytes: &[u8]) -> Result<Bytes, CodecError> {
+        Ok(Bytes::copy_from_slice(bytes))
+    }
+}
