@@ -183,6 +183,13 @@ impl LinkId {
     }
 }
 
+/// The link of a store that has only one: `default`.
+impl Default for LinkId {
+    fn default() -> Self {
+        Self("default".into())
+    }
+}
+
 impl fmt::Display for LinkId {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(&self.0)

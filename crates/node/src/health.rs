@@ -1,0 +1,36 @@
+//! How a node is, for people and probes.
+
+use serde::Serialize;
+
+/// What to think of a node.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+#[non_exhaustive]
+pub enum HealthState {
+    /// It does its work, and nothing is missing.
+    Ready,
+    /// It does its work, and something is still missing.
+    CatchingUp,
+    /// Nothing was heard of the other side for too long.
+    Stale,
+    /// Its history is not the other side's.
+    Diverged,
+    /// It cannot go on until somebody does something.
+    Blocked,
+    /// There is no connection; it tries again.
+    Disconnected,
+    /// It was shut down.
+    Stopped,
+}
+
+/// How a node is, why, and since when.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[non_exhaustive]
+pub struct Health {
+    /// In one word.
+    pub state: HealthState,
+    /// In one sentence.
+    pub reason: String,
+    /// Since when, by this machine's clock; milliseconds since the Unix epoch.
+    pub since_unix_ms: u64,
+}

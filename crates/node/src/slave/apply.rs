@@ -1,0 +1,228 @@
+//! The task that commits: takes what has arrived, a group at a time, into the store.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
+
+use replikv_core::{Cursor, Durability, Outcome, ReplicaStore, StoreError};
+use replikv_proto::{Applier, Content, Group, Record};
+use tokio::sync::{Notify, mpsc};
+use tokio::time::{Instant, sleep, sleep_until};
+use tokio_util::sync::CancellationToken;
+
+use super::status::Applied;
+use super::{FollowError, Inner};
+
+/// What a connection hands over.
+#[derive(Debug)]
+pub(super) enum Item {
+    Begin(Cursor),
+    Record(Record),
+    Content(Content),
+}
+
+impl Item {
+    fn byte_len(&self) -> usize {
+        match self {
+            Self::Begin(_) => 0,
+            Self::Record(record) => record.bytes().len(),
+            Self::Content(content) => content.entries.byte_len(),
+        }
+    }
+}
+
+/// How much was handed over and is not committed yet. The connection is not read while it is full.
+#[derive(Debug)]
+pub(super) struct Backlog {
+    bytes: AtomicUsize,
+    cap: usize,
+    drained: Notify,
+}
+
+impl Backlog {
+    pub(super) fn new(cap: usize) -> Self {
+        Self { bytes: AtomicUsize::new(0), cap, drained: Notify::new() }
+    }
+
+    pub(super) fn has_room(&self) -> bool {
+        self.bytes.load(Ordering::Acquire) < self.cap
+    }
+
+    pub(super) async fn drained(&self) {
+        self.drained.notified().await;
+    }
+
+    fn add(&self, bytes: usize) {
+        self.bytes.fetch_add(bytes, Ordering::AcqRel);
+    }
+
+    fn remove(&self, bytes: usize) {
+        self.bytes.fetch_sub(bytes, Ordering::AcqRel);
+        self.drained.notify_one();
+    }
+}
+
+/// The connection's end of the queue.
+#[derive(Debug)]
+pub(super) struct Queue {
+    items: mpsc::UnboundedSender<Item>,
+    backlog: Arc<Backlog>,
+}
+
+impl Queue {
+    /// A queue that holds back its filler beyond `cap` bytes, and the end that [`ApplyTask`] takes from.
+    pub(super) fn new(cap: usize) -> (Self, mpsc::UnboundedReceiver<Item>, Arc<Backlog>) {
+        let backlog = Arc::new(Backlog::new(cap));
+        let (items, receiver) = mpsc::unbounded_channel();
+        (Self { items, backlog: backlog.clone() }, receiver, backlog)
+    }
+
+    /// Hands an item over. A queue whose task has ended takes no more; the task's own error says why.
+    pub(super) fn push(&self, item: Item) {
+        self.backlog.add(item.byte_len());
+        drop(self.items.send(item));
+    }
+}
+
+/// Applies one connection's records and pages.
+#[derive(Debug)]
+pub(super) struct ApplyTask<S> {
+    pub(super) inner: Arc<Inner<S>>,
+    pub(super) items: mpsc::UnboundedReceiver<Item>,
+    pub(super) backlog: Arc<Backlog>,
+    pub(super) applier: Applier,
+    /// Cancelled when the connection's owner lost interest: the group in flight is decided, the rest is dropped.
+    pub(super) abandoned: CancellationToken,
+    sync_at: Option<Instant>,
+}
+
+const ATTEMPTS: u32 = 6;
+
+impl<S: ReplicaStore> ApplyTask<S> {
+    pub(super) fn new(
+        inner: Arc<Inner<S>>,
+        items: mpsc::UnboundedReceiver<Item>,
+        backlog: Arc<Backlog>,
+        applier: Applier,
+        abandoned: CancellationToken,
+    ) -> Self {
+        Self { inner, items, backlog, applier, abandoned, sync_at: None }
+    }
+
+    /// Commits until the connection has handed over its last item, or has been abandoned.
+    pub(super) async fn run(mut self) -> Result<(), FollowError> {
+        let mut folded = None;
+        let mut open = true;
+        while !self.abandoned.is_cancelled() {
+            while let Ok(item) = self.items.try_recv() {
+                self.push(item);
+            }
+            let group = match folded.take() {
+                Some(group) => Some(group),
+                None => self.applier.next_group()?,
+            };
+            match group {
+                Some(group) => folded = self.commit(group).await?,
+                None if !open => break,
+                None => tokio::select! {
+                    biased;
+                    () = self.abandoned.cancelled() => break,
+                    item = self.items.recv() => match item {
+                        Some(item) => self.push(item),
+                        None => open = false,
+                    },
+                    () = sleep_until(self.sync_at.unwrap_or_else(Instant::now)), if self.sync_at.is_some() => {}
+                },
+            }
+            if self.sync_at.is_some_and(|at| Instant::now() >= at) {
+                self.sync().await?;
+            }
+        }
+        if self.sync_at.is_some() { self.sync().await } else { Ok(()) }
+    }
+
+    fn push(&mut self, item: Item) {
+        match item {
+            Item::Begin(cursor) => self.applier.begin(cursor),
+            Item::Record(record) => self.applier.push_record(record),
+            Item::Content(content) => self.applier.push_content(content),
+        }
+    }
+
+    /// Commits `group`. If a whole further group arrives meanwhile, it is folded and returned.
+    async fn commit(&mut self, group: Group) -> Result<Option<Group>, FollowError> {
+        let durability = self.inner.config.durability;
+        let mut folded = None;
+        for attempt in 0.. {
+            match self.apply(&group, durability, &mut folded).await {
+                Ok(()) => break,
+                Err(error) if error.is_retryable() && attempt < ATTEMPTS => {
+                    sleep(Duration::from_millis(10 << attempt)).await;
+                }
+                Err(error) => return Err(self.give_up(error).await),
+            }
+        }
+        self.inner.tracker.applied(&Applied {
+            cursor: group.cursor,
+            records: group.records,
+            received: group.received,
+            time: group.time,
+            durable: durability == Durability::Synced,
+        });
+        self.backlog.remove(group.bytes);
+        if durability == Durability::Buffered && self.sync_at.is_none() {
+            self.sync_at = Some(Instant::now() + self.inner.config.sync_every);
+        }
+        Ok(folded)
+    }
+
+    // The store's future is polled until it answers, whatever else goes on: a write set is never left undecided here.
+    async fn apply(
+        &mut self,
+        group: &Group,
+        durability: Durability,
+        folded: &mut Option<Group>,
+    ) -> Result<(), StoreError> {
+        let inner = self.inner.clone();
+        let apply = inner.store.apply(group.writes.clone(), durability);
+        tokio::pin!(apply);
+        let mut open = true;
+        loop {
+            tokio::select! {
+                biased;
+                result = &mut apply => return result,
+                item = self.items.recv(), if open && folded.is_none() => match item {
+                    Some(item) => {
+                        self.push(item);
+                        if self.applier.pending_bytes() >= self.applier.target() {
+                            *folded = self.applier.next_group()?;
+                        }
+                    }
+                    None => open = false,
+                },
+            }
+        }
+    }
+
+    async fn sync(&mut self) -> Result<(), FollowError> {
+        self.sync_at = None;
+        let applied = self.inner.tracker.progress().applied;
+        match self.inner.store.sync().await {
+            Ok(()) => {
+                self.inner.tracker.synced(applied);
+                Ok(())
+            }
+            Err(error) => Err(self.give_up(error).await),
+        }
+    }
+
+    // After an unknown outcome the store is opened anew; what it then holds is where the next connection goes on.
+    async fn give_up(&self, error: StoreError) -> FollowError {
+        if error.outcome() == Outcome::Unknown
+            && let Err(reopening) = self.inner.store.reopen().await
+        {
+            tracing::warn!(error = %crate::error_chain(&reopening), "the slave's store cannot be opened again");
+        }
+        error.into()
+    }
+}

@@ -1,0 +1,103 @@
+//! How a slave behaves.
+
+use std::time::Duration;
+
+use replikv_core::{Durability, InvalidLinkId, LinkId};
+use replikv_proto::Applier;
+
+/// The settings of a [`Slave`](super::Slave). Every setting but the name has a default.
+#[derive(Debug, Clone)]
+pub struct SlaveConfig {
+    pub(crate) name: String,
+    pub(crate) link: LinkId,
+    pub(crate) durability: Durability,
+    pub(crate) sync_every: Duration,
+    pub(crate) group_bytes: usize,
+    pub(crate) handshake_timeout: Duration,
+    pub(crate) backoff: (Duration, Duration),
+    pub(crate) stale_after: Duration,
+}
+
+impl SlaveConfig {
+    /// A slave that its master knows as `name`. Two slaves of one master must have different names: the newer
+    /// connection ends the older one.
+    ///
+    /// # Panics
+    /// Never; a name that is no name is refused by [`try_new`](Self::try_new) and is replaced here by `slave`.
+    pub fn new(name: impl Into<String>) -> Self {
+        Self::try_new(name).unwrap_or_else(|_| Self::with_name("slave".into()))
+    }
+
+    /// As [`new`](Self::new), for names that come from outside.
+    ///
+    /// # Errors
+    /// [`InvalidLinkId`] if the name is empty, longer than 128 bytes, or holds control characters.
+    pub fn try_new(name: impl Into<String>) -> Result<Self, InvalidLinkId> {
+        Ok(Self::with_name(LinkId::new(name)?.to_string()))
+    }
+
+    fn with_name(name: String) -> Self {
+        Self {
+            name,
+            link: LinkId::default(),
+            durability: Durability::Synced,
+            sync_every: Duration::from_secs(1),
+            group_bytes: Applier::DEFAULT_TARGET,
+            handshake_timeout: Duration::from_secs(10),
+            backoff: (Duration::from_millis(100), Duration::from_secs(10)),
+            stale_after: Duration::from_secs(30),
+        }
+    }
+
+    /// The link under which the store keeps its cursor. Default: `default`.
+    #[must_use]
+    pub fn link(mut self, link: LinkId) -> Self {
+        self.link = link;
+        self
+    }
+
+    /// Whether a group is on stable storage before it is acknowledged as durable. Default: [`Durability::Synced`].
+    /// `Buffered` gains on slow disks and loses the last second on power failure, which the master then sends again.
+    #[must_use]
+    pub fn durability(mut self, durability: Durability) -> Self {
+        self.durability = durability;
+        self
+    }
+
+    /// How often a buffered store is synced. Default: one second.
+    #[must_use]
+    pub fn sync_every(mut self, interval: Duration) -> Self {
+        self.sync_every = interval;
+        self
+    }
+
+    /// How many bytes of records go into one store transaction when the slave is behind. Default: 32 MiB. The slave
+    /// holds about twice as much in memory.
+    #[must_use]
+    pub fn group_bytes(mut self, bytes: usize) -> Self {
+        self.group_bytes = bytes.max(1);
+        self
+    }
+
+    /// How long the master may take to answer the hello. Default: 10 seconds.
+    #[must_use]
+    pub fn handshake_timeout(mut self, timeout: Duration) -> Self {
+        self.handshake_timeout = timeout;
+        self
+    }
+
+    /// How long `follow_tcp` waits before it connects again: from `first`, doubled each time up to `longest`, half of
+    /// it random, and back to `first` after a connection that worked. Default: 100 ms to 10 s.
+    #[must_use]
+    pub fn reconnect(mut self, first: Duration, longest: Duration) -> Self {
+        self.backoff = (first, longest.max(first));
+        self
+    }
+
+    /// After how long without a word from the master the slave calls itself stale. Default: 30 seconds.
+    #[must_use]
+    pub fn stale_after(mut self, silence: Duration) -> Self {
+        self.stale_after = silence;
+        self
+    }
+}

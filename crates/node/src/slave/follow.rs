@@ -1,0 +1,187 @@
+//! Following one connection: the session decides, this loop moves bytes and hands work to the apply task.
+
+use std::time::Duration;
+
+use replikv_core::{Keyspace, ReplicaStore, ReplicaStoreExt, StoreError};
+use replikv_proto::{Applier, DecoderLimits, SlaveAction, SlaveSession, SlaveSessionConfig, layout};
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::task::JoinHandle;
+use tokio::time::{sleep_until, timeout};
+use tokio_util::sync::CancellationToken;
+
+use super::apply::{ApplyTask, Item, Queue};
+use super::{Ending, FollowError, Slave};
+use crate::transport::{Connection, Driven};
+
+/// How many of the slave's checkpoints travel in its hello.
+const CHECKPOINTS: usize = 64;
+/// How long last words may take on a connection that does not drain.
+const LAST_WORDS: Duration = Duration::from_secs(1);
+
+impl<S: ReplicaStore> Slave<S> {
+    /// Follows the master at the other end of `stream`, from where the store stands, until the connection ends.
+    ///
+    /// Everything that arrived whole is applied before this returns.
+    ///
+    /// # Cancel safety
+    /// If dropped, following stops. The store stays at a batch boundary; what was received and not yet committed is
+    /// sent again on the next connection.
+    ///
+    /// # Errors
+    /// [`FollowError`]; its `is_retryable` tells whether another connection can help. Where master and slave do not
+    /// fit, nothing is written.
+    pub async fn follow<T>(&self, stream: T) -> Result<Ending, FollowError>
+    where
+        T: AsyncRead + AsyncWrite + Send,
+    {
+        let _alone = self.inner.active.clone().try_lock_owned().map_err(|_| FollowError::AlreadyFollowing)?;
+        let result = self.follow_alone(stream).await;
+        match &result {
+            Ok(Ending::Shutdown) => self.inner.tracker.stopped(),
+            Ok(Ending::Goodbye { words, .. }) => self.inner.tracker.disconnected(words.clone()),
+            Err(error) => self.inner.tracker.failed(error),
+        }
+        result
+    }
+
+    async fn follow_alone<T>(&self, stream: T) -> Result<Ending, FollowError>
+    where
+        T: AsyncRead + AsyncWrite + Send,
+    {
+        let inner = &self.inner;
+        // A write set of an earlier connection may still be in flight: where the store stands is known afterwards.
+        let turn = inner.following.clone().lock_owned().await;
+        if inner.closing.is_cancelled() {
+            return Ok(Ending::Shutdown);
+        }
+        inner.store.reopen().await?;
+        let session = self.session().await?;
+        let applier = Applier::new(inner.config.link.clone(), session.cursor.clone(), inner.config.group_bytes);
+        inner.tracker.rewound(session.cursor.as_ref());
+
+        let (queue, items, backlog) = Queue::new(inner.config.group_bytes.saturating_mul(2));
+        let abandoned = CancellationToken::new();
+        let task = ApplyTask::new(inner.clone(), items, backlog.clone(), applier, abandoned.clone());
+        let _abandon_on_drop = abandoned.drop_guard();
+        let ended = CancellationToken::new();
+        let end = ended.clone().drop_guard();
+        let applying = tokio::spawn(async move {
+            let result = task.run().await;
+            drop((turn, end));
+            result
+        });
+
+        let mut connection = Connection::new(stream, DecoderLimits::default());
+        let mut session = SlaveSession::new(session, inner.clock.now());
+        let driven = self.drive(&mut connection, &mut session, &queue, &backlog, &ended).await;
+        drop(queue);
+        let applied = join(applying).await;
+        session.handle_progress(inner.tracker.progress());
+        self.last_words(&mut connection, &mut session).await;
+        applied?;
+        driven
+    }
+
+    async fn session(&self) -> Result<SlaveSessionConfig, StoreError> {
+        let inner = &self.inner;
+        let cursor = self.stored_cursor().await?;
+        let holds_data = cursor.is_none() && !inner.store.is_keyspace_empty(Keyspace::Data).await?;
+        Ok(SlaveSessionConfig {
+            slave: inner.config.name.clone(),
+            nonce: inner.nonce,
+            cursor,
+            holds_data,
+            checkpoints: layout::read_checkpoints(&inner.store, CHECKPOINTS).await?,
+            limits: inner.store.limits(),
+            handshake_timeout: inner.config.handshake_timeout,
+        })
+    }
+
+    async fn drive<T>(
+        &self,
+        connection: &mut Connection<T>,
+        session: &mut SlaveSession,
+        queue: &Queue,
+        backlog: &super::apply::Backlog,
+        applying_ended: &CancellationToken,
+    ) -> Result<Ending, FollowError>
+    where
+        T: AsyncRead + AsyncWrite + Send,
+    {
+        let inner = &self.inner;
+        let mut progress = inner.tracker.subscribe();
+        let mut closing = false;
+        loop {
+            session.handle_progress(inner.tracker.progress());
+            while let Some(action) = session.poll_action() {
+                match action {
+                    SlaveAction::Send(message) => connection.send(message)?,
+                    SlaveAction::Begin(cursor) => queue.push(Item::Begin(cursor)),
+                    SlaveAction::Apply(record) => queue.push(Item::Record(record)),
+                    SlaveAction::Copy(content) => queue.push(Item::Content(content)),
+                    SlaveAction::Welcomed(welcome) => {
+                        connection.set_limits(DecoderLimits::for_batches(welcome.limits.max_batch));
+                        inner.tracker.welcomed(&welcome);
+                    }
+                    SlaveAction::Contact(source) => inner.tracker.contact(source, inner.clock.now()),
+                    SlaveAction::Close(_) if closing => return Ok(Ending::Shutdown),
+                    SlaveAction::Close(Ok(goodbye)) => {
+                        return Ok(Ending::Goodbye { reason: goodbye.reason, words: goodbye.words });
+                    }
+                    SlaveAction::Close(Err(refusal)) => return Err(FollowError::Refused(refusal)),
+                }
+            }
+            let room = backlog.has_room();
+            if !room {
+                // It is this side that does not listen: silence is not the master's fault.
+                session.handle_bytes(inner.clock.now());
+            } else if let Some(message) = connection.next_message()? {
+                session.handle_message(inner.clock.now(), message)?;
+                continue;
+            }
+            let deadline = session.poll_timeout().map(|at| inner.clock.instant(at));
+            tokio::select! {
+                biased;
+                () = inner.closing.cancelled(), if !closing => {
+                    closing = true;
+                    session.shut("the slave was shut down");
+                }
+                // Its own result says why.
+                () = applying_ended.cancelled() => return Ok(Ending::Shutdown),
+                driven = connection.drive(room) => if driven? == Driven::Read {
+                    let now = inner.clock.now();
+                    session.handle_bytes(now);
+                    inner.tracker.heard(now.monotonic);
+                },
+                _ = progress.changed() => {}
+                () = backlog.drained() => {}
+                () = sleep_until(deadline.unwrap_or_else(tokio::time::Instant::now)), if deadline.is_some() => {
+                    session.handle_timeout(inner.clock.now())?;
+                }
+            }
+        }
+    }
+
+    // The last ack and the goodbye, as far as the connection still takes them.
+    async fn last_words<T>(&self, connection: &mut Connection<T>, session: &mut SlaveSession)
+    where
+        T: AsyncRead + AsyncWrite + Send,
+    {
+        while let Some(action) = session.poll_action() {
+            if let SlaveAction::Send(message) = action
+                && connection.send(message).is_err()
+            {
+                return;
+            }
+        }
+        // Nobody is left to hear about a failure.
+        drop(timeout(LAST_WORDS, connection.finish()).await);
+    }
+}
+
+async fn join(task: JoinHandle<Result<(), FollowError>>) -> Result<(), FollowError> {
+    match task.await {
+        Ok(result) => result,
+        Err(error) => Err(FollowError::Store(StoreError::Fatal { reason: format!("the apply task died: {error}") })),
+    }
+}

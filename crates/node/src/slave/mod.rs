@@ -1,0 +1,154 @@
+//! The slave: follows a master into a store of its own.
+
+mod apply;
+mod config;
+mod error;
+mod follow;
+mod status;
+#[cfg(feature = "tcp")]
+mod tcp;
+mod wait;
+
+use std::sync::Arc;
+
+use async_trait::async_trait;
+use bytes::Bytes;
+use replikv_core::{
+    Cursor, DataReader, KeyRange, Keyspace, Page, ReplicaStore, ReplicaStoreExt, ScanOptions, StoreError, meta,
+};
+use replikv_proto::layout::{self, Identity, Role};
+use tokio::sync::{Mutex, watch};
+use tokio_util::sync::CancellationToken;
+
+pub use self::config::SlaveConfig;
+pub use self::error::{Ending, FollowError, WaitError};
+pub use self::status::{Lag, SlaveProgress, SlaveState, SlaveStatus};
+pub use self::wait::WaitFor;
+use self::status::Tracker;
+use crate::OpenError;
+use crate::clock::Clock;
+
+/// A copy of a master's data that follows the master's writes.
+///
+/// Whole batches only: every state that a reader sees is one that the master had, except while the slave copies, and
+/// then [`status`](Self::status) says so. Nothing but its master writes to it; there is no method that does.
+///
+/// Handles are cheap to clone and share one slave.
+#[derive(Debug)]
+#[doc(alias = "replica")]
+#[doc(alias = "follower")]
+#[doc(alias = "secondary")]
+pub struct Slave<S> {
+    inner: Arc<Inner<S>>,
+}
+
+impl<S> Clone for Slave<S> {
+    fn clone(&self) -> Self {
+        Self { inner: self.inner.clone() }
+    }
+}
+
+#[derive(Debug)]
+struct Inner<S> {
+    store: S,
+    config: SlaveConfig,
+    nonce: u64,
+    clock: Clock,
+    tracker: Tracker,
+    /// Held while a connection is followed, and while its last write set is in flight.
+    following: Arc<Mutex<()>>,
+    /// Held by whoever follows.
+    active: Arc<Mutex<()>>,
+    closing: CancellationToken,
+}
+
+impl<S: ReplicaStore> Slave<S> {
+    /// Opens a slave on `store`: an empty one, or one that followed before.
+    ///
+    /// # Errors
+    /// [`OpenError::Role`] if the store is a master's; [`OpenError::OtherLink`] if it follows under another link's
+    /// name: one store has one lineage. A store with data that came from no master opens, and is refused when it
+    /// follows; nothing is written to it.
+    pub async fn open(store: S, config: SlaveConfig) -> Result<Self, OpenError> {
+        let identity = layout::read_identity(&store).await?;
+        if let Some(Identity { role: Role::Master, .. }) = identity {
+            return Err(OpenError::Role { found: Role::Master, wanted: Role::Slave });
+        }
+        let own = meta::cursor_key(&config.link);
+        let cursors = KeyRange::prefix(meta::CURSOR_PREFIX);
+        let page = store.scan(Keyspace::Meta, cursors, ScanOptions::default()).await?;
+        if let Some((other, _)) = page.iter().find(|(key, _)| *key != &own[..]) {
+            let other = other.strip_prefix(meta::CURSOR_PREFIX).unwrap_or(other).escape_ascii().to_string();
+            return Err(OpenError::OtherLink { other, wanted: config.link.to_string() });
+        }
+        let cursor = store.cursor(&config.link).await?;
+        if identity.is_none() && (cursor.is_some() || store.is_keyspace_empty(Keyspace::Data).await?) {
+            layout::write_identity(&store, &Identity::slave()).await?;
+        }
+        let nonce = getrandom::u64().map_err(|error| OpenError::Random { reason: error.to_string() })?;
+        let clock = Clock::new();
+        let tracker = Tracker::new(&config, cursor.as_ref());
+        let (following, active, closing) = (Arc::default(), Arc::default(), CancellationToken::new());
+        Ok(Self { inner: Arc::new(Inner { store, config, nonce, clock, tracker, following, active, closing }) })
+    }
+
+    /// The value of `key`, or `None`.
+    ///
+    /// # Errors
+    /// As [`ReplicaStore::get`].
+    pub async fn get(&self, key: impl AsRef<[u8]>) -> Result<Option<Bytes>, StoreError> {
+        self.inner.store.get(Keyspace::Data, key.as_ref()).await
+    }
+
+    /// One page of `range`, as it was at one instant.
+    ///
+    /// # Errors
+    /// As [`ReplicaStore::scan`].
+    pub async fn scan(&self, range: impl Into<KeyRange>, options: ScanOptions) -> Result<Page, StoreError> {
+        self.inner.store.scan(Keyspace::Data, range.into(), options).await
+    }
+
+    /// The store. Reading it is fine; what else is written to it is lost, or found as a difference.
+    pub fn store(&self) -> &S {
+        &self.inner.store
+    }
+
+    /// Where the slave is, and how it is. Never waits.
+    pub fn status(&self) -> SlaveStatus {
+        self.inner.tracker.status(self.inner.clock.now())
+    }
+
+    /// Progress as it happens: the latest is kept, what lies between may be skipped.
+    pub fn subscribe(&self) -> watch::Receiver<SlaveProgress> {
+        self.inner.tracker.subscribe()
+    }
+
+    /// Stops following, waits for what is in flight, and closes the store: when this returns it can be opened again.
+    ///
+    /// # Cancel safety
+    /// If dropped, the slave stops nevertheless; the store may stay open until the last handle is gone.
+    ///
+    /// # Errors
+    /// As [`ReplicaStore::close`].
+    pub async fn shutdown(&self) -> Result<(), StoreError> {
+        self.inner.closing.cancel();
+        let _following = self.inner.following.lock().await;
+        self.inner.tracker.stopped();
+        self.inner.store.close().await
+    }
+
+    async fn stored_cursor(&self) -> Result<Option<Cursor>, StoreError> {
+        self.inner.store.cursor(&self.inner.config.link).await
+    }
+}
+
+#[async_trait]
+impl<S: ReplicaStore> DataReader for Slave<S> {
+    async fn get_data(&self, key: &[u8]) -> Result<Option<Bytes>, StoreError> {
+        self.get(key).await
+    }
+
+    async fn scan_data(&self, range: KeyRange, options: ScanOptions) -> Result<Page, StoreError> {
+        self.scan(range, options).await
+    }
+}

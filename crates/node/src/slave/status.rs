@@ -1,0 +1,304 @@
+//! What a slave says of itself.
+
+use std::sync::{Mutex, PoisonError};
+use std::time::Duration;
+
+use replikv_core::{Cursor, Position, Seq, StoreError};
+use replikv_proto::{EpochStart, Now, Progress, RejectCode, SourceFacts, Welcome};
+use serde::Serialize;
+use tokio::sync::watch;
+
+use super::{FollowError, SlaveConfig};
+use crate::health::{Health, HealthState};
+
+/// What a slave is doing.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+#[non_exhaustive]
+pub enum SlaveState {
+    /// It has never followed.
+    Empty,
+    /// It copies: what is here is not yet a state that the master had.
+    Copying,
+    /// It holds a state that the master had, and goes through what came after.
+    CatchingUp,
+    /// It holds what the master had when it last told.
+    Following,
+}
+
+/// Progress, for whoever waits for it.
+#[derive(Debug, Clone, PartialEq, Default)]
+#[non_exhaustive]
+pub struct SlaveProgress {
+    /// The last record applied.
+    pub position: Option<Position>,
+    /// The last record on stable storage.
+    pub durable: Seq,
+    /// Whether the data is a state that the master had.
+    pub consistent: bool,
+    /// The master's last published record, as last told.
+    pub head: Option<Position>,
+    /// Whether a master is connected.
+    pub connected: bool,
+    /// Where the epochs of the history begin, as last told.
+    pub epochs: Vec<EpochStart>,
+}
+
+/// How far behind a slave is. Meaningful at the time of the last contact; see [`SlaveStatus::last_contact_ms`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+pub struct Lag {
+    /// In records.
+    pub seqs: u64,
+    /// In bytes of records.
+    pub bytes: u64,
+    /// In milliseconds by the master's clock: how much older the last applied record is than now. 0 if nothing is
+    /// missing.
+    pub millis: u64,
+}
+
+/// Where a slave is, and how it is. Position, lag and last contact are three separate things.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+#[non_exhaustive]
+pub struct SlaveStatus {
+    /// The slave's name.
+    pub name: String,
+    /// What it is doing.
+    pub state: SlaveState,
+    /// How it is.
+    pub health: Health,
+    /// The last record applied.
+    pub position: Option<Position>,
+    /// The last record on stable storage.
+    pub durable: Seq,
+    /// The master's last published record, as last told.
+    pub source_head: Option<Position>,
+    /// How far it is behind; `None` before a master has told where it stands, and while none is connected.
+    pub lag: Option<Lag>,
+    /// Milliseconds since anything was heard of the master; `None` if nothing ever was.
+    pub last_contact_ms: Option<u64>,
+    /// Records applied since the slave was opened.
+    pub records: u64,
+    /// Store transactions since the slave was opened.
+    pub groups: u64,
+    /// Connections that got as far as a welcome, since the slave was opened.
+    pub connections: u64,
+}
+
+/// Keeps the facts; the status is made of them when somebody asks.
+#[derive(Debug)]
+pub(super) struct Tracker {
+    name: String,
+    stale_after: Duration,
+    progress: watch::Sender<SlaveProgress>,
+    facts: Mutex<Facts>,
+}
+
+#[derive(Debug, Default)]
+struct Facts {
+    source: Option<SourceFacts>,
+    /// Bytes of records that the master had published and this slave had not received, when it was welcomed.
+    behind_at_welcome: u64,
+    log_bytes_at_welcome: u64,
+    applied_bytes: u64,
+    applied_time: Option<u64>,
+    clock_offset: i64,
+    heard: Option<Duration>,
+    trouble: Option<(HealthState, String)>,
+    since: u64,
+    last_state: Option<HealthState>,
+    records: u64,
+    groups: u64,
+    connections: u64,
+}
+
+impl Tracker {
+    pub(super) fn new(config: &SlaveConfig, cursor: Option<&Cursor>) -> Self {
+        let progress = SlaveProgress {
+            position: cursor.map(|cursor| cursor.position),
+            durable: cursor.map_or(Seq::ZERO, |cursor| cursor.position.seq),
+            consistent: cursor.is_some_and(Cursor::is_consistent),
+            ..SlaveProgress::default()
+        };
+        let facts = Facts {
+            trouble: Some((HealthState::Disconnected, "not connected yet".into())),
+            ..Facts::default()
+        };
+        Self {
+            name: config.name.clone(),
+            stale_after: config.stale_after,
+            progress: watch::Sender::new(progress),
+            facts: Mutex::new(facts),
+        }
+    }
+
+    pub(super) fn subscribe(&self) -> watch::Receiver<SlaveProgress> {
+        self.progress.subscribe()
+    }
+
+    pub(super) fn progress(&self) -> Progress {
+        let progress = self.progress.borrow();
+        let applied = progress.position.map_or(Seq::ZERO, |position| position.seq);
+        Progress { applied, durable: progress.durable.min(applied), consistent: progress.consistent }
+    }
+
+    pub(super) fn welcomed(&self, welcome: &Welcome) {
+        self.change(|facts| {
+            facts.log_bytes_at_welcome = welcome.log_bytes;
+            facts.behind_at_welcome = welcome.behind_bytes;
+            facts.applied_bytes = 0;
+            facts.trouble = None;
+            facts.connections += 1;
+        });
+        self.progress.send_modify(|progress| {
+            progress.connected = true;
+            progress.epochs = welcome.epochs.clone();
+        });
+    }
+
+    pub(super) fn connections(&self) -> u64 {
+        self.facts.lock().unwrap_or_else(PoisonError::into_inner).connections
+    }
+
+    pub(super) fn contact(&self, source: SourceFacts, now: Now) {
+        self.change(|facts| {
+            facts.source = Some(source);
+            if let Some(time) = source.time {
+                facts.clock_offset = time.cast_signed().wrapping_sub(now.unix_ms.cast_signed());
+            }
+        });
+        self.progress.send_modify(|progress| progress.head = Some(source.head));
+    }
+
+    pub(super) fn heard(&self, at: Duration) {
+        self.change(|facts| facts.heard = Some(at));
+    }
+
+    /// A group is readable, and durable if `durable` says so.
+    pub(super) fn applied(&self, group: &Applied) {
+        self.change(|facts| {
+            facts.applied_bytes = group.received;
+            facts.applied_time = group.time.or(facts.applied_time);
+            facts.records += group.records as u64;
+            facts.groups += 1;
+        });
+        self.progress.send_modify(|progress| {
+            progress.position = Some(group.cursor.position);
+            progress.consistent = group.cursor.is_consistent();
+            if group.durable {
+                progress.durable = group.cursor.position.seq;
+            }
+            if progress.head.is_none_or(|head| head.seq < group.cursor.position.seq) {
+                progress.head = Some(group.cursor.position);
+            }
+        });
+    }
+
+    pub(super) fn synced(&self, seq: Seq) {
+        self.progress.send_modify(|progress| progress.durable = progress.durable.max(seq));
+    }
+
+    /// The cursor was read from the store again.
+    pub(super) fn rewound(&self, cursor: Option<&Cursor>) {
+        self.progress.send_modify(|progress| {
+            progress.position = cursor.map(|cursor| cursor.position);
+            progress.consistent = cursor.is_some_and(Cursor::is_consistent);
+            let applied = cursor.map_or(Seq::ZERO, |cursor| cursor.position.seq);
+            progress.durable = progress.durable.min(applied);
+        });
+    }
+
+    pub(super) fn disconnected(&self, reason: String) {
+        self.trouble(HealthState::Disconnected, reason);
+    }
+
+    pub(super) fn failed(&self, error: &FollowError) {
+        let state = match error {
+            FollowError::Refused(refusal) => match refusal.code {
+                RejectCode::Diverged | RejectCode::ForeignSource | RejectCode::SlaveAhead => HealthState::Diverged,
+                _ => HealthState::Blocked,
+            },
+            FollowError::Store(StoreError::Closed) => HealthState::Stopped,
+            FollowError::Store(_) | FollowError::Fenced | FollowError::AlreadyFollowing => HealthState::Blocked,
+            FollowError::Connection(_) | FollowError::Protocol(_) => HealthState::Disconnected,
+        };
+        self.trouble(state, crate::error_chain(error));
+    }
+
+    pub(super) fn stopped(&self) {
+        self.trouble(HealthState::Stopped, "shut down".into());
+    }
+
+    pub(super) fn status(&self, now: Now) -> SlaveStatus {
+        let progress = self.progress.borrow().clone();
+        let mut facts = self.facts.lock().unwrap_or_else(PoisonError::into_inner);
+        let lag = lag(&facts, &progress, now);
+        let caught_up = lag.is_some_and(|lag| lag.seqs == 0);
+        let state = match progress.position {
+            None => SlaveState::Empty,
+            Some(_) if !progress.consistent => SlaveState::Copying,
+            Some(_) if caught_up => SlaveState::Following,
+            Some(_) => SlaveState::CatchingUp,
+        };
+        let silence = facts.heard.map(|heard| now.monotonic.saturating_sub(heard));
+        let (health, reason) = match &facts.trouble {
+            Some((state, reason)) => (*state, reason.clone()),
+            None if silence.is_some_and(|silence| silence > self.stale_after) => {
+                (HealthState::Stale, "nothing was heard of the master for too long".into())
+            }
+            None if state == SlaveState::Following => (HealthState::Ready, "holds what the master holds".into()),
+            None if state == SlaveState::Copying => (HealthState::CatchingUp, "copies the master's data".into()),
+            None => (HealthState::CatchingUp, "goes through what it missed".into()),
+        };
+        if facts.last_state != Some(health) {
+            facts.last_state = Some(health);
+            facts.since = now.unix_ms;
+        }
+        SlaveStatus {
+            name: self.name.clone(),
+            state,
+            health: Health { state: health, reason, since_unix_ms: facts.since },
+            position: progress.position,
+            durable: progress.durable,
+            source_head: progress.head,
+            lag,
+            last_contact_ms: silence.map(|silence| u64::try_from(silence.as_millis()).unwrap_or(u64::MAX)),
+            records: facts.records,
+            groups: facts.groups,
+            connections: facts.connections,
+        }
+    }
+
+    fn trouble(&self, state: HealthState, reason: String) {
+        self.change(|facts| facts.trouble = Some((state, reason)));
+        self.progress.send_modify(|progress| progress.connected = false);
+    }
+
+    fn change(&self, change: impl FnOnce(&mut Facts)) {
+        change(&mut self.facts.lock().unwrap_or_else(PoisonError::into_inner));
+    }
+}
+
+/// A committed group, as the tracker wants to know it.
+#[derive(Debug)]
+pub(super) struct Applied {
+    pub(super) cursor: Cursor,
+    pub(super) records: usize,
+    pub(super) received: u64,
+    pub(super) time: Option<u64>,
+    pub(super) durable: bool,
+}
+
+// A lag is only told while somebody is there who could tell that it has grown: lag 0 while broken is impossible.
+fn lag(facts: &Facts, progress: &SlaveProgress, now: Now) -> Option<Lag> {
+    let source = facts.source.filter(|_| progress.connected)?;
+    let head = progress.head.map_or(source.head.seq, |head| head.seq.max(source.head.seq));
+    let seqs = progress.position.map_or(head.as_u64(), |position| head.since(position.seq));
+    if seqs == 0 {
+        return Some(Lag { seqs: 0, bytes: 0, millis: 0 });
+    }
+    let published = source.log_bytes.saturating_sub(facts.log_bytes_at_welcome);
+    let bytes = (facts.behind_at_welcome + published).saturating_sub(facts.applied_bytes);
+    let source_now = now.unix_ms.saturating_add_signed(facts.clock_offset);
+    let millis = facts.applied_time.map_or(0, |time| source_now.saturating_sub(time));
+    Some(Lag { seqs, bytes, millis })
+}

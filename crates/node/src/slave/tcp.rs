@@ -1,0 +1,62 @@
+//! Following over TCP, with reconnects.
+
+use replikv_core::ReplicaStore;
+use replikv_proto::{GoodbyeReason, Refusal, RejectCode};
+use tokio::net::{TcpStream, ToSocketAddrs};
+use tokio::time::{sleep, timeout};
+
+use super::{Ending, FollowError, Slave};
+use crate::transport::ConnectionError;
+
+impl<S: ReplicaStore> Slave<S> {
+    /// Follows the master at `address`, and connects again whenever the connection ends: after a pause that doubles
+    /// from try to try, is half random, and starts over after a connection that worked.
+    ///
+    /// # Cancel safety
+    /// As [`follow`](Self::follow).
+    ///
+    /// # Errors
+    /// Only those that another connection cannot help; see [`FollowError::is_retryable`].
+    pub async fn follow_tcp(&self, address: impl ToSocketAddrs) -> Result<Ending, FollowError> {
+        let (first, longest) = self.inner.config.backoff;
+        let mut pause = first;
+        loop {
+            let welcomes = self.inner.tracker.connections();
+            let reason = match self.follow_once(&address).await {
+                Ok(Ending::Shutdown) => return Ok(Ending::Shutdown),
+                Ok(Ending::Goodbye { reason: GoodbyeReason::Replaced, words }) => {
+                    return Err(FollowError::Refused(Refusal::new(RejectCode::DuplicateSlave, words)));
+                }
+                Ok(Ending::Goodbye { words, .. }) => words,
+                Err(error) if error.is_retryable() => crate::error_chain(&error),
+                Err(error) => return Err(error),
+            };
+            if self.inner.tracker.connections() > welcomes {
+                pause = first;
+            }
+            let half = pause / 2;
+            let wait = half + half.mul_f64(fastrand::f64());
+            tracing::info!(follower = %self.inner.config.name, %reason, ?wait, "reconnecting");
+            tokio::select! {
+                biased;
+                () = self.inner.closing.cancelled() => return Ok(Ending::Shutdown),
+                () = sleep(wait) => {}
+            }
+            pause = pause.saturating_mul(2).min(longest);
+        }
+    }
+
+    async fn follow_once(&self, address: &impl ToSocketAddrs) -> Result<Ending, FollowError> {
+        let connecting = timeout(self.inner.config.handshake_timeout, TcpStream::connect(address));
+        let stream = tokio::select! {
+            biased;
+            () = self.inner.closing.cancelled() => return Ok(Ending::Shutdown),
+            connected = connecting => connected
+                .unwrap_or_else(|_| Err(std::io::Error::from(std::io::ErrorKind::TimedOut)))
+                .inspect_err(|error| self.inner.tracker.disconnected(error.to_string()))
+                .map_err(ConnectionError::from)?,
+        };
+        stream.set_nodelay(true).map_err(ConnectionError::from)?;
+        self.follow(stream).await
+    }
+}

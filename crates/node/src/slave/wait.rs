@@ -1,0 +1,97 @@
+//! Waiting until a write is here.
+
+use replikv_core::{Seq, Token};
+use replikv_core::ReplicaStore;
+
+use super::{Slave, SlaveProgress, WaitError};
+
+/// What to wait for: a [`Token`], which names one write and nothing else, or a [`Seq`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum WaitFor {
+    /// That write.
+    Token(Token),
+    /// That many records.
+    Seq(Seq),
+}
+
+impl From<Token> for WaitFor {
+    fn from(token: Token) -> Self {
+        Self::Token(token)
+    }
+}
+
+impl From<Seq> for WaitFor {
+    fn from(seq: Seq) -> Self {
+        Self::Seq(seq)
+    }
+}
+
+impl<S: ReplicaStore> Slave<S> {
+    /// Waits until the write is applied here, and the slave is at a batch boundary that includes it: read your writes.
+    ///
+    /// # Cancel safety
+    /// Nothing is changed.
+    ///
+    /// # Errors
+    /// [`WaitError`]. There is no timeout: wrap it in one.
+    pub async fn wait_applied(&self, write: impl Into<WaitFor>) -> Result<(), WaitError> {
+        let write = write.into();
+        self.wait_until(|progress| reached(progress, write)).await
+    }
+
+    /// Waits until the slave holds everything that its master had published when it last told, and is consistent.
+    ///
+    /// # Cancel safety
+    /// Nothing is changed.
+    ///
+    /// # Errors
+    /// [`WaitError::Closed`].
+    pub async fn wait_caught_up(&self) -> Result<(), WaitError> {
+        self.wait_until(|progress| {
+            let caught_up = progress.connected
+                && progress.consistent
+                && progress.head.zip(progress.position).is_some_and(|(head, position)| position.seq >= head.seq);
+            Ok(caught_up)
+        })
+        .await
+    }
+
+    async fn wait_until(
+        &self,
+        mut done: impl FnMut(&SlaveProgress) -> Result<bool, WaitError>,
+    ) -> Result<(), WaitError> {
+        let mut progress = self.subscribe();
+        loop {
+            if done(&progress.borrow_and_update())? {
+                return Ok(());
+            }
+            tokio::select! {
+                biased;
+                () = self.inner.closing.cancelled() => return Err(WaitError::Closed),
+                changed = progress.changed() => changed.map_err(|_| WaitError::Closed)?,
+            }
+        }
+    }
+}
+
+fn reached(progress: &SlaveProgress, write: WaitFor) -> Result<bool, WaitError> {
+    let Some(position) = progress.position else { return Ok(false) };
+    let seq = match write {
+        WaitFor::Seq(seq) => seq,
+        WaitFor::Token(token) => {
+            if token.source != position.source {
+                return Err(WaitError::ForeignSource);
+            }
+            // A token of an earlier epoch is good up to where the next epoch began.
+            let ended = progress.epochs.iter().filter(|start| start.epoch.number > token.epoch.number);
+            let superseded = ended.map(|start| start.first).min().is_some_and(|first| token.seq >= first);
+            let usurped = token.epoch.number == position.epoch.number && token.epoch.nonce != position.epoch.nonce;
+            if superseded || usurped {
+                return Err(WaitError::Superseded);
+            }
+            token.seq
+        }
+    };
+    Ok(progress.consistent && position.seq >= seq)
+}

@@ -1,0 +1,127 @@
+//! One connection: buffers on both sides of a byte stream, and the codec between.
+
+use std::io;
+
+use bytes::BytesMut;
+use replikv_proto::{DecodeError, DecoderLimits, EncodeError, Message};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadHalf, WriteHalf};
+use tokio_util::codec::{Decoder as _, Encoder as _};
+
+use super::Codec;
+
+/// A connection broke, or the peer's bytes make no sense.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum ConnectionError {
+    /// The transport failed.
+    #[error("the connection failed")]
+    Io(#[from] io::Error),
+    /// What arrived is not the protocol, or damaged, or of no common version.
+    #[error(transparent)]
+    Decode(#[from] DecodeError),
+    /// A message does not fit the protocol.
+    #[error(transparent)]
+    Encode(#[from] EncodeError),
+    /// The peer is gone without a goodbye.
+    #[error("the peer closed the connection")]
+    Closed,
+}
+
+/// What [`Connection::drive`] has done.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Driven {
+    /// Bytes have arrived.
+    Read,
+    /// Bytes were sent.
+    Wrote,
+}
+
+/// Messages in and out of a byte stream.
+///
+/// A message is copied once, into a buffer of this connection: a peer that does not read pins that buffer and no
+/// shared record.
+#[derive(Debug)]
+pub(crate) struct Connection<T> {
+    read: ReadHalf<T>,
+    write: WriteHalf<T>,
+    codec: Codec,
+    input: BytesMut,
+    output: BytesMut,
+    // Until more bytes have arrived, decoding again cannot tell more.
+    starved: bool,
+}
+
+/// A connection takes further messages while it has less than this to send.
+const HIGH_WATER: usize = 64 << 10;
+/// Buffers that grew for one large message are given back.
+const KEEP: usize = 1 << 20;
+
+impl<T: AsyncRead + AsyncWrite> Connection<T> {
+    pub(crate) fn new(stream: T, limits: DecoderLimits) -> Self {
+        let (read, write) = tokio::io::split(stream);
+        let (input, output) = (BytesMut::new(), BytesMut::new());
+        Self { read, write, codec: Codec::new(limits), input, output, starved: true }
+    }
+
+    pub(crate) fn set_limits(&mut self, limits: DecoderLimits) {
+        self.codec.set_limits(limits);
+    }
+
+    /// Queues a message.
+    pub(crate) fn send(&mut self, message: Message) -> Result<(), ConnectionError> {
+        self.codec.encode(message, &mut self.output)
+    }
+
+    /// True if another message may be queued.
+    pub(crate) fn has_room(&self) -> bool {
+        self.output.len() < HIGH_WATER
+    }
+
+    /// The next message that has arrived whole.
+    pub(crate) fn next_message(&mut self) -> Result<Option<Message>, ConnectionError> {
+        if self.starved {
+            return Ok(None);
+        }
+        let message = self.codec.decode(&mut self.input)?;
+        self.starved = message.is_none();
+        Ok(message)
+    }
+
+    /// Moves bytes: reads if `read` says so, writes what is queued. Returns after either.
+    ///
+    /// Cancel safe: bytes are in a buffer or still in the transport.
+    pub(crate) async fn drive(&mut self, read: bool) -> Result<Driven, ConnectionError> {
+        let writing = !self.output.is_empty();
+        if self.input.is_empty() && self.input.capacity() > KEEP {
+            self.input = BytesMut::new();
+        }
+        self.input.reserve(if read { 64 << 10 } else { 0 });
+        tokio::select! {
+            biased;
+            sent = self.write.write_buf(&mut self.output), if writing => {
+                if sent? == 0 {
+                    return Err(ConnectionError::Closed);
+                }
+                if self.output.is_empty() {
+                    if self.output.capacity() > KEEP {
+                        self.output = BytesMut::new();
+                    }
+                    self.write.flush().await?;
+                }
+                Ok(Driven::Wrote)
+            }
+            received = self.read.read_buf(&mut self.input), if read => {
+                self.starved = false;
+                if received? == 0 { Err(ConnectionError::Closed) } else { Ok(Driven::Read) }
+            }
+            // Nothing to write, and no wish to read: whoever polls this has other things to wait for.
+            () = std::future::pending(), if !read && !writing => Ok(Driven::Wrote),
+        }
+    }
+
+    /// Sends what is queued, and closes this side. For last words; nothing is read any more.
+    pub(crate) async fn finish(&mut self) -> Result<(), ConnectionError> {
+        self.write.write_all_buf(&mut self.output).await?;
+        Ok(self.write.shutdown().await?)
+    }
+}

@@ -1,0 +1,10 @@
+//! From byte streams to messages and back.
+//!
+//! Any `AsyncRead + AsyncWrite` is a transport. [`Codec`] is the codec for those who bring a framed stream of their
+//! own; [`Connection`] is what the drivers of master and slave use: one buffer in each direction, both bounded.
+
+mod codec;
+mod connection;
+
+pub use codec::Codec;
+pub(crate) use connection::{Connection, ConnectionError};

@@ -1,0 +1,274 @@
+//! The applier decides what a slave commits: which records go into one write set, folded how, and with which cursor.
+//!
+//! Records and pages of content go in, in wire order; groups come out. A group holds whole batches only, carries the
+//! cursor that belongs to its end, and requires the cursor that belongs to its beginning: a write set of an old
+//! connection, or of a second process, changes nothing.
+
+mod fold;
+
+use std::collections::VecDeque;
+
+use bytes::Bytes;
+use replikv_core::{
+    Coverage, Cursor, EncodedOps, KeyRange, Keyspace, LinkId, Op, Position, Seq, StoreError, WriteSet, meta,
+};
+
+use self::fold::Fold;
+use crate::layout::Checkpoint;
+use crate::{Content, Record};
+
+/// Turns what arrives into write sets.
+#[derive(Debug)]
+pub struct Applier {
+    link: LinkId,
+    target: usize,
+    /// What the store holds once every group handed out is committed.
+    cursor: Option<Cursor>,
+    /// The stored form of `cursor`: what the next group requires.
+    stored: Option<Bytes>,
+    pending: VecDeque<Item>,
+    pending_bytes: usize,
+    received: u64,
+}
+
+#[derive(Debug)]
+enum Item {
+    Begin(Cursor),
+    Record(Record),
+    Content(Content),
+}
+
+/// One write set of a slave, and what is true once it is committed.
+#[derive(Debug)]
+pub struct Group {
+    /// The operations, the cursor, and the precondition on the cursor before.
+    pub writes: WriteSet,
+    /// The cursor after it.
+    pub cursor: Cursor,
+    /// How many records it holds.
+    pub records: usize,
+    /// How many bytes of input it was made of.
+    pub bytes: usize,
+    /// How many bytes of records had arrived with its last one, since the applier began.
+    pub received: u64,
+    /// The wall-clock time of its last record, if it holds one.
+    pub time: Option<u64>,
+}
+
+impl Applier {
+    /// The most that one group takes by default: 32 MiB of input. Larger groups gain little and delay acks.
+    pub const DEFAULT_TARGET: usize = 32 << 20;
+
+    /// An applier for `link`, whose stored cursor is `cursor`. A group takes input up to `target` bytes, and one item
+    /// at least.
+    pub fn new(link: LinkId, cursor: Option<Cursor>, target: usize) -> Self {
+        let stored = cursor.as_ref().map(Cursor::to_bytes);
+        Self { link, target, cursor, stored, pending: VecDeque::new(), pending_bytes: 0, received: 0 }
+    }
+
+    /// The next records go on top of `cursor`: a copy begins, or an empty store follows from the start of a history.
+    pub fn begin(&mut self, cursor: Cursor) {
+        self.pending.push_back(Item::Begin(cursor));
+    }
+
+    /// A record whose place in the chain was verified.
+    pub fn push_record(&mut self, record: Record) {
+        self.pending_bytes += record.bytes().len();
+        self.pending.push_back(Item::Record(record));
+    }
+
+    /// A page that replaces its range.
+    pub fn push_content(&mut self, content: Content) {
+        self.pending_bytes += content.entries.byte_len();
+        self.pending.push_back(Item::Content(content));
+    }
+
+    /// How much waits. Whoever reads from a connection stops at [`target`](Self::target).
+    pub fn pending_bytes(&self) -> usize {
+        self.pending_bytes
+    }
+
+    /// How much one group takes.
+    pub fn target(&self) -> usize {
+        self.target
+    }
+
+    /// True if nothing waits.
+    pub fn is_idle(&self) -> bool {
+        self.pending.is_empty()
+    }
+
+    /// The next group: everything that waits, up to the target. `None` if nothing does.
+    ///
+    /// Groups must be committed in the order in which they were taken. If one fails, nothing taken after it can be
+    /// committed either; begin again with a new applier from the cursor that the store then holds.
+    ///
+    /// # Errors
+    /// `Corrupt` if a page does not continue the copy, or a record came before any position: the session checks both
+    /// before.
+    pub fn next_group(&mut self) -> Result<Option<Group>, StoreError> {
+        let items = self.take_items();
+        let before = self.stored.clone();
+        let mut bytes = 0;
+        let mut records = 0;
+        let mut out = WriteSet::builder();
+        out.require(meta::cursor_key(&self.link), before);
+        let plain = matches!(&items[..], [Item::Record(_)])
+            && self.cursor.as_ref().is_some_and(|cursor| cursor.coverage.is_complete());
+        let mut fold = Fold::default();
+        for item in &items {
+            match item {
+                Item::Begin(cursor) => {
+                    fold.flush(&mut out)?;
+                    self.cursor = Some(cursor.clone());
+                }
+                Item::Record(record) => {
+                    let cursor = self.cursor.as_mut().ok_or_else(|| corrupt("a record came before a position"))?;
+                    bytes += record.bytes().len();
+                    records += 1;
+                    if plain {
+                        // One batch on its own goes to the store in the very bytes that came from the connection.
+                        out.append(Keyspace::Data, record.body().clone());
+                    } else if cursor.coverage.is_complete() {
+                        fold_all(record.body(), &mut fold, &mut out)?;
+                    } else {
+                        fold_covered(record.body(), &cursor.coverage, &mut fold, &mut out)?;
+                    }
+                    cursor.position = record.position();
+                    complete(cursor);
+                }
+                Item::Content(content) => {
+                    let cursor = self.cursor.as_mut().ok_or_else(|| corrupt("content came before a position"))?;
+                    bytes += content.entries.byte_len();
+                    if !cursor.coverage.advance(&content.range, content.read_at) {
+                        return Err(corrupt("a page of content does not continue the copy"));
+                    }
+                    fold.replace(&content.range, content.entries.clone(), &mut out)?;
+                    complete(cursor);
+                }
+            }
+        }
+        fold.flush(&mut out)?;
+        let Some(cursor) = self.cursor.clone().filter(|_| !items.is_empty()) else { return Ok(None) };
+        for position in items.iter().filter_map(Item::checkpoint) {
+            let checkpoint = Checkpoint::at(position);
+            out.put(Keyspace::Meta, checkpoint.key(), checkpoint.to_bytes())?;
+            if let Some(key) = checkpoint.expired_key() {
+                out.delete(Keyspace::Meta, key)?;
+            }
+        }
+        out.set_cursor(&self.link, &cursor);
+        self.stored = Some(cursor.to_bytes());
+        self.received += records_bytes(&items);
+        let time = items.iter().rev().find_map(Item::time);
+        Ok(Some(Group { writes: out.build(), cursor, records, bytes, received: self.received, time }))
+    }
+
+    fn take_items(&mut self) -> Vec<Item> {
+        let mut items = Vec::new();
+        let mut bytes = 0;
+        while let Some(item) = self.pending.front() {
+            let len = item.byte_len();
+            if !items.is_empty() && bytes + len > self.target {
+                break;
+            }
+            bytes += len;
+            items.extend(self.pending.pop_front());
+        }
+        self.pending_bytes -= bytes;
+        items
+    }
+}
+
+impl Item {
+    fn byte_len(&self) -> usize {
+        match self {
+            Self::Begin(_) => 0,
+            Self::Record(record) => record.bytes().len(),
+            Self::Content(content) => content.entries.byte_len(),
+        }
+    }
+
+    fn time(&self) -> Option<u64> {
+        match self {
+            Self::Record(record) => Some(record.header().time),
+            _ => None,
+        }
+    }
+
+    fn checkpoint(&self) -> Option<Position> {
+        match self {
+            Self::Record(record) if Checkpoint::is_due(record.position().seq) => Some(record.position()),
+            _ => None,
+        }
+    }
+}
+
+fn records_bytes(items: &[Item]) -> u64 {
+    let records = items.iter().filter(|item| matches!(item, Item::Record(_)));
+    records.map(|item| item.byte_len() as u64).sum()
+}
+
+fn corrupt(what: &str) -> StoreError {
+    StoreError::Corrupt { what: what.into() }
+}
+
+// Everything is copied, and the stream has passed the last moment of reading: from here on the data is a state of the
+// master, and the coverage says no more.
+fn complete(cursor: &mut Cursor) {
+    if cursor.is_consistent() && !cursor.coverage.is_complete() {
+        cursor.coverage = Coverage::default();
+    }
+}
+
+fn fold_all<'a>(
+    ops: &'a EncodedOps,
+    fold: &mut Fold<'a>,
+    out: &mut replikv_core::WriteSetBuilder,
+) -> Result<(), StoreError> {
+    for op in ops {
+        match op {
+            Op::Put { key, value } => fold.put(key, value),
+            Op::Delete { key } => fold.delete(key),
+            Op::DeleteRange { start, end } => fold.delete_range(&range(ops, start, end), out)?,
+        }
+    }
+    Ok(())
+}
+
+// What lies outside the copied ranges is left to the copy, which reads it later than this record.
+fn fold_covered<'a>(
+    ops: &'a EncodedOps,
+    coverage: &Coverage,
+    fold: &mut Fold<'a>,
+    out: &mut replikv_core::WriteSetBuilder,
+) -> Result<(), StoreError> {
+    for op in ops {
+        match op {
+            Op::Put { key, value } if coverage.covers(key) => fold.put(key, value),
+            Op::Delete { key } if coverage.covers(key) => fold.delete(key),
+            Op::DeleteRange { start, end } => {
+                for part in coverage.clip(&range(ops, start, end)) {
+                    fold.delete_range(&part, out)?;
+                }
+            }
+            Op::Put { .. } | Op::Delete { .. } => {}
+        }
+    }
+    Ok(())
+}
+
+fn range(ops: &EncodedOps, start: &[u8], end: Option<&[u8]>) -> KeyRange {
+    KeyRange::new(ops.as_bytes().slice_ref(start), end.map(|end| ops.as_bytes().slice_ref(end)))
+}
+
+/// How far a slave is, as it tells its master.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Progress {
+    /// The last record whose group is readable.
+    pub applied: Seq,
+    /// The last record whose group is on stable storage.
+    pub durable: Seq,
+    /// Whether the data is a state of the master.
+    pub consistent: bool,
+}

@@ -1,0 +1,463 @@
+//! The master's end: decides how a slave is served, then streams content and records to it.
+
+use std::collections::VecDeque;
+use std::time::Duration;
+
+use bytes::Bytes;
+use replikv_core::{Coverage, KeyRange, Position, SourceId, StoreLimits};
+
+use super::{Located, ProtocolError, Refusal};
+use crate::{
+    Ack, Content, EpochStart, Goodbye, GoodbyeReason, Heartbeat, Hello, Message, Mode, Now, Progress, Records,
+    RejectCode, Request, Response, Welcome,
+};
+
+/// What a session needs to know of its master, once.
+#[derive(Debug, Clone)]
+pub struct MasterSessionConfig {
+    /// The history that is served.
+    pub source: SourceId,
+    /// What every slave must be able to hold.
+    pub limits: StoreLimits,
+    /// How often each side is heard of, at least. A peer that is silent for four of these is given up.
+    pub heartbeat: Duration,
+    /// How long a connection may take until its hello.
+    pub handshake_timeout: Duration,
+    /// The most that one page of content, or one message of records, aims for, in bytes.
+    pub chunk: usize,
+}
+
+/// Where the master stands. Handed to each session whenever it changes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct View {
+    /// The last published record: what may be sent.
+    pub published: Position,
+    /// The last record that was handed to the store, published or not: what a page that is read now may show.
+    pub handed: Position,
+    /// Records after this one are in the log.
+    pub floor: Position,
+    /// How many bytes of records were ever published.
+    pub log_bytes: u64,
+    /// How many bytes of records the log holds.
+    pub retained_bytes: u64,
+}
+
+/// What the driver is asked to do.
+#[derive(Debug)]
+pub enum MasterAction {
+    /// Send a message; poll again once it is written.
+    Send(Message),
+    /// Find these positions in the history; answer with [`MasterSession::handle_located`].
+    Locate(Vec<Position>),
+    /// Count the bytes of the data, no further than this; answer with [`MasterSession::handle_data_size`].
+    MeasureData {
+        /// Where counting may stop.
+        at_most: u64,
+    },
+    /// Read published records; answer with [`MasterSession::handle_records`].
+    ReadRecords {
+        /// The first record is the one after this.
+        after: Position,
+        /// How many bytes, roughly; one record at least.
+        max_bytes: usize,
+    },
+    /// Read a page of the data, then take `handed`; answer with [`MasterSession::handle_page`].
+    ReadPage {
+        /// What is missing.
+        range: KeyRange,
+        /// How many bytes, roughly.
+        max_bytes: usize,
+    },
+    /// The slave is accepted. It may replace an older connection of the same name.
+    Joined {
+        /// Its name.
+        slave: String,
+        /// Drawn by the slave when it was opened.
+        nonce: u64,
+    },
+    /// The slave tells how far it is.
+    Progress(Progress),
+    /// Answer a question; with [`MasterSession::respond`].
+    Answer(Request),
+    /// The end: the peer said goodbye, or was refused.
+    Close(Option<Refusal>),
+}
+
+/// What the log answered.
+#[derive(Debug)]
+pub enum LogAnswer {
+    /// Whole records, in order.
+    Records {
+        /// Back to back, in one or more buffers.
+        parts: Vec<Bytes>,
+        /// The position of the last one.
+        last: Position,
+    },
+    /// The next record is no longer there.
+    Trimmed,
+}
+
+/// The master's end of one connection.
+#[derive(Debug)]
+pub struct MasterSession {
+    config: MasterSessionConfig,
+    view: View,
+    epochs: Vec<EpochStart>,
+    state: State,
+    queue: VecDeque<MasterAction>,
+    heard: Duration,
+    next_heartbeat: Duration,
+}
+
+#[derive(Debug)]
+enum State {
+    AwaitHello { deadline: Duration },
+    Locating(Box<Hello>),
+    Measuring(Box<Hello>),
+    Streaming(Stream),
+    Closed,
+}
+
+#[derive(Debug)]
+struct Stream {
+    sent: Position,
+    /// What of the content was framed so far.
+    copy: Coverage,
+    pending: Pending,
+    /// Content and records take turns while a copy runs.
+    records_next: bool,
+    acked: Progress,
+}
+
+/// What is under way. While it is a page, no record is framed: an old page must never overwrite a newer record.
+#[derive(Debug)]
+enum Pending {
+    Nothing,
+    Records,
+    Page,
+    /// A page that may show records which are not published yet.
+    Unpublished(Content),
+    /// A page whose moment of reading is looked up in the history.
+    Verifying(Content),
+}
+
+impl MasterSession {
+    /// A session that waits for a slave's hello.
+    pub fn new(config: MasterSessionConfig, view: View, epochs: Vec<EpochStart>, now: Now) -> Self {
+        let deadline = now.monotonic.saturating_add(config.handshake_timeout);
+        let next_heartbeat = now.monotonic.saturating_add(config.heartbeat);
+        let state = State::AwaitHello { deadline };
+        Self { config, view, epochs, state, queue: VecDeque::new(), heard: now.monotonic, next_heartbeat }
+    }
+
+    /// A message has arrived.
+    ///
+    /// # Errors
+    /// [`ProtocolError`] if it has no place here; the connection must be closed.
+    pub fn handle_message(&mut self, now: Now, message: Message) -> Result<(), ProtocolError> {
+        self.heard = now.monotonic;
+        match (message, &mut self.state) {
+            (Message::Request(request), _) => self.queue.push_back(MasterAction::Answer(request)),
+            (Message::Goodbye(_), _) => self.close(None),
+            (_, State::Closed) => {}
+            (Message::Hello(hello), State::AwaitHello { .. }) => self.decide(hello),
+            (Message::Ack(Ack { applied, durable, consistent }), State::Streaming(stream))
+            | (
+                Message::Heartbeat(Heartbeat::Follower { applied, durable, consistent }),
+                State::Streaming(stream),
+            ) => {
+                let progress = Progress { applied, durable, consistent };
+                if applied > stream.sent.seq || durable > applied {
+                    return Err(ProtocolError::misbehaved("it acknowledged what was never sent"));
+                }
+                stream.acked = progress;
+                self.queue.push_back(MasterAction::Progress(progress));
+            }
+            (message, _) => {
+                return Err(ProtocolError::misbehaved(format!("{} has no place here", message.name())));
+            }
+        }
+        Ok(())
+    }
+
+    /// The master's positions have changed.
+    pub fn handle_view(&mut self, view: View) {
+        self.view = view;
+    }
+
+    /// Where the positions asked for lie, in the order of the question.
+    pub fn handle_located(&mut self, located: &[Located]) {
+        match std::mem::replace(&mut self.state, State::Closed) {
+            State::Locating(hello) => self.decide_by_history(*hello, located),
+            State::Streaming(mut stream) => {
+                if let Pending::Verifying(content) = std::mem::replace(&mut stream.pending, Pending::Nothing) {
+                    if located == [Located::Held] {
+                        self.send_content(&mut stream, content);
+                    } else {
+                        // The record that the page may show was never published. What is there now is read instead.
+                        self.read_page(&mut stream);
+                    }
+                }
+                self.state = State::Streaming(stream);
+            }
+            other => self.state = other,
+        }
+    }
+
+    /// How many bytes the data has; the limit of the question if it has more.
+    pub fn handle_data_size(&mut self, bytes: u64) {
+        match std::mem::replace(&mut self.state, State::Closed) {
+            State::Measuring(hello) if bytes < self.view.retained_bytes => self.start_copy(&hello),
+            State::Measuring(hello) if self.view.floor.seq.as_u64() == 0 => {
+                self.start(&hello, Mode::Resume, self.view.floor, Coverage::default());
+            }
+            State::Measuring(hello) => self.start_copy(&hello),
+            other => self.state = other,
+        }
+    }
+
+    /// What the log answered.
+    pub fn handle_records(&mut self, answer: LogAnswer) {
+        let State::Streaming(stream) = &mut self.state else { return };
+        stream.pending = Pending::Nothing;
+        match answer {
+            LogAnswer::Records { parts, last } => {
+                stream.sent = last;
+                self.queue.push_back(MasterAction::Send(Message::Records(Records { parts })));
+            }
+            // The slave comes back, and is told then what is to be done.
+            LogAnswer::Trimmed => self.shut(GoodbyeReason::Trimmed, "the log was trimmed past this slave"),
+        }
+    }
+
+    /// A page was read: what it covers, its entries, and what had been handed to the store when the read ended.
+    pub fn handle_page(&mut self, content: Content) {
+        let State::Streaming(stream) = &mut self.state else { return };
+        if matches!(stream.pending, Pending::Page) {
+            stream.pending = Pending::Unpublished(content);
+        }
+    }
+
+    /// Time has passed.
+    ///
+    /// # Errors
+    /// [`ProtocolError::Silent`] if the peer was not heard of for too long.
+    pub fn handle_timeout(&mut self, now: Now) -> Result<(), ProtocolError> {
+        match self.state {
+            State::AwaitHello { deadline } if now.monotonic >= deadline => {
+                let seconds = self.config.handshake_timeout.as_secs();
+                self.state = State::Closed;
+                return Err(ProtocolError::Silent { seconds });
+            }
+            State::Streaming(_) if now.monotonic >= self.heard.saturating_add(self.silence()) => {
+                self.state = State::Closed;
+                return Err(ProtocolError::Silent { seconds: self.silence().as_secs() });
+            }
+            State::Streaming(_) if now.monotonic >= self.next_heartbeat => {
+                self.next_heartbeat = now.monotonic.saturating_add(self.config.heartbeat);
+                let (head, log_bytes) = (self.view.published, self.view.log_bytes);
+                let beat = Message::Heartbeat(Heartbeat::Source { head, log_bytes, time: now.unix_ms });
+                // A connection that does not drain gets one heartbeat, not a queue of them.
+                let waiting = |action: &MasterAction| matches!(action, MasterAction::Send(Message::Heartbeat(_)));
+                if !self.queue.iter().any(waiting) {
+                    self.queue.push_back(MasterAction::Send(beat));
+                }
+            }
+            _ => {}
+        }
+        Ok(())
+    }
+
+    /// When [`handle_timeout`](Self::handle_timeout) wants to be called next.
+    pub fn poll_timeout(&self) -> Option<Duration> {
+        match self.state {
+            State::AwaitHello { deadline } => Some(deadline),
+            State::Streaming(_) => Some(self.next_heartbeat.min(self.heard.saturating_add(self.silence()))),
+            _ => None,
+        }
+    }
+
+    /// What to do next, if anything. An action that asks a question must be answered before the next one is polled.
+    pub fn poll_action(&mut self) -> Option<MasterAction> {
+        if self.queue.is_empty()
+            && let State::Streaming(mut stream) = std::mem::replace(&mut self.state, State::Closed)
+        {
+            self.advance(&mut stream);
+            if matches!(self.state, State::Closed) {
+                self.state = State::Streaming(stream);
+            }
+        }
+        self.queue.pop_front()
+    }
+
+    /// Answers a question.
+    pub fn respond(&mut self, response: Response) {
+        self.queue.push_back(MasterAction::Send(Message::Response(response)));
+    }
+
+    /// Ends the session in order: the peer is told why.
+    pub fn shut(&mut self, reason: GoodbyeReason, words: &str) {
+        if !matches!(self.state, State::Closed) {
+            let goodbye = Goodbye { reason, words: words.into() };
+            self.queue.push_back(MasterAction::Send(Message::Goodbye(goodbye)));
+            self.close(None);
+        }
+    }
+
+    /// Refuses the slave: it is told why, and nothing else follows.
+    pub fn refuse(&mut self, refusal: Refusal) {
+        self.queue.push_back(MasterAction::Send(Message::Reject(refusal.clone().into())));
+        self.close(Some(refusal));
+    }
+
+    fn close(&mut self, refusal: Option<Refusal>) {
+        self.state = State::Closed;
+        self.queue.push_back(MasterAction::Close(refusal));
+    }
+
+    fn silence(&self) -> Duration {
+        self.config.heartbeat.saturating_mul(4)
+    }
+
+    fn decide(&mut self, hello: Hello) {
+        if !hello.limits.holds(&self.config.limits) {
+            let (theirs, ours) = (hello.limits, self.config.limits);
+            let words = format!(
+                "the slave's store holds keys of {} bytes, values of {} and batches of {}; this master accepts {}, {} \
+                 and {}: lower the master's limits, or choose another store for the slave",
+                theirs.max_key, theirs.max_value, theirs.max_batch, ours.max_key, ours.max_value, ours.max_batch
+            );
+            return self.refuse(Refusal::new(RejectCode::LimitsTooSmall, words));
+        }
+        if !hello.ranges.is_empty() {
+            let words = "this master serves whole stores, not key ranges";
+            return self.refuse(Refusal::new(RejectCode::Unsupported, words));
+        }
+        let Some(cursor) = &hello.cursor else { return self.decide_without_cursor(hello) };
+        if cursor.position.source != self.config.source {
+            let words = format!(
+                "the slave follows source {}, this master is source {}: point it at its own master, or empty its store",
+                cursor.position.source, self.config.source
+            );
+            return self.refuse(Refusal::new(RejectCode::ForeignSource, words));
+        }
+        let mut positions = vec![cursor.position];
+        positions.extend(cursor.coverage.ranges().iter().filter_map(|range| range.consistent_at));
+        self.queue.push_back(MasterAction::Locate(positions));
+        self.state = State::Locating(Box::new(hello));
+    }
+
+    fn decide_without_cursor(&mut self, hello: Hello) {
+        // Below this much log, looking at the data costs more than it can save.
+        const CHEAP: u64 = 1 << 20;
+        if hello.holds_data {
+            let words = "the slave's store holds data that came from no master: it is not overwritten; use an empty one";
+            self.refuse(Refusal::new(RejectCode::DataWithoutCursor, words));
+        } else if self.view.floor.seq.as_u64() > 0 {
+            self.start_copy(&hello);
+        } else if self.view.retained_bytes <= CHEAP {
+            self.start(&hello, Mode::Resume, self.view.floor, Coverage::default());
+        } else {
+            self.queue.push_back(MasterAction::MeasureData { at_most: self.view.retained_bytes });
+            self.state = State::Measuring(Box::new(hello));
+        }
+    }
+
+    fn decide_by_history(&mut self, hello: Hello, located: &[Located]) {
+        let Some(cursor) = hello.cursor.clone() else { return };
+        let position = cursor.position;
+        if located.contains(&Located::Mismatch) {
+            let words = format!(
+                "the slave's history parted from this master's at or before {position}: they hold different batches \
+                 there; copy the slave anew from an empty store"
+            );
+            self.refuse(Refusal::new(RejectCode::Diverged, words));
+        } else if located.contains(&Located::Ahead) {
+            let words = format!(
+                "the slave stands at {position}, this master's history ends at seq {}: the master lost batches, or is \
+                 not the one the slave followed",
+                self.view.published.seq
+            );
+            self.refuse(Refusal::new(RejectCode::SlaveAhead, words));
+        } else if located.iter().all(|place| *place == Located::Held) {
+            self.start(&hello, Mode::Resume, position, cursor.coverage);
+        } else if !cursor.coverage.is_complete() {
+            // A copy that was never finished is no state that anybody relies on: it begins again.
+            self.start_copy(&hello);
+        } else {
+            let words = format!(
+                "the slave stands at seq {}, the log begins after seq {}: what lies between is gone; copy the slave \
+                 anew from an empty store",
+                position.seq, self.view.floor.seq
+            );
+            self.refuse(Refusal::new(RejectCode::NeedsCompare, words));
+        }
+    }
+
+    fn start_copy(&mut self, hello: &Hello) {
+        let from = self.view.published;
+        self.start(hello, Mode::Copy { from }, from, Coverage::begin(KeyRange::all()));
+    }
+
+    fn start(&mut self, hello: &Hello, mode: Mode, from: Position, copy: Coverage) {
+        let welcome = Welcome {
+            source: self.config.source,
+            epochs: self.epochs.clone(),
+            head: self.view.published,
+            floor: self.view.floor,
+            limits: self.config.limits,
+            mode,
+            heartbeat_ms: u32::try_from(self.config.heartbeat.as_millis()).unwrap_or(u32::MAX),
+            log_bytes: self.view.log_bytes,
+            behind_bytes: 0,
+        };
+        self.queue.push_back(MasterAction::Joined { slave: hello.slave.clone(), nonce: hello.nonce });
+        self.queue.push_back(MasterAction::Send(Message::Welcome(welcome)));
+        let acked = Progress::default();
+        self.state =
+            State::Streaming(Stream { sent: from, copy, pending: Pending::Nothing, records_next: false, acked });
+    }
+
+    fn advance(&mut self, stream: &mut Stream) {
+        match std::mem::replace(&mut stream.pending, Pending::Nothing) {
+            Pending::Nothing => {
+                let behind = stream.sent.seq < self.view.published.seq;
+                if stream.copy.rest().is_some() && !(behind && stream.records_next) {
+                    self.read_page(stream);
+                } else if behind {
+                    stream.records_next = false;
+                    stream.pending = Pending::Records;
+                    let (after, max_bytes) = (stream.sent, self.config.chunk);
+                    self.queue.push_back(MasterAction::ReadRecords { after, max_bytes });
+                }
+            }
+            Pending::Unpublished(content) if self.view.handed.seq < content.read_at.seq => {
+                // The commit that the page may show has failed.
+                drop(content);
+                self.read_page(stream);
+            }
+            Pending::Unpublished(content) if self.view.published == content.read_at => {
+                self.send_content(stream, content);
+            }
+            Pending::Unpublished(content) if self.view.published.seq >= content.read_at.seq => {
+                self.queue.push_back(MasterAction::Locate(vec![content.read_at]));
+                stream.pending = Pending::Verifying(content);
+            }
+            waiting => stream.pending = waiting,
+        }
+    }
+
+    fn read_page(&mut self, stream: &mut Stream) {
+        if let Some(range) = stream.copy.rest() {
+            stream.pending = Pending::Page;
+            stream.records_next = true;
+            self.queue.push_back(MasterAction::ReadPage { range, max_bytes: self.config.chunk });
+        }
+    }
+
+    fn send_content(&mut self, stream: &mut Stream, content: Content) {
+        stream.pending = Pending::Nothing;
+        stream.copy.advance(&content.range, content.read_at);
+        self.queue.push_back(MasterAction::Send(Message::Ranges(content)));
+    }
+}

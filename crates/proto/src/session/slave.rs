@@ -1,0 +1,312 @@
+//! The slave's end: says where to go on from, then checks everything that arrives.
+
+use std::collections::VecDeque;
+use std::time::Duration;
+
+use replikv_core::{Cursor, Coverage, KeyRange, Position, StoreLimits};
+
+use super::{ProtocolError, Refusal};
+use crate::{
+    Ack, Content, Goodbye, GoodbyeReason, Heartbeat, Hello, Message, Mode, Now, Progress, Record, Records, RejectCode,
+    Welcome,
+};
+
+/// What a session needs to know of its slave, once.
+#[derive(Debug, Clone)]
+pub struct SlaveSessionConfig {
+    /// The slave's name.
+    pub slave: String,
+    /// Drawn when the slave was opened.
+    pub nonce: u64,
+    /// Where the store stands, as committed.
+    pub cursor: Option<Cursor>,
+    /// Whether the store holds any data.
+    pub holds_data: bool,
+    /// Points that the slave's history passed through.
+    pub checkpoints: Vec<Position>,
+    /// What the store can hold.
+    pub limits: StoreLimits,
+    /// How long the master may take until its welcome.
+    pub handshake_timeout: Duration,
+}
+
+/// What the driver is asked to do.
+#[derive(Debug)]
+pub enum SlaveAction {
+    /// Send a message.
+    Send(Message),
+    /// What follows continues this cursor.
+    Begin(Cursor),
+    /// Apply a record. Its place in the chain was verified.
+    Apply(Record),
+    /// Replace a range. It continues the copy.
+    Copy(Content),
+    /// The master has accepted this slave.
+    Welcomed(Box<Welcome>),
+    /// The master has told where it stands.
+    Contact(SourceFacts),
+    /// The end: the master said goodbye, or refused.
+    Close(Result<Goodbye, Refusal>),
+}
+
+/// What is known of the master.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct SourceFacts {
+    /// Its last published record.
+    pub head: Position,
+    /// How many bytes of records it ever published.
+    pub log_bytes: u64,
+    /// Its wall clock, when it last told; milliseconds since the Unix epoch.
+    pub time: Option<u64>,
+}
+
+/// The slave's end of one connection.
+#[derive(Debug)]
+pub struct SlaveSession {
+    config: SlaveSessionConfig,
+    state: State,
+    queue: VecDeque<SlaveAction>,
+    progress: Progress,
+    heard: Duration,
+    heartbeat: Duration,
+    next_heartbeat: Duration,
+}
+
+#[derive(Debug)]
+enum State {
+    AwaitWelcome { deadline: Duration },
+    Following { received: Position, coverage: Coverage },
+    Closed,
+}
+
+impl SlaveSession {
+    /// A session whose first action is to send the hello.
+    pub fn new(config: SlaveSessionConfig, now: Now) -> Self {
+        let hello = Hello {
+            slave: config.slave.clone(),
+            nonce: config.nonce,
+            cursor: config.cursor.clone(),
+            holds_data: config.holds_data,
+            checkpoints: config.checkpoints.clone(),
+            limits: config.limits,
+            ranges: Vec::new(),
+            path: Vec::new(),
+        };
+        let deadline = now.monotonic.saturating_add(config.handshake_timeout);
+        Self {
+            heartbeat: config.handshake_timeout,
+            config,
+            state: State::AwaitWelcome { deadline },
+            queue: VecDeque::from([SlaveAction::Send(Message::Hello(hello))]),
+            progress: Progress::default(),
+            heard: now.monotonic,
+            next_heartbeat: deadline,
+        }
+    }
+
+    /// Bytes have arrived, though no whole message yet.
+    pub fn handle_bytes(&mut self, now: Now) {
+        self.heard = now.monotonic;
+    }
+
+    /// A message has arrived.
+    ///
+    /// # Errors
+    /// [`ProtocolError`] if it has no place here, or does not continue what came before. Nothing of it is applied; the
+    /// connection must be closed.
+    pub fn handle_message(&mut self, now: Now, message: Message) -> Result<(), ProtocolError> {
+        self.heard = now.monotonic;
+        match (message, &mut self.state) {
+            (_, State::Closed) => {}
+            (Message::Goodbye(goodbye), _) => self.close(Ok(goodbye)),
+            (Message::Reject(reject), _) => self.close(Err(reject.into())),
+            (Message::Welcome(welcome), State::AwaitWelcome { .. }) => self.welcome(now, welcome),
+            (Message::Challenge(_), State::AwaitWelcome { .. }) => {
+                let words = "the master asks for credentials, and this slave has none";
+                self.give_up(Refusal::new(RejectCode::Unsupported, words));
+            }
+            (Message::Records(records), State::Following { received, .. }) => {
+                let records = verify(received, records)?;
+                self.queue.extend(records.into_iter().map(SlaveAction::Apply));
+            }
+            (Message::Ranges(content), State::Following { coverage, received }) => {
+                if content.read_at.source != received.source || !coverage.advance(&content.range, content.read_at) {
+                    return Err(ProtocolError::misbehaved("a page of content does not continue the copy"));
+                }
+                if let Some((key, _)) = outside(&content) {
+                    let key = key.escape_ascii();
+                    return Err(ProtocolError::misbehaved(format!("a page of content holds {key}, which lies outside")));
+                }
+                self.queue.push_back(SlaveAction::Copy(content));
+            }
+            (Message::Heartbeat(Heartbeat::Source { head, log_bytes, time }), State::Following { received, .. }) => {
+                if head.source != received.source {
+                    return Err(ProtocolError::misbehaved("a heartbeat speaks of another source"));
+                }
+                let source = SourceFacts { head, log_bytes, time: Some(time) };
+                self.queue.push_back(SlaveAction::Contact(source));
+            }
+            // Answers to questions that this session never asks.
+            (Message::Response(_), _) => {}
+            (message, _) => {
+                return Err(ProtocolError::misbehaved(format!("{} has no place here", message.name())));
+            }
+        }
+        Ok(())
+    }
+
+    /// A group was committed, or made durable: the master is told.
+    pub fn handle_progress(&mut self, progress: Progress) {
+        if progress == self.progress || !matches!(self.state, State::Following { .. }) {
+            return;
+        }
+        self.progress = progress;
+        let Progress { applied, durable, consistent } = progress;
+        self.queue.retain(|action| !matches!(action, SlaveAction::Send(Message::Ack(_))));
+        self.queue.push_back(SlaveAction::Send(Message::Ack(Ack { applied, durable, consistent })));
+    }
+
+    /// Time has passed.
+    ///
+    /// # Errors
+    /// [`ProtocolError::Silent`] if the master was not heard of for too long.
+    pub fn handle_timeout(&mut self, now: Now) -> Result<(), ProtocolError> {
+        match self.state {
+            State::AwaitWelcome { deadline } if now.monotonic >= deadline => {
+                self.state = State::Closed;
+                return Err(ProtocolError::Silent { seconds: self.config.handshake_timeout.as_secs() });
+            }
+            State::Following { .. } if now.monotonic >= self.heard.saturating_add(self.silence()) => {
+                self.state = State::Closed;
+                return Err(ProtocolError::Silent { seconds: self.silence().as_secs() });
+            }
+            State::Following { .. } if now.monotonic >= self.next_heartbeat => {
+                self.next_heartbeat = now.monotonic.saturating_add(self.heartbeat);
+                let Progress { applied, durable, consistent } = self.progress;
+                let beat = Message::Heartbeat(Heartbeat::Follower { applied, durable, consistent });
+                let waiting = |action: &SlaveAction| matches!(action, SlaveAction::Send(Message::Heartbeat(_)));
+                if !self.queue.iter().any(waiting) {
+                    self.queue.push_back(SlaveAction::Send(beat));
+                }
+            }
+            _ => {}
+        }
+        Ok(())
+    }
+
+    /// When [`handle_timeout`](Self::handle_timeout) wants to be called next.
+    pub fn poll_timeout(&self) -> Option<Duration> {
+        match self.state {
+            State::AwaitWelcome { deadline } => Some(deadline),
+            State::Following { .. } => Some(self.next_heartbeat.min(self.heard.saturating_add(self.silence()))),
+            State::Closed => None,
+        }
+    }
+
+    /// What to do next, if anything.
+    pub fn poll_action(&mut self) -> Option<SlaveAction> {
+        self.queue.pop_front()
+    }
+
+    /// Ends the session in order: the master is told.
+    pub fn shut(&mut self, words: &str) {
+        if !matches!(self.state, State::Closed) {
+            let goodbye = Goodbye { reason: GoodbyeReason::Closing, words: words.into() };
+            self.queue.push_back(SlaveAction::Send(Message::Goodbye(goodbye.clone())));
+            self.close(Ok(goodbye));
+        }
+    }
+
+    fn close(&mut self, ending: Result<Goodbye, Refusal>) {
+        self.state = State::Closed;
+        self.queue.push_back(SlaveAction::Close(ending));
+    }
+
+    // The master would go on; the slave knows better, and says so before it leaves.
+    fn give_up(&mut self, refusal: Refusal) {
+        let goodbye = Goodbye { reason: GoodbyeReason::Refused, words: refusal.words.clone() };
+        self.queue.push_back(SlaveAction::Send(Message::Goodbye(goodbye)));
+        self.close(Err(refusal));
+    }
+
+    fn silence(&self) -> Duration {
+        self.heartbeat.saturating_mul(4)
+    }
+
+    fn welcome(&mut self, now: Now, welcome: Welcome) {
+        let cursor = match self.accept(&welcome) {
+            Ok(cursor) => cursor,
+            Err(refusal) => return self.give_up(refusal),
+        };
+        let source = SourceFacts { head: welcome.head, log_bytes: welcome.log_bytes, time: None };
+        self.heartbeat = Duration::from_millis(welcome.heartbeat_ms.max(1).into());
+        self.next_heartbeat = now.monotonic.saturating_add(self.heartbeat);
+        self.state = State::Following { received: cursor.position, coverage: cursor.coverage.clone() };
+        if self.config.cursor.as_ref() != Some(&cursor) {
+            self.queue.push_back(SlaveAction::Begin(cursor));
+        }
+        self.queue.push_back(SlaveAction::Welcomed(Box::new(welcome)));
+        self.queue.push_back(SlaveAction::Contact(source));
+    }
+
+    // A master decides, and the slave checks the decision against what it holds: it never lets itself be wiped.
+    fn accept(&self, welcome: &Welcome) -> Result<Cursor, Refusal> {
+        if !self.config.limits.holds(&welcome.limits) {
+            let words = "the master's limits are larger than what this slave's store can hold";
+            return Err(Refusal::new(RejectCode::LimitsTooSmall, words));
+        }
+        if let Some(cursor) = &self.config.cursor
+            && cursor.position.source != welcome.source
+        {
+            let words = format!(
+                "this slave follows source {}, the master is source {}",
+                cursor.position.source, welcome.source
+            );
+            return Err(Refusal::new(RejectCode::ForeignSource, words));
+        }
+        match (&welcome.mode, &self.config.cursor) {
+            (Mode::Resume, Some(cursor)) => Ok(cursor.clone()),
+            (_, None) if self.config.holds_data => {
+                let words = "the store holds data that came from no master: it is not overwritten";
+                Err(Refusal::new(RejectCode::DataWithoutCursor, words))
+            }
+            (Mode::Resume, None) if welcome.floor.seq.as_u64() == 0 => Ok(Cursor::at(welcome.floor)),
+            (Mode::Copy { .. }, Some(cursor)) if cursor.coverage.is_complete() => {
+                let words = "the master wants to replace what this slave holds, and nobody asked for that";
+                Err(Refusal::new(RejectCode::NeedsCompare, words))
+            }
+            (Mode::Copy { from }, _) => {
+                Ok(Cursor { position: *from, coverage: Coverage::begin(KeyRange::all()) })
+            }
+            _ => Err(Refusal::new(RejectCode::Unsupported, "the master offers a mode that this slave does not know")),
+        }
+    }
+}
+
+fn verify(received: &mut Position, records: Records) -> Result<Vec<Record>, ProtocolError> {
+    let mut verified = Vec::new();
+    let mut last = *received;
+    for mut part in records.parts {
+        while !part.is_empty() {
+            let record = Record::take(&mut part).map_err(bad_record)?;
+            record.header().verify_after(&last).map_err(bad_record)?;
+            last = record.position();
+            verified.push(record);
+        }
+    }
+    *received = last;
+    Ok(verified)
+}
+
+// The source of the error is folded into its words: a connection ends here, and nobody recovers from the inner kind.
+fn bad_record(error: impl std::error::Error) -> ProtocolError {
+    ProtocolError::BadRecord { what: error.to_string() }
+}
+
+fn outside(content: &Content) -> Option<(&[u8], ())> {
+    content.entries.iter().find_map(|op| match op {
+        replikv_core::Op::Put { key, .. } if content.range.contains(key) => None,
+        replikv_core::Op::Put { key, .. } | replikv_core::Op::Delete { key } => Some((key, ())),
+        replikv_core::Op::DeleteRange { start, .. } => Some((start, ())),
+    })
+}
