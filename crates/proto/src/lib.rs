@@ -1,1 +1,31 @@
-//! What decides in replikv: frames, records, sessions, committer, applier and retention, without I/O, clock or runtime.
+//! What decides in replikv, apart from what executes.
+//!
+//! Records and their chain of digests, frames and messages, the two ends of a session, the committer, the applier and
+//! retention: all of it without I/O, clock, randomness, runtime or store. Whoever drives it, the tokio shell of
+//! `replikv-node` or a simulator, hands in what happened and gets told what to do.
+
+mod applier;
+mod committer;
+pub mod layout;
+mod record;
+mod retention;
+mod session;
+mod time;
+mod wire;
+
+pub use applier::{Applier, Group, Progress};
+pub use committer::{
+    Abort, Answer, CommitGroup, Committer, CommitterConfig, Intent, LogEntry, Step, TransactFn, TransactView, Work,
+};
+pub use record::{PreparedRecord, RECORD_FORMAT, Record, RecordDraft, RecordError, RecordHeader, RecordKind, origin};
+pub use retention::{Retention, Trim};
+pub use session::{
+    Located, LogAnswer, MasterAction, MasterSession, MasterSessionConfig, ProtocolError, Refusal, SlaveAction,
+    SlaveSession, SlaveSessionConfig, SourceFacts, View,
+};
+pub use time::Now;
+pub use wire::{
+    Ack, Content, DecodeError, Decoder, DecoderLimits, EncodeError, Encoder, EpochStart, Event, FRAME_HEADER_LEN,
+    Goodbye, GoodbyeReason, Heartbeat, Hello, MAX_FRAME_LEN, Message, Mode, PREAMBLE_LEN, Preamble, Records, Reject,
+    RejectCode, Request, RequestBody, Response, VERSION, Welcome,
+};

@@ -14,7 +14,7 @@ use replikv_core::{
 };
 
 use self::fold::Fold;
-use crate::layout::Checkpoint;
+use crate::layout::{Checkpoint, Stored};
 use crate::{Content, Record};
 
 /// Turns what arrives into write sets.
@@ -153,7 +153,7 @@ impl Applier {
         for position in items.iter().filter_map(Item::checkpoint) {
             let checkpoint = Checkpoint::at(position);
             out.put(Keyspace::Meta, checkpoint.key(), checkpoint.to_bytes())?;
-            if let Some(key) = checkpoint.expired_key() {
+            for key in checkpoint.expired_keys() {
                 out.delete(Keyspace::Meta, key)?;
             }
         }

@@ -162,10 +162,7 @@ impl MasterSession {
             (_, State::Closed) => {}
             (Message::Hello(hello), State::AwaitHello { .. }) => self.decide(hello),
             (Message::Ack(Ack { applied, durable, consistent }), State::Streaming(stream))
-            | (
-                Message::Heartbeat(Heartbeat::Follower { applied, durable, consistent }),
-                State::Streaming(stream),
-            ) => {
+            | (Message::Heartbeat(Heartbeat::Follower { applied, durable, consistent }), State::Streaming(stream)) => {
                 let progress = Progress { applied, durable, consistent };
                 if applied > stream.sent.seq || durable > applied {
                     return Err(ProtocolError::misbehaved("it acknowledged what was never sent"));
@@ -351,7 +348,8 @@ impl MasterSession {
         // Below this much log, looking at the data costs more than it can save.
         const CHEAP: u64 = 1 << 20;
         if hello.holds_data {
-            let words = "the slave's store holds data that came from no master: it is not overwritten; use an empty one";
+            let words =
+                "the slave's store holds data that came from no master: it is not overwritten; use an empty one";
             self.refuse(Refusal::new(RejectCode::DataWithoutCursor, words));
         } else if self.view.floor.seq.as_u64() > 0 {
             self.start_copy(&hello);

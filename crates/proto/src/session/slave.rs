@@ -3,7 +3,7 @@
 use std::collections::VecDeque;
 use std::time::Duration;
 
-use replikv_core::{Cursor, Coverage, KeyRange, Position, StoreLimits};
+use replikv_core::{Coverage, Cursor, KeyRange, Position, StoreLimits};
 
 use super::{ProtocolError, Refusal};
 use crate::{
@@ -135,7 +135,9 @@ impl SlaveSession {
                 }
                 if let Some((key, _)) = outside(&content) {
                     let key = key.escape_ascii();
-                    return Err(ProtocolError::misbehaved(format!("a page of content holds {key}, which lies outside")));
+                    return Err(ProtocolError::misbehaved(format!(
+                        "a page of content holds {key}, which lies outside"
+                    )));
                 }
                 self.queue.push_back(SlaveAction::Copy(content));
             }
@@ -275,9 +277,7 @@ impl SlaveSession {
                 let words = "the master wants to replace what this slave holds, and nobody asked for that";
                 Err(Refusal::new(RejectCode::NeedsCompare, words))
             }
-            (Mode::Copy { from }, _) => {
-                Ok(Cursor { position: *from, coverage: Coverage::begin(KeyRange::all()) })
-            }
+            (Mode::Copy { from }, _) => Ok(Cursor { position: *from, coverage: Coverage::begin(KeyRange::all()) }),
             _ => Err(Refusal::new(RejectCode::Unsupported, "the master offers a mode that this slave does not know")),
         }
     }

@@ -1,0 +1,320 @@
+//! The committer decides what becomes a record: in which order, in which group, with which number and digest, and
+//! which conditions hold.
+//!
+//! Intents go in; a driver asks for the next [`Step`] and executes it. Everything that waits, up to a bound in bytes,
+//! becomes one write set: group commit, for every store. One group is in flight at a time; the next one gathers
+//! meanwhile. Every write set requires the head that it builds upon, so that two masters on one store can never
+//! write two records of one number.
+
+mod group;
+#[cfg(test)]
+mod tests;
+mod view;
+
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+
+use bytes::Bytes;
+use replikv_core::{Batch, Condition, EncodedOps, Epoch, Position, StoreError};
+
+use self::group::Building;
+pub use self::group::{CommitGroup, LogEntry};
+pub use self::view::{Abort, TransactView};
+use crate::layout::Head;
+use crate::{Now, RecordKind};
+
+/// A function that runs at its place in the commit order. It may run more than once, with the same answers or more of
+/// them, and must do nothing but look and decide.
+pub type TransactFn = Box<dyn FnMut(&TransactView<'_>) -> Result<Batch, Abort> + Send>;
+
+/// Something that wants to be committed, and the ticket of whoever waits for the answer.
+#[derive(Debug)]
+pub struct Intent<T> {
+    /// Comes back with the answer.
+    pub ticket: T,
+    /// What is to be done.
+    pub work: Work,
+}
+
+/// What is to be done.
+pub enum Work {
+    /// A batch.
+    Batch(Batch),
+    /// A function that makes a batch of what it sees.
+    Transact(TransactFn),
+    /// A record of another kind, with nothing in it: the beginning of an epoch, or the base.
+    Mark(RecordKind),
+}
+
+impl std::fmt::Debug for Work {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Batch(batch) => batch.fmt(f),
+            Self::Transact(_) => f.write_str("Transact"),
+            Self::Mark(kind) => kind.fmt(f),
+        }
+    }
+}
+
+/// How a commit went, for one intent.
+#[derive(Debug, Clone)]
+#[non_exhaustive]
+pub enum Answer {
+    /// It is the record at this position; an empty batch is none, and gets the position that it saw.
+    Committed(Position),
+    /// A condition did not hold.
+    Conflict {
+        /// The key.
+        key: Bytes,
+    },
+    /// The function decided against it.
+    Aborted {
+        /// In its words.
+        reason: String,
+    },
+    /// It was refused, or the store failed and is unchanged.
+    Failed(StoreError),
+    /// Nobody knows yet whether it is there.
+    OutcomeUnknown,
+    /// Another master has taken over the store.
+    Fenced,
+}
+
+/// What the driver is asked to do.
+#[derive(Debug)]
+pub enum Step<T> {
+    /// Read these keys of the data; answer with [`Committer::fetched`].
+    Fetch(Vec<Bytes>),
+    /// Apply a write set; answer with [`Committer::committed`], [`Committer::failed`] or [`Committer::unknown`].
+    Commit(Box<CommitGroup<T>>),
+    /// Tell these; nothing was written.
+    Answer(Vec<(T, Answer)>),
+    /// Nothing waits, or a group is in flight.
+    Idle,
+}
+
+/// What a committer needs to know, once.
+#[derive(Debug, Clone, Copy)]
+pub struct CommitterConfig {
+    /// The epoch of new records.
+    pub epoch: Epoch,
+    /// A group takes intents until it has this many bytes; one at least.
+    pub group_bytes: usize,
+    /// What batches are checked against.
+    pub limits: replikv_core::StoreLimits,
+}
+
+/// Turns intents into records.
+#[derive(Debug)]
+pub struct Committer<T> {
+    config: CommitterConfig,
+    queue: VecDeque<Intent<T>>,
+    /// What the store holds.
+    committed: Head,
+    /// What it holds once the group in flight is committed.
+    handed: Head,
+    in_flight: bool,
+    fenced: bool,
+    building: Option<Building<T>>,
+    /// What was read for conditions, as the store held it after `committed`.
+    known: BTreeMap<Bytes, Option<Bytes>>,
+}
+
+impl<T> Committer<T> {
+    /// A committer that goes on from `head`, which the store holds.
+    pub fn new(config: CommitterConfig, head: Head) -> Self {
+        Self {
+            config,
+            queue: VecDeque::new(),
+            committed: head,
+            handed: head,
+            in_flight: false,
+            fenced: false,
+            building: None,
+            known: BTreeMap::new(),
+        }
+    }
+
+    /// Takes an intent; its place in the queue is its place in the history.
+    pub fn push(&mut self, intent: Intent<T>) {
+        self.queue.push_back(intent);
+    }
+
+    /// The head that the store holds, as far as is known.
+    pub fn head(&self) -> Head {
+        self.committed
+    }
+
+    /// The last position handed to the store.
+    pub fn handed(&self) -> Position {
+        self.handed.position
+    }
+
+    /// True if another master has taken over the store.
+    pub fn is_fenced(&self) -> bool {
+        self.fenced
+    }
+
+    /// What to do next. `uptime_ms` is the accumulated running time of masters on this store.
+    pub fn step(&mut self, now: Now, uptime_ms: u64) -> Step<T> {
+        if self.in_flight {
+            return Step::Idle;
+        }
+        if self.fenced {
+            return self.answer_all(&Answer::Fenced);
+        }
+        let mut building = match self.building.take() {
+            Some(building) => building,
+            None if self.queue.is_empty() => return Step::Idle,
+            None => Building::new(self.committed, now, uptime_ms),
+        };
+        while building.byte_len() < self.config.group_bytes {
+            let Some(mut intent) = self.queue.pop_front() else { break };
+            if let Err(missing) = self.take(&mut building, &mut intent.work) {
+                let keys = self.missing(missing, &intent);
+                self.queue.push_front(intent);
+                self.building = Some(building);
+                return Step::Fetch(keys);
+            } else if let Some(answer) = building.last_answer() {
+                building.answer(intent.ticket, answer);
+            }
+        }
+        if !building.has_records() {
+            return Step::Answer(building.into_answers());
+        }
+        match building.finish(self.committed) {
+            Ok(group) => {
+                self.in_flight = true;
+                self.handed = group.head;
+                self.known.clear();
+                Step::Commit(Box::new(group))
+            }
+            Err((answers, error)) => {
+                let answers = answers.into_iter().map(|(ticket, _)| (ticket, Answer::Failed(error.clone())));
+                Step::Answer(answers.collect())
+            }
+        }
+    }
+
+    /// Values that [`Step::Fetch`] asked for.
+    pub fn fetched(&mut self, values: impl IntoIterator<Item = (Bytes, Option<Bytes>)>) {
+        self.known.extend(values);
+    }
+
+    /// Values that [`Step::Fetch`] asked for could not be read: whoever waits is told, and nothing is written.
+    pub fn fetch_failed(&mut self, error: &StoreError) -> Vec<(T, Answer)> {
+        let mut answers: Vec<_> = self.building.take().map(Building::into_tickets).unwrap_or_default();
+        answers.extend(self.queue.drain(..).map(|intent| intent.ticket));
+        answers.into_iter().map(|ticket| (ticket, Answer::Failed(error.clone()))).collect()
+    }
+
+    /// The store has committed the group.
+    pub fn committed(&mut self, group: &CommitGroup<T>) {
+        self.committed = group.head;
+        self.handed = group.head;
+        self.in_flight = false;
+    }
+
+    /// The store has refused the group, and is unchanged.
+    pub fn failed(&mut self, error: &StoreError) {
+        self.handed = self.committed;
+        self.in_flight = false;
+        self.fenced |= matches!(error, StoreError::HeadMoved);
+    }
+
+    /// Nobody knows whether the store has committed the group. It was opened anew, and this is the head that it holds.
+    /// A head that is neither the one before the group nor the one after it is another master's.
+    pub fn settled(&mut self, group: &CommitGroup<T>, found: Head) {
+        self.in_flight = false;
+        self.fenced |= found.position != self.committed.position && found.position != group.head.position;
+        if !self.fenced {
+            self.committed = found;
+        }
+        self.handed = self.committed;
+    }
+
+    /// Gives up: everybody who waits gets `answer`.
+    pub fn answer_all(&mut self, answer: &Answer) -> Step<T> {
+        let mut tickets = self.building.take().map(Building::into_tickets).unwrap_or_default();
+        tickets.extend(self.queue.drain(..).map(|intent| intent.ticket));
+        if tickets.is_empty() {
+            return Step::Idle;
+        }
+        Step::Answer(tickets.into_iter().map(|ticket| (ticket, answer.clone())).collect())
+    }
+
+    // Puts one intent into the group, or names a key that must be read before that can be decided.
+    fn take(&mut self, building: &mut Building<T>, work: &mut Work) -> Result<(), Bytes> {
+        let batch = match work {
+            Work::Mark(kind) => {
+                building.record(&self.config, *kind, EncodedOps::default(), &Bytes::new());
+                return Ok(());
+            }
+            Work::Batch(batch) => std::mem::take(batch),
+            Work::Transact(function) => {
+                let view = TransactView::new(building.overlay(), &self.known);
+                match function(&view) {
+                    Ok(batch) => batch,
+                    Err(Abort::Missing(key)) => return Err(key),
+                    Err(Abort::Refused(reason)) => {
+                        building.decide(Answer::Aborted { reason });
+                        return Ok(());
+                    }
+                }
+            }
+        };
+        if let Err(error) = batch.check(&self.config.limits) {
+            building.decide(Answer::Failed(error));
+            return Ok(());
+        }
+        if !batch.conditions().is_empty() {
+            let view = TransactView::new(building.overlay(), &self.known);
+            match holds(&view, batch.conditions()) {
+                Ok(None) => {}
+                Ok(Some(key)) => {
+                    building.decide(Answer::Conflict { key });
+                    return Ok(());
+                }
+                Err(key) => {
+                    // Kept for the next try: conditions are asked again once the key is known.
+                    if let Work::Batch(kept) = work {
+                        *kept = batch;
+                    }
+                    return Err(key);
+                }
+            }
+        }
+        if batch.is_empty() {
+            building.decide(Answer::Committed(building.position()));
+            return Ok(());
+        }
+        match batch.into_parts() {
+            Ok((ops, _, note)) => building.record(&self.config, RecordKind::Batch, ops, &note),
+            Err(error) => building.decide(Answer::Failed(error)),
+        }
+        Ok(())
+    }
+
+    // One round trip for everything that waits, instead of one for each.
+    fn missing(&self, first: Bytes, intent: &Intent<T>) -> Vec<Bytes> {
+        let mut keys = BTreeSet::from([first]);
+        for waiting in std::iter::once(intent).chain(self.queue.iter().take(1024)) {
+            if let Work::Batch(batch) = &waiting.work {
+                let unknown = batch.conditions().iter().filter(|condition| !self.known.contains_key(&condition.key));
+                keys.extend(unknown.map(|condition| condition.key.clone()));
+            }
+        }
+        keys.into_iter().collect()
+    }
+}
+
+// The first key whose condition does not hold, or else the key that must be read to tell.
+fn holds(view: &TransactView<'_>, conditions: &[Condition]) -> Result<Option<Bytes>, Bytes> {
+    for condition in conditions {
+        match view.get(&condition.key) {
+            Ok(value) if value == condition.value => {}
+            Ok(_) => return Ok(Some(condition.key.clone())),
+            Err(_) => return Err(condition.key.clone()),
+        }
+    }
+    Ok(None)
+}

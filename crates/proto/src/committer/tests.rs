@@ -1,0 +1,187 @@
+use replikv_core::{Digest, Epoch, KeyRange, Keyspace, Op, Seq, SourceId, StoreLimits};
+
+use super::*;
+use crate::{Record, origin};
+
+const EPOCH: Epoch = Epoch { number: 1, nonce: 9 };
+
+fn committer() -> Committer<u32> {
+    let limits = StoreLimits { max_key: 64, max_value: 1024, max_batch: 1 << 20 };
+    let position = origin(SourceId::from_bytes([1; 16]), EPOCH);
+    let head = Head { position, log_bytes: 0, uptime_ms: 0 };
+    Committer::new(CommitterConfig { epoch: EPOCH, group_bytes: 1 << 20, limits }, head)
+}
+
+fn push(committer: &mut Committer<u32>, ticket: u32, batch: Batch) {
+    committer.push(Intent { ticket, work: Work::Batch(batch) });
+}
+
+fn group(committer: &mut Committer<u32>) -> CommitGroup<u32> {
+    match committer.step(Now::default(), 0) {
+        Step::Commit(group) => *group,
+        other => panic!("expected a group, got {other:?}"),
+    }
+}
+
+fn committed(answer: &Answer) -> u64 {
+    match answer {
+        Answer::Committed(position) => position.seq.as_u64(),
+        other => panic!("expected a commit, got {other:?}"),
+    }
+}
+
+#[test]
+fn everything_that_waits_becomes_one_group() {
+    let mut committer = committer();
+    (0..5).for_each(|n| push(&mut committer, n, Batch::new().put([n as u8 + 1], "v")));
+    let group = group(&mut committer);
+    assert_eq!(group.entries.len(), 5);
+    let answers: Vec<_> = group.answers.iter().map(|(ticket, answer)| (*ticket, committed(answer))).collect();
+    assert_eq!(answers, vec![(0, 1), (1, 2), (2, 3), (3, 4), (4, 5)]);
+    let mut at = origin(SourceId::from_bytes([1; 16]), EPOCH);
+    for entry in &group.entries {
+        let record = Record::decode(entry.bytes.clone()).unwrap();
+        record.header().verify_after(&at).unwrap();
+        at = record.position();
+    }
+    assert!(matches!(committer.step(Now::default(), 0), Step::Idle), "one group in flight at a time");
+}
+
+#[test]
+fn the_log_holds_the_very_bytes_of_the_records() {
+    let mut committer = committer();
+    push(&mut committer, 0, Batch::new().put("key", vec![7; 300]));
+    let group = group(&mut committer);
+    let log: Vec<_> = group.writes.ops().filter(|(keyspace, _)| *keyspace == Keyspace::Log).collect();
+    let [(_, Op::Put { key, value })] = log[..] else { panic!("one put") };
+    assert_eq!(key, Seq::new(1).to_key());
+    assert_eq!(value.as_ptr(), group.entries[0].bytes.as_ptr());
+}
+
+#[test]
+fn every_write_set_requires_the_head_it_builds_upon() {
+    let mut committer = committer();
+    let before = committer.head();
+    push(&mut committer, 0, Batch::new().put("a", "1"));
+    let group = group(&mut committer);
+    let [required] = group.writes.preconditions() else { panic!("one precondition") };
+    assert_eq!(
+        (&required.key[..], required.value.clone()),
+        (Head::KEY, Some(crate::layout::Stored::to_bytes(&before)))
+    );
+    committer.failed(&StoreError::HeadMoved);
+    push(&mut committer, 1, Batch::new().put("a", "1"));
+    let Step::Answer(answers) = committer.step(Now::default(), 0) else { panic!("answers") };
+    assert!(matches!(answers[..], [(1, Answer::Fenced)]));
+}
+
+#[test]
+fn conditions_see_the_store_and_the_batches_before_them() {
+    let mut committer = committer();
+    push(&mut committer, 0, Batch::new().expect_absent("k").put("k", "1"));
+    push(&mut committer, 1, Batch::new().expect_absent("k").put("k", "2"));
+    push(&mut committer, 2, Batch::new().expect("k", "1").put("k", "3"));
+    push(&mut committer, 3, Batch::new().expect("other", "x").delete_range(..));
+    push(&mut committer, 4, Batch::new().expect_absent("other").expect_absent("k").put("k", "4"));
+    let Step::Fetch(keys) = committer.step(Now::default(), 0) else { panic!("a fetch") };
+    assert_eq!(keys, vec![Bytes::from("k"), Bytes::from("other")], "one round trip for all");
+    committer.fetched([(Bytes::from("k"), None), (Bytes::from("other"), Some(Bytes::from("x")))]);
+    let group = group(&mut committer);
+    let outcomes: Vec<_> = group.answers.iter().map(|(_, answer)| matches!(answer, Answer::Committed(_))).collect();
+    assert_eq!(outcomes, vec![true, false, true, true, true]);
+    assert!(matches!(&group.answers[1].1, Answer::Conflict { key } if &key[..] == b"k"), "told with its group");
+}
+
+#[test]
+fn what_was_read_is_forgotten_once_a_group_is_on_its_way() {
+    let mut committer = committer();
+    push(&mut committer, 0, Batch::new().expect_absent("k").put("k", "1"));
+    assert!(matches!(committer.step(Now::default(), 0), Step::Fetch(_)));
+    committer.fetched([(Bytes::from("k"), None)]);
+    let first = group(&mut committer);
+    committer.committed(&first);
+    push(&mut committer, 1, Batch::new().expect_absent("k").put("k", "2"));
+    assert!(matches!(committer.step(Now::default(), 0), Step::Fetch(_)));
+}
+
+#[test]
+fn a_transaction_runs_at_its_place_and_sees_what_came_before() {
+    let mut committer = committer();
+    push(&mut committer, 0, Batch::new().put("count", [41]));
+    committer.push(Intent {
+        ticket: 1,
+        work: Work::Transact(Box::new(|view| {
+            let count = view.get("count")?.and_then(|value| value.first().copied()).unwrap_or(0);
+            Ok(Batch::new().put("count", [count + 1]))
+        })),
+    });
+    committer.push(Intent { ticket: 2, work: Work::Transact(Box::new(|_| Err(Abort::refuse("no")))) });
+    committer.push(Intent {
+        ticket: 3,
+        work: Work::Transact(Box::new(|view| Ok(Batch::new().put("seen", view.get("elsewhere")?.unwrap_or_default())))),
+    });
+    let Step::Fetch(keys) = committer.step(Now::default(), 0) else { panic!("a fetch") };
+    assert_eq!(keys, vec![Bytes::from("elsewhere")]);
+    committer.fetched([(Bytes::from("elsewhere"), Some(Bytes::from("e")))]);
+    let group = group(&mut committer);
+    assert_eq!(group.entries.len(), 3);
+    let second = Record::decode(group.entries[1].bytes.clone()).unwrap();
+    assert_eq!(second.body().iter().collect::<Vec<_>>(), vec![Op::Put { key: b"count", value: &[42] }]);
+    assert!(matches!(&group.answers[2].1, Answer::Aborted { reason } if reason == "no"));
+}
+
+#[test]
+fn a_failed_group_leaves_the_head_where_it_was() {
+    let mut committer = committer();
+    push(&mut committer, 0, Batch::new().put("a", "1"));
+    let first = group(&mut committer);
+    assert_eq!(committer.handed(), first.head.position);
+    committer.failed(&StoreError::StoreFull { hint: String::new() });
+    assert_eq!(committer.handed(), committer.head().position);
+    push(&mut committer, 1, Batch::new().put("b", "1"));
+    let second = group(&mut committer);
+    assert_eq!(second.entries[0].position.seq, Seq::new(1));
+}
+
+#[test]
+fn after_an_unknown_outcome_what_the_store_holds_is_the_truth() {
+    for applied in [true, false] {
+        let mut committer = committer();
+        let before = committer.head();
+        push(&mut committer, 0, Batch::new().put("a", "1"));
+        let unsure = group(&mut committer);
+        committer.settled(&unsure, if applied { unsure.head } else { before });
+        assert!(!committer.is_fenced());
+        push(&mut committer, 1, Batch::new().put("b", "1"));
+        assert_eq!(group(&mut committer).entries[0].position.seq, Seq::new(1 + u64::from(applied)));
+    }
+    let mut committer = committer();
+    push(&mut committer, 0, Batch::new().put("a", "1"));
+    let unsure = group(&mut committer);
+    let digest = Digest::from_bytes([9; 16]);
+    committer.settled(&unsure, Head { position: Position { digest, ..unsure.head.position }, ..unsure.head });
+    assert!(committer.is_fenced(), "that head is somebody else's");
+}
+
+#[test]
+fn bad_batches_are_refused_and_the_rest_of_the_group_goes_on() {
+    let mut committer = committer();
+    push(&mut committer, 0, Batch::new().put("", "v"));
+    push(&mut committer, 1, Batch::new().put("k", vec![0; 2000]));
+    push(&mut committer, 2, Batch::new().delete_range(KeyRange::all()));
+    let group = group(&mut committer);
+    assert!(matches!(group.answers[0].1, Answer::Failed(StoreError::KeyEmpty)));
+    assert!(matches!(group.answers[1].1, Answer::Failed(StoreError::ValueTooLarge { .. })));
+    assert_eq!(committed(&group.answers[2].1), 1);
+}
+
+#[test]
+fn a_group_is_bounded_in_bytes_and_checkpoints_are_kept() {
+    let mut committer = committer();
+    (0..3000).for_each(|n| push(&mut committer, n, Batch::new().put("k", vec![0; 1000])));
+    let first = group(&mut committer);
+    assert!(first.writes.byte_len() < 2 << 20 && first.entries.len() > 256);
+    assert_eq!(first.checkpoints[0].position, first.entries[255].position);
+    committer.committed(&first);
+    assert_eq!(group(&mut committer).entries[0].position.seq, Seq::new(first.entries.len() as u64 + 1));
+}

@@ -1,0 +1,410 @@
+//! The record: one committed batch, encoded once, chained by digests.
+//!
+//! The same bytes are stored in the log, kept in the ring of recent records and written to every slave's stream.
+//! docs/protocol.md draws them.
+
+use std::ops::Range;
+
+use bytes::{Bytes, BytesMut};
+use replikv_core::{Digest, EncodedOps, Epoch, MAX_NOTE_LEN, Position, Seq, SourceId};
+use serde::{Deserialize, Serialize};
+
+/// The format of stored and sent records: their first byte.
+pub const RECORD_FORMAT: u8 = 1;
+
+/// What a record is for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[non_exhaustive]
+pub enum RecordKind {
+    /// A batch that somebody wrote.
+    Batch,
+    /// The beginning of an epoch.
+    Epoch,
+    /// The data that was in the store before; what it is, a slave learns by copying.
+    Base,
+}
+
+/// What a record says of itself: enough to verify its place in the chain without its body.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct RecordHeader {
+    /// The history it belongs to.
+    pub source: SourceId,
+    /// The epoch it was written in.
+    pub epoch: Epoch,
+    /// Its number.
+    pub seq: Seq,
+    /// When it was committed: milliseconds since the Unix epoch. For lag only; nothing is decided by it.
+    pub time: u64,
+    /// What it is for.
+    pub kind: RecordKind,
+    /// The application's note.
+    pub note: Bytes,
+    /// The length of the body, in bytes.
+    pub body_len: usize,
+    /// The hash of the body.
+    pub body_hash: Digest,
+    /// The digest of this record and all before it.
+    pub digest: Digest,
+}
+
+impl RecordHeader {
+    /// The position that is reached with this record.
+    pub fn position(&self) -> Position {
+        Position { source: self.source, epoch: self.epoch, seq: self.seq, digest: self.digest }
+    }
+
+    /// Checks that this record follows `before`: same source, next number, an epoch that may follow, and a digest
+    /// that continues the chain.
+    ///
+    /// # Errors
+    /// [`RecordError::Chain`] says what does not fit.
+    pub fn verify_after(&self, before: &Position) -> Result<(), RecordError> {
+        let broken = |what| Err(RecordError::Chain { seq: self.seq, what });
+        if self.source != before.source {
+            return broken("it belongs to another source");
+        }
+        if before.seq.next() != Some(self.seq) {
+            return broken("its number does not follow");
+        }
+        let same_epoch = self.epoch == before.epoch;
+        let new_epoch = self.kind == RecordKind::Epoch && self.epoch.number > before.epoch.number;
+        let first = before.seq == Seq::ZERO;
+        if !(same_epoch || new_epoch || first) {
+            return broken("its epoch does not follow");
+        }
+        if self.digest != self.chain(&before.digest) {
+            return broken("its digest does not continue the chain");
+        }
+        Ok(())
+    }
+
+    fn chain(&self, before: &Digest) -> Digest {
+        let mut hasher = blake3::Hasher::new();
+        hasher.update(before.as_bytes());
+        hasher.update(&self.epoch.number.to_le_bytes());
+        hasher.update(&self.epoch.nonce.to_le_bytes());
+        hasher.update(&self.seq.as_u64().to_le_bytes());
+        hasher.update(&self.time.to_le_bytes());
+        hasher.update(&[self.kind as u8]);
+        hasher.update(&(self.note.len() as u64).to_le_bytes());
+        hasher.update(&self.note);
+        hasher.update(self.body_hash.as_bytes());
+        truncate(&hasher.finalize())
+    }
+}
+
+/// The header as it is encoded: postcard, borrowed.
+#[derive(Serialize, Deserialize)]
+struct Wire<'a> {
+    source: SourceId,
+    epoch: Epoch,
+    seq: Seq,
+    time: u64,
+    kind: RecordKind,
+    #[serde(borrow, with = "serde_bytes")]
+    note: &'a [u8],
+    body_len: u64,
+    body_hash: Digest,
+    digest: Digest,
+}
+
+/// A record: its header, its body, and the bytes of both.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Record {
+    header: RecordHeader,
+    bytes: Bytes,
+    body: EncodedOps,
+}
+
+impl Record {
+    /// Reads exactly one record.
+    ///
+    /// # Errors
+    /// As [`take`](Self::take), and [`RecordError::Malformed`] if bytes are left over.
+    pub fn decode(mut bytes: Bytes) -> Result<Self, RecordError> {
+        let record = Self::take(&mut bytes)?;
+        if bytes.is_empty() { Ok(record) } else { Err(RecordError::Malformed { what: "bytes are left over" }) }
+    }
+
+    /// Takes one record off the front of back-to-back records. Its body is checked against its hash; its place in
+    /// the chain is not, see [`RecordHeader::verify_after`].
+    ///
+    /// # Errors
+    /// [`RecordError`]; `buffer` is unchanged.
+    pub fn take(buffer: &mut Bytes) -> Result<Self, RecordError> {
+        let malformed = |what| RecordError::Malformed { what };
+        match buffer.first() {
+            Some(&RECORD_FORMAT) => {}
+            Some(&found) if found > RECORD_FORMAT => return Err(RecordError::NewerFormat { found }),
+            _ => return Err(malformed("it does not begin as a record")),
+        }
+        let (wire, rest) = postcard::take_from_bytes::<Wire<'_>>(&buffer[1..])
+            .map_err(|_| malformed("its header is cut or damaged"))?;
+        if wire.note.len() > MAX_NOTE_LEN {
+            return Err(malformed("its note is too long"));
+        }
+        let body_len = usize::try_from(wire.body_len).map_err(|_| malformed("its body is too long"))?;
+        if rest.len() < body_len {
+            return Err(malformed("its body is cut"));
+        }
+        let body_at = buffer.len() - rest.len();
+        let header = RecordHeader {
+            source: wire.source,
+            epoch: wire.epoch,
+            seq: wire.seq,
+            time: wire.time,
+            kind: wire.kind,
+            note: buffer.slice_ref(wire.note),
+            body_len,
+            body_hash: wire.body_hash,
+            digest: wire.digest,
+        };
+        let body = buffer.slice(body_at..body_at + body_len);
+        if hash(&body) != header.body_hash {
+            return Err(RecordError::Damaged { seq: header.seq });
+        }
+        let body = EncodedOps::from_bytes(body).map_err(|_| malformed("its body holds no operations"))?;
+        let bytes = buffer.split_to(body_at + body_len);
+        Ok(Self { header, bytes, body })
+    }
+
+    /// What it says of itself.
+    pub fn header(&self) -> &RecordHeader {
+        &self.header
+    }
+
+    /// The position that is reached with it.
+    pub fn position(&self) -> Position {
+        self.header.position()
+    }
+
+    /// The whole record, as stored and sent.
+    pub fn bytes(&self) -> &Bytes {
+        &self.bytes
+    }
+
+    /// Its operations, sharing the buffer of the record.
+    pub fn body(&self) -> &EncodedOps {
+        &self.body
+    }
+}
+
+/// What a new record is made of.
+#[derive(Debug, Clone, Copy)]
+pub struct RecordDraft<'a> {
+    /// The epoch it is written in.
+    pub epoch: Epoch,
+    /// What it is for.
+    pub kind: RecordKind,
+    /// When: milliseconds since the Unix epoch.
+    pub time: u64,
+    /// The application's note; at most [`MAX_NOTE_LEN`] bytes.
+    pub note: &'a [u8],
+    /// Encoded operations.
+    pub body: &'a [u8],
+}
+
+/// A record that is about to be written: everything but the body is encoded.
+#[derive(Debug)]
+pub struct PreparedRecord<'a> {
+    position: Position,
+    head: Vec<u8>,
+    body: &'a [u8],
+}
+
+impl<'a> PreparedRecord<'a> {
+    /// The record that follows `before`.
+    ///
+    /// # Errors
+    /// [`RecordError::Malformed`] if the note is too long, [`RecordError::Chain`] after the last sequence number.
+    pub fn after(before: &Position, draft: &RecordDraft<'a>) -> Result<Self, RecordError> {
+        if draft.note.len() > MAX_NOTE_LEN {
+            return Err(RecordError::Malformed { what: "its note is too long" });
+        }
+        let seq = before.seq.next().ok_or(RecordError::Chain { seq: before.seq, what: "no number follows" })?;
+        let mut header = RecordHeader {
+            source: before.source,
+            epoch: draft.epoch,
+            seq,
+            time: draft.time,
+            kind: draft.kind,
+            note: Bytes::copy_from_slice(draft.note),
+            body_len: draft.body.len(),
+            body_hash: hash(draft.body),
+            digest: before.digest,
+        };
+        header.digest = header.chain(&before.digest);
+        let wire = Wire {
+            source: header.source,
+            epoch: header.epoch,
+            seq,
+            time: header.time,
+            kind: header.kind,
+            note: draft.note,
+            body_len: draft.body.len() as u64,
+            body_hash: header.body_hash,
+            digest: header.digest,
+        };
+        let head = postcard::to_extend(&wire, vec![RECORD_FORMAT])
+            .map_err(|_| RecordError::Malformed { what: "its header does not encode" })?;
+        Ok(Self { position: header.position(), head, body: draft.body })
+    }
+
+    /// The position that is reached with it.
+    pub fn position(&self) -> Position {
+        self.position
+    }
+
+    /// The length of the whole record, in bytes.
+    pub fn byte_len(&self) -> usize {
+        self.head.len() + self.body.len()
+    }
+
+    /// Appends the whole record, and says where it is in `buffer`.
+    pub fn append_to(&self, buffer: &mut BytesMut) -> Range<usize> {
+        let start = buffer.len();
+        buffer.reserve(self.byte_len());
+        buffer.extend_from_slice(&self.head);
+        buffer.extend_from_slice(self.body);
+        start..buffer.len()
+    }
+}
+
+/// Where a history begins: sequence number 0, before the first record.
+pub fn origin(source: SourceId, epoch: Epoch) -> Position {
+    let mut hasher = blake3::Hasher::new();
+    hasher.update(b"replikv record chain v1");
+    hasher.update(source.as_bytes());
+    Position { source, epoch, seq: Seq::ZERO, digest: truncate(&hasher.finalize()) }
+}
+
+fn hash(bytes: &[u8]) -> Digest {
+    truncate(&blake3::hash(bytes))
+}
+
+fn truncate(hash: &blake3::Hash) -> Digest {
+    let mut digest = [0; 16];
+    digest.copy_from_slice(&hash.as_bytes()[..16]);
+    Digest::from_bytes(digest)
+}
+
+/// Bytes that are not the record they should be.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum RecordError {
+    /// They are no record.
+    #[error("not a record: {what}")]
+    Malformed {
+        /// What was found.
+        what: &'static str,
+    },
+    /// A newer program wrote them.
+    #[error("a record of format {found}, this program reads up to {RECORD_FORMAT}")]
+    NewerFormat {
+        /// The format found.
+        found: u8,
+    },
+    /// The body does not match its hash.
+    #[error("record {seq} is damaged: its body does not match its hash")]
+    Damaged {
+        /// The number that the record names.
+        seq: Seq,
+    },
+    /// It does not continue the history.
+    #[error("record {seq} does not continue the history: {what}")]
+    Chain {
+        /// The number that the record names.
+        seq: Seq,
+        /// What does not fit.
+        what: &'static str,
+    },
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use replikv_core::Batch;
+
+    fn history() -> (Position, Bytes, Vec<Position>) {
+        let epoch = Epoch { number: 1, nonce: 7 };
+        let start = origin(SourceId::from_bytes([3; 16]), epoch);
+        let (mut buffer, mut at, mut positions) = (BytesMut::new(), start, Vec::new());
+        let body = Batch::new().put("key", "value").delete("old").into_parts().unwrap().0;
+        for (time, kind) in [(1, RecordKind::Epoch), (2, RecordKind::Batch), (3, RecordKind::Batch)] {
+            let draft = RecordDraft { epoch, kind, time, note: b"note", body: body.as_bytes() };
+            let record = PreparedRecord::after(&at, &draft).unwrap();
+            record.append_to(&mut buffer);
+            at = record.position();
+            positions.push(at);
+        }
+        (start, buffer.freeze(), positions)
+    }
+
+    #[test]
+    fn records_come_back_as_they_were_written() {
+        let (mut at, mut bytes, positions) = history();
+        for expected in positions {
+            let record = Record::take(&mut bytes).unwrap();
+            record.header().verify_after(&at).unwrap();
+            at = record.position();
+            assert_eq!(at, expected);
+            assert_eq!(record.body().iter().count(), 2);
+            assert_eq!(Record::decode(record.bytes().clone()).unwrap(), record);
+        }
+        assert!(bytes.is_empty());
+    }
+
+    #[test]
+    fn a_flipped_bit_anywhere_is_noticed() {
+        let (start, bytes, _) = history();
+        let first = Record::take(&mut bytes.clone()).unwrap().bytes().clone();
+        for bit in 0..first.len() * 8 {
+            let mut damaged = BytesMut::from(&first[..]);
+            damaged[bit / 8] ^= 1 << (bit % 8);
+            let read = Record::decode(damaged.freeze());
+            assert!(read.and_then(|record| record.header().verify_after(&start)).is_err(), "bit {bit}");
+        }
+    }
+
+    #[test]
+    fn a_cut_record_is_refused() {
+        let (_, bytes, _) = history();
+        let first = Record::take(&mut bytes.clone()).unwrap().bytes().clone();
+        for len in 0..first.len() {
+            assert!(Record::decode(first.slice(..len)).is_err(), "{len} bytes");
+        }
+    }
+
+    #[test]
+    fn a_record_left_out_breaks_the_chain() {
+        let (start, mut bytes, positions) = history();
+        let first = Record::take(&mut bytes).unwrap();
+        let second = Record::take(&mut bytes).unwrap();
+        assert!(first.header().verify_after(&start).is_ok());
+        assert!(second.header().verify_after(&start).is_err());
+        assert!(second.header().verify_after(&Position { digest: positions[2].digest, ..positions[0] }).is_err());
+    }
+
+    #[test]
+    fn an_epoch_changes_only_with_a_record_that_says_so() {
+        let (_, _, positions) = history();
+        let at = positions[2];
+        let next = Epoch { number: 2, nonce: 1 };
+        for (kind, epoch, fits) in [
+            (RecordKind::Epoch, next, true),
+            (RecordKind::Batch, next, false),
+            (RecordKind::Epoch, Epoch { number: 1, nonce: 1 }, false),
+        ] {
+            let mut buffer = BytesMut::new();
+            let draft = RecordDraft { epoch, kind, time: 0, note: b"", body: b"" };
+            PreparedRecord::after(&at, &draft).unwrap().append_to(&mut buffer);
+            let record = Record::decode(buffer.freeze()).unwrap();
+            assert_eq!(record.header().verify_after(&at).is_ok(), fits, "{kind:?} {epoch}");
+        }
+    }
+
+    #[test]
+    fn a_newer_format_is_named() {
+        assert_eq!(Record::decode(Bytes::from_static(&[9, 0, 0])), Err(RecordError::NewerFormat { found: 9 }));
+    }
+}

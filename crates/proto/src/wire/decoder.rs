@@ -1,0 +1,251 @@
+//! From bytes to messages.
+
+use bytes::{Buf, BufMut, Bytes, BytesMut};
+
+use super::frame::{CRITICAL, FrameHeader, MORE, MUST_KNOW};
+use super::message::carries_data;
+use super::{FRAME_HEADER_LEN, MAX_FRAME_LEN, Message, PREAMBLE_LEN, Preamble, VERSION};
+
+/// How large a message may be, in bytes. Checked before anything is allocated.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct DecoderLimits {
+    /// Messages that carry data: records, ranges, responses.
+    pub data: usize,
+    /// All others.
+    pub control: usize,
+}
+
+impl Default for DecoderLimits {
+    /// For a peer that is not known yet: 64 KiB.
+    fn default() -> Self {
+        Self { data: 64 << 10, control: 64 << 10 }
+    }
+}
+
+impl DecoderLimits {
+    /// For a master whose batches have up to `max_batch` bytes.
+    pub fn for_batches(max_batch: usize) -> Self {
+        // Room for headers, notes, and the records that travel with the largest one.
+        Self { data: max_batch.saturating_add(4 << 20), control: 1 << 20 }
+    }
+}
+
+/// What was found in the bytes.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Event {
+    /// The peer's preamble; this version is spoken.
+    Preamble {
+        /// The version.
+        version: u16,
+    },
+    /// A whole message.
+    Message(Message),
+}
+
+/// Turns bytes into messages. The same bytes give the same messages, however they are cut.
+///
+/// After an error the decoder is of no use any more.
+#[derive(Debug)]
+pub struct Decoder {
+    limits: DecoderLimits,
+    greeted: bool,
+    partial: Option<Partial>,
+}
+
+/// A message of which fragments are still to come.
+#[derive(Debug)]
+struct Partial {
+    kind: u8,
+    request: u32,
+    payload: BytesMut,
+}
+
+impl Decoder {
+    /// A decoder that accepts messages up to `limits`.
+    pub fn new(limits: DecoderLimits) -> Self {
+        Self { limits, greeted: false, partial: None }
+    }
+
+    /// Accepts messages up to `limits` from now on.
+    pub fn set_limits(&mut self, limits: DecoderLimits) {
+        self.limits = limits;
+    }
+
+    /// Takes the next event off the front of `input`; `Ok(None)` if more bytes are needed.
+    ///
+    /// # Errors
+    /// [`DecodeError`]; the connection must be closed.
+    pub fn decode(&mut self, input: &mut BytesMut) -> Result<Option<Event>, DecodeError> {
+        if !self.greeted {
+            return self.preamble(input);
+        }
+        loop {
+            let Some(header) = input.first_chunk::<FRAME_HEADER_LEN>() else { return Ok(None) };
+            let frame = FrameHeader::from_bytes(header);
+            let len = frame.len as usize;
+            self.check(&frame)?;
+            if input.len() < FRAME_HEADER_LEN + len {
+                input.reserve(FRAME_HEADER_LEN + len - input.len());
+                return Ok(None);
+            }
+            if !frame.verify(&input[..FRAME_HEADER_LEN], &input[FRAME_HEADER_LEN..FRAME_HEADER_LEN + len]) {
+                return Err(DecodeError::Damaged);
+            }
+            input.advance(FRAME_HEADER_LEN);
+            let payload = input.split_to(len);
+            if let Some(message) = self.assemble(&frame, payload)? {
+                return Ok(Some(Event::Message(message)));
+            }
+        }
+    }
+
+    fn preamble(&mut self, input: &mut BytesMut) -> Result<Option<Event>, DecodeError> {
+        let Some(bytes) = input.first_chunk::<PREAMBLE_LEN>() else {
+            return if Preamble::may_begin_with(input) { Ok(None) } else { Err(DecodeError::OtherProtocol) };
+        };
+        let theirs = Preamble::from_bytes(bytes).ok_or(DecodeError::OtherProtocol)?;
+        let version = Preamble::OWN
+            .agree(theirs)
+            .ok_or(DecodeError::NoCommonVersion { min: theirs.min_version, max: theirs.max_version })?;
+        input.advance(PREAMBLE_LEN);
+        self.greeted = true;
+        Ok(Some(Event::Preamble { version }))
+    }
+
+    // Everything that can be told from the header is told before a byte of the payload is waited for.
+    fn check(&self, frame: &FrameHeader) -> Result<(), DecodeError> {
+        let len = frame.len as usize;
+        if len > MAX_FRAME_LEN {
+            return Err(DecodeError::FrameTooLarge { len, max: MAX_FRAME_LEN });
+        }
+        let unknown = frame.flags & MUST_KNOW & !(CRITICAL | MORE);
+        if unknown != 0 {
+            return Err(DecodeError::UnknownFlags { flags: unknown });
+        }
+        if frame.channel != 0 {
+            return Err(DecodeError::UnknownChannel { channel: frame.channel });
+        }
+        let max = if carries_data(frame.kind) { self.limits.data } else { self.limits.control };
+        let begun = self.partial.as_ref().map_or(0, |partial| partial.payload.len());
+        if begun + len > max {
+            return Err(DecodeError::MessageTooLarge { len: begun + len, max });
+        }
+        if let Some(partial) = &self.partial
+            && (partial.kind, partial.request) != (frame.kind, frame.request)
+        {
+            return Err(DecodeError::Interleaved);
+        }
+        Ok(())
+    }
+
+    fn assemble(&mut self, frame: &FrameHeader, payload: BytesMut) -> Result<Option<Message>, DecodeError> {
+        let more = frame.flags & MORE != 0;
+        let whole: Bytes = match (&mut self.partial, more) {
+            (None, false) => payload.freeze(),
+            (Some(_), _) if payload.is_empty() => return Err(DecodeError::Interleaved),
+            (Some(partial), true) => {
+                partial.payload.put_slice(&payload);
+                return Ok(None);
+            }
+            (partial @ None, true) => {
+                if payload.is_empty() {
+                    return Err(DecodeError::Interleaved);
+                }
+                *partial = Some(Partial { kind: frame.kind, request: frame.request, payload });
+                return Ok(None);
+            }
+            (Some(partial), false) => {
+                partial.payload.put_slice(&payload);
+                let whole = std::mem::take(&mut partial.payload);
+                self.partial = None;
+                whole.freeze()
+            }
+        };
+        match Message::from_payload(frame.kind, frame.request, whole) {
+            Ok(Some(message)) => Ok(Some(message)),
+            Ok(None) if frame.flags & CRITICAL != 0 => Err(DecodeError::UnknownKind { kind: frame.kind }),
+            Ok(None) => Ok(None),
+            Err(what) => Err(DecodeError::Malformed { kind: frame.kind, what }),
+        }
+    }
+}
+
+/// Bytes that are not the protocol, split by whose fault that is.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum DecodeError {
+    /// Incompatible: the peer speaks something else.
+    #[error("the peer does not speak this protocol")]
+    OtherProtocol,
+    /// Incompatible: the peer is too old or too new.
+    #[error("the peer speaks versions {min} to {max} of the protocol, this program speaks {VERSION}")]
+    NoCommonVersion {
+        /// Its oldest.
+        min: u16,
+        /// Its newest.
+        max: u16,
+    },
+    /// Incompatible: a message that must be understood is not known.
+    #[error("the peer sent a message of kind {kind}, which this program does not know")]
+    UnknownKind {
+        /// The kind.
+        kind: u8,
+    },
+    /// Incompatible: a flag that must be understood is not known.
+    #[error("the peer set flags {flags:#04x}, which this program does not know")]
+    UnknownFlags {
+        /// The unknown ones.
+        flags: u8,
+    },
+    /// Incompatible: a channel that was never opened.
+    #[error("the peer used channel {channel}, which is not open")]
+    UnknownChannel {
+        /// The channel.
+        channel: u16,
+    },
+    /// Misbehaved: a frame is longer than any may be.
+    #[error("a frame of {len} bytes, at most {max} are allowed")]
+    FrameTooLarge {
+        /// Its length.
+        len: usize,
+        /// The most.
+        max: usize,
+    },
+    /// Misbehaved: a message is longer than was agreed.
+    #[error("a message of at least {len} bytes, at most {max} are allowed")]
+    MessageTooLarge {
+        /// Its length, so far.
+        len: usize,
+        /// The most.
+        max: usize,
+    },
+    /// Misbehaved: fragments of two messages are mixed, or a fragment is empty.
+    #[error("fragments of a message do not follow one another")]
+    Interleaved,
+    /// Malformed: a payload does not decode.
+    #[error("a message of kind {kind} is malformed: {what}")]
+    Malformed {
+        /// The kind.
+        kind: u8,
+        /// What was found.
+        what: &'static str,
+    },
+    /// Damaged on the way.
+    #[error("a frame was damaged on the way: its checksum does not match")]
+    Damaged,
+}
+
+impl DecodeError {
+    /// True if a new connection can do better.
+    pub fn is_retryable(&self) -> bool {
+        // What is incompatible stays so until somebody upgrades; all else may have been an accident.
+        !matches!(
+            self,
+            Self::OtherProtocol
+                | Self::NoCommonVersion { .. }
+                | Self::UnknownKind { .. }
+                | Self::UnknownFlags { .. }
+                | Self::UnknownChannel { .. }
+        )
+    }
+}

@@ -1,0 +1,379 @@
+//! The messages, and their payloads.
+//!
+//! Control payloads are a version byte and postcard; a newer version may append fields, which are skipped. `Records`
+//! is records as stored, back to back; `Ranges` is a small header and a page's entries as they are.
+
+use bytes::{Bytes, BytesMut};
+use replikv_core::{Cursor, EncodedOps, Epoch, KeyRange, Position, Seq, SourceId, StoreLimits};
+use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
+
+/// What master and slave say to each other.
+#[derive(Debug, Clone, PartialEq)]
+#[non_exhaustive]
+pub enum Message {
+    /// Slave: who it is and where it stands.
+    Hello(Hello),
+    /// Either: prove who you are. Reserved for authentication; opaque.
+    Challenge(Bytes),
+    /// Either: the proof. Opaque.
+    Auth(Bytes),
+    /// Master: how the slave is served.
+    Welcome(Welcome),
+    /// Master: why it is not.
+    Reject(Reject),
+    /// Master: records.
+    Records(Records),
+    /// Slave: how far it is.
+    Ack(Ack),
+    /// Either: a sign of life, with positions.
+    Heartbeat(Heartbeat),
+    /// Slave: fingerprints of ranges. Reserved for comparison; opaque.
+    Compare(Bytes),
+    /// Master: the content of a range.
+    Ranges(Content),
+    /// Either: a question.
+    Request(Request),
+    /// Either: the answer.
+    Response(Response),
+    /// Either: an orderly end.
+    Goodbye(Goodbye),
+}
+
+/// Who a slave is, where it stands, what it can hold and what it wants.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Hello {
+    /// Its name.
+    pub slave: String,
+    /// Drawn when the slave was opened: tells a reconnect from a second slave of that name.
+    pub nonce: u64,
+    /// Its cursor, if it ever followed.
+    pub cursor: Option<Cursor>,
+    /// Whether its store holds data.
+    pub holds_data: bool,
+    /// Points that its history passed through, oldest first; at most 64.
+    pub checkpoints: Vec<Position>,
+    /// What its store can hold.
+    pub limits: StoreLimits,
+    /// The key ranges it wants; empty for all.
+    pub ranges: Vec<KeyRange>,
+    /// The names of the nodes above it, its own first; for relays.
+    pub path: Vec<String>,
+}
+
+/// Where an epoch begins.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct EpochStart {
+    /// The epoch.
+    pub epoch: Epoch,
+    /// Its first record.
+    pub first: Seq,
+}
+
+/// How a slave is served.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Welcome {
+    /// The history.
+    pub source: SourceId,
+    /// Its epochs, oldest first.
+    pub epochs: Vec<EpochStart>,
+    /// The last published record.
+    pub head: Position,
+    /// Records after this one are in the log.
+    pub floor: Position,
+    /// What the slave must be able to hold.
+    pub limits: StoreLimits,
+    /// What the slave is to do.
+    pub mode: Mode,
+    /// How often each side is heard of, at least; milliseconds.
+    pub heartbeat_ms: u32,
+    /// Bytes of records ever published.
+    pub log_bytes: u64,
+    /// Of these, bytes that lie after the slave's position, as far as the master can tell.
+    pub behind_bytes: u64,
+}
+
+/// What a slave is to do.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[non_exhaustive]
+pub enum Mode {
+    /// Go on from its cursor; from the floor, if it has none. An unfinished copy goes on as well.
+    Resume,
+    /// Copy everything; records follow from here on.
+    Copy {
+        /// The position that the stream of records begins after.
+        from: Position,
+    },
+    /// Compare ranges. Reserved.
+    Compare,
+    /// Wait until the master, a relay, has caught up. Reserved.
+    Wait,
+}
+
+/// Why a slave is not served.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Reject {
+    /// The kind.
+    pub code: RejectCode,
+    /// In words.
+    pub words: String,
+    /// Whether the same attempt may succeed later.
+    pub retry: bool,
+}
+
+/// Kinds of refusals.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[non_exhaustive]
+pub enum RejectCode {
+    /// The slave follows another source.
+    ForeignSource,
+    /// The slave's position is not in the master's history.
+    Diverged,
+    /// The slave's position lies after the master's last record.
+    SlaveAhead,
+    /// The slave holds data that came from no master.
+    DataWithoutCursor,
+    /// What the slave missed is no longer in the log; only a comparison could tell what differs.
+    NeedsCompare,
+    /// The slave's store cannot hold what the master accepts.
+    LimitsTooSmall,
+    /// Too many sessions, or the master is not ready.
+    Busy,
+    /// Something was asked for that this version does not do.
+    Unsupported,
+    /// The slave's hello makes no sense.
+    Malformed,
+    /// The master shuts down.
+    Closing,
+    /// Another slave of the same name has connected.
+    DuplicateSlave,
+}
+
+/// Records, back to back.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Records {
+    /// Whole records, in one or more buffers. One when they were received.
+    pub parts: Vec<Bytes>,
+}
+
+/// How far a slave is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Ack {
+    /// The last record that is readable.
+    pub applied: Seq,
+    /// The last record on stable storage.
+    pub durable: Seq,
+    /// Whether its data is a state of the master.
+    pub consistent: bool,
+}
+
+/// A sign of life.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Heartbeat {
+    /// The master's.
+    Source {
+        /// The last published record.
+        head: Position,
+        /// Bytes of records ever published.
+        log_bytes: u64,
+        /// Its wall clock; milliseconds since the Unix epoch.
+        time: u64,
+    },
+    /// The slave's: as [`Ack`].
+    Follower {
+        /// The last record that is readable.
+        applied: Seq,
+        /// The last record on stable storage.
+        durable: Seq,
+        /// Whether its data is a state of the master.
+        consistent: bool,
+    },
+}
+
+/// The content of a range: the slave replaces what it holds there.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Content {
+    /// The keys.
+    pub range: KeyRange,
+    /// The last record that the master had handed to its store when the range had been read.
+    pub read_at: Position,
+    /// The entries, as puts in key order.
+    pub entries: EncodedOps,
+}
+
+/// A question.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Request {
+    /// Repeated in the answer.
+    pub id: u32,
+    /// What is asked.
+    pub body: RequestBody,
+}
+
+/// What can be asked.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[non_exhaustive]
+pub enum RequestBody {
+    /// The status of the node, as JSON.
+    Status,
+}
+
+/// An answer.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Response {
+    /// The id of the question.
+    pub id: u32,
+    /// The answer, or why there is none.
+    pub body: Result<Bytes, String>,
+}
+
+/// An orderly end.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Goodbye {
+    /// The kind.
+    pub reason: GoodbyeReason,
+    /// In words.
+    pub words: String,
+}
+
+/// Kinds of orderly ends.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[non_exhaustive]
+pub enum GoodbyeReason {
+    /// It shuts down.
+    Closing,
+    /// The log was trimmed past the slave. Connect again, and be told what to do.
+    Trimmed,
+    /// A newer connection of the same slave took the place of this one.
+    Replaced,
+    /// It does not accept what the other side offers.
+    Refused,
+}
+
+/// The version of every control payload.
+const PAYLOAD: u8 = 1;
+
+#[derive(Serialize, Deserialize)]
+struct ContentHeader {
+    range: KeyRange,
+    read_at: Position,
+}
+
+impl Message {
+    /// Its name, for errors and logs.
+    pub fn name(&self) -> &'static str {
+        match self {
+            Self::Hello(_) => "hello",
+            Self::Challenge(_) => "challenge",
+            Self::Auth(_) => "auth",
+            Self::Welcome(_) => "welcome",
+            Self::Reject(_) => "reject",
+            Self::Records(_) => "records",
+            Self::Ack(_) => "ack",
+            Self::Heartbeat(_) => "heartbeat",
+            Self::Compare(_) => "compare",
+            Self::Ranges(_) => "ranges",
+            Self::Request(_) => "request",
+            Self::Response(_) => "response",
+            Self::Goodbye(_) => "goodbye",
+        }
+    }
+
+    /// Its kind on the wire.
+    pub(super) fn kind(&self) -> u8 {
+        match self {
+            Self::Hello(_) => 1,
+            Self::Challenge(_) => 2,
+            Self::Auth(_) => 3,
+            Self::Welcome(_) => 4,
+            Self::Reject(_) => 5,
+            Self::Records(_) => KIND_RECORDS,
+            Self::Ack(_) => 7,
+            Self::Heartbeat(_) => 8,
+            Self::Compare(_) => 9,
+            Self::Ranges(_) => KIND_RANGES,
+            Self::Request(_) => 11,
+            Self::Response(_) => 12,
+            Self::Goodbye(_) => 13,
+        }
+    }
+
+    pub(super) fn request_id(&self) -> u32 {
+        match self {
+            Self::Request(Request { id, .. }) | Self::Response(Response { id, .. }) => *id,
+            _ => 0,
+        }
+    }
+
+    /// Its payload, in parts that follow one another.
+    pub(super) fn payload(&self) -> Result<Vec<Bytes>, postcard::Error> {
+        Ok(match self {
+            Self::Hello(hello) => vec![control(hello)?],
+            Self::Welcome(welcome) => vec![control(welcome)?],
+            Self::Reject(reject) => vec![control(reject)?],
+            Self::Ack(ack) => vec![control(ack)?],
+            Self::Heartbeat(heartbeat) => vec![control(heartbeat)?],
+            Self::Goodbye(goodbye) => vec![control(goodbye)?],
+            Self::Request(request) => vec![control(&request.body)?],
+            Self::Response(response) => vec![control(&response.body)?],
+            Self::Challenge(bytes) | Self::Auth(bytes) | Self::Compare(bytes) => vec![bytes.clone()],
+            Self::Records(records) => records.parts.clone(),
+            Self::Ranges(content) => {
+                let header = ContentHeader { range: content.range.clone(), read_at: content.read_at };
+                vec![control(&header)?, content.entries.as_bytes().clone()]
+            }
+        })
+    }
+
+    /// Reads a payload; `Ok(None)` if the kind is not known.
+    pub(super) fn from_payload(kind: u8, request: u32, payload: Bytes) -> Result<Option<Self>, &'static str> {
+        Ok(Some(match kind {
+            1 => Self::Hello(parse(&payload)?),
+            2 => Self::Challenge(payload),
+            3 => Self::Auth(payload),
+            4 => Self::Welcome(parse(&payload)?),
+            5 => Self::Reject(parse(&payload)?),
+            KIND_RECORDS => Self::Records(Records { parts: vec![payload] }),
+            7 => Self::Ack(parse(&payload)?),
+            8 => Self::Heartbeat(parse(&payload)?),
+            9 => Self::Compare(payload),
+            KIND_RANGES => Self::Ranges(content(&payload)?),
+            11 => Self::Request(Request { id: request, body: parse(&payload)? }),
+            12 => Self::Response(Response { id: request, body: parse(&payload)? }),
+            13 => Self::Goodbye(parse(&payload)?),
+            _ => return Ok(None),
+        }))
+    }
+}
+
+const KIND_RECORDS: u8 = 6;
+const KIND_RANGES: u8 = 10;
+
+/// True for kinds whose payload is data: as large as batches are.
+pub(super) fn carries_data(kind: u8) -> bool {
+    // A response carries as much as was asked for.
+    matches!(kind, KIND_RECORDS | KIND_RANGES | 12)
+}
+
+fn control<T: Serialize>(payload: &T) -> Result<Bytes, postcard::Error> {
+    postcard::to_extend(payload, BytesMut::from(&[PAYLOAD][..])).map(BytesMut::freeze)
+}
+
+fn parse<T: DeserializeOwned>(payload: &[u8]) -> Result<T, &'static str> {
+    parse_head(payload).map(|(value, _)| value)
+}
+
+fn parse_head<T: DeserializeOwned>(payload: &[u8]) -> Result<(T, &[u8]), &'static str> {
+    let Some((&version, rest)) = payload.split_first() else { return Err("its payload is empty") };
+    if version < PAYLOAD {
+        return Err("its payload has no version");
+    }
+    let (value, rest) = postcard::take_from_bytes(rest).map_err(|_| "its payload does not decode")?;
+    if version == PAYLOAD || rest.is_empty() { Ok((value, rest)) } else { Ok((value, &[])) }
+}
+
+fn content(payload: &Bytes) -> Result<Content, &'static str> {
+    let (ContentHeader { range, read_at }, rest) = parse_head(payload)?;
+    let entries = EncodedOps::from_bytes(payload.slice_ref(rest)).map_err(|_| "its entries are malformed")?;
+    Ok(Content { range, read_at, entries })
+}

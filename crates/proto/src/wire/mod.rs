@@ -1,0 +1,16 @@
+//! The wire: a preamble, then frames, and the messages in them. docs/protocol.md draws every byte.
+
+mod decoder;
+mod encoder;
+mod frame;
+mod message;
+mod preamble;
+
+pub use decoder::{DecodeError, Decoder, DecoderLimits, Event};
+pub use encoder::{EncodeError, Encoder};
+pub use frame::{FRAME_HEADER_LEN, MAX_FRAME_LEN};
+pub use message::{
+    Ack, Content, EpochStart, Goodbye, GoodbyeReason, Heartbeat, Hello, Message, Mode, Records, Reject, RejectCode,
+    Request, RequestBody, Response, Welcome,
+};
+pub use preamble::{PREAMBLE_LEN, Preamble, VERSION};
