@@ -1,1 +1,153 @@
-//! An ordered map in memory as a replikv store.
+//! [`MemoryStore`]: an ordered map in memory as a replikv store.
+//!
+//! For tests, for caches that are rebuilt at each start, and as the model that other stores are compared with.
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
+
+use async_trait::async_trait;
+use bytes::Bytes;
+use replikv_core::{
+    Durability, KeyRange, Keyspace, Op, Page, PageBuilder, ReplicaStore, ScanOptions, StoreError, StoreLimits, WriteSet,
+};
+
+/// An ordered map in memory.
+///
+/// Clones share one map. A write set is applied under a write lock, and a page is taken under a read lock, so that
+/// every page is of one instant. Nothing survives the process; [`Durability::Synced`] promises no more than
+/// `Buffered` here. A closed store refuses everything until it is reopened, and then holds what it held.
+#[derive(Debug, Clone, Default)]
+pub struct MemoryStore {
+    shared: Arc<RwLock<Maps>>,
+}
+
+type Map = BTreeMap<Bytes, Bytes>;
+
+#[derive(Debug, Default)]
+struct Maps {
+    maps: [Map; 3],
+    closed: bool,
+}
+
+/// What fits: more than memory holds, so that a slave in memory can follow any master.
+const LIMITS: StoreLimits = StoreLimits { max_key: 1 << 30, max_value: 1 << 40, max_batch: 1 << 40 };
+
+impl MemoryStore {
+    /// An empty store.
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    fn read(&self) -> Result<RwLockReadGuard<'_, Maps>, StoreError> {
+        // Nothing that runs under the lock can panic half way; a poisoned lock guards whole write sets.
+        let maps = self.shared.read().unwrap_or_else(PoisonError::into_inner);
+        if maps.closed { Err(StoreError::Closed) } else { Ok(maps) }
+    }
+
+    fn write(&self) -> RwLockWriteGuard<'_, Maps> {
+        self.shared.write().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn apply_now(&self, writes: &WriteSet) -> Result<(), StoreError> {
+        writes.check(&LIMITS)?;
+        let mut maps = self.write();
+        if maps.closed {
+            return Err(StoreError::Closed);
+        }
+        for required in writes.preconditions() {
+            if map_of(&maps.maps, Keyspace::Meta).get(&required.key) != required.value.as_ref() {
+                return Err(StoreError::HeadMoved);
+            }
+        }
+        for (keyspace, op) in writes.ops() {
+            change(&mut maps.maps[index(keyspace)], op);
+        }
+        Ok(())
+    }
+}
+
+fn index(keyspace: Keyspace) -> usize {
+    match keyspace {
+        Keyspace::Data => 0,
+        Keyspace::Log => 1,
+        Keyspace::Meta => 2,
+    }
+}
+
+fn map_of(maps: &[Map; 3], keyspace: Keyspace) -> &Map {
+    &maps[index(keyspace)]
+}
+
+// Keys and values are copied: a value that pinned the buffer it came in would pin its whole batch.
+fn change(map: &mut Map, op: Op<'_>) {
+    match op {
+        Op::Put { key, value } => drop(map.insert(Bytes::copy_from_slice(key), Bytes::copy_from_slice(value))),
+        Op::Delete { key } => drop(map.remove(key)),
+        Op::DeleteRange { start, end } => {
+            let range = KeyRange::new(Bytes::copy_from_slice(start), end.map(Bytes::copy_from_slice));
+            if range.is_empty() {
+                return;
+            }
+            let mut above = map.split_off(range.start());
+            if let Some(end) = range.end() {
+                map.append(&mut above.split_off(end));
+            }
+        }
+    }
+}
+
+fn page(map: &Map, range: &KeyRange, options: ScanOptions) -> Page {
+    let mut page = PageBuilder::new(range.clone(), options);
+    if range.is_empty() {
+        return page.finish();
+    }
+    let entries = match range.end() {
+        Some(end) => map.range(range.start().clone()..end.clone()),
+        None => map.range(range.start().clone()..),
+    };
+    let mut push = |(key, value): (&Bytes, &Bytes)| page.push(key, value).is_full();
+    let _ = if options.reverse { entries.rev().any(&mut push) } else { { entries }.any(&mut push) };
+    page.finish()
+}
+
+fn check_key(key: &[u8]) -> Result<(), StoreError> {
+    match key.len() {
+        0 => Err(StoreError::KeyEmpty),
+        len if len > LIMITS.max_key => Err(StoreError::KeyTooLong { len, max: LIMITS.max_key }),
+        _ => Ok(()),
+    }
+}
+
+#[async_trait]
+impl ReplicaStore for MemoryStore {
+    async fn apply(&self, writes: WriteSet, _durability: Durability) -> Result<(), StoreError> {
+        self.apply_now(&writes)
+    }
+
+    async fn get(&self, keyspace: Keyspace, key: &[u8]) -> Result<Option<Bytes>, StoreError> {
+        check_key(key)?;
+        Ok(map_of(&self.read()?.maps, keyspace).get(key).cloned())
+    }
+
+    async fn scan(&self, keyspace: Keyspace, range: KeyRange, options: ScanOptions) -> Result<Page, StoreError> {
+        Ok(page(map_of(&self.read()?.maps, keyspace), &range, options))
+    }
+
+    async fn sync(&self) -> Result<(), StoreError> {
+        self.read().map(drop)
+    }
+
+    async fn reopen(&self) -> Result<(), StoreError> {
+        self.write().closed = false;
+        Ok(())
+    }
+
+    async fn close(&self) -> Result<(), StoreError> {
+        self.write().closed = true;
+        Ok(())
+    }
+
+    fn limits(&self) -> StoreLimits {
+        LIMITS
+    }
+}
