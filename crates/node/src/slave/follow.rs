@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use replikv_core::{Keyspace, ReplicaStore, ReplicaStoreExt, StoreError};
-use replikv_proto::{Applier, DecoderLimits, SlaveAction, SlaveSession, SlaveSessionConfig, layout};
+use replikv_proto::{Applier, DecoderLimits, SlaveAction, SlaveSession, SlaveSessionConfig};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::task::JoinHandle;
 use tokio::time::{sleep_until, timeout};
@@ -11,6 +11,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::apply::{ApplyTask, Item, Queue};
 use super::{Ending, FollowError, Slave};
+use crate::stored;
 use crate::transport::{Connection, Driven};
 
 /// How many of the slave's checkpoints travel in its hello.
@@ -91,7 +92,7 @@ impl<S: ReplicaStore> Slave<S> {
             nonce: inner.nonce,
             cursor,
             holds_data,
-            checkpoints: layout::read_checkpoints(&inner.store, CHECKPOINTS).await?,
+            checkpoints: stored::checkpoint_positions(&inner.store, CHECKPOINTS).await?,
             limits: inner.store.limits(),
             handshake_timeout: inner.config.handshake_timeout,
         })

@@ -16,17 +16,17 @@ use bytes::Bytes;
 use replikv_core::{
     Cursor, DataReader, KeyRange, Keyspace, Page, ReplicaStore, ReplicaStoreExt, ScanOptions, StoreError, meta,
 };
-use replikv_proto::layout::{self, Identity, Role};
+use replikv_proto::layout::{Identity, Role};
 use tokio::sync::{Mutex, watch};
 use tokio_util::sync::CancellationToken;
 
 pub use self::config::SlaveConfig;
 pub use self::error::{Ending, FollowError, WaitError};
+use self::status::Tracker;
 pub use self::status::{Lag, SlaveProgress, SlaveState, SlaveStatus};
 pub use self::wait::WaitFor;
-use self::status::Tracker;
-use crate::OpenError;
 use crate::clock::Clock;
+use crate::{OpenError, stored};
 
 /// A copy of a master's data that follows the master's writes.
 ///
@@ -70,7 +70,7 @@ impl<S: ReplicaStore> Slave<S> {
     /// name: one store has one lineage. A store with data that came from no master opens, and is refused when it
     /// follows; nothing is written to it.
     pub async fn open(store: S, config: SlaveConfig) -> Result<Self, OpenError> {
-        let identity = layout::read_identity(&store).await?;
+        let identity = stored::read(&store, Identity::KEY).await?;
         if let Some(Identity { role: Role::Master, .. }) = identity {
             return Err(OpenError::Role { found: Role::Master, wanted: Role::Slave });
         }
@@ -83,7 +83,7 @@ impl<S: ReplicaStore> Slave<S> {
         }
         let cursor = store.cursor(&config.link).await?;
         if identity.is_none() && (cursor.is_some() || store.is_keyspace_empty(Keyspace::Data).await?) {
-            layout::write_identity(&store, &Identity::slave()).await?;
+            stored::write_identity(&store, &Identity::slave()).await?;
         }
         let nonce = getrandom::u64().map_err(|error| OpenError::Random { reason: error.to_string() })?;
         let clock = Clock::new();

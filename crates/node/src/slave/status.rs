@@ -119,10 +119,8 @@ impl Tracker {
             consistent: cursor.is_some_and(Cursor::is_consistent),
             ..SlaveProgress::default()
         };
-        let facts = Facts {
-            trouble: Some((HealthState::Disconnected, "not connected yet".into())),
-            ..Facts::default()
-        };
+        let facts =
+            Facts { trouble: Some((HealthState::Disconnected, "not connected yet".into())), ..Facts::default() };
         Self {
             name: config.name.clone(),
             stale_after: config.stale_after,

@@ -1,7 +1,7 @@
 //! Waiting until a write is here.
 
-use replikv_core::{Seq, Token};
 use replikv_core::ReplicaStore;
+use replikv_core::{Seq, Token};
 
 use super::{Slave, SlaveProgress, WaitError};
 

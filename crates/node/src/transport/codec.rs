@@ -48,7 +48,7 @@ impl codec::Decoder for Codec {
         loop {
             match self.decoder.decode(input)? {
                 None => return Ok(None),
-                Some(Event::Message(message)) => return Ok(Some(message)),
+                Some(Event::Message(message)) => return Ok(Some(*message)),
                 Some(_) => {}
             }
         }

@@ -7,4 +7,5 @@ mod codec;
 mod connection;
 
 pub use codec::Codec;
-pub(crate) use connection::{Connection, ConnectionError};
+pub use connection::ConnectionError;
+pub(crate) use connection::{Connection, Driven};

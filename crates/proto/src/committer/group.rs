@@ -54,6 +54,9 @@ pub(super) struct Building<T> {
     seen: usize,
 }
 
+/// Whom to tell that a group could not be made, and why.
+type Spoiled<T> = (Vec<(T, Answer)>, StoreError);
+
 impl<T> Building<T> {
     pub(super) fn new(head: Head, now: Now, uptime_ms: u64) -> Self {
         Self {
@@ -125,7 +128,7 @@ impl<T> Building<T> {
         self.decide(Answer::Committed(position));
     }
 
-    pub(super) fn finish(self, before: Head) -> Result<CommitGroup<T>, (Vec<(T, Answer)>, StoreError)> {
+    pub(super) fn finish(self, before: Head) -> Result<CommitGroup<T>, Spoiled<T>> {
         let log = self.log.freeze();
         match Self::writes(&before, &self.head, &log, &self.bodies, &self.checkpoints) {
             Ok(writes) => {

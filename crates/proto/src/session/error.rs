@@ -45,7 +45,8 @@ pub struct Refusal {
 }
 
 impl Refusal {
-    pub(crate) fn new(code: RejectCode, words: impl Into<String>) -> Self {
+    /// A refusal that trying again does not help.
+    pub fn new(code: RejectCode, words: impl Into<String>) -> Self {
         Self { code, words: words.into(), retry: false }
     }
 }

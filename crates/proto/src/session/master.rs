@@ -114,7 +114,7 @@ enum State {
     AwaitHello { deadline: Duration },
     Locating(Box<Hello>),
     Measuring(Box<Hello>),
-    Streaming(Stream),
+    Streaming(Box<Stream>),
     Closed,
 }
 
@@ -185,7 +185,7 @@ impl MasterSession {
     /// Where the positions asked for lie, in the order of the question.
     pub fn handle_located(&mut self, located: &[Located]) {
         match std::mem::replace(&mut self.state, State::Closed) {
-            State::Locating(hello) => self.decide_by_history(*hello, located),
+            State::Locating(hello) => self.decide_by_history(&hello, located),
             State::Streaming(mut stream) => {
                 if let Pending::Verifying(content) = std::mem::replace(&mut stream.pending, Pending::Nothing) {
                     if located == [Located::Held] {
@@ -287,6 +287,11 @@ impl MasterSession {
         self.queue.pop_front()
     }
 
+    /// True if [`poll_action`](Self::poll_action) has something queued already.
+    pub fn has_action(&self) -> bool {
+        !self.queue.is_empty()
+    }
+
     /// Answers a question.
     pub fn respond(&mut self, response: Response) {
         self.queue.push_back(MasterAction::Send(Message::Response(response)));
@@ -361,7 +366,7 @@ impl MasterSession {
         }
     }
 
-    fn decide_by_history(&mut self, hello: Hello, located: &[Located]) {
+    fn decide_by_history(&mut self, hello: &Hello, located: &[Located]) {
         let Some(cursor) = hello.cursor.clone() else { return };
         let position = cursor.position;
         if located.contains(&Located::Mismatch) {
@@ -378,10 +383,10 @@ impl MasterSession {
             );
             self.refuse(Refusal::new(RejectCode::SlaveAhead, words));
         } else if located.iter().all(|place| *place == Located::Held) {
-            self.start(&hello, Mode::Resume, position, cursor.coverage);
+            self.start(hello, Mode::Resume, position, cursor.coverage);
         } else if !cursor.coverage.is_complete() {
             // A copy that was never finished is no state that anybody relies on: it begins again.
-            self.start_copy(&hello);
+            self.start_copy(hello);
         } else {
             let words = format!(
                 "the slave stands at seq {}, the log begins after seq {}: what lies between is gone; copy the slave \
@@ -412,8 +417,13 @@ impl MasterSession {
         self.queue.push_back(MasterAction::Joined { slave: hello.slave.clone(), nonce: hello.nonce });
         self.queue.push_back(MasterAction::Send(Message::Welcome(welcome)));
         let acked = Progress::default();
-        self.state =
-            State::Streaming(Stream { sent: from, copy, pending: Pending::Nothing, records_next: false, acked });
+        self.state = State::Streaming(Box::new(Stream {
+            sent: from,
+            copy,
+            pending: Pending::Nothing,
+            records_next: false,
+            acked,
+        }));
     }
 
     fn advance(&mut self, stream: &mut Stream) {

@@ -39,7 +39,7 @@ pub enum Event {
         version: u16,
     },
     /// A whole message.
-    Message(Message),
+    Message(Box<Message>),
 }
 
 /// Turns bytes into messages. The same bytes give the same messages, however they are cut.
@@ -94,7 +94,7 @@ impl Decoder {
             input.advance(FRAME_HEADER_LEN);
             let payload = input.split_to(len);
             if let Some(message) = self.assemble(&frame, payload)? {
-                return Ok(Some(Event::Message(message)));
+                return Ok(Some(Event::Message(Box::new(message))));
             }
         }
     }

@@ -1,0 +1,56 @@
+//! Why a store cannot be opened as a master or a slave.
+
+use replikv_core::StoreError;
+use replikv_proto::layout::Role;
+
+/// Why a store cannot be opened as a master or a slave.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum OpenError {
+    /// The store has the other role.
+    #[error("the store is a {found}'s, it cannot be opened as a {wanted}")]
+    Role {
+        /// What the store is.
+        found: Role,
+        /// What it was opened as.
+        wanted: Role,
+    },
+    /// The store follows under another link: one store has one lineage.
+    #[error("the store follows under link {other}, it cannot follow under {wanted} as well")]
+    OtherLink {
+        /// The link that is there.
+        other: String,
+        /// The link that was asked for.
+        wanted: String,
+    },
+    /// The store cannot hold what the configuration accepts.
+    #[error("the store is too small for a master: {reason}")]
+    Limits {
+        /// What does not fit.
+        reason: String,
+    },
+    /// The system gives no random numbers, and an identity must not be guessed.
+    #[error("no random numbers: {reason}")]
+    Random {
+        /// What the system said.
+        reason: String,
+    },
+    /// The store failed.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+}
+
+/// An error and its causes in one line.
+pub(crate) fn error_chain(error: &dyn std::error::Error) -> String {
+    let mut words = error.to_string();
+    let mut source = error.source();
+    while let Some(cause) = source {
+        let cause_words = cause.to_string();
+        if !words.ends_with(&cause_words) {
+            words.push_str(": ");
+            words.push_str(&cause_words);
+        }
+        source = cause.source();
+    }
+    words
+}

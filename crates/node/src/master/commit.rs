@@ -1,0 +1,358 @@
+//! The task that commits: the committer decides, this loop executes.
+
+use std::sync::{Arc, PoisonError};
+use std::time::Duration;
+
+use bytes::Bytes;
+use replikv_core::{Durability, KeyRange, Keyspace, Outcome, ReplicaStore, Seq, StoreError, WriteSet};
+use replikv_proto::layout::{Floor, Head, Stored};
+use replikv_proto::{Answer, CommitGroup, Committer, Intent, LogEntry, Step};
+use tokio::sync::{OwnedSemaphorePermit, mpsc, oneshot};
+use tokio::time::{Instant, sleep, sleep_until};
+
+use super::Inner;
+use super::config::Commit;
+use super::status::Trouble;
+use crate::stored;
+
+/// Whom to answer. The permit keeps the intent's bytes counted until then.
+#[derive(Debug)]
+pub(super) struct Ticket {
+    pub(super) answer: oneshot::Sender<Answer>,
+    pub(super) _permit: OwnedSemaphorePermit,
+}
+
+pub(super) type Queued = Intent<Ticket>;
+
+/// Commits one master's groups, one after the other.
+#[derive(Debug)]
+pub(super) struct CommitTask<S> {
+    inner: Arc<Inner<S>>,
+    committer: Committer<Ticket>,
+    intents: mpsc::UnboundedReceiver<Queued>,
+    floor: Floor,
+    uptime_before: u64,
+    /// Committed, not synced yet, and therefore not published.
+    unsynced: Vec<LogEntry>,
+    sync_at: Option<Instant>,
+    trim_at: Instant,
+}
+
+const ATTEMPTS: u32 = 6;
+const TRIM_EVERY: Duration = Duration::from_secs(1);
+const REOPEN_EVERY: Duration = Duration::from_millis(500);
+
+impl<S: ReplicaStore> CommitTask<S> {
+    pub(super) fn new(
+        inner: Arc<Inner<S>>,
+        committer: Committer<Ticket>,
+        intents: mpsc::UnboundedReceiver<Queued>,
+        floor: Floor,
+    ) -> Self {
+        let uptime_before = committer.head().uptime_ms;
+        let (unsynced, sync_at, trim_at) = (Vec::new(), None, Instant::now());
+        Self { inner, committer, intents, floor, uptime_before, unsynced, sync_at, trim_at }
+    }
+
+    pub(super) async fn run(mut self) {
+        let mut open = true;
+        loop {
+            while let Ok(intent) = self.intents.try_recv() {
+                self.committer.push(intent);
+            }
+            match self.committer.step(self.inner.clock.now(), self.uptime()) {
+                Step::Fetch(keys) => self.fetch(keys).await,
+                Step::Commit(group) => self.commit(*group).await,
+                Step::Answer(answers) => answer(answers),
+                Step::Idle if !open => break,
+                Step::Idle => open = self.wait().await,
+            }
+            if self.sync_at.is_some_and(|at| Instant::now() >= at) {
+                self.sync().await;
+            }
+            if Instant::now() >= self.trim_at {
+                self.trim().await;
+            }
+        }
+        self.sync().await;
+    }
+
+    fn uptime(&self) -> u64 {
+        let running = self.inner.clock.now().monotonic.as_millis();
+        self.uptime_before.saturating_add(u64::try_from(running).unwrap_or(u64::MAX))
+    }
+
+    // False once nobody can write any more.
+    async fn wait(&mut self) -> bool {
+        let wake_at = self.sync_at.map_or(self.trim_at, |at| at.min(self.trim_at));
+        let inner = self.inner.clone();
+        tokio::select! {
+            biased;
+            intent = self.intents.recv() => match intent {
+                Some(intent) => {
+                    self.committer.push(intent);
+                    true
+                }
+                None => false,
+            },
+            () = inner.closing.cancelled() => {
+                // What was sent before is still in the channel, and is committed.
+                self.intents.close();
+                while let Ok(intent) = self.intents.try_recv() {
+                    self.committer.push(intent);
+                }
+                false
+            }
+            () = inner.wake.notified() => {
+                self.trim_at = Instant::now();
+                true
+            }
+            () = sleep_until(wake_at) => true,
+        }
+    }
+
+    async fn fetch(&mut self, keys: Vec<Bytes>) {
+        let mut values = Vec::with_capacity(keys.len());
+        for key in keys {
+            match self.inner.store.get(Keyspace::Data, &key).await {
+                Ok(value) => values.push((key, value)),
+                // Such a key cannot be there; the batch that asks for it is refused for it.
+                Err(StoreError::KeyEmpty | StoreError::KeyTooLong { .. }) => values.push((key, None)),
+                Err(error) => return answer(self.committer.fetch_failed(&error)),
+            }
+        }
+        self.committer.fetched(values);
+    }
+
+    async fn commit(&mut self, group: CommitGroup<Ticket>) {
+        let handed = group.head.position;
+        // Before the store sees it: a page that is read from now on may show it.
+        self.inner.change_view(|view| view.handed = handed);
+        let durability = match self.inner.config.commit {
+            Commit::Synced => Durability::Synced,
+            Commit::Buffered { .. } => Durability::Buffered,
+        };
+        match apply(&self.inner, &group.writes, durability).await {
+            Ok(()) => {
+                self.committer.committed(&group);
+                self.inner.trouble.store(Arc::default());
+                let CommitGroup { entries, checkpoints, answers, .. } = group;
+                self.inner.with_checkpoints(|kept| kept.extend(checkpoints));
+                self.inner.counters.committed(entries.len());
+                self.committed(entries, durability);
+                answer(answers);
+            }
+            Err(error) if error.outcome() == Outcome::Unknown => self.settle(group, &error).await,
+            Err(error) => {
+                self.committer.failed(&error);
+                let head = self.committer.handed();
+                self.inner.change_view(|view| view.handed = head);
+                self.inner.trouble.store(Arc::new(Trouble::from_commit(&error)));
+                let fenced = matches!(error, StoreError::HeadMoved);
+                let outcome = if fenced { Answer::Fenced } else { Answer::Failed(error) };
+                answer(group.answers.into_iter().map(|(ticket, decided)| (ticket, after_failure(decided, &outcome))));
+            }
+        }
+    }
+
+    fn committed(&mut self, entries: Vec<LogEntry>, durability: Durability) {
+        match self.inner.config.commit {
+            Commit::Buffered { sync_every } if durability == Durability::Buffered => {
+                self.sync_at.get_or_insert_with(|| Instant::now() + sync_every);
+                if self.inner.config.ship_unsynced {
+                    self.publish(entries);
+                } else {
+                    self.unsynced.extend(entries);
+                }
+            }
+            _ => self.publish(entries),
+        }
+    }
+
+    // The writers are told that nobody knows. Then the store is opened anew, and what it holds is the truth.
+    async fn settle(&mut self, group: CommitGroup<Ticket>, error: &StoreError) {
+        tracing::warn!(error = %crate::error_chain(error), "the outcome of a commit is unknown; opening the store anew");
+        self.inner.trouble.store(Arc::new(Trouble::from_commit(error)));
+        let CommitGroup { writes, head, entries, checkpoints, answers } = group;
+        answer(answers.into_iter().map(|(ticket, decided)| (ticket, after_failure(decided, &Answer::OutcomeUnknown))));
+        let Some(found) = reopen(&self.inner).await else {
+            // Shut down before the store came back; the next open finds the truth.
+            return answer_step(self.committer.answer_all(&Answer::OutcomeUnknown));
+        };
+        let group = CommitGroup { writes, head, entries, checkpoints, answers: Vec::new() };
+        self.committer.settled(&group, found);
+        let handed = self.committer.handed();
+        self.inner.change_view(|view| view.handed = handed);
+        if self.committer.is_fenced() {
+            self.inner.trouble.store(Arc::new(Trouble::from_commit(&StoreError::HeadMoved)));
+            return;
+        }
+        self.inner.trouble.store(Arc::default());
+        if found.position == group.head.position {
+            self.inner.with_checkpoints(|kept| kept.extend(group.checkpoints));
+            self.inner.counters.committed(group.entries.len());
+            self.unsynced.extend(group.entries);
+        }
+        self.sync().await;
+    }
+
+    async fn sync(&mut self) {
+        if self.sync_at.take().is_none() && self.unsynced.is_empty() {
+            return;
+        }
+        match self.inner.store.sync().await {
+            Ok(()) => {
+                let entries = std::mem::take(&mut self.unsynced);
+                self.publish(entries);
+            }
+            Err(error) => {
+                tracing::error!(error = %crate::error_chain(&error), "a sync failed; opening the store anew");
+                self.inner.trouble.store(Arc::new(Trouble::from_commit(&error)));
+                // A head that went back would be noticed by the fence of the next group.
+                if reopen(&self.inner).await.is_some() {
+                    self.sync_at = Some(Instant::now() + REOPEN_EVERY);
+                }
+            }
+        }
+    }
+
+    fn publish(&self, entries: Vec<LogEntry>) {
+        let Some(last) = entries.last() else { return };
+        let (position, log_bytes) = (last.position, last.log_bytes);
+        self.inner.with_ring(|ring| entries.into_iter().for_each(|entry| ring.push(entry)));
+        let floor_bytes = self.floor.log_bytes;
+        self.inner.change_view(|view| {
+            view.published = position;
+            view.log_bytes = log_bytes;
+            view.retained_bytes = log_bytes.saturating_sub(floor_bytes);
+        });
+    }
+
+    // One bounded step, then writers get their turn.
+    async fn trim(&mut self) {
+        self.trim_at = Instant::now() + TRIM_EVERY;
+        let damaged = self.inner.damaged.lock().unwrap_or_else(PoisonError::into_inner).take();
+        if let Some(seq) = damaged {
+            return self.cut(seq).await;
+        }
+        let published = self.inner.seen.load().published;
+        let head = Head { uptime_ms: self.uptime(), position: published, ..self.committer.head() };
+        let floor = self.floor.position.seq;
+        let above = self.inner.with_checkpoints(|checkpoints| {
+            checkpoints.iter().filter(|checkpoint| checkpoint.position.seq > floor).take(1).copied().collect::<Vec<_>>()
+        });
+        let held = self.inner.sessions.slowest();
+        match self.inner.config.retention.step(&self.floor, &head, &above, held) {
+            Ok(Some(trim)) => {
+                if self.move_floor(trim.floor, trim.writes).await {
+                    // There may be more to do.
+                    self.trim_at = Instant::now();
+                }
+            }
+            Ok(None) => {}
+            Err(error) => tracing::error!(error = %crate::error_chain(&error), "trimming is not possible"),
+        }
+    }
+
+    // The log begins after a damaged record: at the next point whose digest is known.
+    async fn cut(&mut self, damaged: Seq) {
+        if damaged <= self.floor.position.seq {
+            return;
+        }
+        let head = self.committer.head();
+        let next = self.inner.with_checkpoints(|checkpoints| {
+            checkpoints.iter().find(|checkpoint| checkpoint.position.seq >= damaged).copied()
+        });
+        let floor = next.map_or(Floor { position: head.position, log_bytes: head.log_bytes }, |next| Floor {
+            position: next.position,
+            log_bytes: next.log_bytes,
+        });
+        let mut writes = WriteSet::builder();
+        writes.require(Floor::KEY, Some(self.floor.to_bytes()));
+        writes.delete_range(Keyspace::Log, &KeyRange::from_bounds(..=floor.position.seq.to_key()));
+        match writes.put(Keyspace::Meta, Floor::KEY, floor.to_bytes()) {
+            Ok(writes) => {
+                let writes = writes.build();
+                self.move_floor(floor, writes).await;
+            }
+            Err(error) => tracing::error!(error = %crate::error_chain(&error), "cutting the log is not possible"),
+        }
+    }
+
+    async fn move_floor(&mut self, floor: Floor, writes: WriteSet) -> bool {
+        // Told before it is done: nobody is sent to records that are about to go.
+        self.inner.change_view(|view| {
+            view.floor = floor.position;
+            view.retained_bytes = view.log_bytes.saturating_sub(floor.log_bytes);
+        });
+        match apply(&self.inner, &writes, Durability::Buffered).await {
+            Ok(()) => {
+                self.floor = floor;
+                true
+            }
+            Err(error) => {
+                tracing::warn!(error = %crate::error_chain(&error), "the log could not be trimmed");
+                if error.outcome() == Outcome::Unknown && reopen(&self.inner).await.is_some() {
+                    match stored::require(&self.inner.store, Floor::KEY).await {
+                        Ok(found) => self.floor = found,
+                        Err(error) => {
+                            tracing::error!(error = %crate::error_chain(&error), "the floor cannot be read");
+                        }
+                    }
+                }
+                false
+            }
+        }
+    }
+}
+
+async fn apply<S: ReplicaStore>(inner: &Inner<S>, writes: &WriteSet, durability: Durability) -> Result<(), StoreError> {
+    let mut attempt = 0;
+    loop {
+        match inner.store.apply(writes.clone(), durability).await {
+            Err(error) if error.is_retryable() && attempt < ATTEMPTS => {
+                sleep(Duration::from_millis(10 << attempt)).await;
+                attempt += 1;
+            }
+            result => return result,
+        }
+    }
+}
+
+async fn reopen<S: ReplicaStore>(inner: &Inner<S>) -> Option<Head> {
+    loop {
+        match inner.store.reopen().await {
+            Ok(()) => match stored::require(&inner.store, Head::KEY).await {
+                Ok(head) => return Some(head),
+                Err(error) => tracing::error!(error = %crate::error_chain(&error), "the head cannot be read"),
+            },
+            Err(error) => tracing::error!(error = %crate::error_chain(&error), "the store cannot be opened again"),
+        }
+        tokio::select! {
+            biased;
+            () = inner.closing.cancelled() => return None,
+            () = sleep(REOPEN_EVERY) => {}
+        }
+    }
+}
+
+// What was refused is refused; what would have been committed, or had seen what was not, shares the group's fate.
+fn after_failure(decided: Answer, outcome: &Answer) -> Answer {
+    match decided {
+        Answer::Failed(error) => Answer::Failed(error),
+        _ => outcome.clone(),
+    }
+}
+
+fn answer(answers: impl IntoIterator<Item = (Ticket, Answer)>) {
+    for (ticket, decided) in answers {
+        // Whoever dropped the write does not want to know.
+        drop(ticket.answer.send(decided));
+    }
+}
+
+fn answer_step(step: Step<Ticket>) {
+    if let Step::Answer(answers) = step {
+        answer(answers);
+    }
+}

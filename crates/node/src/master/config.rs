@@ -1,0 +1,149 @@
+//! How a master behaves.
+
+use std::time::Duration;
+
+use replikv_core::StoreLimits;
+use replikv_proto::Retention;
+
+/// When a record is published: sent to slaves, and seen by subscribers.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Commit {
+    /// Every group is on stable storage before anybody hears of it. The default, because group commit makes it cheap.
+    Synced,
+    /// Writers are answered once their group is readable; the store is synced every so often, and only then are
+    /// records published. Power loss takes what was written since, from the master alone: no slave has seen it.
+    Buffered {
+        /// The longest that a written record waits to be published.
+        sync_every: Duration,
+    },
+}
+
+/// The settings of a [`Master`](super::Master). Each has a default.
+#[derive(Debug, Clone)]
+pub struct MasterConfig {
+    pub(crate) commit: Commit,
+    pub(crate) ship_unsynced: bool,
+    pub(crate) limits: StoreLimits,
+    pub(crate) group_bytes: usize,
+    pub(crate) queue_bytes: usize,
+    pub(crate) ring_bytes: usize,
+    pub(crate) retention: Retention,
+    pub(crate) heartbeat: Duration,
+    pub(crate) handshake_timeout: Duration,
+    pub(crate) max_sessions: usize,
+    pub(crate) chunk: usize,
+    pub(crate) log_readers: usize,
+}
+
+impl Default for MasterConfig {
+    fn default() -> Self {
+        Self {
+            commit: Commit::Synced,
+            ship_unsynced: false,
+            limits: StoreLimits { max_key: 511, max_value: 32 << 20, max_batch: 64 << 20 },
+            group_bytes: 8 << 20,
+            queue_bytes: 64 << 20,
+            ring_bytes: 64 << 20,
+            retention: Retention { max_bytes: 1 << 30, max_age_ms: None, hold_back_bytes: 4 << 30 },
+            heartbeat: Duration::from_secs(2),
+            handshake_timeout: Duration::from_secs(10),
+            max_sessions: 1024,
+            chunk: 256 << 10,
+            log_readers: 4,
+        }
+    }
+}
+
+impl MasterConfig {
+    /// When records are durable, and published. Default: [`Commit::Synced`].
+    #[must_use]
+    pub fn commit(mut self, commit: Commit) -> Self {
+        self.commit = commit;
+        self
+    }
+
+    /// Publishes records before they are synced. Default: no.
+    ///
+    /// # Hazard
+    /// After power loss a slave may hold records that the master has lost. It is refused then as ahead of its master,
+    /// and must be copied anew. For masters whose store is rebuilt anyway.
+    #[must_use]
+    pub fn ship_unsynced(mut self, ship: bool) -> Self {
+        self.ship_unsynced = ship;
+        self
+    }
+
+    /// The longest key, value and batch that are accepted, in bytes. Default: 511 bytes, 32 MiB, 64 MiB, or less if
+    /// the store holds less. A slave whose store cannot hold as much is refused: raise them only if every slave can.
+    #[must_use]
+    pub fn limits(mut self, limits: StoreLimits) -> Self {
+        self.limits = limits;
+        self
+    }
+
+    /// How many bytes go into one store transaction when many writers wait. Default: 8 MiB.
+    #[must_use]
+    pub fn group_bytes(mut self, bytes: usize) -> Self {
+        self.group_bytes = bytes.max(1);
+        self
+    }
+
+    /// How many bytes of batches may wait for the store before writers are held up. Default: 64 MiB.
+    #[must_use]
+    pub fn queue_bytes(mut self, bytes: usize) -> Self {
+        self.queue_bytes = bytes.max(1);
+        self
+    }
+
+    /// How many bytes of recent records are kept in memory for slaves that are close. Default: 64 MiB. Slaves that
+    /// are further behind are served from the stored log.
+    #[must_use]
+    pub fn ring_bytes(mut self, bytes: usize) -> Self {
+        self.ring_bytes = bytes;
+        self
+    }
+
+    /// How much of the log is kept on disk. Default: 1 GiB, whatever its age; slaves that are being served hold back
+    /// up to 4 GiB.
+    #[must_use]
+    pub fn retention(mut self, retention: Retention) -> Self {
+        self.retention = retention;
+        self
+    }
+
+    /// How often a connection says something, at least. Default: 2 seconds. After four of silence it is given up.
+    #[must_use]
+    pub fn heartbeat(mut self, interval: Duration) -> Self {
+        self.heartbeat = interval.max(Duration::from_millis(1));
+        self
+    }
+
+    /// How long a connection may take until it says who it is. Default: 10 seconds.
+    #[must_use]
+    pub fn handshake_timeout(mut self, timeout: Duration) -> Self {
+        self.handshake_timeout = timeout;
+        self
+    }
+
+    /// How many connections are served at once. Default: 1,024. More are told to come back later.
+    #[must_use]
+    pub fn max_sessions(mut self, sessions: usize) -> Self {
+        self.max_sessions = sessions;
+        self
+    }
+
+    /// What one message of records or one page of content aims for, in bytes. Default: 256 KiB.
+    #[must_use]
+    pub fn chunk_bytes(mut self, bytes: usize) -> Self {
+        self.chunk = bytes.max(1);
+        self
+    }
+
+    /// How many slaves may read the stored log at the same time. Default: 4.
+    #[must_use]
+    pub fn log_readers(mut self, readers: usize) -> Self {
+        self.log_readers = readers.max(1);
+        self
+    }
+}

@@ -1,0 +1,152 @@
+//! Reading the log: from the ring, or else from the store, and only what its digests vouch for.
+
+use std::sync::PoisonError;
+
+use bytes::Bytes;
+use replikv_core::{KeyRange, Keyspace, Position, ReplicaStore, ReplicaStoreExt, ScanOptions, Seq, StoreError};
+use replikv_proto::{Located, LogAnswer, Record, RecordError};
+
+use super::Inner;
+
+/// A stored record that is not what it should be.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum LogError {
+    /// The record is damaged.
+    #[error("record {seq} of the log")]
+    Record {
+        /// Its number, by its key.
+        seq: Seq,
+        /// What is wrong with it.
+        source: RecordError,
+    },
+    /// The store failed.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+}
+
+/// Reads up to `limit` records after `after` from the log of a store, in order. For inspection: each record is checked
+/// against its own hash, not against the chain.
+///
+/// # Errors
+/// [`LogError`].
+pub async fn read_log<S: ReplicaStore>(store: &S, after: Seq, limit: usize) -> Result<Vec<Record>, LogError> {
+    let mut records = Vec::new();
+    let mut rest = Some(KeyRange::all().after(&after.to_key()));
+    while let Some(range) = rest.take().filter(|_| records.len() < limit) {
+        let page = store.scan(Keyspace::Log, range, ScanOptions::default().max_entries(limit - records.len())).await?;
+        for (key, value) in page.entries() {
+            let seq = Seq::from_key(&key).unwrap_or_default();
+            records.push(Record::decode(value).map_err(|source| LogError::Record { seq, source })?);
+        }
+        rest = page.rest().cloned();
+    }
+    Ok(records)
+}
+
+impl<S: ReplicaStore> Inner<S> {
+    /// Published records after `after`, up to about `max_bytes`.
+    pub(super) async fn read_records(&self, after: Position, max_bytes: usize) -> Result<LogAnswer, StoreError> {
+        if let Some((parts, last)) = self.with_ring(|ring| ring.read(after.seq, max_bytes)) {
+            return Ok(LogAnswer::Records { parts, last });
+        }
+        // Slaves that are far behind share a few readers, so that they cannot starve the store.
+        let Ok(_permit) = self.log_reads.acquire().await else { return Err(StoreError::Closed) };
+        let published = self.seen.load().published.seq;
+        let range = KeyRange::all().after(&after.seq.to_key()).intersect(&KeyRange::from_bounds(..=published.to_key()));
+        let options = ScanOptions::default().max_entries(4096).max_bytes(max_bytes);
+        let page = self.store.scan(Keyspace::Log, range, options).await?;
+        let (mut parts, mut last) = (Vec::<Bytes>::new(), after);
+        for (_, bytes) in page.entries() {
+            let record = match Record::decode(bytes) {
+                Ok(record) => record,
+                Err(error) => {
+                    self.record_is_damaged(last.seq.next().unwrap_or(last.seq), &error);
+                    break;
+                }
+            };
+            if let Err(error) = record.header().verify_after(&last) {
+                if last.seq.next() != Some(record.header().seq) && parts.is_empty() {
+                    return Ok(LogAnswer::Trimmed);
+                }
+                self.record_is_damaged(record.header().seq, &error);
+                break;
+            }
+            last = record.position();
+            parts.push(record.bytes().clone());
+        }
+        Ok(if parts.is_empty() { LogAnswer::Trimmed } else { LogAnswer::Records { parts, last } })
+    }
+
+    /// Where positions lie in the history.
+    pub(super) async fn locate(&self, positions: &[Position]) -> Result<Vec<Located>, StoreError> {
+        let mut located = Vec::with_capacity(positions.len());
+        for position in positions {
+            located.push(self.locate_one(position).await?);
+        }
+        Ok(located)
+    }
+
+    async fn locate_one(&self, position: &Position) -> Result<Located, StoreError> {
+        let view = **self.seen.load();
+        let same = |held: Position| if held == *position { Located::Held } else { Located::Mismatch };
+        if position.source != self.source {
+            return Ok(Located::Mismatch);
+        }
+        if position.seq > view.published.seq {
+            return Ok(Located::Ahead);
+        }
+        if position.seq == view.published.seq {
+            return Ok(same(view.published));
+        }
+        if position.seq == view.floor.seq {
+            // Before the first record there is no epoch to compare.
+            let held =
+                if position.seq == Seq::ZERO { Position { epoch: position.epoch, ..view.floor } } else { view.floor };
+            return Ok(same(held));
+        }
+        if position.seq < view.floor.seq {
+            let checkpoint = self.with_checkpoints(|checkpoints| {
+                checkpoints.iter().find(|checkpoint| checkpoint.position.seq == position.seq).copied()
+            });
+            let parted = checkpoint.is_some_and(|checkpoint| checkpoint.position != *position);
+            return Ok(if parted { Located::Mismatch } else { Located::Below });
+        }
+        if let Some(held) = self.with_ring(|ring| ring.entry(position.seq).map(|entry| entry.position)) {
+            return Ok(same(held));
+        }
+        let Some(bytes) = self.store.get(Keyspace::Log, &position.seq.to_key()).await? else {
+            return Ok(Located::Below);
+        };
+        match Record::decode(bytes) {
+            Ok(record) => Ok(same(record.position())),
+            Err(error) => {
+                self.record_is_damaged(position.seq, &error);
+                Ok(Located::Below)
+            }
+        }
+    }
+
+    /// The bytes of the data, or `at_most` if there are as many.
+    pub(super) async fn measure_data(&self, at_most: u64) -> Result<u64, StoreError> {
+        use futures_util::TryStreamExt;
+        let options = ScanOptions::default().max_entries(usize::MAX).max_bytes(4 << 20);
+        let mut pages = self.store.pages(Keyspace::Data, KeyRange::all(), options);
+        let mut bytes = 0;
+        while let Some(page) = pages.try_next().await? {
+            bytes += page.ops().byte_len() as u64;
+            if bytes >= at_most {
+                return Ok(at_most);
+            }
+        }
+        Ok(bytes)
+    }
+
+    // A damaged record is never served: the log begins after it from now on, and slaves before it are told so.
+    fn record_is_damaged(&self, seq: Seq, error: &RecordError) {
+        tracing::error!(%seq, %error, "a stored record is damaged; the log is cut after it");
+        let mut damaged = self.damaged.lock().unwrap_or_else(PoisonError::into_inner);
+        *damaged = (*damaged).max(Some(seq));
+        self.wake.notify_one();
+    }
+}

@@ -1,0 +1,252 @@
+//! The master: takes writes, keeps the log, serves slaves.
+
+mod blocking;
+mod commit;
+mod config;
+mod error;
+mod log;
+mod open;
+mod ring;
+mod serve;
+mod sessions;
+mod status;
+#[cfg(feature = "tcp")]
+mod tcp;
+mod write;
+
+use std::sync::{Arc, Mutex, PoisonError};
+
+use arc_swap::ArcSwap;
+use async_trait::async_trait;
+use bytes::Bytes;
+use replikv_core::{
+    Batch, DataReader, KeyRange, Keyspace, Page, ReplicaStore, ScanOptions, SourceId, StoreError, StoreLimits,
+};
+use replikv_proto::layout::Checkpoint;
+use replikv_proto::{Committer, CommitterConfig, EpochStart, View};
+use tokio::sync::{Mutex as AsyncMutex, Notify, Semaphore, mpsc, watch};
+use tokio::task::JoinHandle;
+use tokio_util::sync::CancellationToken;
+
+pub use self::blocking::{BlockingError, BlockingMaster};
+use self::commit::{CommitTask, Queued};
+pub use self::config::{Commit, MasterConfig};
+pub use self::error::{ServeError, WriteError};
+pub use self::log::{LogError, read_log};
+use self::ring::Ring;
+pub use self::serve::remote_status;
+use self::sessions::Sessions;
+pub use self::status::{MasterProgress, MasterStatus, SlaveSeen};
+pub use self::write::{Replicated, Write};
+use crate::OpenError;
+use crate::clock::Clock;
+
+/// Takes writes to a store, keeps a log of them in the same transactions, and serves that log to slaves.
+///
+/// Handles are cheap to clone and share one master. When the last one is gone, what was written so far is committed,
+/// and the master ends; [`shutdown`](Self::shutdown) does the same and waits for it.
+#[derive(Debug)]
+#[doc(alias = "primary")]
+#[doc(alias = "leader")]
+#[doc(alias = "source")]
+pub struct Master<S> {
+    inner: Arc<Inner<S>>,
+    intents: mpsc::UnboundedSender<Queued>,
+}
+
+impl<S> Clone for Master<S> {
+    fn clone(&self) -> Self {
+        Self { inner: self.inner.clone(), intents: self.intents.clone() }
+    }
+}
+
+#[derive(Debug)]
+pub(crate) struct Inner<S> {
+    store: S,
+    config: MasterConfig,
+    clock: Clock,
+    source: SourceId,
+    epochs: Vec<EpochStart>,
+    limits: StoreLimits,
+    view: watch::Sender<View>,
+    /// The same view, for readers that must not wait.
+    seen: ArcSwap<View>,
+    trouble: ArcSwap<status::Trouble>,
+    counters: status::Counters,
+    ring: Mutex<Ring>,
+    checkpoints: Mutex<Vec<Checkpoint>>,
+    sessions: Arc<Sessions>,
+    session_permits: Arc<Semaphore>,
+    log_reads: Semaphore,
+    /// A record up to here is damaged: the log begins after it.
+    damaged: Mutex<Option<replikv_core::Seq>>,
+    wake: Notify,
+    queue: Arc<Semaphore>,
+    closing: CancellationToken,
+    committing: AsyncMutex<Option<JoinHandle<()>>>,
+    runtime: tokio::runtime::Handle,
+}
+
+impl<S: ReplicaStore> Master<S> {
+    /// Opens `store` as a master's. A new store gets an identity of its own; one that already holds data gets a base
+    /// record too, so that its slaves copy that data.
+    ///
+    /// Must be called within a tokio runtime.
+    ///
+    /// # Errors
+    /// [`OpenError::Role`] if the store is a slave's; `NewerFormat` if a newer program wrote it; what the store reports.
+    pub async fn open(store: S, config: MasterConfig) -> Result<Self, OpenError> {
+        let opened = open::open(&store, &config).await?;
+        let view = View {
+            published: opened.head.position,
+            handed: opened.head.position,
+            floor: opened.floor.position,
+            log_bytes: opened.head.log_bytes,
+            retained_bytes: opened.head.log_bytes.saturating_sub(opened.floor.log_bytes),
+        };
+        let committer = CommitterConfig {
+            epoch: opened.head.position.epoch,
+            group_bytes: config.group_bytes,
+            limits: opened.limits,
+        };
+        let committer = Committer::new(committer, opened.head);
+        let (intents, receiver) = mpsc::unbounded_channel();
+        let inner = Arc::new(Inner {
+            clock: Clock::new(),
+            source: opened.source,
+            epochs: opened.epochs,
+            limits: opened.limits,
+            view: watch::Sender::new(view),
+            seen: ArcSwap::from_pointee(view),
+            trouble: ArcSwap::default(),
+            counters: status::Counters::default(),
+            ring: Mutex::new(Ring::new(config.ring_bytes)),
+            checkpoints: Mutex::new(opened.checkpoints),
+            sessions: Arc::new(Sessions::new()),
+            session_permits: Arc::new(Semaphore::new(config.max_sessions)),
+            log_reads: Semaphore::new(config.log_readers),
+            damaged: Mutex::new(None),
+            wake: Notify::new(),
+            queue: Arc::new(Semaphore::new(write::permits(config.queue_bytes))),
+            closing: CancellationToken::new(),
+            committing: AsyncMutex::new(None),
+            runtime: tokio::runtime::Handle::current(),
+            store,
+            config,
+        });
+        let task = CommitTask::new(inner.clone(), committer, receiver, opened.floor);
+        *inner.committing.lock().await = Some(tokio::spawn(task.run()));
+        Ok(Self { inner, intents })
+    }
+
+    /// Writes one entry.
+    ///
+    /// # Errors
+    /// As [`write`](Self::write).
+    pub async fn put(&self, key: impl AsRef<[u8]>, value: impl AsRef<[u8]>) -> Result<replikv_core::Token, WriteError> {
+        self.write(Batch::new().put(key, value)).await
+    }
+
+    /// Removes one entry, if it is there.
+    ///
+    /// # Errors
+    /// As [`write`](Self::write).
+    pub async fn delete(&self, key: impl AsRef<[u8]>) -> Result<replikv_core::Token, WriteError> {
+        self.write(Batch::new().delete(key)).await
+    }
+
+    /// The value of `key`, or `None`: what is readable in the store, published or not.
+    ///
+    /// # Errors
+    /// As [`ReplicaStore::get`].
+    pub async fn get(&self, key: impl AsRef<[u8]>) -> Result<Option<Bytes>, StoreError> {
+        self.inner.store.get(Keyspace::Data, key.as_ref()).await
+    }
+
+    /// One page of `range`, as it was at one instant.
+    ///
+    /// # Errors
+    /// As [`ReplicaStore::scan`].
+    pub async fn scan(&self, range: impl Into<KeyRange>, options: ScanOptions) -> Result<Page, StoreError> {
+        self.inner.store.scan(Keyspace::Data, range.into(), options).await
+    }
+
+    /// The store. Reading it is fine; what is written to it directly is in no log, and reaches no slave.
+    pub fn store(&self) -> &S {
+        &self.inner.store
+    }
+
+    /// The history that this master writes.
+    pub fn source(&self) -> SourceId {
+        self.inner.source
+    }
+
+    /// The longest key, value and batch that are accepted.
+    pub fn limits(&self) -> StoreLimits {
+        self.inner.limits
+    }
+
+    /// Where the master is, how it is, and whom it serves. Never waits.
+    pub fn status(&self) -> MasterStatus {
+        self.inner.status()
+    }
+
+    /// Progress as it happens: the latest is kept, what lies between may be skipped. Only published records count.
+    pub fn subscribe(&self) -> MasterProgress {
+        MasterProgress::new(self.inner.view.subscribe())
+    }
+
+    /// A handle for synchronous code.
+    pub fn blocking(&self) -> BlockingMaster<S> {
+        BlockingMaster::new(self.clone())
+    }
+
+    /// Commits what was written so far, says goodbye to slaves, and closes the store: when this returns it can be
+    /// opened again.
+    ///
+    /// # Cancel safety
+    /// If dropped, the master ends nevertheless; the store may stay open until the last handle is gone.
+    ///
+    /// # Errors
+    /// As [`ReplicaStore::close`].
+    pub async fn shutdown(&self) -> Result<(), StoreError> {
+        self.inner.closing.cancel();
+        let mut committing = self.inner.committing.lock().await;
+        if let Some(task) = committing.as_mut()
+            && let Err(error) = task.await
+        {
+            tracing::error!(%error, "the commit task died");
+        }
+        *committing = None;
+        self.inner.store.close().await
+    }
+}
+
+impl<S> Inner<S> {
+    fn change_view(&self, change: impl FnOnce(&mut View)) {
+        self.view.send_modify(|view| {
+            change(view);
+            self.seen.store(Arc::new(*view));
+        });
+    }
+
+    fn with_ring<R>(&self, look: impl FnOnce(&mut Ring) -> R) -> R {
+        // Nothing that runs under these locks can panic half way.
+        look(&mut self.ring.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    fn with_checkpoints<R>(&self, look: impl FnOnce(&mut Vec<Checkpoint>) -> R) -> R {
+        look(&mut self.checkpoints.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+}
+
+#[async_trait]
+impl<S: ReplicaStore> DataReader for Master<S> {
+    async fn get_data(&self, key: &[u8]) -> Result<Option<Bytes>, StoreError> {
+        self.get(key).await
+    }
+
+    async fn scan_data(&self, range: KeyRange, options: ScanOptions) -> Result<Page, StoreError> {
+        self.scan(range, options).await
+    }
+}

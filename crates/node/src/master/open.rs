@@ -1,0 +1,114 @@
+//! Opening a store as a master's: a new history, or one to go on with.
+
+use bytes::BytesMut;
+use replikv_core::{
+    Durability, EncodedOps, Epoch, Keyspace, Position, ReplicaStore, ReplicaStoreExt, Seq, SourceId, StoreError,
+    StoreLimits, WriteSet,
+};
+use replikv_proto::layout::{Checkpoint, Epochs, Floor, Head, Identity, Role, Stored};
+use replikv_proto::{EpochStart, PreparedRecord, RecordDraft, RecordKind, origin};
+
+use super::MasterConfig;
+use crate::clock::unix_ms;
+use crate::{OpenError, stored};
+
+/// What a master's store says of itself.
+#[derive(Debug)]
+pub(super) struct Opened {
+    pub(super) source: SourceId,
+    pub(super) head: Head,
+    pub(super) floor: Floor,
+    pub(super) epochs: Vec<EpochStart>,
+    pub(super) checkpoints: Vec<Checkpoint>,
+    pub(super) limits: StoreLimits,
+}
+
+/// As many checkpoints as a store ever keeps.
+const ALL_CHECKPOINTS: usize = 8 * Checkpoint::KEEP as usize;
+/// Room in a write set for what travels beside the operations.
+const OVERHEAD: usize = 64 << 10;
+
+pub(super) async fn open<S: ReplicaStore>(store: &S, config: &MasterConfig) -> Result<Opened, OpenError> {
+    let limits = limits(store, config)?;
+    match stored::read::<S, Identity>(store, Identity::KEY).await? {
+        Some(Identity { role: Role::Master, source: Some(_) }) => {}
+        Some(Identity { role: Role::Master, .. }) => {
+            return Err(StoreError::Corrupt { what: "a master without a source".into() }.into());
+        }
+        Some(Identity { role, .. }) => return Err(OpenError::Role { found: role, wanted: Role::Master }),
+        None => begin(store).await?,
+    }
+    let head: Head = stored::require(store, Head::KEY).await?;
+    let epochs: Epochs = stored::require(store, Epochs::KEY).await?;
+    Ok(Opened {
+        source: head.position.source,
+        head,
+        floor: stored::require(store, Floor::KEY).await?,
+        epochs: epochs.0,
+        checkpoints: stored::checkpoints(store, ALL_CHECKPOINTS).await?,
+        limits,
+    })
+}
+
+// A batch is in the write set twice, as operations and as a record.
+fn limits<S: ReplicaStore>(store: &S, config: &MasterConfig) -> Result<StoreLimits, OpenError> {
+    let holds = store.limits();
+    let usable = StoreLimits { max_batch: holds.max_batch.saturating_sub(OVERHEAD) / 2, ..holds };
+    let limits = config.limits.min(usable);
+    if limits.max_batch == 0 || limits.max_key < Checkpoint::PREFIX.len() + 8 {
+        return Err(OpenError::Limits { reason: format!("{holds:?}") });
+    }
+    Ok(limits)
+}
+
+// The whole beginning is one write set: identity, epoch record and, if the store holds data, the base record that says
+// so. The floor lies after the base record, so that every slave gets that data by copying.
+async fn begin<S: ReplicaStore>(store: &S) -> Result<(), OpenError> {
+    let source = SourceId::from_bytes(random()?);
+    let epoch = Epoch { number: 1, nonce: u64::from_le_bytes(random()?) };
+    let start = origin(source, epoch);
+    let holds_data = !store.is_keyspace_empty(Keyspace::Data).await?;
+    let mut log = Beginning { at: start, bytes: 0, writes: WriteSet::builder() };
+    log.writes.require(Identity::KEY, None);
+    log.record(epoch, RecordKind::Epoch)?;
+    let mut floor = Floor { position: start, log_bytes: 0 };
+    if holds_data {
+        log.record(epoch, RecordKind::Base)?;
+        floor = Floor { position: log.at, log_bytes: log.bytes };
+    }
+    let head = Head { position: log.at, log_bytes: log.bytes, uptime_ms: 0 };
+    let epochs = Epochs(vec![EpochStart { epoch, first: Seq::new(1) }]);
+    let mut writes = log.writes;
+    writes.put(Keyspace::Meta, Identity::KEY, Identity::master(source).to_bytes())?;
+    writes.put(Keyspace::Meta, Head::KEY, head.to_bytes())?;
+    writes.put(Keyspace::Meta, Floor::KEY, floor.to_bytes())?;
+    writes.put(Keyspace::Meta, Epochs::KEY, epochs.to_bytes())?;
+    Ok(store.apply(writes.build(), Durability::Synced).await?)
+}
+
+#[derive(Debug)]
+struct Beginning {
+    at: Position,
+    bytes: u64,
+    writes: replikv_core::WriteSetBuilder,
+}
+
+impl Beginning {
+    fn record(&mut self, epoch: Epoch, kind: RecordKind) -> Result<(), StoreError> {
+        let body = EncodedOps::default();
+        let draft = RecordDraft { epoch, kind, time: unix_ms(), note: b"", body: body.as_bytes() };
+        let record = PreparedRecord::after(&self.at, &draft).map_err(StoreError::backend)?;
+        let mut bytes = BytesMut::new();
+        record.append_to(&mut bytes);
+        self.at = record.position();
+        self.bytes += bytes.len() as u64;
+        self.writes.put(Keyspace::Log, self.at.seq.to_key(), &bytes)?;
+        Ok(())
+    }
+}
+
+fn random<const N: usize>() -> Result<[u8; N], OpenError> {
+    let mut bytes = [0; N];
+    getrandom::fill(&mut bytes).map_err(|error| OpenError::Random { reason: error.to_string() })?;
+    Ok(bytes)
+}

@@ -1,0 +1,59 @@
+//! Recent records, in memory, for slaves that are close.
+
+use std::collections::VecDeque;
+
+use bytes::Bytes;
+use replikv_core::{Position, Seq};
+use replikv_proto::LogEntry;
+
+/// The last published records, bounded in bytes.
+#[derive(Debug)]
+pub(super) struct Ring {
+    entries: VecDeque<LogEntry>,
+    bytes: usize,
+    cap: usize,
+}
+
+impl Ring {
+    pub(super) fn new(cap: usize) -> Self {
+        Self { entries: VecDeque::new(), bytes: 0, cap }
+    }
+
+    pub(super) fn push(&mut self, entry: LogEntry) {
+        self.bytes += entry.bytes.len();
+        self.entries.push_back(entry);
+        while self.bytes > self.cap {
+            let Some(oldest) = self.entries.pop_front() else { return };
+            self.bytes -= oldest.bytes.len();
+        }
+    }
+
+    /// Records after `after`, up to `max_bytes` but one at least, and the position of the last. `None` if the next
+    /// one is not here.
+    pub(super) fn read(&self, after: Seq, max_bytes: usize) -> Option<(Vec<Bytes>, Position)> {
+        let from = self.index(after.next()?)?;
+        let mut records = Vec::new();
+        let mut bytes = 0;
+        let mut last = None;
+        for entry in self.entries.range(from..) {
+            if last.is_some() && bytes + entry.bytes.len() > max_bytes {
+                break;
+            }
+            bytes += entry.bytes.len();
+            records.push(entry.bytes.clone());
+            last = Some(entry.position);
+        }
+        last.map(|last| (records, last))
+    }
+
+    pub(super) fn entry(&self, seq: Seq) -> Option<&LogEntry> {
+        self.entries.get(self.index(seq)?)
+    }
+
+    // Records are numbered without gaps.
+    fn index(&self, seq: Seq) -> Option<usize> {
+        let first = self.entries.front()?.position.seq;
+        let offset = seq.as_u64().checked_sub(first.as_u64())?;
+        usize::try_from(offset).ok().filter(|index| *index < self.entries.len())
+    }
+}

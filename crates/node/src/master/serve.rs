@@ -1,0 +1,234 @@
+//! Serving one connection: the session decides, this loop moves bytes and asks the store.
+
+use std::time::Duration;
+
+use bytes::Bytes;
+use replikv_core::{KeyRange, Keyspace, ReplicaStore, ScanOptions, StoreError};
+use replikv_proto::{
+    Content, DecoderLimits, GoodbyeReason, MasterAction, MasterSession, MasterSessionConfig, Refusal, Reject,
+    RejectCode, Request, RequestBody, Response,
+};
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::time::{Instant, sleep_until, timeout};
+use tokio_util::sync::CancellationToken;
+
+use super::sessions::Entered;
+use super::{Inner, Master, ServeError};
+use crate::slave::Ending;
+use crate::transport::{Connection, ConnectionError};
+
+/// How long last words may take on a connection that does not drain.
+const LAST_WORDS: Duration = Duration::from_secs(1);
+
+impl<S: ReplicaStore> Master<S> {
+    /// Serves the slave at the other end of `stream` until the connection ends.
+    ///
+    /// Memory for it is bounded by a few chunks, however slow the slave is.
+    ///
+    /// # Cancel safety
+    /// If dropped, serving stops; the slave goes on from where it is on its next connection.
+    ///
+    /// # Errors
+    /// [`ServeError`]. Whatever a slave does, the master and its other slaves are not affected.
+    pub async fn serve<T>(&self, stream: T) -> Result<Ending, ServeError>
+    where
+        T: AsyncRead + AsyncWrite + Send,
+    {
+        let inner = &*self.inner;
+        let mut connection = Connection::new(stream, DecoderLimits::default());
+        let config = MasterSessionConfig {
+            source: inner.source,
+            limits: inner.limits,
+            heartbeat: inner.config.heartbeat,
+            handshake_timeout: inner.config.handshake_timeout,
+            chunk: inner.config.chunk,
+        };
+        let view = **inner.seen.load();
+        let mut session = MasterSession::new(config, view, inner.epochs.clone(), inner.clock.now());
+        let permit = inner.session_permits.clone().try_acquire_owned();
+        if permit.is_err() {
+            let words = "this master serves as many slaves as it may";
+            session.refuse(Reject { code: RejectCode::Busy, words: words.into(), retry: true }.into());
+        }
+        let result = Driver { inner, entered: None, ending: None }.run(&mut connection, &mut session).await;
+        // Last words that cannot be sent are not missed by anybody.
+        drop(timeout(LAST_WORDS, connection.finish()).await);
+        result
+    }
+}
+
+struct Driver<'a, S> {
+    inner: &'a Inner<S>,
+    entered: Option<Entered>,
+    ending: Option<Ending>,
+}
+
+impl<S: ReplicaStore> Driver<'_, S> {
+    async fn run<T>(mut self, connection: &mut Connection<T>, session: &mut MasterSession) -> Result<Ending, ServeError>
+    where
+        T: AsyncRead + AsyncWrite + Send,
+    {
+        let inner = self.inner;
+        let mut view = inner.view.subscribe();
+        let mut closing = false;
+        let mut replaced = CancellationToken::new();
+        loop {
+            while connection.has_room() {
+                let Some(action) = session.poll_action() else { break };
+                if let Some(end) = self.execute(action, connection, session).await? {
+                    return end;
+                }
+                if let Some(entered) = &self.entered {
+                    replaced = entered.session().replaced.clone();
+                }
+            }
+            while let Some(message) = connection.next_message()? {
+                if let replikv_proto::Message::Goodbye(goodbye) = &message {
+                    let (reason, words) = (goodbye.reason, goodbye.words.clone());
+                    self.ending = Some(Ending::Goodbye { reason, words });
+                }
+                session.handle_message(inner.clock.now(), message)?;
+            }
+            // What was decided by these messages is done before anything is waited for.
+            let mut wake_now = false;
+            if view.has_changed().unwrap_or(false) {
+                session.handle_view(*view.borrow_and_update());
+                wake_now = true;
+            }
+            if wake_now || (connection.has_room() && session.has_action()) {
+                continue;
+            }
+            let deadline = session.poll_timeout().map(|at| inner.clock.instant(at));
+            tokio::select! {
+                biased;
+                () = inner.closing.cancelled(), if !closing => {
+                    closing = true;
+                    self.ending = Some(Ending::Shutdown);
+                    session.shut(GoodbyeReason::Closing, "the master was shut down");
+                }
+                () = replaced.cancelled(), if !closing => {
+                    closing = true;
+                    session.shut(GoodbyeReason::Replaced, "another slave of this name has connected");
+                }
+                driven = connection.drive(true) => drop(driven?),
+                changed = view.changed() => if changed.is_ok() {
+                    session.handle_view(*view.borrow_and_update());
+                },
+                () = sleep_until(deadline.unwrap_or_else(Instant::now)), if deadline.is_some() => {
+                    session.handle_timeout(inner.clock.now())?;
+                }
+            }
+        }
+    }
+
+    async fn execute<T>(
+        &mut self,
+        action: MasterAction,
+        connection: &mut Connection<T>,
+        session: &mut MasterSession,
+    ) -> Result<Option<Result<Ending, ServeError>>, ServeError>
+    where
+        T: AsyncRead + AsyncWrite + Send,
+    {
+        let inner = self.inner;
+        match action {
+            MasterAction::Send(message) => connection.send(message)?,
+            MasterAction::Locate(positions) => {
+                let located = self.stored(session, inner.locate(&positions).await)?;
+                session.handle_located(&located);
+            }
+            MasterAction::MeasureData { at_most } => {
+                let bytes = self.stored(session, inner.measure_data(at_most).await)?;
+                session.handle_data_size(bytes);
+            }
+            MasterAction::ReadRecords { after, max_bytes } => {
+                let answer = self.stored(session, inner.read_records(after, max_bytes).await)?;
+                session.handle_records(answer);
+            }
+            MasterAction::ReadPage { range, max_bytes } => {
+                let content = self.stored(session, inner.read_page(range, max_bytes).await)?;
+                // The page may show what was handed to the store since the session last looked.
+                session.handle_view(**inner.seen.load());
+                session.handle_page(content);
+            }
+            MasterAction::Joined { slave, .. } => {
+                tracing::info!(follower = %slave, "a slave has connected");
+                connection.set_limits(DecoderLimits { control: 1 << 20, data: 1 << 20 });
+                self.entered = Some(inner.sessions.enter(&slave, inner.clock.now().monotonic));
+            }
+            MasterAction::Progress(progress) => {
+                if let Some(entered) = &self.entered {
+                    entered.progress(progress, inner.clock.now().monotonic);
+                }
+            }
+            MasterAction::Answer(request) => session.respond(inner.answer(&request)),
+            MasterAction::Close(Some(refusal)) => return Ok(Some(Err(ServeError::Refused(refusal)))),
+            MasterAction::Close(None) => {
+                let ending = self.ending.take();
+                return Ok(Some(Ok(ending.unwrap_or(Ending::Shutdown))));
+            }
+        }
+        Ok(None)
+    }
+
+    // A read that failed ends the session: it is never told to a slave as if it were an answer.
+    fn stored<R>(&self, session: &mut MasterSession, result: Result<R, StoreError>) -> Result<R, ServeError> {
+        result.map_err(|error| {
+            session.shut(GoodbyeReason::Closing, "the master's store failed");
+            error.into()
+        })
+    }
+}
+
+impl<S: ReplicaStore> Inner<S> {
+    async fn read_page(&self, range: KeyRange, max_bytes: usize) -> Result<Content, StoreError> {
+        let options = ScanOptions::default().max_entries(usize::MAX).max_bytes(max_bytes);
+        let page = self.store.scan(Keyspace::Data, range.clone(), options).await?;
+        // After the read has ended, not before: what it may show is known only now.
+        let read_at = self.seen.load().handed;
+        let end = page.rest().map_or_else(|| range.end().cloned(), |rest| Some(rest.start().clone()));
+        let covered = KeyRange::new(range.start().clone(), end);
+        Ok(Content { range: covered, read_at, entries: page.ops().clone() })
+    }
+
+    fn answer(&self, request: &Request) -> Response {
+        let body = match request.body {
+            RequestBody::Status => {
+                serde_json::to_vec(&self.status()).map(Bytes::from).map_err(|error| error.to_string())
+            }
+            _ => Err("this master does not know the question".into()),
+        };
+        Response { id: request.id, body }
+    }
+}
+
+/// Asks the node at the other end of `stream` for its status, as JSON.
+///
+/// # Errors
+/// [`ConnectionError`] if the connection fails; [`Refusal`] words come as [`ServeError::Refused`].
+pub async fn remote_status<T>(stream: T) -> Result<Bytes, ServeError>
+where
+    T: AsyncRead + AsyncWrite + Send,
+{
+    use replikv_proto::Message;
+    let mut connection = Connection::new(stream, DecoderLimits { data: 16 << 20, control: 1 << 20 });
+    connection.send(Message::Request(Request { id: 1, body: RequestBody::Status }))?;
+    loop {
+        match connection.next_message()? {
+            Some(Message::Response(response)) => {
+                let refused =
+                    |words| ServeError::Refused(Reject { code: RejectCode::Unsupported, words, retry: false }.into());
+                return response.body.map_err(refused);
+            }
+            Some(Message::Reject(reject)) => return Err(ServeError::Refused(Refusal::from(reject))),
+            Some(_) => {}
+            None => drop(connection.drive(true).await?),
+        }
+    }
+}
+
+impl From<std::io::Error> for ServeError {
+    fn from(error: std::io::Error) -> Self {
+        Self::Connection(ConnectionError::from(error))
+    }
+}

@@ -1,0 +1,154 @@
+//! What a master says of itself.
+
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use replikv_core::{Position, ReplicaStore, Seq, SourceId, StoreError};
+use replikv_proto::View;
+use serde::Serialize;
+use tokio::sync::watch;
+
+use super::{Inner, WriteError};
+use crate::health::{Health, HealthState};
+
+/// Where a master is, how it is, and whom it serves.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+#[non_exhaustive]
+pub struct MasterStatus {
+    /// The history that it writes.
+    pub source: SourceId,
+    /// How it is.
+    pub health: Health,
+    /// The last published record.
+    pub published: Position,
+    /// The last record handed to the store, published or not.
+    pub handed: Position,
+    /// Records after this one are in the log.
+    pub floor: Position,
+    /// Bytes of records ever published.
+    pub log_bytes: u64,
+    /// Bytes of records in the log.
+    pub retained_bytes: u64,
+    /// Records committed since the master was opened.
+    pub records: u64,
+    /// Store transactions since the master was opened.
+    pub groups: u64,
+    /// The slaves that are being served, by name.
+    pub slaves: Vec<SlaveSeen>,
+}
+
+/// A slave, as its master sees it.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+#[non_exhaustive]
+pub struct SlaveSeen {
+    /// Its name.
+    pub name: String,
+    /// The last record that is readable there.
+    pub applied: Seq,
+    /// The last record that is on stable storage there.
+    pub durable: Seq,
+    /// Whether it is at a batch boundary; not so while it copies.
+    pub consistent: bool,
+    /// How many published records it has not applied.
+    pub lag_seqs: u64,
+    /// Milliseconds since it was heard of.
+    pub last_contact_ms: u64,
+    /// Milliseconds since it connected.
+    pub connected_ms: u64,
+}
+
+/// What went wrong last, if it still does.
+#[derive(Debug, Clone, Default)]
+pub(super) struct Trouble(Option<(HealthState, String, u64)>);
+
+impl Trouble {
+    pub(super) fn from_commit(error: &StoreError) -> Self {
+        let state = match error {
+            StoreError::Closed => HealthState::Stopped,
+            _ => HealthState::Blocked,
+        };
+        Self(Some((state, crate::error_chain(error), crate::clock::unix_ms())))
+    }
+}
+
+#[derive(Debug, Default)]
+pub(super) struct Counters {
+    records: AtomicU64,
+    groups: AtomicU64,
+}
+
+impl Counters {
+    pub(super) fn committed(&self, records: usize) {
+        self.records.fetch_add(records as u64, Ordering::Relaxed);
+        self.groups.fetch_add(1, Ordering::Relaxed);
+    }
+}
+
+impl<S: ReplicaStore> Inner<S> {
+    // Loads of atomics only: whoever asks never waits for a writer, nor a writer for them.
+    pub(super) fn status(&self) -> MasterStatus {
+        let view = **self.seen.load();
+        let now = self.clock.now();
+        let millis = |since: std::time::Duration| {
+            u64::try_from(now.monotonic.saturating_sub(since).as_millis()).unwrap_or(u64::MAX)
+        };
+        let slaves = self.sessions.all().into_iter().map(|session| {
+            let progress = session.progress();
+            SlaveSeen {
+                name: session.name.clone(),
+                applied: progress.applied,
+                durable: progress.durable,
+                consistent: progress.consistent,
+                lag_seqs: view.published.seq.since(progress.applied),
+                last_contact_ms: millis(session.heard()),
+                connected_ms: millis(session.connected_at),
+            }
+        });
+        let started = now.unix_ms.saturating_sub(millis(std::time::Duration::ZERO));
+        let (state, reason, since) = match &self.trouble.load().0 {
+            _ if self.closing.is_cancelled() => (HealthState::Stopped, "shut down".into(), now.unix_ms),
+            Some((state, reason, since)) => (*state, reason.clone(), *since),
+            None => (HealthState::Ready, "takes writes".into(), started),
+        };
+        MasterStatus {
+            source: self.source,
+            health: Health { state, reason, since_unix_ms: since },
+            published: view.published,
+            handed: view.handed,
+            floor: view.floor,
+            log_bytes: view.log_bytes,
+            retained_bytes: view.retained_bytes,
+            records: self.counters.records.load(Ordering::Relaxed),
+            groups: self.counters.groups.load(Ordering::Relaxed),
+            slaves: slaves.collect(),
+        }
+    }
+}
+
+/// The last published record, as it moves.
+#[derive(Debug, Clone)]
+pub struct MasterProgress {
+    view: watch::Receiver<View>,
+}
+
+impl MasterProgress {
+    pub(super) fn new(view: watch::Receiver<View>) -> Self {
+        Self { view }
+    }
+
+    /// The last published record.
+    pub fn position(&self) -> Position {
+        self.view.borrow().published
+    }
+
+    /// Waits until a record numbered `seq`, or a later one, is published, and returns the last one that is.
+    ///
+    /// # Cancel safety
+    /// Nothing is lost: ask again.
+    ///
+    /// # Errors
+    /// [`WriteError::Closed`] once the master is gone.
+    pub async fn reached(&mut self, seq: Seq) -> Result<Position, WriteError> {
+        let view = self.view.wait_for(|view| view.published.seq >= seq).await;
+        view.map(|view| view.published).map_err(|_| WriteError::Closed)
+    }
+}

@@ -1,0 +1,143 @@
+//! Writing.
+
+use std::future::{Future, IntoFuture};
+use std::pin::Pin;
+use std::time::Duration;
+
+use replikv_core::{Batch, ReplicaStore, Token};
+use replikv_proto::{Abort, Intent, TransactView, Work};
+use tokio::sync::oneshot;
+use tokio::time::timeout;
+
+use super::commit::Ticket;
+use super::{Master, WriteError};
+
+type BoxFuture<'a, T> = Pin<Box<dyn Future<Output = T> + Send + 'a>>;
+
+impl<S: ReplicaStore> Master<S> {
+    /// Commits a batch: all of it or nothing. Await it, or ask for slaves first with [`Write::replicated`].
+    ///
+    /// When it returns, the batch is readable here, and as durable as the configuration says.
+    ///
+    /// # Cancel safety
+    /// If dropped before it has begun to wait for the store, nothing happens. Later, the batch is committed or not,
+    /// as a whole.
+    ///
+    /// # Errors
+    /// [`WriteError`]. A batch that breaks a limit is refused before anything else happens.
+    pub fn write(&self, batch: Batch) -> Write<'_, S> {
+        Write { master: self, batch }
+    }
+
+    /// Runs `transaction` at its place in the commit order, and commits the batch that it returns. It sees every batch
+    /// before it, those of the same group too.
+    ///
+    /// It may run several times: do nothing in it but look and decide. Pass on the errors of the view with `?`; refuse
+    /// with [`Abort::refuse`].
+    ///
+    /// # Cancel safety
+    /// As [`write`](Self::write).
+    ///
+    /// # Errors
+    /// [`WriteError::Aborted`] if it refused, and as [`write`](Self::write).
+    pub async fn transact(
+        &self,
+        mut transaction: impl FnMut(&TransactView<'_>, Batch) -> Result<Batch, Abort> + Send + 'static,
+    ) -> Result<Token, WriteError> {
+        let function = Box::new(move |view: &TransactView<'_>| transaction(view, Batch::new()));
+        self.submit(Work::Transact(function), 1024).await
+    }
+
+    async fn submit(&self, work: Work, bytes: usize) -> Result<Token, WriteError> {
+        if self.inner.closing.is_cancelled() {
+            return Err(WriteError::Closed);
+        }
+        let wanted = u32::try_from(permits(bytes).min(permits(self.inner.config.queue_bytes))).unwrap_or(u32::MAX);
+        let permit = self.inner.queue.clone().acquire_many_owned(wanted).await.map_err(|_| WriteError::Closed)?;
+        let (answer, answered) = oneshot::channel();
+        let intent = Intent { ticket: Ticket { answer, _permit: permit }, work };
+        self.intents.send(intent).map_err(|_| WriteError::Closed)?;
+        let answer = answered.await.map_err(|_| WriteError::Closed)?;
+        WriteError::from_answer(answer).map(Token::from)
+    }
+
+    async fn wait_replicated(&self, token: Token, wanted: usize, limit: Duration) -> Result<(), WriteError> {
+        let mut acks = self.inner.sessions.acks();
+        let enough = async {
+            while self.inner.sessions.durable(token.seq) < wanted {
+                if acks.changed().await.is_err() {
+                    std::future::pending::<()>().await;
+                }
+            }
+        };
+        tokio::select! {
+            biased;
+            () = self.inner.closing.cancelled() => {}
+            done = timeout(limit, enough) => if done.is_ok() {
+                return Ok(());
+            },
+        }
+        Err(WriteError::NotReplicated { token, acked: self.inner.sessions.durable(token.seq), wanted })
+    }
+}
+
+/// The queue is counted in kilobytes, so that its permits fit.
+pub(super) fn permits(bytes: usize) -> usize {
+    bytes / 1024 + 1
+}
+
+/// A write that is about to happen: await it.
+#[derive(Debug)]
+#[must_use = "nothing is written until it is awaited"]
+pub struct Write<'a, S> {
+    master: &'a Master<S>,
+    batch: Batch,
+}
+
+impl<'a, S: ReplicaStore> Write<'a, S> {
+    /// Waits, once the batch is committed, until `slaves` slaves hold it on stable storage: distinct ones, connected
+    /// here, at a batch boundary.
+    ///
+    /// What that buys: if this master is lost, so many copies of the write exist. It does not undo the write when the
+    /// slaves do not answer in time: then the error is [`WriteError::NotReplicated`], and the batch is committed and
+    /// stays.
+    pub fn replicated(self, slaves: usize, timeout: Duration) -> Replicated<'a, S> {
+        Replicated { write: self, slaves, timeout }
+    }
+}
+
+impl<'a, S: ReplicaStore> IntoFuture for Write<'a, S> {
+    type Output = Result<Token, WriteError>;
+    type IntoFuture = BoxFuture<'a, Self::Output>;
+
+    fn into_future(self) -> Self::IntoFuture {
+        Box::pin(async move {
+            self.batch.check(&self.master.inner.limits)?;
+            let bytes = self.batch.byte_len();
+            self.master.submit(Work::Batch(self.batch), bytes).await
+        })
+    }
+}
+
+/// A write that waits for slaves: await it.
+#[derive(Debug)]
+#[must_use = "nothing is written until it is awaited"]
+pub struct Replicated<'a, S> {
+    write: Write<'a, S>,
+    slaves: usize,
+    timeout: Duration,
+}
+
+impl<'a, S: ReplicaStore> IntoFuture for Replicated<'a, S> {
+    type Output = Result<Token, WriteError>;
+    type IntoFuture = BoxFuture<'a, Self::Output>;
+
+    fn into_future(self) -> Self::IntoFuture {
+        Box::pin(async move {
+            let master = self.write.master;
+            let token = self.write.await?;
+            master.wait_replicated(token, self.slaves, self.timeout).await?;
+            Ok(token)
+        })
+    }
+}

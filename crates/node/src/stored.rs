@@ -1,0 +1,57 @@
+//! Reading and writing what `Meta` holds.
+
+use replikv_core::{Durability, KeyRange, Keyspace, Position, ReplicaStore, ScanOptions, StoreError, WriteSet};
+use replikv_proto::layout::{Checkpoint, Identity, Stored};
+
+pub(crate) async fn read<S: ReplicaStore, V: Stored>(store: &S, key: &[u8]) -> Result<Option<V>, StoreError> {
+    match store.get(Keyspace::Meta, key).await? {
+        Some(bytes) => V::from_bytes(&bytes).map(Some),
+        None => Ok(None),
+    }
+}
+
+/// As [`read`], for what must be there.
+pub(crate) async fn require<S: ReplicaStore, V: Stored>(store: &S, key: &[u8]) -> Result<V, StoreError> {
+    let missing = || StoreError::Corrupt { what: format!("{} is missing", V::WHAT) };
+    read(store, key).await?.ok_or_else(missing)
+}
+
+/// What a store is for, if it was ever opened as a master or a slave.
+///
+/// # Errors
+/// `NewerFormat` if a newer program wrote it.
+pub async fn role<S: ReplicaStore>(store: &S) -> Result<Option<replikv_proto::layout::Role>, StoreError> {
+    let identity: Option<Identity> = read(store, Identity::KEY).await?;
+    Ok(identity.map(|identity| identity.role))
+}
+
+/// Gives an identity to a store that has none.
+pub(crate) async fn write_identity<S: ReplicaStore>(store: &S, identity: &Identity) -> Result<(), StoreError> {
+    let mut writes = WriteSet::builder();
+    writes.require(Identity::KEY, None);
+    writes.put(Keyspace::Meta, Identity::KEY, identity.to_bytes())?;
+    store.apply(writes.build(), Durability::Synced).await
+}
+
+/// The newest checkpoints, oldest first.
+pub(crate) async fn checkpoints<S: ReplicaStore>(store: &S, newest: usize) -> Result<Vec<Checkpoint>, StoreError> {
+    let mut found = Vec::new();
+    let mut rest = Some(KeyRange::prefix(Checkpoint::PREFIX));
+    while let Some(range) = rest.take().filter(|_| found.len() < newest) {
+        let options = ScanOptions::default().max_entries(newest - found.len()).reversed();
+        let page = store.scan(Keyspace::Meta, range, options).await?;
+        for (_, value) in page.iter() {
+            found.push(Checkpoint::from_bytes(value)?);
+        }
+        rest = page.rest().cloned();
+    }
+    found.reverse();
+    Ok(found)
+}
+
+pub(crate) async fn checkpoint_positions<S: ReplicaStore>(
+    store: &S,
+    newest: usize,
+) -> Result<Vec<Position>, StoreError> {
+    Ok(checkpoints(store, newest).await?.iter().map(|checkpoint| checkpoint.position).collect())
+}
