@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use replikv_core::{Batch, KeyRange, Keyspace, ReplicaStoreExt, ScanOptions};
+use replikv_core::{Batch, KeyRange, Keyspace, ReplicaStore, ReplicaStoreExt, ScanOptions};
 use replikv_memory::MemoryStore;
 use replikv_node::{Ending, FollowError, Master, MasterConfig, Slave, SlaveConfig, SlaveState, WriteError};
 use replikv_proto::{RejectCode, Retention};
@@ -17,6 +17,7 @@ async fn master() -> Master<MemoryStore> {
 }
 
 async fn slave(store: &MemoryStore) -> Slave<MemoryStore> {
+    ReplicaStore::reopen(store).await.unwrap();
     Slave::open(store.clone(), SlaveConfig::new("edge")).await.unwrap()
 }
 
@@ -85,7 +86,7 @@ async fn data_that_was_there_before_is_copied_while_writes_go_on() -> Result<(),
     for n in 0..20_000u32 {
         writes.put(Keyspace::Data, n.to_be_bytes(), [7; 100])?;
     }
-    replikv_core::ReplicaStore::apply(&source, writes.build(), replikv_core::Durability::Synced).await?;
+    source.apply(writes.build(), replikv_core::Durability::Synced).await?;
     let master = Master::open(source, MasterConfig::default().chunk_bytes(10_000)).await?;
     let store = MemoryStore::new();
     let slave = slave(&store).await;
@@ -137,7 +138,6 @@ async fn followed(master: &Master<MemoryStore>) -> MemoryStore {
     soon(slave.wait_caught_up()).await.unwrap();
     following.abort();
     slave.shutdown().await.unwrap();
-    replikv_core::ReplicaStore::reopen(&store).await.unwrap();
     store
 }
 

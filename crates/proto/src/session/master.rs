@@ -276,11 +276,11 @@ impl MasterSession {
 
     /// What to do next, if anything. An action that asks a question must be answered before the next one is polled.
     pub fn poll_action(&mut self) -> Option<MasterAction> {
-        if self.queue.is_empty()
-            && let State::Streaming(mut stream) = std::mem::replace(&mut self.state, State::Closed)
-        {
-            self.advance(&mut stream);
-            if matches!(self.state, State::Closed) {
+        if self.queue.is_empty() && matches!(self.state, State::Streaming(_)) {
+            // Taken out, so that it and the queue can be changed together; nothing on the way can end the session.
+            let state = std::mem::replace(&mut self.state, State::Closed);
+            if let State::Streaming(mut stream) = state {
+                self.advance(&mut stream);
                 self.state = State::Streaming(stream);
             }
         }
