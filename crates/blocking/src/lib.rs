@@ -1,1 +1,12 @@
-//! A synchronous store becomes a ReplicaStore: one writer thread, readers, a bounded queue, panics caught.
+//! A synchronous store becomes a `ReplicaStore`.
+//!
+//! [`BlockingStore`] is what is left to implement; [`Threaded`] brings the rest: one writer thread, a few reader
+//! threads, a bounded queue, panics caught, the checks that every store owes its callers, and outcomes that are decided
+//! before the next call answers. No runtime is needed.
+
+mod gate;
+mod store;
+mod threaded;
+
+pub use store::BlockingStore;
+pub use threaded::{Threaded, ThreadedOptions};

@@ -1,0 +1,366 @@
+//! Threads around a synchronous store.
+
+use std::any::Any;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::atomic::{AtomicU8, Ordering};
+use std::sync::{Arc, PoisonError, RwLock};
+use std::thread;
+
+use async_trait::async_trait;
+use bytes::Bytes;
+use futures_channel::oneshot;
+use replikv_core::{
+    Durability, KeyRange, Keyspace, Outcome, Page, ReplicaStore, ScanOptions, StoreError, StoreLimits, WriteSet,
+};
+
+use crate::BlockingStore;
+use crate::gate::Gate;
+
+/// How many threads, and how long a queue.
+#[derive(Debug, Clone, Copy)]
+pub struct ThreadedOptions {
+    /// How many write sets may wait for the writer before callers do. Default: 64.
+    pub queue: usize,
+    /// How many threads take pages, and point reads that are not inline. Default: 4.
+    pub readers: usize,
+}
+
+impl Default for ThreadedOptions {
+    fn default() -> Self {
+        Self { queue: 64, readers: 4 }
+    }
+}
+
+/// A [`BlockingStore`] as a [`ReplicaStore`].
+///
+/// Write sets are applied one after the other on a thread of their own; pages are taken on a few others. The store is
+/// opened by a function, so that it can be opened again: after an unknown outcome, a failed sync or a panic every call
+/// fails with `Fatal` until [`reopen`](ReplicaStore::reopen) has succeeded.
+#[derive(Debug)]
+pub struct Threaded<B> {
+    shared: Arc<Shared<B>>,
+    writer: async_channel::Sender<WriterJob>,
+    readers: async_channel::Sender<ReaderJob<B>>,
+    limits: StoreLimits,
+}
+
+type Opener<B> = Box<dyn Fn() -> Result<B, StoreError> + Send + Sync>;
+type Answer<T> = oneshot::Sender<Result<T, StoreError>>;
+type ReaderJob<B> = Box<dyn FnOnce(&Shared<B>) + Send>;
+
+enum WriterJob {
+    Apply { writes: WriteSet, durability: Durability, answer: Answer<()>, claim: Arc<Claim> },
+    Sync { answer: Answer<()>, claim: Arc<Claim> },
+    Reopen { answer: Answer<()>, claim: Arc<Claim> },
+    Close { answer: Answer<()>, claim: Arc<Claim> },
+}
+
+struct Shared<B> {
+    /// Readers hold it for a call; the writer thread takes it exclusively to open and to close.
+    state: RwLock<State<B>>,
+    open: Opener<B>,
+    gate: Gate,
+}
+
+#[derive(Debug)]
+enum State<B> {
+    Open { store: B, inline: bool },
+    Broken { reason: String },
+    Closed,
+}
+
+impl<B> std::fmt::Debug for Shared<B> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Shared").field("gate", &self.gate).finish_non_exhaustive()
+    }
+}
+
+impl<B: BlockingStore> Threaded<B> {
+    /// Opens the store with `open`, which is kept for opening it again, and starts its threads. They end when the last
+    /// handle is gone.
+    ///
+    /// # Errors
+    /// What `open` returns; a panic in it is `Corrupt`.
+    pub fn open(
+        name: &str,
+        options: ThreadedOptions,
+        open: impl Fn() -> Result<B, StoreError> + Send + Sync + 'static,
+    ) -> Result<Self, StoreError> {
+        let open: Opener<B> = Box::new(open);
+        let state = State::opened(guarded_open(&open)?);
+        let limits = match &state {
+            State::Open { store, .. } => store.limits(),
+            _ => return Err(StoreError::Closed),
+        };
+        let shared = Arc::new(Shared { state: RwLock::new(state), open, gate: Gate::default() });
+        let (writer, jobs) = async_channel::bounded(options.queue.max(1));
+        let own = shared.clone();
+        spawn(format!("{name}-writer"), move || write_loop(&own, &jobs))?;
+        let (readers, jobs) = async_channel::bounded::<ReaderJob<B>>(options.readers.max(1) * 16);
+        for number in 0..options.readers.max(1) {
+            let (own, jobs) = (shared.clone(), jobs.clone());
+            spawn(format!("{name}-reader-{number}"), move || {
+                while let Ok(job) = jobs.recv_blocking() {
+                    job(&own);
+                }
+            })?;
+        }
+        Ok(Self { shared, writer, readers, limits })
+    }
+
+    // Queues a job of the writer and waits for its answer. If the caller goes away, the job is decided before any later
+    // call answers.
+    async fn submit(&self, job: impl FnOnce(Answer<()>, Arc<Claim>) -> WriterJob) -> Result<(), StoreError> {
+        let (answer, answered) = oneshot::channel();
+        let claim = Arc::new(Claim::default());
+        let job = job(answer, claim.clone());
+        self.writer.send(job).await.map_err(|_| StoreError::Closed)?;
+        let mut waiting = Waiting { shared: &self.shared, claim, answered: false };
+        let result = answered.await;
+        waiting.answered = true;
+        result.unwrap_or_else(|_| Err(StoreError::Fatal { reason: "the writer thread is gone".into() }))
+    }
+
+    async fn read<T: Send + 'static>(
+        &self,
+        read: impl FnOnce(&B) -> Result<T, StoreError> + Send + 'static,
+    ) -> Result<T, StoreError> {
+        self.shared.gate.wait().await;
+        let (answer, answered) = oneshot::channel();
+        let job: ReaderJob<B> = Box::new(move |shared| {
+            if !answer.is_canceled() {
+                drop(answer.send(shared.with_store(read)));
+            }
+        });
+        self.readers.send(job).await.map_err(|_| StoreError::Closed)?;
+        answered.await.unwrap_or_else(|_| Err(StoreError::Fatal { reason: "a reader thread is gone".into() }))
+    }
+
+    fn check_key(&self, key: &[u8]) -> Result<(), StoreError> {
+        match key.len() {
+            0 => Err(StoreError::KeyEmpty),
+            len if len > self.limits.max_key => Err(StoreError::KeyTooLong { len, max: self.limits.max_key }),
+            _ => Ok(()),
+        }
+    }
+}
+
+/// Settles between a caller that goes away and the writer who answered it.
+#[derive(Debug, Default)]
+struct Claim(AtomicU8);
+
+const OPEN: u8 = 0;
+const ABANDONED: u8 = 1;
+const DECIDED: u8 = 2;
+
+struct Waiting<'a, B> {
+    shared: &'a Shared<B>,
+    claim: Arc<Claim>,
+    answered: bool,
+}
+
+impl<B> Drop for Waiting<'_, B> {
+    fn drop(&mut self) {
+        if self.answered {
+            return;
+        }
+        // Counted before it is claimed: the writer must never count down what is not counted yet.
+        self.shared.gate.abandon();
+        let claimed = self.claim.0.compare_exchange(OPEN, ABANDONED, Ordering::AcqRel, Ordering::Acquire);
+        if claimed.is_err() {
+            self.shared.gate.decide();
+        }
+    }
+}
+
+impl Claim {
+    fn is_abandoned(&self) -> bool {
+        self.0.load(Ordering::Acquire) == ABANDONED
+    }
+
+    fn decide(&self, gate: &Gate) {
+        if self.0.compare_exchange(OPEN, DECIDED, Ordering::AcqRel, Ordering::Acquire).is_err() {
+            gate.decide();
+        }
+    }
+}
+
+fn write_loop<B: BlockingStore>(shared: &Shared<B>, jobs: &async_channel::Receiver<WriterJob>) {
+    while let Ok(job) = jobs.recv_blocking() {
+        let (answer, claim, result) = match job {
+            // Nobody waits for it, and it has not begun: it never happens.
+            WriterJob::Apply { answer, claim, .. } if claim.is_abandoned() => (answer, claim, Ok(())),
+            WriterJob::Apply { writes, durability, answer, claim } => {
+                let result = shared.with_store(|store| store.apply(&writes, durability));
+                shared.break_if_unknown(&result);
+                (answer, claim, result)
+            }
+            WriterJob::Sync { answer, claim } => {
+                let result = shared.sync();
+                (answer, claim, result)
+            }
+            WriterJob::Reopen { answer, claim } => (answer, claim, shared.reopen()),
+            WriterJob::Close { answer, claim } => (answer, claim, shared.close()),
+        };
+        // Decided first, answered then: whoever calls next finds no undecided write.
+        claim.decide(&shared.gate);
+        drop(answer.send(result));
+    }
+    // The last handle is gone.
+    *shared.state.write().unwrap_or_else(PoisonError::into_inner) = State::Closed;
+}
+
+impl<B: BlockingStore> Shared<B> {
+    fn with_store<T>(&self, call: impl FnOnce(&B) -> Result<T, StoreError>) -> Result<T, StoreError> {
+        let panic = {
+            // Panics are caught inside: the lock is never poisoned by one.
+            let state = self.state.read().unwrap_or_else(PoisonError::into_inner);
+            let store = state.store()?;
+            match catch_unwind(AssertUnwindSafe(|| call(store))) {
+                Ok(result) => return result,
+                Err(panic) => panic,
+            }
+        };
+        let reason = format!("the store panicked: {}", panic_words(panic.as_ref()));
+        self.set_broken(reason.clone());
+        Err(StoreError::Fatal { reason })
+    }
+
+    fn set_broken(&self, reason: String) {
+        let mut state = self.state.write().unwrap_or_else(PoisonError::into_inner);
+        if matches!(*state, State::Open { .. }) {
+            tracing::error!(%reason, "the store is used no more until it is opened again");
+            *state = State::Broken { reason };
+        }
+    }
+
+    fn break_if_unknown(&self, result: &Result<(), StoreError>) {
+        if let Err(error) = result
+            && error.outcome() == Outcome::Unknown
+        {
+            self.set_broken(error.to_string());
+        }
+    }
+
+    fn sync(&self) -> Result<(), StoreError> {
+        match self.with_store(BlockingStore::sync) {
+            Err(error @ (StoreError::Closed | StoreError::Fatal { .. })) => {
+                self.break_if_unknown(&Err(error.clone()));
+                Err(error)
+            }
+            // The kernel may have dropped what it could not write: only opening anew tells what is there.
+            Err(error) => {
+                let reason = format!("a sync failed: {error}");
+                self.set_broken(reason.clone());
+                Err(StoreError::Fatal { reason })
+            }
+            Ok(()) => Ok(()),
+        }
+    }
+
+    fn reopen(&self) -> Result<(), StoreError> {
+        let mut state = self.state.write().unwrap_or_else(PoisonError::into_inner);
+        if matches!(*state, State::Open { .. }) {
+            return Ok(());
+        }
+        *state = State::opened(guarded_open(&self.open)?);
+        Ok(())
+    }
+
+    fn close(&self) -> Result<(), StoreError> {
+        let synced = match self.sync() {
+            Err(StoreError::Closed) => Ok(()),
+            result => result,
+        };
+        // Dropped under the lock: when this returns, it can be opened again.
+        *self.state.write().unwrap_or_else(PoisonError::into_inner) = State::Closed;
+        synced
+    }
+
+    // `None` if the call must go to a reader thread.
+    fn get_inline(&self, keyspace: Keyspace, key: &[u8]) -> Option<Result<Option<Bytes>, StoreError>> {
+        {
+            // The writer holds it exclusively only to open and to close; nobody waits for that on an async thread.
+            let state = self.state.try_read().ok()?;
+            match &*state {
+                State::Open { inline: true, .. } => {}
+                State::Open { .. } => return None,
+                other => return other.store().err().map(Err),
+            }
+        }
+        Some(self.with_store(|store| store.get(keyspace, key)))
+    }
+}
+
+impl<B: BlockingStore> State<B> {
+    fn opened(store: B) -> Self {
+        let inline = store.reads_inline();
+        Self::Open { store, inline }
+    }
+}
+
+impl<B> State<B> {
+    fn store(&self) -> Result<&B, StoreError> {
+        match self {
+            Self::Open { store, .. } => Ok(store),
+            Self::Broken { reason } => Err(StoreError::Fatal { reason: reason.clone() }),
+            Self::Closed => Err(StoreError::Closed),
+        }
+    }
+}
+
+fn guarded_open<B>(open: &Opener<B>) -> Result<B, StoreError> {
+    catch_unwind(AssertUnwindSafe(open)).unwrap_or_else(|panic| {
+        Err(StoreError::Corrupt { what: format!("it panicked while opening: {}", panic_words(panic.as_ref())) })
+    })
+}
+
+fn panic_words(panic: &(dyn Any + Send)) -> &str {
+    let words = panic.downcast_ref::<&str>().copied();
+    words.or_else(|| panic.downcast_ref::<String>().map(String::as_str)).unwrap_or("no words")
+}
+
+fn spawn(name: String, run: impl FnOnce() + Send + 'static) -> Result<(), StoreError> {
+    thread::Builder::new().name(name).spawn(run).map(drop).map_err(StoreError::backend)
+}
+
+#[async_trait]
+impl<B: BlockingStore> ReplicaStore for Threaded<B> {
+    async fn apply(&self, writes: WriteSet, durability: Durability) -> Result<(), StoreError> {
+        writes.check(&self.limits)?;
+        self.submit(|answer, claim| WriterJob::Apply { writes, durability, answer, claim }).await
+    }
+
+    async fn get(&self, keyspace: Keyspace, key: &[u8]) -> Result<Option<Bytes>, StoreError> {
+        self.check_key(key)?;
+        self.shared.gate.wait().await;
+        if let Some(result) = self.shared.get_inline(keyspace, key) {
+            return result;
+        }
+        let key = Bytes::copy_from_slice(key);
+        self.read(move |store| store.get(keyspace, &key)).await
+    }
+
+    async fn scan(&self, keyspace: Keyspace, range: KeyRange, options: ScanOptions) -> Result<Page, StoreError> {
+        self.read(move |store| store.scan(keyspace, range, options)).await
+    }
+
+    async fn sync(&self) -> Result<(), StoreError> {
+        self.submit(|answer, claim| WriterJob::Sync { answer, claim }).await
+    }
+
+    async fn reopen(&self) -> Result<(), StoreError> {
+        self.submit(|answer, claim| WriterJob::Reopen { answer, claim }).await
+    }
+
+    async fn close(&self) -> Result<(), StoreError> {
+        self.submit(|answer, claim| WriterJob::Close { answer, claim }).await
+    }
+
+    fn limits(&self) -> StoreLimits {
+        self.limits
+    }
+}
+
+#[cfg(test)]
+mod tests;
