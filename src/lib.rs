@@ -1,1 +1,25 @@
-//! replikv.
+//! Replication for embedded key-value stores.
+//!
+//! [`Master`] takes writes to a store and keeps a log of them in the same transactions; [`Slave`] follows a master, on
+//! any byte stream, into a store of its own, of any kind. A store is whatever implements [`ReplicaStore`]: LMDB
+//! (feature `lmdb`, default), sled (feature `sled`), memory, or your own.
+
+mod open;
+
+pub use open::{OpenUrlError, open};
+pub use replikv_blocking as blocking;
+pub use replikv_core::{
+    Batch, Condition, Coverage, Cursor, DataReader, Digest, Durability, Epoch, KeyRange, Keyspace, LinkId, Op, Outcome,
+    Page, PageBuilder, Position, ReplicaStore, ReplicaStoreExt, ScanOptions, Seq, SourceId, StoreError, StoreLimits,
+    Subspace, Table, Token, WriteSet, table,
+};
+pub use replikv_memory::MemoryStore;
+pub use replikv_node::*;
+pub use replikv_proto as proto;
+pub use replikv_proto::layout::Role;
+pub use replikv_proto::{Abort, Record, RejectCode, Retention, TransactView};
+
+#[cfg(feature = "lmdb")]
+pub use replikv_lmdb::{LmdbOptions, LmdbStore, LmdbSync};
+#[cfg(feature = "sled")]
+pub use replikv_sled::{SledOptions, SledStore};

@@ -1,1 +1,6 @@
 //! sled 0.34 as a replikv store.
+
+mod blocking;
+mod store;
+
+pub use store::{SledOptions, SledStore};
