@@ -1,0 +1,76 @@
+//! Every backend as the master of every backend, over TCP.
+
+mod support;
+
+use fastrand::Rng;
+use replikv::{Master, MasterConfig, Slave, SlaveConfig};
+use support::{Error, assert_equal, batch, open, print_seed, seed, soon};
+use tokio::net::TcpListener;
+
+async fn replicates(master_kind: &str, slave_kind: &str) -> Result<(), Error> {
+    let seed = seed();
+    print_seed(&format!("--test cross_backend {master_kind}_to_{slave_kind}"), seed);
+    let mut rng = Rng::with_seed(seed);
+    let dir = tempfile::tempdir()?;
+    // A master that holds something already, so that the slave begins with a copy.
+    let existing = open(master_kind, &dir.path().join("master"));
+    let mut before = replikv::WriteSet::builder();
+    for n in 0..2_000u32 {
+        before.put(replikv::Keyspace::Data, n.to_be_bytes(), [1; 40])?;
+    }
+    existing.apply(before.build(), replikv::Durability::Synced).await?;
+    let config = MasterConfig::default().chunk_bytes(20_000);
+    let master = Master::open(existing, config).await?;
+    let listener = TcpListener::bind("127.0.0.1:0").await?;
+    let address = listener.local_addr()?;
+    let serving = tokio::spawn(master.clone().serve_tcp(listener));
+
+    for round in 0..3 {
+        let slave = Slave::open(open_again(slave_kind, &dir, round).await, SlaveConfig::new("edge")).await?;
+        let following = tokio::spawn({
+            let slave = slave.clone();
+            async move { slave.follow_tcp(address).await }
+        });
+        let mut token = None;
+        for _ in 0..60 {
+            token = Some(master.write(batch(&mut rng)).await?);
+        }
+        soon(slave.wait_applied(token.ok_or("nothing was written")?)).await?;
+        assert_equal(master.store(), slave.store()).await;
+        slave.shutdown().await?;
+        soon(following).await??;
+        // What is written now is missed, and must be made up for.
+        for _ in 0..20 {
+            master.write(batch(&mut rng)).await?;
+        }
+    }
+    master.shutdown().await?;
+    soon(serving).await??;
+    Ok(())
+}
+
+// A store in memory begins anew each time, the others go on.
+async fn open_again(kind: &str, dir: &tempfile::TempDir, _round: u32) -> support::Store {
+    open(kind, &dir.path().join("slave"))
+}
+
+macro_rules! pairs {
+    ($($name:ident: $master:literal $slave:literal;)*) => {$(
+        #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+        async fn $name() -> Result<(), Error> {
+            replicates($master, $slave).await
+        }
+    )*};
+}
+
+pairs! {
+    memory_to_memory: "memory" "memory";
+    memory_to_lmdb: "memory" "lmdb";
+    memory_to_sled: "memory" "sled";
+    lmdb_to_memory: "lmdb" "memory";
+    lmdb_to_lmdb: "lmdb" "lmdb";
+    lmdb_to_sled: "lmdb" "sled";
+    sled_to_memory: "sled" "memory";
+    sled_to_lmdb: "sled" "lmdb";
+    sled_to_sled: "sled" "sled";
+}
