@@ -8,6 +8,7 @@ mod open;
 
 pub use open::{OpenUrlError, open};
 pub use replikv_blocking as blocking;
+pub use replikv_core::meta;
 pub use replikv_core::{
     Batch, Condition, Coverage, Cursor, DataReader, Digest, Durability, Epoch, KeyRange, Keyspace, LinkId, Op, Outcome,
     Page, PageBuilder, Position, ReplicaStore, ReplicaStoreExt, ScanOptions, Seq, SourceId, StoreError, StoreLimits,

@@ -50,6 +50,10 @@ impl Ring {
         self.entries.get(self.index(seq)?)
     }
 
+    pub(super) fn oldest(&self) -> Option<&LogEntry> {
+        self.entries.front()
+    }
+
     // Records are numbered without gaps.
     fn index(&self, seq: Seq) -> Option<usize> {
         let first = self.entries.front()?.position.seq;

@@ -3,7 +3,7 @@
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use replikv_core::{Position, ReplicaStore, Seq, SourceId, StoreError};
-use replikv_proto::View;
+use replikv_proto::{Record, View};
 use serde::Serialize;
 use tokio::sync::watch;
 
@@ -50,6 +50,9 @@ pub struct SlaveSeen {
     pub consistent: bool,
     /// How many published records it has not applied.
     pub lag_seqs: u64,
+    /// How long ago the oldest of them was committed, in milliseconds; 0 if there is none. Where that record is no
+    /// longer in memory, the oldest that is.
+    pub lag_ms: u64,
     /// Milliseconds since it was heard of.
     pub last_contact_ms: u64,
     /// Milliseconds since it connected.
@@ -99,6 +102,7 @@ impl<S: ReplicaStore> Inner<S> {
                 durable: progress.durable,
                 consistent: progress.consistent,
                 lag_seqs: view.published.seq.since(progress.applied),
+                lag_ms: self.committed_at(progress.applied).map_or(0, |time| now.unix_ms.saturating_sub(time)),
                 last_contact_ms: millis(session.heard()),
                 connected_ms: millis(session.connected_at),
             }
@@ -121,6 +125,17 @@ impl<S: ReplicaStore> Inner<S> {
             groups: self.counters.groups.load(Ordering::Relaxed),
             slaves: slaves.collect(),
         }
+    }
+}
+
+impl<S> Inner<S> {
+    // When the record after `applied` was committed, as far as the ring goes back.
+    fn committed_at(&self, applied: Seq) -> Option<u64> {
+        let bytes = self.with_ring(|ring| {
+            let oldest = ring.oldest()?.position.seq;
+            ring.entry(applied.next()?.max(oldest)).map(|entry| entry.bytes.clone())
+        });
+        Record::decode(bytes?).ok().map(|record| record.header().time)
     }
 }
 

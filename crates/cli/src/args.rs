@@ -1,0 +1,296 @@
+//! What the program can be asked for.
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use clap::{ArgAction, Args as Group, Parser, Subcommand, ValueEnum};
+
+const CODES: &str = "\
+Exit codes:
+  0    done; the answer is yes
+  1    the answer is no: no such key, stores differ, not healthy
+  2    it could not be done; one line on standard error says why
+  130  interrupted by Ctrl-C or SIGTERM before it was done";
+
+/// Replication for embedded key-value stores.
+///
+/// A store is named by a URL: lmdb:PATH, sled:PATH, or memory: for one that lives as long as the command.
+#[derive(Debug, Parser)]
+#[command(name = "replikv", version, after_help = CODES)]
+pub(crate) struct Args {
+    /// Say more on standard error: -v what happens, -vv details. REPLIKV_LOG takes a filter.
+    #[arg(short, long, global = true, action = ArgAction::Count)]
+    pub(crate) verbose: u8,
+    /// Print JSON, for scripts.
+    #[arg(long, global = true)]
+    pub(crate) json: bool,
+    #[command(subcommand)]
+    pub(crate) command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Command {
+    /// Shows it all: a master, two slaves, a crash, and the proof that all are equal.
+    Demo(Demo),
+    /// Runs a master: serves a store to slaves.
+    Serve(Serve),
+    /// Runs a slave: follows a master into a store.
+    Follow(Follow),
+    /// Puts the entries of a file into a store, through its log.
+    Import(Import),
+    /// Writes the entries of a store to a file, in key order.
+    Export(Export),
+    /// Prints the value of a key.
+    Get(Get),
+    /// Sets a key to a value, through the log.
+    Put(Put),
+    /// Removes a key, through the log.
+    Del(Del),
+    /// Prints entries, in key order.
+    Scan(Scan),
+    /// Says where a master or a slave stands, and how it is.
+    Status(Status),
+    /// Compares two stores: 0 equal, 1 different, 2 could not tell.
+    Verify(Verify),
+    /// Prints records of a master's change log.
+    Log(Log),
+    /// Measures stores and replication on this machine.
+    Bench(Bench),
+    /// Prints completions for a shell.
+    Completions {
+        /// For which shell.
+        shell: clap_complete::Shell,
+    },
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Format {
+    /// One JSON object a line: {"key":"k","value":"v"}; bytes that are not UTF-8 as key_b64, value_b64.
+    Ndjson,
+    /// A header with `key` and `value`, then one row an entry.
+    Csv,
+    /// Key, tab, value, bytes as they are; neither may hold a line feed, nor the key a tab.
+    Tsv,
+}
+
+#[derive(Debug, Group)]
+pub(crate) struct Demo {
+    /// Import this file instead of the data that comes with the program.
+    #[arg(long)]
+    pub(crate) input: Option<PathBuf>,
+    /// The format of the file. By default its extension says.
+    #[arg(long, requires = "input")]
+    pub(crate) format: Option<Format>,
+}
+
+#[derive(Debug, Group)]
+pub(crate) struct Serve {
+    /// The master's store; made if it is not there.
+    #[arg(long, value_name = "URL")]
+    pub(crate) store: String,
+    /// Where to listen. Port 0 takes a free one; the address is printed.
+    #[arg(long, value_name = "ADDR", default_value = "127.0.0.1:9999")]
+    pub(crate) listen: SocketAddr,
+    /// Import this file first.
+    #[arg(long, value_name = "FILE")]
+    pub(crate) import: Option<PathBuf>,
+    /// The format of the file. By default its extension says.
+    #[arg(long, requires = "import")]
+    pub(crate) format: Option<Format>,
+    /// Apply NDJSON operations from standard input as they come: "op" is put, delete (key), or delete_range (start, end).
+    #[arg(long)]
+    pub(crate) stdin: bool,
+    /// Allow an address that is not loopback: whoever reaches it can read everything.
+    #[arg(long)]
+    pub(crate) insecure: bool,
+}
+
+#[derive(Debug, Group)]
+pub(crate) struct Follow {
+    /// The slave's store; made if it is not there.
+    #[arg(long, value_name = "URL")]
+    pub(crate) store: String,
+    /// The master's address, HOST:PORT.
+    #[arg(long, value_name = "ADDR")]
+    pub(crate) from: String,
+    /// The name by which the master knows this slave; no two slaves share one.
+    #[arg(long, value_name = "NAME")]
+    pub(crate) id: String,
+    /// End when everything the master has published is here.
+    #[arg(long)]
+    pub(crate) once: bool,
+}
+
+#[derive(Debug, Group)]
+pub(crate) struct Import {
+    /// The store; made if it is not there.
+    #[arg(long, value_name = "URL")]
+    pub(crate) store: String,
+    /// The format. By default the file's extension says; standard input is NDJSON.
+    #[arg(long)]
+    pub(crate) format: Option<Format>,
+    /// The column of keys in CSV.
+    #[arg(long, default_value = "key")]
+    pub(crate) key_column: String,
+    /// The column of values in CSV.
+    #[arg(long, default_value = "value")]
+    pub(crate) value_column: String,
+    /// The file, or - for standard input. A file is checked as a whole before anything is written.
+    pub(crate) file: PathBuf,
+}
+
+#[derive(Debug, Group)]
+pub(crate) struct Export {
+    /// The store.
+    #[arg(long, value_name = "URL")]
+    pub(crate) store: String,
+    /// The format. By default the file's extension says; standard output is NDJSON.
+    #[arg(long)]
+    pub(crate) format: Option<Format>,
+    /// The file, or - for standard output. A file appears only when it is complete.
+    #[arg(default_value = "-")]
+    pub(crate) file: PathBuf,
+}
+
+#[derive(Debug, Group)]
+pub(crate) struct Get {
+    /// The store.
+    #[arg(long, value_name = "URL")]
+    pub(crate) store: String,
+    /// The key.
+    pub(crate) key: String,
+}
+
+#[derive(Debug, Group)]
+pub(crate) struct Put {
+    /// The store; made if it is not there.
+    #[arg(long, value_name = "URL")]
+    pub(crate) store: String,
+    /// The key.
+    pub(crate) key: String,
+    /// The value.
+    pub(crate) value: String,
+}
+
+#[derive(Debug, Group)]
+pub(crate) struct Del {
+    /// The store.
+    #[arg(long, value_name = "URL")]
+    pub(crate) store: String,
+    /// The key.
+    pub(crate) key: String,
+}
+
+#[derive(Debug, Group)]
+pub(crate) struct Scan {
+    /// The store.
+    #[arg(long, value_name = "URL")]
+    pub(crate) store: String,
+    /// Only keys that begin with this.
+    #[arg(long)]
+    pub(crate) prefix: Option<String>,
+    /// Only this key and those after it.
+    #[arg(long)]
+    pub(crate) from: Option<String>,
+    /// Only keys before this one.
+    #[arg(long)]
+    pub(crate) to: Option<String>,
+    /// At most so many entries.
+    #[arg(long)]
+    pub(crate) limit: Option<usize>,
+    /// From the last key to the first.
+    #[arg(long)]
+    pub(crate) reverse: bool,
+}
+
+#[derive(Debug, Group)]
+pub(crate) struct Status {
+    /// Ask the master that serves at this address, HOST:PORT.
+    #[arg(long, value_name = "ADDR", conflicts_with = "store", required_unless_present = "store")]
+    pub(crate) from: Option<String>,
+    /// Look into this store, which nobody has open.
+    #[arg(long, value_name = "URL")]
+    pub(crate) store: Option<String>,
+    /// Answer by exit code: 0 if all is well, 1 if not.
+    #[arg(long, requires = "from")]
+    pub(crate) check: bool,
+    /// With --check: a slave that is further behind is not well. For example 5s, 500ms, 2m.
+    #[arg(long, value_name = "TIME", requires = "check", value_parser = duration)]
+    pub(crate) max_lag: Option<Duration>,
+}
+
+#[derive(Debug, Group)]
+pub(crate) struct Verify {
+    /// A store; give it twice.
+    #[arg(long = "store", value_name = "URL", required = true)]
+    pub(crate) stores: Vec<String>,
+    /// How many differences to print.
+    #[arg(long, default_value_t = 10)]
+    pub(crate) show: usize,
+}
+
+#[derive(Debug, Group)]
+pub(crate) struct Log {
+    /// The store.
+    #[arg(long, value_name = "URL")]
+    pub(crate) store: String,
+    /// The first record.
+    #[arg(long, value_name = "SEQ", default_value_t = 0)]
+    pub(crate) from: u64,
+    /// At most so many records.
+    #[arg(long)]
+    pub(crate) limit: Option<usize>,
+}
+
+#[derive(Debug, Group)]
+pub(crate) struct Bench {
+    /// How many entries each row writes.
+    #[arg(long, default_value_t = 100_000)]
+    pub(crate) entries: usize,
+    /// How many entries a batch holds.
+    #[arg(long, default_value_t = 100)]
+    pub(crate) batch: usize,
+    /// How many bytes a value holds.
+    #[arg(long, default_value_t = 100)]
+    pub(crate) value: usize,
+    /// How often each row is measured; the median is printed.
+    #[arg(long, default_value_t = 3)]
+    pub(crate) rounds: usize,
+    /// Where the stores are put. By default the directory for temporary files.
+    #[arg(long, value_name = "DIR")]
+    pub(crate) dir: Option<PathBuf>,
+}
+
+fn duration(words: &str) -> Result<Duration, String> {
+    let wrong = || format!("{words:?} is no time: write 500ms, 5s or 2m");
+    let digits = words.find(|c: char| !c.is_ascii_digit()).ok_or_else(wrong)?;
+    let (number, unit) = words.split_at(digits);
+    let number: u64 = number.parse().map_err(|_| wrong())?;
+    match unit {
+        "ms" => Ok(Duration::from_millis(number)),
+        "s" => Ok(Duration::from_secs(number)),
+        "m" => number.checked_mul(60).map(Duration::from_secs).ok_or_else(wrong),
+        _ => Err(wrong()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::CommandFactory;
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        Args::command().debug_assert();
+    }
+
+    #[test]
+    fn times_are_numbers_with_a_unit() {
+        assert_eq!(duration("500ms"), Ok(Duration::from_millis(500)));
+        assert_eq!(duration("2m"), Ok(Duration::from_secs(120)));
+        for wrong in ["", "5", "s", "5h", "-1s", "99999999999999999999s", "18446744073709551615m"] {
+            assert!(duration(wrong).is_err(), "{wrong}");
+        }
+    }
+}

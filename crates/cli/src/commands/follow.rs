@@ -1,0 +1,118 @@
+//! A slave.
+
+use std::process::ExitCode;
+use std::time::Duration;
+
+use anyhow::{Context, anyhow};
+use replikv::{FollowError, Slave, SlaveConfig, SlaveState};
+use tokio::net::TcpStream;
+use tokio::time::{sleep, timeout};
+
+use crate::args;
+use crate::interrupt::{INTERRUPTED, Interrupt};
+use crate::store::{self, Store};
+use crate::ui;
+
+const CONNECT: Duration = Duration::from_secs(10);
+
+pub(crate) async fn run(args: args::Follow, json: bool) -> anyhow::Result<ExitCode> {
+    let config = SlaveConfig::try_new(&args.id)?;
+    let mut interrupt = Interrupt::new()?;
+    // Before the store is made: a name that leads nowhere leaves nothing behind.
+    let addresses = tokio::net::lookup_host(&args.from).await.with_context(|| args.from.clone())?;
+    if addresses.count() == 0 {
+        return Err(anyhow!("{} has no address", args.from));
+    }
+    let first = if args.once { Some(connect(&args.from).await?) } else { None };
+    let slave = Slave::open(store::open(&args.store)?, config).await.with_context(|| args.store.clone())?;
+    let result = tokio::select! {
+        biased;
+        () = interrupt.wait() => Ok(Some(ExitCode::from(if args.once { INTERRUPTED } else { 0 }))),
+        result = follow(&slave, &args, first) => result.map(|()| None),
+        () = announce(&slave, &args, json) => Ok(None),
+    };
+    let progress = slave.status();
+    let closed = slave.shutdown().await.with_context(|| args.store.clone());
+    let code = result?;
+    closed?;
+    if args.once && code.is_none() {
+        let seq = progress.position.map_or(0, |position| position.seq.as_u64());
+        if json {
+            println!("{}", serde_json::json!({ "caught_up": true, "seq": seq, "records": progress.records }));
+        } else {
+            println!("caught up at record {seq}, {} records applied", ui::thousands(progress.records));
+        }
+    }
+    Ok(code.unwrap_or(ExitCode::SUCCESS))
+}
+
+async fn connect(address: &str) -> anyhow::Result<TcpStream> {
+    let connected = timeout(CONNECT, TcpStream::connect(address)).await;
+    let stream = connected.map_err(|_| anyhow!("no answer")).and_then(|stream| Ok(stream?));
+    stream.with_context(|| format!("the master at {address} cannot be reached"))
+}
+
+async fn follow(slave: &Slave<Store>, args: &args::Follow, first: Option<TcpStream>) -> anyhow::Result<()> {
+    if let Some(stream) = first {
+        match slave.follow(stream).await {
+            // The connection was lost: another one goes on where it stopped.
+            Ok(_) => {}
+            Err(error) if error.is_retryable() && slave.status().connections > 0 => {}
+            Err(error) => return Err(refused(error, args)),
+        }
+    }
+    slave.follow_tcp(&args.from).await.map(drop).map_err(|error| refused(error, args))
+}
+
+fn refused(error: FollowError, args: &args::Follow) -> anyhow::Error {
+    anyhow::Error::new(error).context(format!("{} cannot follow {}", args.store, args.from))
+}
+
+// Says once that the connection stands, shows progress, and returns when everything is here if that is what is asked.
+async fn announce(slave: &Slave<Store>, args: &args::Follow, json: bool) {
+    let bar = ui::bar("following", None);
+    let mut unreachable_said = args.once;
+    let mut progress = slave.subscribe();
+    while !progress.borrow_and_update().connected {
+        tokio::select! {
+            biased;
+            changed = progress.changed() => if changed.is_err() {
+                return;
+            },
+            () = sleep(Duration::from_secs(1)), if !unreachable_said => {
+                unreachable_said = true;
+                let reason = slave.status().health.reason;
+                eprintln!("replikv: no connection to {} yet ({reason}); trying again", args.from);
+            }
+        }
+    }
+    if json {
+        println!("{}", serde_json::json!({ "following": args.from, "store": args.store, "id": args.id }));
+    } else {
+        println!("following {} into {} as {}", args.from, args.store, args.id);
+    }
+    let show = async {
+        loop {
+            let status = slave.status();
+            let state = match status.state {
+                SlaveState::Copying => "copying",
+                SlaveState::Following => "up to date",
+                _ => "catching up",
+            };
+            bar.set_message(state);
+            bar.set_position(status.position.map_or(0, |position| position.seq.as_u64()));
+            sleep(Duration::from_millis(200)).await;
+        }
+    };
+    let caught_up = async {
+        if !args.once || slave.wait_caught_up().await.is_err() {
+            std::future::pending::<()>().await;
+        }
+    };
+    tokio::select! {
+        biased;
+        () = caught_up => {}
+        () = show => {}
+    }
+    bar.finish_and_clear();
+}

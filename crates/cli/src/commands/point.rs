@@ -1,0 +1,58 @@
+//! One key.
+
+use std::io::Write;
+use std::process::ExitCode;
+
+use anyhow::Context;
+use replikv::{Batch, Keyspace, MasterConfig, Token};
+
+use super::NO;
+use crate::args::{self, Format};
+use crate::formats::Writer;
+use crate::store;
+
+pub(crate) async fn get(args: args::Get, json: bool) -> anyhow::Result<ExitCode> {
+    let store = store::open_existing(&args.store)?;
+    let value = store.get(Keyspace::Data, args.key.as_bytes()).await?;
+    store.close().await?;
+    let Some(value) = value else {
+        eprintln!("replikv: no such key");
+        return Ok(ExitCode::from(NO));
+    };
+    let mut output = std::io::stdout().lock();
+    if json {
+        Writer::new(Format::Ndjson, &mut output)?.write(args.key.as_bytes(), &value)?;
+    } else {
+        output.write_all(&value)?;
+        // Bytes as they are for a program, a line for a person.
+        if std::io::IsTerminal::is_terminal(&output) {
+            output.write_all(b"\n")?;
+        }
+    }
+    output.flush()?;
+    Ok(ExitCode::SUCCESS)
+}
+
+pub(crate) async fn put(args: args::Put, json: bool) -> anyhow::Result<ExitCode> {
+    let batch = Batch::new().put(&args.key, &args.value);
+    batch.check(&store::LIMITS)?;
+    write(store::open(&args.store)?, &args.store, batch, json).await
+}
+
+pub(crate) async fn del(args: args::Del, json: bool) -> anyhow::Result<ExitCode> {
+    let batch = Batch::new().delete(&args.key);
+    batch.check(&store::LIMITS)?;
+    write(store::open_existing(&args.store)?, &args.store, batch, json).await
+}
+
+async fn write(store: store::Store, url: &str, batch: Batch, json: bool) -> anyhow::Result<ExitCode> {
+    let master = store::open_master(store, url, MasterConfig::default()).await?;
+    let written = master.write(batch).await;
+    let closed = master.shutdown().await;
+    let Token { source, epoch, seq, .. } = written.with_context(|| url.to_string())?;
+    closed.with_context(|| url.to_string())?;
+    if json {
+        println!("{}", serde_json::json!({ "source": source, "epoch": epoch.number, "seq": seq }));
+    }
+    Ok(ExitCode::SUCCESS)
+}

@@ -1,0 +1,101 @@
+//! A master.
+
+use std::process::ExitCode;
+
+use anyhow::{Context, bail};
+use replikv::{Batch, Master, MasterConfig};
+use tokio::net::TcpListener;
+use tokio::sync::mpsc;
+
+use super::import::{Source, import};
+use crate::args;
+use crate::formats::{Columns, Operation, Reader};
+use crate::interrupt::Interrupt;
+use crate::store::{self, Store};
+use crate::ui;
+
+/// How many waiting operations of a pipe go into one batch.
+const PIPE_BATCH: usize = 1000;
+
+pub(crate) async fn run(args: args::Serve, json: bool) -> anyhow::Result<ExitCode> {
+    if !args.listen.ip().is_loopback() && !args.insecure {
+        bail!("{} is not loopback: whoever reaches it can read everything; allow that with --insecure", args.listen);
+    }
+    let source = match &args.import {
+        Some(path) => Some(Source::open(path, args.format, Columns::default()).await?),
+        None => None,
+    };
+    let listener = TcpListener::bind(args.listen).await.with_context(|| format!("cannot listen on {}", args.listen))?;
+    let address = listener.local_addr()?;
+    let mut interrupt = Interrupt::new()?;
+    let mut end = Interrupt::new()?;
+    let master = store::open_master(store::open(&args.store)?, &args.store, MasterConfig::default()).await?;
+    let serving = tokio::spawn(master.clone().serve_tcp(listener));
+    if json {
+        println!("{}", serde_json::json!({ "serving": args.store, "address": address.to_string() }));
+    } else {
+        println!("serving {} on {address}", args.store);
+    }
+    let feeding = async {
+        if let Some(source) = source {
+            let bar = ui::bar("importing", source.entries);
+            let imported = import(&master, source, &mut interrupt, |entries| bar.set_position(entries)).await?;
+            bar.finish_and_clear();
+            eprintln!("imported {} entries", ui::thousands(imported.entries));
+        }
+        if args.stdin {
+            let operations = apply_pipe(&master).await?;
+            tracing::info!(operations, "standard input has ended");
+        }
+        std::future::pending::<anyhow::Result<()>>().await
+    };
+    let result = tokio::select! {
+        biased;
+        () = end.wait() => Ok(()),
+        result = feeding => result,
+    };
+    let closed = master.shutdown().await.with_context(|| args.store.clone());
+    serving.await??;
+    result?;
+    closed?;
+    Ok(ExitCode::SUCCESS)
+}
+
+// Operations are applied in order, and those that wait together are one batch. What came before a broken line stays.
+async fn apply_pipe(master: &Master<Store>) -> anyhow::Result<u64> {
+    let (sender, mut operations) = mpsc::channel::<anyhow::Result<Operation>>(4 * PIPE_BATCH);
+    std::thread::spawn(move || {
+        let mut reader = Reader::operations(std::io::BufReader::new(std::io::stdin()));
+        while let Some(read) = reader.next().transpose() {
+            let broken = read.is_err();
+            if sender.blocking_send(read).is_err() || broken {
+                return;
+            }
+        }
+    });
+    let mut applied = 0;
+    let mut waiting = Vec::new();
+    while operations.recv_many(&mut waiting, PIPE_BATCH).await > 0 {
+        let mut batch = Batch::new();
+        let mut broken = None;
+        for operation in waiting.drain(..) {
+            match operation {
+                Ok(operation) => operation.add_to(&mut batch),
+                Err(error) => broken = Some(error),
+            }
+            if batch.byte_len() > 1 << 20 {
+                applied += batch.len() as u64;
+                master.write(std::mem::take(&mut batch)).await?;
+            }
+        }
+        if !batch.is_empty() {
+            applied += batch.len() as u64;
+            master.write(batch).await?;
+        }
+        if let Some(error) = broken {
+            let words = format!("standard input; the {} operations before are applied", ui::thousands(applied));
+            return Err(error.context(words));
+        }
+    }
+    Ok(applied)
+}

@@ -1,0 +1,117 @@
+//! Where a node stands, and how it is.
+
+use std::process::ExitCode;
+use std::time::Duration;
+
+use anyhow::{Context, anyhow, bail};
+use replikv::proto::layout::{Floor, Head, Stored};
+use replikv::{Cursor, KeyRange, Keyspace, ReplicaStoreExt, Role, remote_status, role};
+use serde_json::{Value, json};
+use tokio::net::TcpStream;
+use tokio::time::timeout;
+
+use super::NO;
+use crate::store::{self, Store};
+use crate::{args, ui};
+
+const ANSWER: Duration = Duration::from_secs(10);
+
+pub(crate) async fn run(args: args::Status, json: bool) -> anyhow::Result<ExitCode> {
+    let status = match (&args.from, &args.store) {
+        (Some(address), _) => ask(address).await?,
+        (None, Some(url)) => look(url).await?,
+        (None, None) => bail!("say --from ADDR or --store URL"),
+    };
+    let trouble = if args.check { trouble(&status, args.max_lag) } else { None };
+    if json {
+        println!("{status}");
+    } else {
+        print(&status, "");
+    }
+    match trouble {
+        Some(words) => {
+            eprintln!("replikv: {words}");
+            Ok(ExitCode::from(NO))
+        }
+        None => Ok(ExitCode::SUCCESS),
+    }
+}
+
+async fn ask(address: &str) -> anyhow::Result<Value> {
+    let asking = async {
+        let stream = TcpStream::connect(address).await?;
+        anyhow::Ok(serde_json::from_slice(&remote_status(stream).await?)?)
+    };
+    let answer = timeout(ANSWER, asking).await.unwrap_or_else(|_| Err(anyhow!("no answer")));
+    answer.with_context(|| format!("the master at {address} cannot be asked"))
+}
+
+async fn look(url: &str) -> anyhow::Result<Value> {
+    let store = store::open_existing(url)?;
+    let status = match role(&store).await? {
+        None => json!({ "role": null }),
+        Some(Role::Master) => {
+            let head: Head = stored(&store, Head::KEY).await?;
+            let floor: Floor = stored(&store, Floor::KEY).await?;
+            json!({ "role": "master", "source": head.position.source, "head": head.position, "floor": floor.position,
+                "log_bytes": head.log_bytes, "retained_bytes": head.log_bytes.saturating_sub(floor.log_bytes) })
+        }
+        Some(role) => {
+            let cursors = KeyRange::prefix(replikv::meta::CURSOR_PREFIX);
+            let found = store.first(Keyspace::Meta, cursors).await?.and_then(|(_, bytes)| Cursor::from_bytes(&bytes));
+            let consistent = found.as_ref().is_some_and(Cursor::is_consistent);
+            json!({ "role": role, "position": found.map(|cursor| cursor.position), "consistent": consistent })
+        }
+    };
+    store.close().await?;
+    Ok(status)
+}
+
+async fn stored<V: Stored>(store: &Store, key: &[u8]) -> anyhow::Result<V> {
+    let bytes = store.get(Keyspace::Meta, key).await?.with_context(|| format!("{} is missing", V::WHAT))?;
+    Ok(V::from_bytes(&bytes)?)
+}
+
+fn trouble(status: &Value, max_lag: Option<Duration>) -> Option<String> {
+    let state = status["health"]["state"].as_str().unwrap_or("unknown");
+    if state != "ready" {
+        let reason = status["health"]["reason"].as_str().unwrap_or_default();
+        return Some(format!("not healthy: {state}: {reason}"));
+    }
+    let max = max_lag?;
+    let slaves = status["slaves"].as_array()?;
+    slaves.iter().find_map(|slave| {
+        let lag = Duration::from_millis(slave["lag_ms"].as_u64()?);
+        let name = slave["name"].as_str().unwrap_or_default();
+        (lag > max).then(|| format!("slave {name} is {} behind", ui::time_words(lag)))
+    })
+}
+
+// One line a fact, nested ones indented.
+fn print(value: &Value, indent: &str) {
+    let Some(members) = value.as_object() else { return };
+    for (name, value) in members {
+        match value {
+            Value::Object(_) if value.get("seq").is_some() => {
+                let (seq, epoch, digest) = (&value["seq"], &value["epoch"]["number"], &value["digest"]);
+                println!("{indent}{name}: record {seq}, epoch {epoch}, digest {}", text(digest));
+            }
+            Value::Object(_) => {
+                println!("{indent}{name}:");
+                print(value, &format!("{indent}  "));
+            }
+            Value::Array(items) => {
+                println!("{indent}{name}: {}", items.len());
+                for item in items {
+                    print(item, &format!("{indent}  "));
+                    println!();
+                }
+            }
+            value => println!("{indent}{name}: {}", text(value)),
+        }
+    }
+}
+
+fn text(value: &Value) -> String {
+    value.as_str().map_or_else(|| value.to_string(), String::from)
+}

@@ -1,0 +1,122 @@
+//! Opening stores by URL.
+
+use std::path::Path;
+use std::sync::Arc;
+
+use anyhow::{Context, bail};
+use bytes::Bytes;
+use futures_util::TryStreamExt;
+use replikv::{
+    KeyRange, Keyspace, Master, MasterConfig, Page, ReplicaStore, ReplicaStoreExt, ScanOptions, StoreLimits,
+};
+
+pub(crate) type Store = Arc<dyn ReplicaStore>;
+
+/// What the program writes at most: what every backend that it contains can hold.
+pub(crate) const LIMITS: StoreLimits = StoreLimits { max_key: 511, max_value: 32 << 20, max_batch: 64 << 20 };
+
+/// Opens a store, and makes it if it is not there.
+pub(crate) fn open(url: &str) -> anyhow::Result<Store> {
+    replikv::open(url).with_context(|| url.to_string())
+}
+
+/// Opens a store that is there: a command that only reads leaves nothing behind.
+pub(crate) fn open_existing(url: &str) -> anyhow::Result<Store> {
+    let marker = match url.split_once(':') {
+        Some(("lmdb", path)) => Some(Path::new(path).join("data.mdb")),
+        Some(("sled", path)) => Some(Path::new(path).join("conf")),
+        _ => None,
+    };
+    if marker.is_some_and(|marker| !marker.exists()) {
+        bail!("{url}: there is no such store");
+    }
+    open(url)
+}
+
+/// Opens a store as a master's, so that what is written goes through the log.
+pub(crate) async fn open_master(store: Store, url: &str, config: MasterConfig) -> anyhow::Result<Master<Store>> {
+    Master::open(store, config.limits(LIMITS)).await.with_context(|| url.to_string())
+}
+
+/// Reads the entries of a store in order, a page at a time.
+pub(crate) fn pages(
+    store: &Store,
+    range: KeyRange,
+    reverse: bool,
+) -> impl futures_util::Stream<Item = anyhow::Result<Page>> + Unpin + '_ {
+    let options = ScanOptions { max_entries: 10_000, max_bytes: 1 << 20, reverse };
+    store.pages(Keyspace::Data, range, options).map_err(anyhow::Error::from)
+}
+
+/// Two stores, compared.
+#[derive(Debug, Default, Clone, PartialEq, Eq, serde::Serialize)]
+pub(crate) struct Comparison {
+    pub(crate) equal: u64,
+    pub(crate) only_first: u64,
+    pub(crate) only_second: u64,
+    pub(crate) different: u64,
+}
+
+impl Comparison {
+    pub(crate) fn is_equal(&self) -> bool {
+        self.only_first + self.only_second + self.different == 0
+    }
+}
+
+/// What is wrong with a key.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize)]
+#[serde(rename_all = "snake_case")]
+pub(crate) enum Difference {
+    OnlyFirst,
+    OnlySecond,
+    Values,
+}
+
+/// Compares the whole contents of two stores, and tells each difference.
+pub(crate) async fn compare(
+    first: &Store,
+    second: &Store,
+    mut tell: impl FnMut(&Bytes, Difference),
+    mut progress: impl FnMut(u64),
+) -> anyhow::Result<Comparison> {
+    let options = ScanOptions::default().max_entries(10_000);
+    let mut one = first.entries(Keyspace::Data, KeyRange::all(), options);
+    let mut two = second.entries(Keyspace::Data, KeyRange::all(), options);
+    let (mut a, mut b) = (one.try_next().await?, two.try_next().await?);
+    let mut found = Comparison::default();
+    let mut seen = 0;
+    loop {
+        let order = match (&a, &b) {
+            (None, None) => return Ok(found),
+            (Some(_), None) => std::cmp::Ordering::Less,
+            (None, Some(_)) => std::cmp::Ordering::Greater,
+            (Some((a, _)), Some((b, _))) => a.cmp(b),
+        };
+        if order.is_eq() {
+            match (&a, &b) {
+                (Some((_, value)), Some((_, other))) if value == other => found.equal += 1,
+                (Some((key, _)), _) => {
+                    found.different += 1;
+                    tell(key, Difference::Values);
+                }
+                _ => {}
+            }
+        } else if let (true, Some((key, _))) = (order.is_lt(), &a) {
+            found.only_first += 1;
+            tell(key, Difference::OnlyFirst);
+        } else if let Some((key, _)) = &b {
+            found.only_second += 1;
+            tell(key, Difference::OnlySecond);
+        }
+        if order.is_le() {
+            a = one.try_next().await?;
+        }
+        if order.is_ge() {
+            b = two.try_next().await?;
+        }
+        seen += 1;
+        if seen % 10_000 == 0 {
+            progress(seen);
+        }
+    }
+}

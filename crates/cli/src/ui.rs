@@ -1,0 +1,97 @@
+//! What people see: logs, progress, figures.
+
+use std::time::Duration;
+
+use indicatif::{ProgressBar, ProgressStyle};
+use tracing_subscriber::EnvFilter;
+
+/// Logs go to standard error, and are silent unless asked for.
+pub(crate) fn log_to_stderr(verbose: u8) {
+    let level = match verbose {
+        0 => "off",
+        1 => "info",
+        2 => "debug",
+        _ => "trace",
+    };
+    let filter = EnvFilter::try_from_env("REPLIKV_LOG").unwrap_or_else(|_| EnvFilter::new(level));
+    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).init();
+}
+
+/// A bar on standard error with rate and time left; nothing if that is no terminal.
+pub(crate) fn bar(label: &'static str, total: Option<u64>) -> ProgressBar {
+    let template = match total {
+        Some(_) => "{msg:>14} [{bar:30}] {human_pos}/{human_len}  {per_sec}  {eta} left",
+        None => "{msg:>14} {spinner} {human_pos}  {per_sec}  {elapsed}",
+    };
+    let bar = total.map_or_else(ProgressBar::new_spinner, ProgressBar::new);
+    let style = ProgressStyle::with_template(template).unwrap_or_else(|_| ProgressStyle::default_bar());
+    bar.with_style(style.progress_chars("=> ")).with_message(label)
+}
+
+/// 1234567 as 1,234,567.
+pub(crate) fn thousands(number: u64) -> String {
+    let digits = number.to_string();
+    let mut words = String::with_capacity(digits.len() + digits.len() / 3);
+    for (index, digit) in digits.chars().enumerate() {
+        if index > 0 && (digits.len() - index) % 3 == 0 {
+            words.push(',');
+        }
+        words.push(digit);
+    }
+    words
+}
+
+/// How many a second.
+pub(crate) fn rate(count: u64, time: Duration) -> f64 {
+    let seconds = time.as_secs_f64();
+    #[allow(clippy::cast_precision_loss, reason = "a figure for people")]
+    if seconds > 0.0 { count as f64 / seconds } else { 0.0 }
+}
+
+/// A rate without false precision.
+#[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "rates are small and positive")]
+pub(crate) fn rate_words(rate: f64) -> String {
+    format!("{}/s", thousands(rate.round() as u64))
+}
+
+pub(crate) fn time_words(time: Duration) -> String {
+    match time.as_secs_f64() {
+        seconds if seconds >= 1.0 => format!("{seconds:.2} s"),
+        seconds => format!("{:.2} ms", seconds * 1e3),
+    }
+}
+
+/// A key or a value for a terminal: text as it is, other bytes escaped.
+pub(crate) fn printable(bytes: &[u8]) -> String {
+    match std::str::from_utf8(bytes) {
+        Ok(text) if !text.chars().any(char::is_control) => text.into(),
+        _ => bytes.escape_ascii().to_string(),
+    }
+}
+
+/// A table without lines, for figures.
+pub(crate) fn table<const N: usize>(header: [&str; N]) -> comfy_table::Table {
+    let mut table = comfy_table::Table::new();
+    table.load_preset(comfy_table::presets::UTF8_HORIZONTAL_ONLY).set_header(header);
+    table
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn numbers_are_grouped_by_thousands() {
+        assert_eq!(thousands(0), "0");
+        assert_eq!(thousands(999), "999");
+        assert_eq!(thousands(1_000), "1,000");
+        assert_eq!(thousands(1_234_567), "1,234,567");
+    }
+
+    #[test]
+    fn what_could_move_the_cursor_is_escaped() {
+        assert_eq!(printable("größe".as_bytes()), "größe");
+        assert_eq!(printable(b"\x1b[2J"), "\\x1b[2J");
+        assert_eq!(printable(&[0xFF]), "\\xff");
+    }
+}
