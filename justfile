@@ -1,0 +1,24 @@
+# Reads only: what a change must pass.
+verify:
+    .ci/run
+
+# Writes: formats, and applies what clippy can.
+fix:
+    cargo clippy --workspace --all-targets --all-features --fix --allow-dirty --allow-staged
+    cargo fmt --all
+
+# The tests alone.
+test *ARGS:
+    cargo test --workspace --all-features {{ARGS}}
+
+# Licences, advisories, duplicate dependencies.
+deny:
+    cargo deny check
+
+# The figures of the README.
+bench:
+    cargo run --release -p replikv-cli -- bench
+
+# Seeded tests, over and over with new seeds.
+soak ROUNDS="100":
+    for i in $(seq {{ROUNDS}}); do REPLIKV_SEED=$RANDOM$i cargo test --all-features --test cross_backend --test cuts --test kill || exit 1; done
