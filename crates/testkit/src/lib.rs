@@ -1,1 +1,18 @@
-//! Certifies stores of replikv: the conformance suite, fault injection, oracles.
+//! Certifies stores of replikv.
+//!
+//! [`conformance_suite!`] expands to one `#[test]` for each law of the store contract. A store conforms if it passes
+//! all of them: there is no way to leave one out. A store says only whether it outlives its process, since a store in
+//! memory cannot be asked what a killed process left behind.
+//!
+//! ```ignore
+//! fn open(dir: &std::path::Path) -> Result<std::sync::Arc<dyn ReplicaStore>, StoreError> {
+//!     Ok(std::sync::Arc::new(MyStore::open(dir)?))
+//! }
+//! replikv_testkit::conformance_suite!(open, persistent);
+//! ```
+
+mod bench;
+pub mod laws;
+mod suite;
+
+pub use bench::{Bench, Open, run};

@@ -153,6 +153,7 @@ impl Tracker {
         });
     }
 
+    #[cfg(feature = "tcp")]
     pub(super) fn connections(&self) -> u64 {
         self.facts.lock().unwrap_or_else(PoisonError::into_inner).connections
     }

@@ -1,0 +1,149 @@
+//! Single entries.
+
+use std::sync::Arc;
+
+use replikv_core::{Keyspace, WriteSet};
+
+use crate::Bench;
+use crate::bench::{Put, Shorthand, writes};
+
+/// A fresh store is empty in every keyspace.
+pub async fn a_fresh_store_holds_nothing(bench: Arc<Bench>) {
+    let store = bench.open();
+    for keyspace in Keyspace::ALL {
+        assert!(store.contents(keyspace).await.is_empty(), "{keyspace:?}");
+        assert_eq!(store.get(keyspace, b"key").await.expect("the key is read"), None);
+    }
+}
+
+/// What was put is what is read.
+pub async fn what_is_put_is_read(bench: Arc<Bench>) {
+    let store = bench.open();
+    store
+        .commit(|set| {
+            set.data("a", "1").data("b", "2");
+        })
+        .await;
+    assert_eq!(store.data("a").await.as_deref(), Some(&b"1"[..]));
+    assert_eq!(store.data("b").await.as_deref(), Some(&b"2"[..]));
+    assert_eq!(store.data("c").await, None);
+}
+
+/// A put replaces the value that was there, longer or shorter.
+pub async fn a_put_replaces(bench: Arc<Bench>) {
+    let store = bench.open();
+    for value in ["long".repeat(100), String::new(), "x".into()] {
+        store
+            .commit(|set| {
+                set.data("key", &value);
+            })
+            .await;
+        assert_eq!(store.data("key").await.as_deref(), Some(value.as_bytes()));
+    }
+    assert_eq!(store.contents(Keyspace::Data).await.len(), 1);
+}
+
+/// A delete removes one key and no other; a key that is not there can be deleted.
+pub async fn a_delete_removes_its_key_alone(bench: Arc<Bench>) {
+    let store = bench.open();
+    store
+        .commit(|set| {
+            set.data("a", "").data("aa", "").data("b", "");
+        })
+        .await;
+    store
+        .commit(|set| {
+            set.remove("a").remove("never");
+        })
+        .await;
+    let keys: Vec<_> = store.contents(Keyspace::Data).await.into_iter().map(|(key, _)| key).collect();
+    assert_eq!(keys, ["aa", "b"]);
+}
+
+/// The same key in two keyspaces is two keys, for reads, deletes and range deletes.
+pub async fn keyspaces_are_apart(bench: Arc<Bench>) {
+    let store = bench.open();
+    for keyspace in Keyspace::ALL {
+        let set = writes(|set| {
+            set.put(keyspace, "key", keyspace.name()).expect("a key");
+        });
+        store.apply(set, replikv_core::Durability::Synced).await.expect("the write set is applied");
+    }
+    store
+        .commit(|set| {
+            set.delete(Keyspace::Log, "key").expect("a key");
+        })
+        .await;
+    store
+        .commit(|set| {
+            set.delete_range(Keyspace::Meta, &replikv_core::KeyRange::all());
+        })
+        .await;
+    assert_eq!(store.data("key").await.as_deref(), Some(&b"data"[..]));
+    assert!(store.contents(Keyspace::Log).await.is_empty() && store.contents(Keyspace::Meta).await.is_empty());
+}
+
+/// An empty value is there.
+pub async fn an_empty_value_is_a_value(bench: Arc<Bench>) {
+    let store = bench.open();
+    store
+        .commit(|set| {
+            set.data("key", "");
+        })
+        .await;
+    assert_eq!(store.data("key").await.as_deref(), Some(&b""[..]));
+    assert_eq!(store.contents(Keyspace::Data).await.len(), 1);
+}
+
+/// Keys and values of every byte value come back as they were, in byte order.
+pub async fn every_byte_is_kept(bench: Arc<Bench>) {
+    let store = bench.open();
+    let every: Vec<u8> = (0..=255).collect();
+    store
+        .commit(|set| {
+            every.iter().for_each(|byte| {
+                set.data([*byte], [*byte, 0, *byte]);
+            })
+        })
+        .await;
+    store
+        .commit(|set| {
+            set.data(&every, &every);
+        })
+        .await;
+    assert_eq!(store.data(&every).await.as_deref(), Some(&every[..]));
+    for byte in &every {
+        assert_eq!(store.data([*byte]).await.as_deref(), Some(&[*byte, 0, *byte][..]));
+    }
+    let keys: Vec<_> = store.contents(Keyspace::Data).await.into_iter().map(|(key, _)| key).collect();
+    assert_eq!(keys.len(), 257);
+    assert!(keys.is_sorted());
+}
+
+/// The longest key and a value as large as the store takes (up to 8 MiB here) come back whole.
+pub async fn the_largest_entries_are_kept(bench: Arc<Bench>) {
+    let store = bench.open();
+    let limits = store.limits();
+    let key = vec![0xAB; limits.max_key.min(1 << 16)];
+    let value = vec![0xCD; limits.max_value.min(limits.max_batch.saturating_sub(key.len() + 64)).min(8 << 20)];
+    store
+        .commit(|set| {
+            set.data(&key, &value);
+        })
+        .await;
+    assert!(store.data(&key).await.is_some_and(|found| found == value));
+    let contents = store.contents(Keyspace::Data).await;
+    assert!(contents.len() == 1 && contents[0].0 == key && contents[0].1 == value);
+}
+
+/// A write set without operations is applied, and changes nothing.
+pub async fn an_empty_write_set_changes_nothing(bench: Arc<Bench>) {
+    let store = bench.open();
+    store
+        .commit(|set| {
+            set.data("a", "1");
+        })
+        .await;
+    store.apply(WriteSet::builder().build(), Default::default()).await.expect("the write set is applied");
+    assert_eq!(store.contents(Keyspace::Data).await.len(), 1);
+}
