@@ -260,8 +260,10 @@ impl<B: BlockingStore> Shared<B> {
 
     fn reopen(&self) -> Result<(), StoreError> {
         let mut state = self.state.write().unwrap_or_else(PoisonError::into_inner);
-        if matches!(*state, State::Open { .. }) {
-            return Ok(());
+        match *state {
+            State::Open { .. } => return Ok(()),
+            State::Closed => return Err(StoreError::Closed),
+            State::Broken { .. } => {}
         }
         *state = State::opened(guarded_open(&self.open)?);
         Ok(())

@@ -3,34 +3,35 @@
 //! For tests, for caches that are rebuilt at each start, and as the model that other stores are compared with.
 
 use std::collections::BTreeMap;
-use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use async_trait::async_trait;
 use bytes::Bytes;
+use parking_lot::{RwLock, RwLockReadGuard};
 use replikv_core::{
     Durability, KeyRange, Keyspace, Op, Page, PageBuilder, ReplicaStore, ScanOptions, StoreError, StoreLimits, WriteSet,
 };
 
 /// An ordered map in memory.
 ///
-/// Clones share one map. A write set is applied under a write lock, and a page is taken under a read lock, so that
-/// every page is of one instant. Nothing survives the process; [`Durability::Synced`] promises no more than
-/// `Buffered` here. A closed store refuses everything until it is reopened, and then holds what it held.
+/// A write set is applied under a write lock, and a page is taken under a read lock, so that every page is of one
+/// instant. Nothing survives the process; [`Durability::Synced`] promises no more than `Buffered` here.
+///
+/// Clones are one store: closing one closes all. [`open_again`](Self::open_again) is what opening a path a second time
+/// is to a store on disk.
 #[derive(Debug, Clone, Default)]
 pub struct MemoryStore {
-    shared: Arc<RwLock<Maps>>,
+    // A fair lock: readers that come without a pause must not starve the writer.
+    maps: Arc<RwLock<Maps>>,
+    closed: Arc<AtomicBool>,
 }
 
 type Map = BTreeMap<Bytes, Bytes>;
+type Maps = [Map; 3];
 
-#[derive(Debug, Default)]
-struct Maps {
-    maps: [Map; 3],
-    closed: bool,
-}
-
-/// What fits: more than memory holds, so that a slave in memory can follow any master.
-const LIMITS: StoreLimits = StoreLimits { max_key: 1 << 30, max_value: 1 << 40, max_batch: 1 << 40 };
+/// More than a master accepts by default.
+const LIMITS: StoreLimits = StoreLimits { max_key: 1 << 16, max_value: 64 << 20, max_batch: 1 << 30 };
 
 impl MemoryStore {
     /// An empty store.
@@ -38,29 +39,32 @@ impl MemoryStore {
         Self::default()
     }
 
-    fn read(&self) -> Result<RwLockReadGuard<'_, Maps>, StoreError> {
-        // Nothing that runs under the lock can panic half way; a poisoned lock guards whole write sets.
-        let maps = self.shared.read().unwrap_or_else(PoisonError::into_inner);
-        if maps.closed { Err(StoreError::Closed) } else { Ok(maps) }
+    /// The same maps, open, whether this one is closed or not.
+    #[must_use]
+    pub fn open_again(&self) -> Self {
+        Self { maps: self.maps.clone(), closed: Arc::default() }
     }
 
-    fn write(&self) -> RwLockWriteGuard<'_, Maps> {
-        self.shared.write().unwrap_or_else(PoisonError::into_inner)
+    fn check_open(&self) -> Result<(), StoreError> {
+        if self.closed.load(Ordering::Acquire) { Err(StoreError::Closed) } else { Ok(()) }
+    }
+
+    fn read(&self) -> Result<RwLockReadGuard<'_, Maps>, StoreError> {
+        let maps = self.maps.read();
+        self.check_open().map(|()| maps)
     }
 
     fn apply_now(&self, writes: &WriteSet) -> Result<(), StoreError> {
         writes.check(&LIMITS)?;
-        let mut maps = self.write();
-        if maps.closed {
-            return Err(StoreError::Closed);
-        }
+        let mut maps = self.maps.write();
+        self.check_open()?;
         for required in writes.preconditions() {
-            if map_of(&maps.maps, Keyspace::Meta).get(&required.key) != required.value.as_ref() {
+            if map_of(&maps, Keyspace::Meta).get(&required.key) != required.value.as_ref() {
                 return Err(StoreError::HeadMoved);
             }
         }
         for (keyspace, op) in writes.ops() {
-            change(&mut maps.maps[index(keyspace)], op);
+            change(&mut maps[index(keyspace)], op);
         }
         Ok(())
     }
@@ -126,11 +130,11 @@ impl ReplicaStore for MemoryStore {
 
     async fn get(&self, keyspace: Keyspace, key: &[u8]) -> Result<Option<Bytes>, StoreError> {
         check_key(key)?;
-        Ok(map_of(&self.read()?.maps, keyspace).get(key).cloned())
+        Ok(map_of(&*self.read()?, keyspace).get(key).cloned())
     }
 
     async fn scan(&self, keyspace: Keyspace, range: KeyRange, options: ScanOptions) -> Result<Page, StoreError> {
-        Ok(page(map_of(&self.read()?.maps, keyspace), &range, options))
+        Ok(page(map_of(&*self.read()?, keyspace), &range, options))
     }
 
     async fn sync(&self) -> Result<(), StoreError> {
@@ -138,12 +142,13 @@ impl ReplicaStore for MemoryStore {
     }
 
     async fn reopen(&self) -> Result<(), StoreError> {
-        self.write().closed = false;
-        Ok(())
+        self.check_open()
     }
 
     async fn close(&self) -> Result<(), StoreError> {
-        self.write().closed = true;
+        // Under the lock: what is being applied is applied before.
+        let _maps = self.maps.write();
+        self.closed.store(true, Ordering::Release);
         Ok(())
     }
 

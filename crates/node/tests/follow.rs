@@ -17,8 +17,7 @@ async fn master() -> Master<MemoryStore> {
 }
 
 async fn slave(store: &MemoryStore) -> Slave<MemoryStore> {
-    ReplicaStore::reopen(store).await.unwrap();
-    Slave::open(store.clone(), SlaveConfig::new("edge")).await.unwrap()
+    Slave::open(store.open_again(), SlaveConfig::new("edge")).await.unwrap()
 }
 
 fn connect(master: &Master<MemoryStore>, slave: &Slave<MemoryStore>) -> JoinHandle<Result<Ending, FollowError>> {

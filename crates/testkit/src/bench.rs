@@ -120,3 +120,10 @@ impl Put for WriteSetBuilder {
         self.delete(Keyspace::Data, key).expect("the key is not empty")
     }
 }
+
+/// A reader that never pauses can starve the writer that it watches, where locks are not fair: so it pauses at times.
+pub(crate) async fn breathe(reads: u32) {
+    if reads.is_multiple_of(16) {
+        tokio::time::sleep(std::time::Duration::from_millis(1)).await;
+    }
+}

@@ -7,7 +7,7 @@ use futures_util::FutureExt;
 use replikv_core::{Durability, KeyRange, Keyspace, ScanOptions};
 
 use crate::Bench;
-use crate::bench::{Put, Shorthand, seed, writes};
+use crate::bench::{Put, Shorthand, breathe, seed, writes};
 
 const KEYS: u32 = 40;
 
@@ -38,6 +38,7 @@ pub async fn a_page_never_shows_half_a_write_set(bench: Arc<Bench>) {
             let (_, first) = page.iter().next().expect("an entry");
             assert!(page.iter().all(|(_, value)| value == first), "a page shows two generations");
             pages += 1;
+            breathe(pages).await;
         }
     }
     writing.await.expect("the writer ends");
@@ -63,7 +64,10 @@ pub async fn a_replaced_range_is_never_seen_empty(bench: Arc<Bench>) {
             }
         }
     });
+    let mut pages = 0;
     while !writing.is_finished() {
+        pages += 1;
+        breathe(pages).await;
         let page = store.scan(Keyspace::Data, KeyRange::all(), ScanOptions::default()).await.expect("scanned");
         assert_eq!(page.len(), KEYS as usize);
     }

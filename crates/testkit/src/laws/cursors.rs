@@ -7,7 +7,7 @@ use replikv_core::{
 };
 
 use crate::Bench;
-use crate::bench::{Put, Shorthand};
+use crate::bench::{Put, Shorthand, breathe};
 
 pub(crate) fn cursor(seq: u64) -> Cursor {
     Cursor::at(Position {
@@ -87,7 +87,10 @@ pub async fn data_and_cursor_never_part(bench: Arc<Bench>) {
             }
         }
     });
+    let mut reads = 0;
     while !writing.is_finished() {
+        reads += 1;
+        breathe(reads).await;
         let number = |bytes: bytes::Bytes| u64::from_be_bytes(bytes[..].try_into().expect("eight bytes"));
         let data = number(store.data("seq").await.expect("it is there"));
         let between = store.cursor(&link).await.expect("the cursor is read").expect("it is there").position.seq;
