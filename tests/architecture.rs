@@ -1,0 +1,64 @@
+//! The arrows between the crates point one way.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use cargo_metadata::{DependencyKind, MetadataCommand};
+
+/// What each crate may depend on, of this project.
+const ARROWS: [(&str, &[&str]); 10] = [
+    ("replikv-core", &[]),
+    ("replikv-proto", &["replikv-core"]),
+    ("replikv-node", &["replikv-core", "replikv-proto"]),
+    ("replikv-blocking", &["replikv-core"]),
+    ("replikv-memory", &["replikv-core"]),
+    ("replikv-lmdb", &["replikv-core", "replikv-blocking"]),
+    ("replikv-sled", &["replikv-core", "replikv-blocking"]),
+    ("replikv-testkit", &["replikv-core", "replikv-proto", "replikv-node"]),
+    (
+        "replikv",
+        &[
+            "replikv-core",
+            "replikv-proto",
+            "replikv-node",
+            "replikv-blocking",
+            "replikv-memory",
+            "replikv-lmdb",
+            "replikv-sled",
+        ],
+    ),
+    ("replikv-cli", &["replikv"]),
+];
+
+/// What the deciding crates must never reach: runtimes, stores, sockets, randomness.
+const FORBIDDEN: [&str; 8] = ["tokio", "mio", "heed", "sled", "rand", "fastrand", "getrandom", "socket2"];
+
+fn dependencies() -> BTreeMap<String, BTreeSet<String>> {
+    let metadata = MetadataCommand::new().no_deps().other_options(["--offline".into()]).exec().unwrap();
+    let normal = |package: &cargo_metadata::Package| {
+        let kept = package.dependencies.iter().filter(|dependency| dependency.kind == DependencyKind::Normal);
+        kept.map(|dependency| dependency.name.clone()).collect()
+    };
+    metadata.packages.iter().map(|package| (package.name.to_string(), normal(package))).collect()
+}
+
+#[test]
+fn crates_depend_only_on_those_below_them() {
+    let found = dependencies();
+    assert_eq!(found.len(), ARROWS.len(), "every crate of the workspace has its place: {:?}", found.keys());
+    for (name, allowed) in ARROWS {
+        let own = found[name].iter().filter(|dependency| dependency.starts_with("replikv"));
+        for dependency in own {
+            assert!(allowed.contains(&dependency.as_str()), "{name} must not depend on {dependency}");
+        }
+    }
+}
+
+#[test]
+fn what_decides_reaches_no_runtime_no_store_and_no_randomness() {
+    let found = dependencies();
+    for name in ["replikv-core", "replikv-proto"] {
+        for dependency in &found[name] {
+            assert!(!FORBIDDEN.contains(&dependency.as_str()), "{name} must not depend on {dependency}");
+        }
+    }
+}
