@@ -22,6 +22,7 @@ const LIMITS: StoreLimits = StoreLimits { max_key: 1024, max_value: 32 << 20, ma
 const HEADER: usize = 16;
 
 /// One file, three maps.
+#[derive(Debug)]
 pub struct FileStore {
     file: Mutex<File>,
     maps: RwLock<[Map; 3]>,

@@ -1,3 +1,7 @@
+#![cfg_attr(all(feature = "lmdb", feature = "tcp"), doc = include_str!("../README.md"))]
+//!
+//! # In short
+//!
 //! Replication for embedded key-value stores.
 //!
 //! [`Master`] takes writes to a store and keeps a log of them in the same transactions; [`Slave`] follows a master, on

@@ -46,7 +46,7 @@ impl LmdbStore {
 }
 
 /// What LMDB could hold is more; this keeps one write set, and the memory for it, within reason.
-const LIMITS: StoreLimits = StoreLimits { max_key: MAX_KEY, max_value: 1 << 30, max_batch: 1 << 30 };
+const LIMITS: StoreLimits = StoreLimits { max_key: MAX_KEY, max_value: 256 << 20, max_batch: 1 << 30 };
 
 #[derive(Debug)]
 struct Blocking {

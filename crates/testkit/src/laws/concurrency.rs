@@ -18,7 +18,7 @@ pub async fn a_page_never_shows_half_a_write_set(bench: Arc<Bench>) {
         writes(|set| {
             (0..KEYS).for_each(|key| {
                 set.data(key.to_be_bytes(), number.to_be_bytes());
-            })
+            });
         })
     };
     store.apply(generation(0), Durability::Buffered).await.expect("the write set is applied");
@@ -122,7 +122,7 @@ pub async fn a_dropped_apply_is_whole_or_absent(bench: Arc<Bench>) {
         let set = writes(|set| {
             (0..20u32).for_each(|key| {
                 set.data([&round.to_be_bytes()[..], &key.to_be_bytes()].concat(), "");
-            })
+            });
         });
         {
             let mut apply = store.apply(set, Durability::Buffered);
@@ -154,7 +154,7 @@ pub async fn a_dropped_read_disturbs_nothing(bench: Arc<Bench>) {
         .commit(|set| {
             (0..500u32).for_each(|key| {
                 set.data(key.to_be_bytes(), "");
-            })
+            });
         })
         .await;
     for _ in 0..200 {

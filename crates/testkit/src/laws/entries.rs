@@ -103,7 +103,7 @@ pub async fn every_byte_is_kept(bench: Arc<Bench>) {
         .commit(|set| {
             every.iter().for_each(|byte| {
                 set.data([*byte], [*byte, 0, *byte]);
-            })
+            });
         })
         .await;
     store

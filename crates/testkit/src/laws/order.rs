@@ -104,14 +104,14 @@ pub async fn a_large_set_is_applied_whole(bench: Arc<Bench>) {
         .commit(|set| {
             (0..20_000u32).for_each(|n| {
                 set.data(key(n), n.to_be_bytes());
-            })
+            });
         })
         .await;
     store
         .commit(|set| {
             (0..20_000u32).step_by(2).for_each(|n| {
                 set.remove(key(n));
-            })
+            });
         })
         .await;
     assert_eq!(store.contents(Keyspace::Data).await.len(), 10_000);

@@ -14,7 +14,7 @@ async fn filled(bench: &Bench, entries: u32) -> Arc<dyn ReplicaStore> {
         .commit(|set| {
             (0..entries).for_each(|n| {
                 set.data(n.to_be_bytes(), vec![1; n as usize % 90]);
-            })
+            });
         })
         .await;
     store
@@ -47,7 +47,7 @@ pub async fn a_scan_is_in_byte_order(bench: Arc<Bench>) {
             .commit(|set| {
                 chunk.iter().for_each(|key| {
                     set.data(key, "");
-                })
+                });
             })
             .await;
     }
@@ -69,7 +69,7 @@ pub async fn a_page_is_bounded_in_bytes(bench: Arc<Bench>) {
         .commit(|set| {
             (0..20u32).for_each(|n| {
                 set.data(n.to_be_bytes(), [0; 96]);
-            })
+            });
         })
         .await;
     let pages = pages(&store, KeyRange::all(), ScanOptions::default().max_bytes(250)).await;

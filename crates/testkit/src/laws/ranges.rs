@@ -29,7 +29,7 @@ async fn fill(store: &Arc<dyn ReplicaStore>) {
         .commit(|set| {
             KEYS.iter().for_each(|key| {
                 set.data(key, "v");
-            })
+            });
         })
         .await;
 }
