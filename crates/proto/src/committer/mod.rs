@@ -84,7 +84,7 @@ pub enum Answer {
 pub enum Step<T> {
     /// Read these keys of the data; answer with [`Committer::fetched`].
     Fetch(Vec<Bytes>),
-    /// Apply a write set; answer with [`Committer::committed`], [`Committer::failed`] or [`Committer::unknown`].
+    /// Apply a write set; answer with [`Committer::committed`], [`Committer::failed`] or [`Committer::settled`].
     Commit(Box<CommitGroup<T>>),
     /// Tell these; nothing was written.
     Answer(Vec<(T, Answer)>),
