@@ -210,9 +210,9 @@ impl From<LinkId> for String {
     }
 }
 
-/// A name that no link can have.
+/// A name that no link, and no slave, can have.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("{name:?} cannot name a link: 1 to {} bytes, no control characters", LinkId::MAX_LEN)]
+#[error("{name:?} is no name: 1 to {} bytes, no control characters", LinkId::MAX_LEN)]
 pub struct InvalidLinkId {
     /// The name that was refused.
     pub name: String,

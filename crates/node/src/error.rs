@@ -1,6 +1,6 @@
 //! Why a store cannot be opened as a master or a slave.
 
-use replikv_core::StoreError;
+use replikv_core::{InvalidLinkId, StoreError};
 use replikv_proto::layout::Role;
 
 /// Why a store cannot be opened as a master or a slave.
@@ -23,6 +23,9 @@ pub enum OpenError {
         /// The link that was asked for.
         wanted: String,
     },
+    /// The slave's name is none.
+    #[error(transparent)]
+    Name(#[from] InvalidLinkId),
     /// The store cannot hold what the configuration accepts.
     #[error("the store is too small for a master: {reason}")]
     Limits {

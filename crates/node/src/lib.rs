@@ -20,7 +20,7 @@ pub use master::{
     BlockingError, BlockingMaster, Commit, LogError, Master, MasterConfig, MasterProgress, MasterStatus, Replicated,
     ServeError, SlaveSeen, Write, WriteError, read_log, remote_status,
 };
-pub use reader::Reader;
+pub use reader::{Reader, ReaderStatus};
 pub use slave::{
     Ending, FollowError, Lag, Slave, SlaveConfig, SlaveProgress, SlaveState, SlaveStatus, WaitError, WaitFor,
 };

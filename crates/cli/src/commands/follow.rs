@@ -4,7 +4,7 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use anyhow::{Context, anyhow};
-use replikv::{FollowError, Slave, SlaveConfig, SlaveState};
+use replikv::{FollowError, LinkId, Slave, SlaveConfig, SlaveState};
 use tokio::net::TcpStream;
 use tokio::time::{sleep, timeout};
 
@@ -16,7 +16,9 @@ use crate::ui;
 const CONNECT: Duration = Duration::from_secs(10);
 
 pub(crate) async fn run(args: args::Follow, json: bool) -> anyhow::Result<ExitCode> {
-    let config = SlaveConfig::try_new(&args.id)?;
+    // Before anything else: a bad name leaves nothing behind.
+    LinkId::new(args.id.as_str())?;
+    let config = SlaveConfig::new(&args.id);
     let mut interrupt = Interrupt::new()?;
     // Before the store is made: a name that leads nowhere leaves nothing behind.
     let addresses = tokio::net::lookup_host(&args.from).await.with_context(|| args.from.clone())?;

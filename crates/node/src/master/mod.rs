@@ -193,7 +193,7 @@ impl<S: ReplicaStore> Master<S> {
 
     /// Progress as it happens: the latest is kept, what lies between may be skipped. Only published records count.
     pub fn subscribe(&self) -> MasterProgress {
-        MasterProgress::new(self.inner.view.subscribe())
+        MasterProgress::new(self.inner.view.subscribe(), self.inner.closing.clone())
     }
 
     /// A handle for synchronous code.

@@ -6,6 +6,7 @@ use replikv_core::{Position, ReplicaStore, Seq, SourceId, StoreError};
 use replikv_proto::{Record, View};
 use serde::Serialize;
 use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
 
 use super::{Inner, WriteError};
 use crate::health::{Health, HealthState};
@@ -143,11 +144,12 @@ impl<S> Inner<S> {
 #[derive(Debug, Clone)]
 pub struct MasterProgress {
     view: watch::Receiver<View>,
+    closing: CancellationToken,
 }
 
 impl MasterProgress {
-    pub(super) fn new(view: watch::Receiver<View>) -> Self {
-        Self { view }
+    pub(super) fn new(view: watch::Receiver<View>, closing: CancellationToken) -> Self {
+        Self { view, closing }
     }
 
     /// The last published record.
@@ -161,9 +163,14 @@ impl MasterProgress {
     /// Nothing is lost: ask again.
     ///
     /// # Errors
-    /// [`WriteError::Closed`] once the master is gone.
+    /// [`WriteError::Closed`] once the master was shut down.
     pub async fn reached(&mut self, seq: Seq) -> Result<Position, WriteError> {
-        let view = self.view.wait_for(|view| view.published.seq >= seq).await;
-        view.map(|view| view.published).map_err(|_| WriteError::Closed)
+        tokio::select! {
+            biased;
+            view = self.view.wait_for(|view| view.published.seq >= seq) => {
+                view.map(|view| view.published).map_err(|_| WriteError::Closed)
+            }
+            () = self.closing.cancelled() => Err(WriteError::Closed),
+        }
     }
 }

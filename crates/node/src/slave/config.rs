@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use replikv_core::{Durability, InvalidLinkId, LinkId};
+use replikv_core::{Durability, LinkId};
 use replikv_proto::Applier;
 
 /// The settings of a [`Slave`](super::Slave). Every setting but the name has a default.
@@ -19,26 +19,13 @@ pub struct SlaveConfig {
 }
 
 impl SlaveConfig {
-    /// A slave that its master knows as `name`. Two slaves of one master must have different names: the newer
-    /// connection ends the older one.
+    /// A slave that its master knows as `name`: 1 to 128 bytes, no control characters, or else [`Slave::open`] refuses
+    /// it. Two slaves of one master must have different names: the newer connection ends the older one.
     ///
-    /// # Panics
-    /// Never; a name that is no name is refused by [`try_new`](Self::try_new) and is replaced here by `slave`.
+    /// [`Slave::open`]: super::Slave::open
     pub fn new(name: impl Into<String>) -> Self {
-        Self::try_new(name).unwrap_or_else(|_| Self::with_name("slave".into()))
-    }
-
-    /// As [`new`](Self::new), for names that come from outside.
-    ///
-    /// # Errors
-    /// [`InvalidLinkId`] if the name is empty, longer than 128 bytes, or holds control characters.
-    pub fn try_new(name: impl Into<String>) -> Result<Self, InvalidLinkId> {
-        Ok(Self::with_name(LinkId::new(name)?.to_string()))
-    }
-
-    fn with_name(name: String) -> Self {
         Self {
-            name,
+            name: name.into(),
             link: LinkId::default(),
             durability: Durability::Synced,
             sync_every: Duration::from_secs(1),

@@ -14,7 +14,7 @@ use std::sync::Arc;
 use async_trait::async_trait;
 use bytes::Bytes;
 use replikv_core::{
-    Cursor, DataReader, KeyRange, Keyspace, Page, ReplicaStore, ReplicaStoreExt, ScanOptions, StoreError, meta,
+    Cursor, DataReader, KeyRange, Keyspace, LinkId, Page, ReplicaStore, ReplicaStoreExt, ScanOptions, StoreError, meta,
 };
 use replikv_proto::layout::{Identity, Role};
 use tokio::sync::{Mutex, watch};
@@ -66,10 +66,11 @@ impl<S: ReplicaStore> Slave<S> {
     /// Opens a slave on `store`: an empty one, or one that followed before.
     ///
     /// # Errors
-    /// [`OpenError::Role`] if the store is a master's; [`OpenError::OtherLink`] if it follows under another link's
-    /// name: one store has one lineage. A store with data that came from no master opens, and is refused when it
-    /// follows; nothing is written to it.
+    /// [`OpenError::Name`] if the configured name is none; [`OpenError::Role`] if the store is a master's;
+    /// [`OpenError::OtherLink`] if it follows under another link's name: one store has one lineage. A store with data
+    /// that came from no master opens, and is refused when it follows; nothing is written to it.
     pub async fn open(store: S, config: SlaveConfig) -> Result<Self, OpenError> {
+        LinkId::new(config.name.as_str())?;
         let identity = stored::read(&store, Identity::KEY).await?;
         if let Some(Identity { role: Role::Master, .. }) = identity {
             return Err(OpenError::Role { found: Role::Master, wanted: Role::Slave });
