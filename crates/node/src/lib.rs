@@ -3,6 +3,7 @@
 //! Everything that is decided, is decided in `replikv-proto`; what stands here moves bytes, reads clocks, calls stores
 //! and waits.
 
+mod changes;
 mod clock;
 mod error;
 mod health;
@@ -14,6 +15,7 @@ mod transport;
 
 pub(crate) use error::error_chain;
 
+pub use changes::{Change, ChangeOp, Changes, ChangesError, ChangesFrom};
 pub use error::OpenError;
 pub use health::{Health, HealthState};
 pub use master::{

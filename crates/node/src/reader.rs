@@ -5,7 +5,7 @@ use bytes::Bytes;
 use replikv_core::{DataReader, KeyRange, Page, Position, ReplicaStore, ScanOptions, StoreError};
 use serde::Serialize;
 
-use crate::{Health, Lag, Master, Slave, WaitError, WaitFor};
+use crate::{Changes, ChangesError, ChangesFrom, Health, Lag, Master, Slave, WaitError, WaitFor};
 
 /// Whatever replicated data can be read from: a master, a slave, and later readers over several of them.
 ///
@@ -27,6 +27,12 @@ pub trait Reader: DataReader + 'static {
     async fn scan(&self, range: KeyRange, options: ScanOptions) -> Result<Page, StoreError> {
         self.scan_data(range, options).await
     }
+
+    /// What changes, as a stream of whole batches; see [`Master::changes`] and [`Slave::changes`].
+    ///
+    /// # Errors
+    /// [`ChangesError`].
+    async fn changes(&self, from: ChangesFrom, ranges: Vec<KeyRange>) -> Result<Changes, ChangesError>;
 
     /// Waits until a write is readable here: read your writes. On a master that is so as soon as it is published.
     ///
@@ -59,6 +65,10 @@ pub struct ReaderStatus {
 
 #[async_trait]
 impl<S: ReplicaStore> Reader for Slave<S> {
+    async fn changes(&self, from: ChangesFrom, ranges: Vec<KeyRange>) -> Result<Changes, ChangesError> {
+        Self::changes(self, from, ranges).await
+    }
+
     async fn wait_applied(&self, write: WaitFor) -> Result<(), WaitError> {
         Self::wait_applied(self, write).await
     }
@@ -78,6 +88,10 @@ impl<S: ReplicaStore> Reader for Slave<S> {
 
 #[async_trait]
 impl<S: ReplicaStore> Reader for Master<S> {
+    async fn changes(&self, from: ChangesFrom, ranges: Vec<KeyRange>) -> Result<Changes, ChangesError> {
+        Self::changes(self, from, ranges).await
+    }
+
     async fn wait_applied(&self, write: WaitFor) -> Result<(), WaitError> {
         let seq = match write {
             WaitFor::Token(token) if token.source != self.source() => return Err(WaitError::ForeignSource),

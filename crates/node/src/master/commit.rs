@@ -75,6 +75,8 @@ impl<S: ReplicaStore> CommitTask<S> {
             }
         }
         self.sync().await;
+        // Nobody can write any more: whoever waits for more is told.
+        self.inner.closing.cancel();
     }
 
     fn uptime(&self) -> u64 {

@@ -78,8 +78,35 @@ impl<S: ReplicaStore> Inner<S> {
         Ok(if parts.is_empty() { LogAnswer::Trimmed } else { LogAnswer::Records { parts, last } })
     }
 
+    /// As [`read_records`](Self::read_records), as much as a session takes at once.
+    pub(crate) async fn read_chunk(&self, after: Position) -> Result<LogAnswer, StoreError> {
+        self.read_records(after, self.config.chunk).await
+    }
+
+    /// The position of the record numbered `seq`; `None` if it is no longer there.
+    pub(crate) async fn position_at(&self, seq: Seq) -> Result<Option<Position>, StoreError> {
+        let view = self.view();
+        if let Some(known) = [view.published, view.floor].into_iter().find(|known| known.seq == seq) {
+            return Ok(Some(known));
+        }
+        if let Some(held) = self.with_ring(|ring| ring.entry(seq).map(|entry| entry.position)) {
+            return Ok(Some(held));
+        }
+        if seq < view.floor.seq {
+            return Ok(None);
+        }
+        let Some(bytes) = self.store.get(Keyspace::Log, &seq.to_key()).await? else { return Ok(None) };
+        match Record::decode(bytes) {
+            Ok(record) => Ok(Some(record.position())),
+            Err(error) => {
+                self.record_is_damaged(seq, &error);
+                Ok(None)
+            }
+        }
+    }
+
     /// Where positions lie in the history.
-    pub(super) async fn locate(&self, positions: &[Position]) -> Result<Vec<Located>, StoreError> {
+    pub(crate) async fn locate(&self, positions: &[Position]) -> Result<Vec<Located>, StoreError> {
         let mut located = Vec::with_capacity(positions.len());
         for position in positions {
             located.push(self.locate_one(position).await?);

@@ -222,7 +222,22 @@ impl<S: ReplicaStore> Master<S> {
     }
 }
 
+impl<S> Master<S> {
+    pub(crate) fn inner(&self) -> &Arc<Inner<S>> {
+        &self.inner
+    }
+}
+
 impl<S> Inner<S> {
+    pub(crate) fn source(&self) -> SourceId {
+        self.source
+    }
+
+    /// Where the master stands. Never waits.
+    pub(crate) fn view(&self) -> View {
+        **self.seen.load()
+    }
+
     fn change_view(&self, change: impl FnOnce(&mut View)) {
         self.view.send_modify(|view| {
             change(view);

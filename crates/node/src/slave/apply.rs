@@ -12,6 +12,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::status::Applied;
 use super::{FollowError, Inner};
+use crate::changes::AppliedGroup;
 
 /// What a connection hands over.
 #[derive(Debug)]
@@ -161,6 +162,10 @@ impl<S: ReplicaStore> ApplyTask<S> {
                 }
                 Err(error) => return Err(self.give_up(error).await),
             }
+        }
+        if self.inner.feed.is_heard() {
+            let (cursor, writes) = (group.cursor.clone(), group.writes.clone());
+            self.inner.feed.tell(AppliedGroup { cursor, records: group.records, time: group.time, writes });
         }
         self.inner.tracker.applied(&Applied {
             cursor: group.cursor,

@@ -25,6 +25,7 @@ pub use self::error::{Ending, FollowError, WaitError};
 use self::status::Tracker;
 pub use self::status::{Lag, SlaveProgress, SlaveState, SlaveStatus};
 pub use self::wait::WaitFor;
+use crate::changes::GroupFeed;
 use crate::clock::Clock;
 use crate::{OpenError, stored};
 
@@ -55,6 +56,7 @@ struct Inner<S> {
     nonce: u64,
     clock: Clock,
     tracker: Tracker,
+    feed: GroupFeed,
     /// Held while a connection is followed, and while its last write set is in flight.
     following: Arc<Mutex<()>>,
     /// Held by whoever follows.
@@ -90,7 +92,8 @@ impl<S: ReplicaStore> Slave<S> {
         let clock = Clock::new();
         let tracker = Tracker::new(&config, cursor.as_ref());
         let (following, active, closing) = (Arc::default(), Arc::default(), CancellationToken::new());
-        Ok(Self { inner: Arc::new(Inner { store, config, nonce, clock, tracker, following, active, closing }) })
+        let feed = GroupFeed::new();
+        Ok(Self { inner: Arc::new(Inner { store, config, nonce, clock, tracker, feed, following, active, closing }) })
     }
 
     /// The value of `key`, or `None`.
@@ -138,8 +141,18 @@ impl<S: ReplicaStore> Slave<S> {
         self.inner.store.close().await
     }
 
-    async fn stored_cursor(&self) -> Result<Option<Cursor>, StoreError> {
+    pub(crate) async fn stored_cursor(&self) -> Result<Option<Cursor>, StoreError> {
         self.inner.store.cursor(&self.inner.config.link).await
+    }
+}
+
+impl<S> Slave<S> {
+    pub(crate) fn feed(&self) -> &GroupFeed {
+        &self.inner.feed
+    }
+
+    pub(crate) fn closing(&self) -> &CancellationToken {
+        &self.inner.closing
     }
 }
 

@@ -1,0 +1,139 @@
+//! A master's changes: from the ring, or else from the log.
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+
+use futures_util::{StreamExt, stream};
+use replikv_core::{KeyRange, Position, ReplicaStore, Seq, Token};
+use replikv_proto::{Located, LogAnswer, Record};
+
+use super::{Change, Changes, ChangesError, ChangesFrom};
+use crate::Master;
+use crate::master::{Inner, MasterProgress};
+
+impl<S: ReplicaStore> Master<S> {
+    /// Every published batch after `from`, in order, with its note, its position and its time, as far as it lies in
+    /// `ranges`; no ranges stand for everything. The stream goes on with new batches as they are published.
+    ///
+    /// To resume, begin again after the position of the last change that was dealt with. Nothing holds the log back for
+    /// a stream; use a consumer of a name where that matters.
+    ///
+    /// # Cancel safety
+    /// Nothing is changed. A change that was not returned comes again on the next stream from the same position.
+    ///
+    /// # Errors
+    /// [`ChangesError::Trimmed`] if what follows is no longer in the log, now or later as an item of the stream;
+    /// [`ChangesError::NotInHistory`] and [`ChangesError::ForeignSource`] if `from` is no point of this history.
+    pub async fn changes(
+        &self,
+        from: impl Into<ChangesFrom>,
+        ranges: impl IntoIterator<Item = KeyRange>,
+    ) -> Result<Changes, ChangesError> {
+        let start = self.inner().start_of(from.into()).await?;
+        let tail = Tail {
+            inner: self.inner().clone(),
+            progress: self.subscribe(),
+            after: start,
+            chunk: VecDeque::new(),
+            ranges: ranges.into_iter().collect(),
+        };
+        let stream = stream::unfold(Some(tail), |tail| async move {
+            let mut tail = tail?;
+            match tail.next().await {
+                Ok(Some(change)) => Some((Ok(change), Some(tail))),
+                Ok(None) => None,
+                Err(error) => Some((Err(error), None)),
+            }
+        });
+        Ok(Changes { start, stream: stream.boxed() })
+    }
+}
+
+impl<S: ReplicaStore> Inner<S> {
+    async fn start_of(&self, from: ChangesFrom) -> Result<Position, ChangesError> {
+        let view = self.view();
+        match from {
+            ChangesFrom::Now => Ok(view.published),
+            ChangesFrom::Oldest => Ok(view.floor),
+            ChangesFrom::After(position) => {
+                if position.source != self.source() {
+                    return Err(ChangesError::ForeignSource);
+                }
+                match self.locate(&[position]).await?[..] {
+                    [Located::Held] => Ok(position),
+                    [Located::Below] => Err(ChangesError::Trimmed { floor: self.view().floor }),
+                    _ => Err(ChangesError::NotInHistory { position }),
+                }
+            }
+            ChangesFrom::AfterToken(Token { source, .. }) if source != self.source() => {
+                Err(ChangesError::ForeignSource)
+            }
+            ChangesFrom::AfterToken(token) => {
+                let position = self.position_of(token.seq).await?;
+                let same = position.epoch == token.epoch;
+                if same { Ok(position) } else { Err(ChangesError::NotInHistory { position }) }
+            }
+            ChangesFrom::AfterSeq(seq) => self.position_of(seq).await,
+        }
+    }
+
+    async fn position_of(&self, seq: Seq) -> Result<Position, ChangesError> {
+        let view = self.view();
+        if seq > view.published.seq {
+            return Err(ChangesError::NotInHistory { position: Position { seq, ..view.published } });
+        }
+        let trimmed = || ChangesError::Trimmed { floor: self.view().floor };
+        self.position_at(seq).await?.ok_or_else(trimmed)
+    }
+}
+
+struct Tail<S> {
+    inner: Arc<Inner<S>>,
+    progress: MasterProgress,
+    after: Position,
+    /// Records that were read and not told yet: one chunk, sharing the bytes of ring or page.
+    chunk: VecDeque<Record>,
+    ranges: Arc<[KeyRange]>,
+}
+
+impl<S: ReplicaStore> Tail<S> {
+    async fn next(&mut self) -> Result<Option<Change>, ChangesError> {
+        loop {
+            while let Some(record) = self.chunk.pop_front() {
+                let change = Change::of_record(&record, &self.ranges);
+                let tells = self.ranges.is_empty() || !change.note().is_empty() || !change.is_empty();
+                if tells || self.chunk.is_empty() {
+                    return Ok(Some(change));
+                }
+            }
+            let Some(next) = self.after.seq.next() else { return Ok(None) };
+            if self.progress.reached(next).await.is_err() {
+                return Ok(None);
+            }
+            let LogAnswer::Records { parts, last } = self.inner.read_chunk(self.after).await? else {
+                return Err(ChangesError::Trimmed { floor: self.inner.view().floor });
+            };
+            for part in parts {
+                // What ring and log hand out has passed its checks.
+                let record = Record::decode(part).map_err(replikv_core::StoreError::backend)?;
+                self.chunk.push_back(record);
+            }
+            self.after = last;
+        }
+    }
+}
+
+impl Change {
+    fn of_record(record: &Record, ranges: &Arc<[KeyRange]>) -> Self {
+        let header = record.header();
+        Self {
+            position: record.position(),
+            time: header.time,
+            note: header.note.clone(),
+            batches: 1,
+            consistent: true,
+            parts: vec![record.body().clone()],
+            ranges: ranges.clone(),
+        }
+    }
+}
