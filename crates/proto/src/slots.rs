@@ -202,9 +202,10 @@ impl Slots {
     /// Drops the slots of those who were not heard of for too long.
     pub fn expire(&mut self, uptime_ms: u64) -> Vec<SlotName> {
         let Some(after) = self.limits.expire_after_ms else { return Vec::new() };
-        let expired = self.entries.iter().filter(|(_, entry)| {
-            entry.connections == 0 && uptime_ms.saturating_sub(entry.slot.seen_uptime_ms) > after
-        });
+        let expired = self
+            .entries
+            .iter()
+            .filter(|(_, entry)| entry.connections == 0 && uptime_ms.saturating_sub(entry.slot.seen_uptime_ms) > after);
         let expired: Vec<SlotName> = expired.map(|(name, _)| name.clone()).collect();
         for name in &expired {
             self.forget(name);
@@ -282,8 +283,7 @@ impl Entry {
 
     fn is_unsaved(&self) -> bool {
         self.saved.is_none_or(|saved| {
-            saved.position != self.slot.position
-                || self.slot.seen_unix_ms.abs_diff(saved.seen_unix_ms) >= SIGN_OF_LIFE
+            saved.position != self.slot.position || self.slot.seen_unix_ms.abs_diff(saved.seen_unix_ms) >= SIGN_OF_LIFE
         })
     }
 }

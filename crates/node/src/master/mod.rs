@@ -9,6 +9,7 @@ mod open;
 mod ring;
 mod serve;
 mod sessions;
+mod slots;
 mod status;
 #[cfg(feature = "tcp")]
 mod tcp;
@@ -36,6 +37,8 @@ pub use self::log::{LogError, read_log};
 use self::ring::Ring;
 pub use self::serve::remote_status;
 use self::sessions::Sessions;
+use self::slots::SlotBook;
+pub use self::slots::SlotSeen;
 pub use self::status::{MasterProgress, MasterStatus, SlaveSeen};
 pub use self::write::{Replicated, Write};
 use crate::OpenError;
@@ -76,6 +79,9 @@ pub(crate) struct Inner<S> {
     ring: Mutex<Ring>,
     checkpoints: Mutex<Vec<Checkpoint>>,
     sessions: Arc<Sessions>,
+    slots: SlotBook,
+    /// How long masters had run on this store when this one was opened, in milliseconds.
+    uptime_before: u64,
     session_permits: Arc<Semaphore>,
     log_reads: Semaphore,
     /// A record up to here is damaged: the log begins after it.
@@ -123,6 +129,8 @@ impl<S: ReplicaStore> Master<S> {
             ring: Mutex::new(Ring::new(config.ring_bytes)),
             checkpoints: Mutex::new(opened.checkpoints),
             sessions: Arc::new(Sessions::new()),
+            slots: SlotBook::new(opened.slots),
+            uptime_before: opened.head.uptime_ms,
             session_permits: Arc::new(Semaphore::new(config.max_sessions)),
             log_reads: Semaphore::new(config.log_readers),
             damaged: Mutex::new(None),

@@ -94,6 +94,7 @@ impl<S: ReplicaStore> Slave<S> {
             holds_data,
             checkpoints: stored::checkpoint_positions(&inner.store, CHECKPOINTS).await?,
             limits: inner.store.limits(),
+            temporary: inner.config.temporary,
             handshake_timeout: inner.config.handshake_timeout,
         })
     }

@@ -74,6 +74,12 @@ pub enum MasterAction {
         slave: String,
         /// Drawn by the slave when it was opened.
         nonce: u64,
+        /// Where its stream of records begins.
+        start: Position,
+        /// True if that is what the slave holds, and was found in the history.
+        verified: bool,
+        /// True if nothing is to be kept for it once it is gone.
+        temporary: bool,
     },
     /// The slave tells how far it is.
     Progress(Progress),
@@ -414,7 +420,14 @@ impl MasterSession {
             log_bytes: self.view.log_bytes,
             behind_bytes: 0,
         };
-        self.queue.push_back(MasterAction::Joined { slave: hello.slave.clone(), nonce: hello.nonce });
+        let verified = hello.cursor.as_ref().is_some_and(|cursor| cursor.position == from);
+        self.queue.push_back(MasterAction::Joined {
+            slave: hello.slave.clone(),
+            nonce: hello.nonce,
+            start: from,
+            verified,
+            temporary: hello.temporary,
+        });
         self.queue.push_back(MasterAction::Send(Message::Welcome(welcome)));
         let acked = Progress::default();
         self.state = State::Streaming(Box::new(Stream {

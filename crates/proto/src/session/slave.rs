@@ -26,6 +26,8 @@ pub struct SlaveSessionConfig {
     pub checkpoints: Vec<Position>,
     /// What the store can hold.
     pub limits: StoreLimits,
+    /// Whether it comes once, and nothing is to be kept for it.
+    pub temporary: bool,
     /// How long the master may take until its welcome.
     pub handshake_timeout: Duration,
 }
@@ -91,6 +93,7 @@ impl SlaveSession {
             limits: config.limits,
             ranges: Vec::new(),
             path: Vec::new(),
+            temporary: config.temporary,
         };
         let deadline = now.monotonic.saturating_add(config.handshake_timeout);
         Self {
