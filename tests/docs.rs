@@ -86,6 +86,25 @@ fn every_relative_link_leads_to_a_file() {
     assert!(links > 0);
 }
 
+/// Lines of code that a document quotes, without comments.
+fn quoted_lines(document: &str) -> Vec<String> {
+    let blocks = document.split("```rust,ignore\n").skip(1).filter_map(|rest| rest.split_once("```"));
+    let lines = blocks.flat_map(|(block, _)| block.lines());
+    let code = lines.map(|line| line.split("//").next().unwrap_or_default().trim().to_string());
+    code.filter(|line| !line.is_empty()).collect()
+}
+
+#[test]
+fn what_is_quoted_is_in_the_examples() {
+    let quoted = quoted_lines(&read(&root().join("docs/custom_store.md")));
+    assert!(quoted.len() > 20, "only {} lines are quoted", quoted.len());
+    let examples = ["examples/custom_store.rs", "examples/networked_store.rs"].map(|path| read(&root().join(path)));
+    let lines: BTreeSet<&str> = examples.iter().flat_map(|source| source.lines().map(str::trim)).collect();
+    for line in quoted {
+        assert!(lines.contains(&line[..]), "docs/custom_store.md quotes what the examples do not say: {line}");
+    }
+}
+
 #[test]
 fn what_is_named_but_not_there_is_noticed() {
     let source = "
