@@ -166,11 +166,10 @@ impl ReplicaStore for NetStore {
 
     async fn close(&self) -> Result<(), StoreError> {
         let Some(calls) = locked(&self.calls).take() else { return Ok(()) };
-        let lost = |_| StoreError::Fatal { reason: "the connection was lost; it is closed nevertheless".into() };
+        let lost = || StoreError::Fatal { reason: "the connection was lost; it is closed nevertheless".into() };
         let (answer, answered) = oneshot::channel();
-        let call = Call { request: Request::Close, answer };
-        calls.send(call).await.map_err(|_| ()).map_err(lost)?;
-        answered.await.map(drop).map_err(|_| ()).map_err(lost)
+        calls.send(Call { request: Request::Close, answer }).await.map_err(|_| lost())?;
+        answered.await.map(drop).map_err(|_| lost())
     }
 
     fn limits(&self) -> StoreLimits {
