@@ -133,7 +133,7 @@ impl<S: ReplicaStore> CommitTask<S> {
                 self.committer.committed(&group);
                 self.inner.trouble.store(Arc::default());
                 let CommitGroup { entries, checkpoints, answers, .. } = group;
-                self.inner.with_checkpoints(|kept| kept.extend(checkpoints));
+                self.inner.keep_checkpoints(checkpoints);
                 self.inner.counters.committed(entries.len());
                 self.committed(entries, durability);
                 answer(answers);
@@ -185,7 +185,7 @@ impl<S: ReplicaStore> CommitTask<S> {
         }
         self.inner.trouble.store(Arc::default());
         if found.position == group.head.position {
-            self.inner.with_checkpoints(|kept| kept.extend(group.checkpoints));
+            self.inner.keep_checkpoints(group.checkpoints);
             self.inner.counters.committed(group.entries.len());
             self.unsynced.extend(group.entries);
         }

@@ -258,6 +258,10 @@ impl<S> Inner<S> {
         look(&mut self.ring.lock().unwrap_or_else(PoisonError::into_inner))
     }
 
+    fn keep_checkpoints(&self, new: Vec<Checkpoint>) {
+        self.with_checkpoints(|kept| new.into_iter().for_each(|checkpoint| checkpoint.keep_in(kept)));
+    }
+
     fn with_checkpoints<R>(&self, look: impl FnOnce(&mut Vec<Checkpoint>) -> R) -> R {
         look(&mut self.checkpoints.lock().unwrap_or_else(PoisonError::into_inner))
     }
