@@ -42,6 +42,7 @@ impl<S: ReplicaStore> Master<S> {
             heartbeat: inner.config.heartbeat,
             handshake_timeout: inner.config.handshake_timeout,
             chunk: inner.config.chunk,
+            relay: false,
         };
         let view = **inner.seen.load();
         let mut session = MasterSession::new(config, view, inner.epochs.clone(), inner.clock.now());
