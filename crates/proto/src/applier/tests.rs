@@ -167,6 +167,7 @@ fn groups_hold_whole_batches_up_to_the_target_and_one_at_least() {
             taken.push(group.records);
         }
         assert!(taken[..taken.len() - 1].iter().all(|count| *count == per_group), "{taken:?}");
+        assert_eq!(taken.len(), 10usize.div_ceil(per_group), "{target}");
         assert_eq!((taken.iter().sum::<usize>(), applier.pending_bytes(), applier.is_idle()), (10, 0, true));
     }
 }
