@@ -152,15 +152,18 @@ impl Slots {
         Self { limits, entries: stored.into_iter().map(entry).collect(), dropped: Vec::new() }
     }
 
-    /// An owner has connected. `verified`: the position it named, and that lies in the history; it becomes the slot's,
-    /// downwards too, since it is what the owner has. Makes no slot.
-    pub fn connected(&mut self, name: &SlotName, verified: Option<Position>, now: SlotTime) {
+    /// An owner has connected. Makes no slot.
+    pub fn connected(&mut self, name: &SlotName, now: SlotTime) {
         if let Some(entry) = self.entries.get_mut(name) {
             entry.connections += 1;
             entry.see(now);
-            if let Some(position) = verified {
-                entry.slot.position = position;
-            }
+        }
+    }
+
+    /// An owner holds this position, and it lies in the history: it becomes the slot's, downwards too. Makes no slot.
+    pub fn verified(&mut self, name: &SlotName, position: Position) {
+        if let Some(entry) = self.entries.get_mut(name) {
+            entry.slot.position = position;
         }
     }
 
@@ -330,7 +333,8 @@ mod tests {
     #[test]
     fn a_slot_begins_with_the_first_durable_ack() {
         let (mut slots, edge) = (slots(), SlotName::slave("edge"));
-        slots.connected(&edge, Some(position(5)), at(1));
+        slots.connected(&edge, at(1));
+        slots.verified(&edge, position(5));
         assert_eq!(slots.get(&edge), None, "whoever only says hello leaves nothing behind");
         assert!(slots.acked(&edge, position(7), true, at(2)));
         assert_eq!(slots.get(&edge).map(|slot| slot.position), Some(position(7)));
@@ -344,9 +348,9 @@ mod tests {
     fn a_verified_hello_sets_the_slot_downwards_too() {
         let (mut slots, edge) = (slots(), SlotName::slave("edge"));
         slots.acked(&edge, position(7), true, at(1));
-        slots.connected(&edge, Some(position(4)), at(2));
-        assert_eq!(slots.get(&edge).map(|slot| slot.position.seq), Some(Seq::new(4)));
-        slots.connected(&edge, None, at(3));
+        slots.connected(&edge, at(2));
+        assert_eq!(slots.get(&edge).map(|slot| slot.position.seq), Some(Seq::new(7)));
+        slots.verified(&edge, position(4));
         assert_eq!(slots.get(&edge).map(|slot| slot.position.seq), Some(Seq::new(4)));
     }
 

@@ -73,7 +73,7 @@ impl<S: ReplicaStore> Master<S> {
                 return Err(ConsumerError::TooManySlots);
             }
         }
-        inner.slots().with(|slots| slots.connected(&name, None, inner.slot_time()));
+        inner.slots().with(|slots| slots.connected(&name, inner.slot_time()));
         let consumer = Consumer { master: self.clone(), name, _held: held };
         consumer.write().await?;
         Ok(consumer)

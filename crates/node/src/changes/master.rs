@@ -60,7 +60,7 @@ impl<S: ReplicaStore> Inner<S> {
                     return Err(ChangesError::ForeignSource);
                 }
                 match self.locate(&[position]).await?[..] {
-                    [Located::Held] => Ok(position),
+                    [Located::Held { .. }] => Ok(position),
                     [Located::Below] => Err(ChangesError::Trimmed { floor: self.view().floor }),
                     _ => Err(ChangesError::NotInHistory { position }),
                 }
