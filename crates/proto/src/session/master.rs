@@ -466,9 +466,6 @@ impl MasterSession {
 
     fn start(&mut self, applicant: &Applicant, mode: Mode, behind_bytes: u64, from: Position, copy: Coverage) {
         self.welcome(applicant, mode, behind_bytes, from);
-        if applicant.hello.cursor.as_ref().is_some_and(|cursor| cursor.position == from) {
-            self.queue.push_back(MasterAction::Verified(from));
-        }
         self.state =
             State::Streaming(Box::new(Stream { sent: from, copy, pending: Pending::Nothing, records_next: false }));
     }
@@ -498,6 +495,9 @@ impl MasterSession {
             let Hello { slave, nonce, temporary, .. } = hello;
             let (slave, nonce, temporary) = (slave.clone(), *nonce, *temporary);
             self.queue.push_back(MasterAction::Joined { slave, nonce, start: from.seq, temporary });
+        }
+        if mode != Mode::Wait && hello.cursor.as_ref().is_some_and(|cursor| cursor.position == from) {
+            self.queue.push_back(MasterAction::Verified(from));
         }
         self.queue.push_back(MasterAction::Send(Message::Welcome(welcome)));
     }
