@@ -45,9 +45,9 @@ pub enum Needs {
 /// Every law, from the very list that [`conformance_suite!`] expands to.
 pub fn laws() -> Vec<Law> {
     let mut laws = Vec::new();
-    crate::law_list! { law_entries laws, Nothing }
-    crate::law_list! { law_entries laws, Persistence }
-    crate::law_list! { law_entries laws, Process }
+    crate::law_list! { law_entries laws, Nothing };
+    crate::law_list! { law_entries laws, Persistence };
+    crate::law_list! { law_entries laws, Process };
     laws
 }
 
@@ -132,11 +132,13 @@ macro_rules! law_tests {
 #[doc(hidden)]
 #[macro_export]
 macro_rules! law_entries {
-    ($laws:path, $needs:ident: $($module:ident { $($law:ident)* })*) => {$($(
-        $laws.push($crate::Law {
-            name: stringify!($law),
-            needs: $crate::Needs::$needs,
-            check: |open, test| $crate::run(open, test, $crate::laws::$module::$law),
-        });
-    )*)*};
+    ($laws:path, $needs:ident: $($module:ident { $($law:ident)* })*) => {
+        $laws.extend([$($(
+            $crate::Law {
+                name: stringify!($law),
+                needs: $crate::Needs::$needs,
+                check: |open, test| $crate::run(open, test, $crate::laws::$module::$law),
+            },
+        )*)*])
+    };
 }

@@ -158,6 +158,17 @@ async fn a_failed_sync_breaks_the_store_and_may_lose_what_it_was_for() {
 }
 
 #[tokio::test]
+async fn an_unknown_outcome_may_take_what_was_not_synced_along() {
+    let store = store();
+    store.apply(put("a"), Durability::Synced).await.unwrap();
+    store.apply(put("b"), Durability::Buffered).await.unwrap();
+    store.faults().next_apply(ApplyFault::UnknownAndUnsyncedLost);
+    assert_eq!(store.apply(put("c"), Durability::Buffered).await.unwrap_err().outcome(), Outcome::Unknown);
+    store.reopen().await.unwrap();
+    assert_eq!(keys(&store).await, ["a"]);
+}
+
+#[tokio::test]
 async fn reads_fail_in_one_keyspace_and_as_often_as_asked() {
     let store = store();
     store.apply(put("a"), Durability::Synced).await.unwrap();

@@ -17,6 +17,8 @@ pub enum ApplyFault {
     UnknownButApplied,
     /// It is not applied, and fails with an unknown outcome: the store refuses everything until it is reopened.
     UnknownAndAbsent,
+    /// As `UnknownAndAbsent`, and what was written since the last sync is gone as well when the store is reopened.
+    UnknownAndUnsyncedLost,
 }
 
 /// What a failed sync costs.

@@ -165,6 +165,10 @@ impl<S: ReplicaStore> ReplicaStore for FaultStore<S> {
         match rule.fault {
             Some(ApplyFault::Refuse(error)) => return Err(error),
             Some(ApplyFault::UnknownAndAbsent) => return Err(self.unknown()),
+            Some(ApplyFault::UnknownAndUnsyncedLost) => {
+                medium.loses = true;
+                return Err(self.unknown());
+            }
             Some(ApplyFault::UnknownButApplied) | None => {}
         }
         medium.begin(inner).await?;
