@@ -53,6 +53,14 @@ impl<S: ReplicaStore> Master<S> {
             session.refuse(Reject { code: RejectCode::Busy, words: words.into(), retry: true }.into());
         }
         let result = Driver { inner, entered: None, slot: None, ending: None }.run(&mut connection, &mut session).await;
+        if let Err(ServeError::Store(_)) = &result {
+            // The session has ended with a goodbye, which the loop has not come to send.
+            while let Some(action) = session.poll_action() {
+                if let MasterAction::Send(message) = action {
+                    drop(connection.send(message));
+                }
+            }
+        }
         // Last words that cannot be sent are not missed by anybody.
         drop(timeout(LAST_WORDS, connection.finish()).await);
         result
