@@ -117,7 +117,7 @@ async fn a_page_that_shows_what_was_lost_is_never_sent() {
     source.apply_one(Keyspace::Data, Op::Put { key: b"old", value: b"1" }).await.unwrap();
     let store = Forgetful::new(source);
     let steps = store.steps.clone();
-    let master = Master::open(store, MasterConfig::default()).await.unwrap();
+    let master = Master::open(store, MasterConfig::default().heartbeat(Duration::from_secs(60))).await.unwrap();
 
     let writer = master.clone();
     let lost = tokio::spawn(async move { writer.write(Batch::new().put("doomed", "1")).await });
