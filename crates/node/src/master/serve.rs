@@ -36,7 +36,7 @@ impl<S: ReplicaStore> Master<S> {
         T: AsyncRead + AsyncWrite + Send,
     {
         let inner = &*self.inner;
-        let mut connection = Connection::new(stream, DecoderLimits::default());
+        let mut connection = Connection::new(stream, DecoderLimits::for_hello(inner.limits.max_key));
         let config = MasterSessionConfig {
             source: inner.source,
             limits: inner.limits,
