@@ -6,8 +6,8 @@ use std::time::Duration;
 
 use futures_util::{FutureExt, SinkExt, StreamExt};
 use replikv_core::{
-    Batch, Coverage, Cursor, Epoch, KeyRange, Keyspace, LinkId, Op, ReplicaStore, ReplicaStoreExt, ScanOptions, Seq,
-    SourceId, StoreError, StoreLimits, Token,
+    Batch, Coverage, Cursor, Epoch, KeyRange, Keyspace, LinkId, Op, Position, ReplicaStore, ReplicaStoreExt,
+    ScanOptions, Seq, SourceId, StoreError, StoreLimits, Token,
 };
 use replikv_memory::MemoryStore;
 use replikv_node::{
@@ -235,7 +235,9 @@ async fn a_slave_never_lets_itself_be_wiped_whatever_a_master_offers() -> Result
         log_bytes: 0,
         behind_bytes: 0,
     };
-    let foreign = Welcome { source: SourceId::from_bytes([9; 16]), mode: Mode::Resume, ..copy.clone() };
+    let source = SourceId::from_bytes([9; 16]);
+    let elsewhere = Position { source, ..head };
+    let foreign = Welcome { source, head: elsewhere, floor: elsewhere, mode: Mode::Resume, ..copy.clone() };
     let greedy = StoreLimits { max_key: usize::MAX, ..own.limits() };
     let large = Welcome { limits: greedy, mode: Mode::Resume, ..copy.clone() };
     let offers =
