@@ -406,6 +406,20 @@ async fn a_follow_that_is_dropped_in_mid_apply_is_decided_before_the_next_one_be
 }
 
 #[tokio::test]
+async fn a_follow_that_is_dropped_leaves_a_slave_that_knows_it_is_alone() -> Result<(), Error> {
+    let master = master(&store(), MasterConfig::default()).await;
+    let slave = slave(&store(), "edge").await;
+    let (_, following) = connect(&master, &slave);
+    soon(slave.wait_caught_up()).await?;
+    following.abort();
+    drop(following.await);
+    let status = slave.status();
+    assert_eq!((status.health.state, status.lag), (HealthState::Disconnected, None));
+    assert!(slave.wait_caught_up().now_or_never().is_none());
+    Ok(())
+}
+
+#[tokio::test]
 async fn only_one_connection_is_followed_at_a_time() -> Result<(), Error> {
     let master = master(&store(), MasterConfig::default()).await;
     let slave = slave(&store(), "edge").await;
