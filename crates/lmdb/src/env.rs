@@ -31,19 +31,23 @@ const GRAIN: usize = 1 << 20;
 
 impl Environment {
     pub(crate) fn open(path: &Path, options: &LmdbOptions) -> Result<Self, StoreError> {
-        std::fs::create_dir_all(path).map_err(|error| at(path, "cannot be created", &error))?;
+        std::fs::create_dir_all(path).map_err(|error| match error.kind() {
+            std::io::ErrorKind::AlreadyExists => StoreError::backend(format!("{} is no directory", path.display())),
+            _ => at(path, "cannot be created", &error),
+        })?;
         let lock = lock(path)?;
         let env = Self::map(path, options, grain(options.map_size), EnvFlags::empty())?;
         env.clear_stale_readers().map_err(|error| broken(&error))?;
-        let databases = databases(&env, &options.data_database)?;
+        let databases = databases(&env, path, &options.databases)?;
         Ok(Self::new(env, databases, options, Some(lock)))
     }
 
     pub(crate) fn open_read_only(path: &Path, options: &LmdbOptions) -> Result<Self, StoreError> {
         let env = Self::map(path, options, grain(options.map_size), EnvFlags::READ_ONLY)?;
-        let databases = existing_databases(&env, &options.data_database)?;
-        let databases = databases.ok_or_else(|| StoreError::backend(format!("{} holds no store", path.display())))?;
-        Ok(Self::new(env, databases, options, None))
+        let [Some(data), Some(log), Some(meta)] = existing_databases(&env, &options.databases)? else {
+            return Err(StoreError::backend(format!("{} holds no store", path.display())));
+        };
+        Ok(Self::new(env, [data, log, meta], options, None))
     }
 
     fn new(env: Env<WithoutTls>, databases: [Database; 3], options: &LmdbOptions, lock: Option<File>) -> Self {
@@ -108,6 +112,7 @@ impl Environment {
         &self,
         read: impl FnOnce(&RoTxn<'_, WithoutTls>) -> Result<T, StoreError>,
     ) -> Result<T, StoreError> {
+        let mut cleared = false;
         loop {
             let open = self.hold()?;
             match self.env.read_txn() {
@@ -116,6 +121,10 @@ impl Environment {
                     drop(open);
                     self.adopt_size()?;
                 }
+                Err(heed::Error::Mdb(heed::MdbError::ReadersFull)) if !cleared => {
+                    self.clear_stale_readers();
+                    cleared = true;
+                }
                 Err(heed::Error::Mdb(heed::MdbError::ReadersFull)) => {
                     return Err(StoreError::Transient {
                         reason: "all reader slots are taken; raise max_readers".into(),
@@ -123,6 +132,15 @@ impl Environment {
                 }
                 Err(error) => return Err(broken(&error)),
             }
+        }
+    }
+
+    /// Forgets readers of other processes that died while they read: the pages that they saw could not be used again.
+    pub(crate) fn clear_stale_readers(&self) {
+        match self.env.clear_stale_readers() {
+            Ok(0) => {}
+            Ok(cleared) => tracing::warn!(cleared, "readers had died while they read"),
+            Err(error) => tracing::warn!(%error, "stale readers could not be cleared"),
         }
     }
 
@@ -181,31 +199,45 @@ fn lost() -> StoreError {
     StoreError::Fatal { reason: "the map was lost when it was resized".into() }
 }
 
-fn existing_databases(env: &Env<WithoutTls>, data: &str) -> Result<Option<[Database; 3]>, StoreError> {
-    refuse_special_order(env, data)?;
+fn databases(env: &Env<WithoutTls>, path: &Path, names: &[String; 3]) -> Result<[Database; 3], StoreError> {
+    let found = existing_databases(env, names)?;
+    let [_, log, meta] = names;
+    // They are made together. One alone is the application's, and would be written over.
+    if found[1].is_some() != found[2].is_some() {
+        let (name, option) = if found[1].is_some() { (log, "log_database") } else { (meta, "meta_database") };
+        let path = path.display();
+        return Err(StoreError::backend(format!("{path} has a database {name} of its own: choose another {option}")));
+    }
+    let wtxn = env.write_txn().map_err(|error| broken(&error))?;
+    let created = env.create_databases_and_commit(wtxn, |opener, wtxn| {
+        let mut create = |name: &str| opener.create_database::<Bytes, Bytes>(wtxn, Some(name));
+        let [data, log, meta] = names;
+        let databases = [create(data)?, create(log)?, create(meta)?];
+        Ok::<_, heed::Error>(CommitOrAbort::<_, ()>::Commit(databases))
+    });
+    created.map(CommitOrAbort::unwrap_commit).map_err(|error| broken(&error))
+}
+
+fn existing_databases(env: &Env<WithoutTls>, names: &[String; 3]) -> Result<[Option<Database>; 3], StoreError> {
+    let [data, log, meta] = names;
+    if data == log || log == meta || meta == data {
+        return Err(StoreError::backend(format!("{data}, {log} and {meta} must be three databases")));
+    }
+    if let Some(name) = names.iter().find(|name| name.is_empty() || name.contains('\0')) {
+        return Err(StoreError::backend(format!("{name:?} cannot name a database")));
+    }
+    for name in names {
+        refuse_special_order(env, name)?;
+    }
     let rtxn = env.read_txn().map_err(|error| broken(&error))?;
     let opened = env.open_databases_and_commit(rtxn, |opener, rtxn| {
         let mut found = [None; 3];
-        for (found, name) in found.iter_mut().zip([data, "log", "meta"]) {
+        for (found, name) in found.iter_mut().zip(names) {
             *found = opener.open_database::<Bytes, Bytes>(rtxn, Some(name))?;
         }
         Ok::<_, heed::Error>(CommitOrAbort::<_, ()>::Commit(found))
     });
-    Ok(match opened.map_err(|error| broken(&error))?.unwrap_commit() {
-        [Some(data), Some(log), Some(meta)] => Some([data, log, meta]),
-        _ => None,
-    })
-}
-
-fn databases(env: &Env<WithoutTls>, data: &str) -> Result<[Database; 3], StoreError> {
-    refuse_special_order(env, data)?;
-    let wtxn = env.write_txn().map_err(|error| broken(&error))?;
-    let created = env.create_databases_and_commit(wtxn, |opener, wtxn| {
-        let mut create = |name: &str| opener.create_database::<Bytes, Bytes>(wtxn, Some(name));
-        let databases = [create(data)?, create("log")?, create("meta")?];
-        Ok::<_, heed::Error>(CommitOrAbort::<_, ()>::Commit(databases))
-    });
-    created.map(CommitOrAbort::unwrap_commit).map_err(|error| broken(&error))
+    opened.map(CommitOrAbort::unwrap_commit).map_err(|error| broken(&error))
 }
 
 // LMDB keeps a named database as an entry of the unnamed one, whose value begins with four bytes of padding and two of

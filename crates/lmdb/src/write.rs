@@ -40,7 +40,23 @@ pub(crate) fn apply(environment: &Environment, writes: &WriteSet) -> Result<(), 
             change(database, &mut txn, &mut tail, op).map_err(unchanged)?;
         }
     }
-    // Only here can an error leave doubt: pages are on their way to the disk.
+    commit(txn)
+}
+
+/// Commits a transaction that changes nothing.
+pub(crate) fn settle(environment: &Environment) -> Result<(), Failed> {
+    const KEY: &[u8] = b"\0settle";
+    let _open = environment.hold().map_err(Failed::Unchanged)?;
+    let mut txn = environment.env().write_txn().map_err(unchanged)?;
+    let meta = environment.database(Keyspace::Meta);
+    // LMDB does not commit what touches no page.
+    meta.put(&mut txn, KEY, &[]).map_err(unchanged)?;
+    meta.delete(&mut txn, KEY).map_err(unchanged)?;
+    commit(txn)
+}
+
+// Only here can an error leave doubt: pages are on their way to the disk.
+fn commit(txn: RwTxn<'_>) -> Result<(), Failed> {
     txn.commit().map_err(|error| match classify(error) {
         Failed::Unchanged(error @ StoreError::StoreFull { .. }) => Failed::Unchanged(error),
         Failed::Unchanged(error) => Failed::Unknown(StoreError::backend_unknown(error)),
