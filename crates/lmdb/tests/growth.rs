@@ -129,10 +129,16 @@ async fn a_full_store_names_the_figure_and_stays_readable() {
 async fn the_reserve_is_for_deletes_however_often_the_store_is_full() {
     let dir = tempfile::tempdir().unwrap();
     let (map, reserve) = (2 * MIB, 16 * MIB);
-    let store = open(dir.path(), map, map);
+    let options = LmdbOptions::default().map_size(map).max_map_size(map).sync(LmdbSync::DangerouslyNone);
+    let store = LmdbStore::open(dir.path(), options).unwrap();
     for round in 0..30 {
-        let (accepted, error) = fill(&store, &format!("{round:02}"), 3000 + round * 500).await;
-        assert!(matches!(error, StoreError::StoreFull { .. }), "{error}");
+        // To the last page.
+        let mut accepted = Vec::new();
+        for len in [3000 + round * 500, 2000, 500, 1] {
+            let (more, error) = fill(&store, &format!("{round:02}/{len}"), len).await;
+            assert!(matches!(error, StoreError::StoreFull { .. }), "{error}");
+            accepted.extend(more);
+        }
         let first = contents(&store).await[0].0.clone();
         store.apply(delete(&first), Durability::Synced).await.unwrap();
         // The delete had the reserve; a put has not.
