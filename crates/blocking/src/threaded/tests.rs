@@ -67,9 +67,15 @@ impl BlockingStore for Scripted {
         Ok(self.map.lock().unwrap().get(&(keyspace, Bytes::copy_from_slice(key))).cloned())
     }
 
-    fn scan(&self, _: Keyspace, range: KeyRange, options: ScanOptions) -> Result<Page, StoreError> {
+    fn scan(&self, keyspace: Keyspace, range: KeyRange, options: ScanOptions) -> Result<Page, StoreError> {
         assert!(&range.start()[..] != b"panic", "as told");
-        Ok(PageBuilder::new(range, options).finish())
+        let mut page = PageBuilder::new(range.clone(), options);
+        for ((of, key), value) in self.map.lock().unwrap().iter() {
+            if *of == keyspace && range.contains(key) {
+                page.push(key, value);
+            }
+        }
+        Ok(page.finish())
     }
 
     fn sync(&self) -> Result<(), StoreError> {
@@ -265,8 +271,11 @@ async fn reads_wait_for_writes_whose_caller_is_gone_and_for_no_others() {
         assert!(get.as_mut().now_or_never().is_none(), "it may still happen");
     }
     assert!(scan.as_mut().now_or_never().is_none(), "it may still happen");
+    // A reader thread that did not wait would have the time to show the state before.
+    tokio::time::sleep(Duration::from_millis(20)).await;
     held.let_go();
-    scan.await.unwrap();
+    let page = scan.await.unwrap();
+    assert!(page.iter().eq([(&b"k"[..], &b"held"[..])]), "{page:?}");
     let [running, queued] = gets;
     assert_eq!(running.await.unwrap().unwrap(), "held", "what had begun was brought to its end");
     assert!(queued.await.unwrap().is_none(), "what had not begun never happens");
