@@ -137,7 +137,8 @@ async fn a_database_that_is_there_is_adopted_and_stays_readable_for_others() {
 #[test]
 fn a_database_that_is_not_in_plain_order_is_refused_by_name() {
     for (flags, kind) in [
-        (DatabaseFlags::INTEGER_KEY, "integer keys"),
+        // As MDB_INTEGERKEY.
+        (DatabaseFlags::from_bits_retain(0x08), "integer keys"),
         (DatabaseFlags::REVERSE_KEY, "reverse keys"),
         (DatabaseFlags::DUP_SORT, "duplicates"),
         (DatabaseFlags::DUP_SORT | DatabaseFlags::DUP_FIXED, "duplicates"),

@@ -39,8 +39,7 @@ async fn the_map_grows_under_load_while_pages_are_taken() {
             tokio::spawn(async move {
                 let mut before = 0;
                 while !done.load(Ordering::Relaxed) {
-                    let mut options = ScanOptions::default();
-                    options.reverse = reader % 2 == 1;
+                    let options = ScanOptions { reverse: reader % 2 == 1, ..ScanOptions::default() };
                     let range = KeyRange::prefix("generation/");
                     let page = store.scan(Keyspace::Data, range, options).await.unwrap();
                     let number = |value: &[u8]| u32::from_be_bytes(value[..4].try_into().unwrap());

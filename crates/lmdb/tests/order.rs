@@ -127,10 +127,9 @@ async fn the_longest_keys_are_held_and_bounds_may_be_longer() {
     let longer = |last: u8| [&long(last)[..], b"\x00\x00"].concat();
     let keys = async |start: Vec<u8>, end: Vec<u8>| {
         let range = KeyRange::new(start, Some(end.into()));
-        let mut options = ScanOptions::default();
+        let options = ScanOptions::default();
         let forward = store.scan(Keyspace::Data, range.clone(), options).await.unwrap();
-        options.reverse = true;
-        let back = store.scan(Keyspace::Data, range, options).await.unwrap();
+        let back = store.scan(Keyspace::Data, range, options.reversed()).await.unwrap();
         let forward: Vec<_> = forward.entries().map(|(key, _)| key[key.len() - 1]).collect();
         let back: Vec<_> = back.entries().map(|(key, _)| key[key.len() - 1]).collect();
         assert!(forward.iter().rev().eq(&back));

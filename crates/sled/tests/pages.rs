@@ -34,8 +34,7 @@ async fn a_page_never_shows_half_a_write_set() {
             tokio::spawn(async move {
                 let mut before = 0;
                 while !done.load(Ordering::Relaxed) {
-                    let mut options = ScanOptions::default();
-                    options.reverse = reader == 1;
+                    let options = ScanOptions { reverse: reader == 1, ..ScanOptions::default() };
                     let page = store.scan(Keyspace::Data, KeyRange::all(), options).await.unwrap();
                     let numbers: Vec<_> =
                         page.iter().map(|(_, value)| u32::from_be_bytes(value.try_into().unwrap())).collect();
