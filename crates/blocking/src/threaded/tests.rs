@@ -72,7 +72,7 @@ impl BlockingStore for Scripted {
         let mut page = PageBuilder::new(range.clone(), options);
         for ((of, key), value) in self.map.lock().unwrap().iter() {
             if *of == keyspace && range.contains(key) {
-                page.push(key, value);
+                let _ = page.push(key, value);
             }
         }
         Ok(page.finish())
@@ -327,7 +327,7 @@ struct Watched(Sender<()>);
 
 impl Drop for Watched {
     fn drop(&mut self) {
-        drop(self.0.send(()));
+        let _ = self.0.send(());
     }
 }
 
