@@ -84,6 +84,7 @@ impl Word {
                 limits: limits_of(limits),
                 ranges: if ranges == 255 { vec![replikv_core::KeyRange::all()] } else { Vec::new() },
                 path: Vec::new(),
+                temporary: false,
             }),
             Self::Welcome { mode, head, floor, from, heartbeat, limits } => Message::Welcome(Welcome {
                 source: source(),
@@ -188,6 +189,7 @@ impl Master {
                 }
                 MasterAction::Send(_)
                 | MasterAction::Joined { .. }
+                | MasterAction::Verified(_)
                 | MasterAction::Progress(_)
                 | MasterAction::Close(_) => {}
             }

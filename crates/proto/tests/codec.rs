@@ -223,6 +223,7 @@ fn a_hello_in_mid_copy_fits_whatever_the_longest_key_is() {
             limits: StoreLimits { max_key, max_value: usize::MAX, max_batch: usize::MAX },
             ranges: Vec::new(),
             path: Vec::new(),
+            temporary: false,
         });
         let mut decoder = greeted();
         decoder.set_limits(DecoderLimits::for_hello(max_key));
