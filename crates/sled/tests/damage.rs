@@ -10,7 +10,7 @@ use replikv_core::{Durability, ReplicaStore, StoreError};
 use replikv_sled::SledStore;
 use support::{child, contents, end, put, role};
 
-const PLACES: usize = 60;
+const PLACES: usize = 32;
 
 async fn fill(dir: &Path) {
     let store = SledStore::open(dir).unwrap();
