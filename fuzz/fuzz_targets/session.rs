@@ -286,6 +286,7 @@ fuzz_target!(|input: Input| {
         holds_data,
         checkpoints: Vec::new(),
         limits: LIMITS,
+        temporary: false,
         handshake_timeout: Duration::from_secs(10),
     };
     let session = SlaveSession::new(config, now);
