@@ -272,7 +272,7 @@ fn a_master_that_is_not_there_is_said_to_be_unreachable() {
     refused(&["status", "--from", &nobody], &format!("the master at {nobody} cannot be asked: Connection refused"));
     refused(&["status", "--from", &nobody, "--check"], "cannot be asked");
     refused(&["status", "--from", "nonsense"], "use HOST:PORT");
-    refused(&["follow", "--store", &store, "--from", &nobody, "--id", ""], "cannot name a link");
+    refused(&["follow", "--store", &store, "--from", &nobody, "--id", ""], "is no name");
     assert!(!place.path("store").exists(), "nothing is left behind");
 }
 
