@@ -1,6 +1,5 @@
 //! The master: takes writes, keeps the log, serves slaves.
 
-mod blocking;
 mod commit;
 mod config;
 mod error;
@@ -28,7 +27,6 @@ use tokio::sync::{Mutex as AsyncMutex, Notify, Semaphore, mpsc, watch};
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
-pub use self::blocking::{BlockingError, BlockingMaster};
 use self::commit::{CommitTask, Queued};
 pub use self::config::{Commit, MasterConfig};
 pub use self::error::{ServeError, WriteError};
@@ -196,11 +194,6 @@ impl<S: ReplicaStore> Master<S> {
         MasterProgress::new(self.inner.view.subscribe(), self.inner.closing.clone())
     }
 
-    /// A handle for synchronous code.
-    pub fn blocking(&self) -> BlockingMaster<S> {
-        BlockingMaster::new(self.clone())
-    }
-
     /// Commits what was written so far, says goodbye to slaves, and closes the store: when this returns it can be
     /// opened again.
     ///
@@ -225,6 +218,10 @@ impl<S: ReplicaStore> Master<S> {
 impl<S> Master<S> {
     pub(crate) fn inner(&self) -> &Arc<Inner<S>> {
         &self.inner
+    }
+
+    pub(crate) fn runtime(&self) -> &tokio::runtime::Handle {
+        &self.inner.runtime
     }
 }
 

@@ -62,22 +62,29 @@ impl<S: ReplicaStore> Master<S> {
     }
 
     async fn wait_replicated(&self, token: Token, wanted: usize, limit: Duration) -> Result<(), WriteError> {
-        let mut acks = self.inner.sessions.acks();
-        let enough = async {
-            while self.inner.sessions.durable(token.seq) < wanted {
-                if acks.changed().await.is_err() {
-                    std::future::pending::<()>().await;
-                }
-            }
-        };
-        tokio::select! {
-            biased;
-            () = self.inner.closing.cancelled() => {}
-            done = timeout(limit, enough) => if done.is_ok() {
-                return Ok(());
-            },
+        match timeout(limit, self.copied(token, wanted)).await {
+            Ok(true) => Ok(()),
+            _ => Err(self.not_replicated(token, wanted)),
         }
-        Err(WriteError::NotReplicated { token, acked: self.inner.sessions.durable(token.seq), wanted })
+    }
+
+    /// Waits until `wanted` slaves hold the write on stable storage; false if the master is shut down before.
+    pub(crate) async fn copied(&self, token: Token, wanted: usize) -> bool {
+        let mut acks = self.inner.sessions.acks();
+        while self.inner.sessions.durable(token.seq) < wanted {
+            tokio::select! {
+                biased;
+                () = self.inner.closing.cancelled() => return false,
+                changed = acks.changed() => if changed.is_err() {
+                    return false;
+                },
+            }
+        }
+        true
+    }
+
+    pub(crate) fn not_replicated(&self, token: Token, wanted: usize) -> WriteError {
+        WriteError::NotReplicated { token, acked: self.inner.sessions.durable(token.seq), wanted }
     }
 }
 

@@ -62,6 +62,8 @@ struct Inner<S> {
     /// Held by whoever follows.
     active: Arc<Mutex<()>>,
     closing: CancellationToken,
+    /// The runtime that it was opened in.
+    runtime: Option<tokio::runtime::Handle>,
 }
 
 impl<S: ReplicaStore> Slave<S> {
@@ -93,7 +95,9 @@ impl<S: ReplicaStore> Slave<S> {
         let tracker = Tracker::new(&config, cursor.as_ref());
         let (following, active, closing) = (Arc::default(), Arc::default(), CancellationToken::new());
         let feed = GroupFeed::new();
-        Ok(Self { inner: Arc::new(Inner { store, config, nonce, clock, tracker, feed, following, active, closing }) })
+        let runtime = tokio::runtime::Handle::try_current().ok();
+        let inner = Inner { store, config, nonce, clock, tracker, feed, following, active, closing, runtime };
+        Ok(Self { inner: Arc::new(inner) })
     }
 
     /// The value of `key`, or `None`.
@@ -149,6 +153,10 @@ impl<S: ReplicaStore> Slave<S> {
 impl<S> Slave<S> {
     pub(crate) fn feed(&self) -> &GroupFeed {
         &self.inner.feed
+    }
+
+    pub(crate) fn runtime(&self) -> Option<&tokio::runtime::Handle> {
+        self.inner.runtime.as_ref()
     }
 
     pub(crate) fn closing(&self) -> &CancellationToken {
