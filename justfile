@@ -19,6 +19,10 @@ deny:
 bench:
     cargo run --release -p replikv-cli -- bench
 
+# The hot paths of what decides, without a store.
+hot-paths:
+    cargo bench --bench hot_paths
+
 # Seeded tests, over and over with new seeds.
 soak ROUNDS="100":
     for i in $(seq {{ROUNDS}}); do REPLIKV_SEED=$RANDOM$i cargo test --all-features --test cross_backend --test cuts --test kill || exit 1; done

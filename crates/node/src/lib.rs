@@ -19,12 +19,12 @@ pub(crate) use error::error_chain;
 pub use blocking::{Blocking, BlockingChanges, BlockingEntries, BlockingError, BlockingMaster, BlockingSlave};
 #[cfg(feature = "tcp")]
 pub use blocking::{Following, Serving};
-pub use changes::{Change, ChangeOp, Changes, ChangesError, ChangesFrom};
+pub use changes::{Change, ChangeOp, Changes, ChangesError, ChangesFrom, Consumer, ConsumerError};
 pub use error::OpenError;
 pub use health::{Health, HealthState};
 pub use master::{
-    Commit, LogError, Master, MasterConfig, MasterProgress, MasterStatus, Replicated, ServeError, SlaveSeen, Write,
-    WriteError, read_log, remote_status,
+    Commit, LogError, Master, MasterConfig, MasterProgress, MasterStatus, Replicated, ServeError, SlaveSeen, SlotSeen,
+    Write, WriteError, read_log, remote_status,
 };
 pub use reader::{Reader, ReaderStatus};
 pub use slave::{

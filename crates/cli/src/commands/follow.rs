@@ -19,6 +19,7 @@ pub(crate) async fn run(args: args::Follow, json: bool) -> anyhow::Result<ExitCo
     // Before anything else: a bad name leaves nothing behind.
     LinkId::new(args.id.as_str())?;
     let config = SlaveConfig::new(&args.id);
+    let config = if args.once { config.temporary() } else { config };
     let mut interrupt = Interrupt::new()?;
     // Before the store is made: a name that leads nowhere leaves nothing behind.
     let addresses = tokio::net::lookup_host(&args.from).await.with_context(|| args.from.clone())?;

@@ -31,7 +31,6 @@ pub(super) struct CommitTask<S> {
     committer: Committer<Ticket>,
     intents: mpsc::UnboundedReceiver<Queued>,
     floor: Floor,
-    uptime_before: u64,
     /// Committed, not synced yet, and therefore not published.
     unsynced: Vec<LogEntry>,
     sync_at: Option<Instant>,
@@ -49,9 +48,8 @@ impl<S: ReplicaStore> CommitTask<S> {
         intents: mpsc::UnboundedReceiver<Queued>,
         floor: Floor,
     ) -> Self {
-        let uptime_before = committer.head().uptime_ms;
         let (unsynced, sync_at, trim_at) = (Vec::new(), None, Instant::now());
-        Self { inner, committer, intents, floor, uptime_before, unsynced, sync_at, trim_at }
+        Self { inner, committer, intents, floor, unsynced, sync_at, trim_at }
     }
 
     pub(super) async fn run(mut self) {
@@ -60,7 +58,7 @@ impl<S: ReplicaStore> CommitTask<S> {
             while let Ok(intent) = self.intents.try_recv() {
                 self.committer.push(intent);
             }
-            match self.committer.step(self.inner.clock.now(), self.uptime()) {
+            match self.committer.step(self.inner.clock.now(), self.inner.uptime_ms()) {
                 Step::Fetch(keys) => self.fetch(keys).await,
                 Step::Commit(group) => self.commit(*group).await,
                 Step::Answer(answers) => answer(answers),
@@ -74,14 +72,10 @@ impl<S: ReplicaStore> CommitTask<S> {
                 self.trim().await;
             }
         }
+        self.inner.save_slots().await;
         self.sync().await;
         // Nobody can write any more: whoever waits for more is told.
         self.inner.closing.cancel();
-    }
-
-    fn uptime(&self) -> u64 {
-        let running = self.inner.clock.now().monotonic.as_millis();
-        self.uptime_before.saturating_add(u64::try_from(running).unwrap_or(u64::MAX))
     }
 
     // False once nobody can write any more.
@@ -139,7 +133,7 @@ impl<S: ReplicaStore> CommitTask<S> {
                 self.committer.committed(&group);
                 self.inner.trouble.store(Arc::default());
                 let CommitGroup { entries, checkpoints, answers, .. } = group;
-                self.inner.with_checkpoints(|kept| kept.extend(checkpoints));
+                self.inner.keep_checkpoints(checkpoints);
                 self.inner.counters.committed(entries.len());
                 self.committed(entries, durability);
                 answer(answers);
@@ -191,7 +185,7 @@ impl<S: ReplicaStore> CommitTask<S> {
         }
         self.inner.trouble.store(Arc::default());
         if found.position == group.head.position {
-            self.inner.with_checkpoints(|kept| kept.extend(group.checkpoints));
+            self.inner.keep_checkpoints(group.checkpoints);
             self.inner.counters.committed(group.entries.len());
             self.unsynced.extend(group.entries);
         }
@@ -233,17 +227,18 @@ impl<S: ReplicaStore> CommitTask<S> {
     // One bounded step, then writers get their turn.
     async fn trim(&mut self) {
         self.trim_at = Instant::now() + TRIM_EVERY;
+        self.inner.save_slots().await;
         let damaged = self.inner.damaged.lock().unwrap_or_else(PoisonError::into_inner).take();
         if let Some(seq) = damaged {
             return self.cut(seq).await;
         }
         let published = self.inner.seen.load().published;
-        let head = Head { uptime_ms: self.uptime(), position: published, ..self.committer.head() };
+        let head = Head { uptime_ms: self.inner.uptime_ms(), position: published, ..self.committer.head() };
         let floor = self.floor.position.seq;
         let above = self.inner.with_checkpoints(|checkpoints| {
             checkpoints.iter().filter(|checkpoint| checkpoint.position.seq > floor).take(1).copied().collect::<Vec<_>>()
         });
-        let held = self.inner.sessions.slowest();
+        let held = self.inner.held();
         match self.inner.config.retention.step(&self.floor, &head, &above, held) {
             Ok(Some(trim)) => {
                 if self.move_floor(trim.floor, trim.writes).await {

@@ -8,11 +8,13 @@ mod open;
 mod ring;
 mod serve;
 mod sessions;
+mod slots;
 mod status;
 #[cfg(feature = "tcp")]
 mod tcp;
 mod write;
 
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use arc_swap::ArcSwap;
@@ -34,6 +36,8 @@ pub use self::log::{LogError, read_log};
 use self::ring::Ring;
 pub use self::serve::remote_status;
 use self::sessions::Sessions;
+use self::slots::SlotBook;
+pub use self::slots::SlotSeen;
 pub use self::status::{MasterProgress, MasterStatus, SlaveSeen};
 pub use self::write::{Replicated, Write};
 use crate::OpenError;
@@ -69,11 +73,16 @@ pub(crate) struct Inner<S> {
     view: watch::Sender<View>,
     /// The same view, for readers that must not wait.
     seen: ArcSwap<View>,
+    /// How often what was handed to the store has come to nothing.
+    setbacks: AtomicU64,
     trouble: ArcSwap<status::Trouble>,
     counters: status::Counters,
     ring: Mutex<Ring>,
     checkpoints: Mutex<Vec<Checkpoint>>,
     sessions: Arc<Sessions>,
+    slots: SlotBook,
+    /// How long masters had run on this store when this one was opened, in milliseconds.
+    uptime_before: u64,
     session_permits: Arc<Semaphore>,
     log_reads: Semaphore,
     /// A record up to here is damaged: the log begins after it.
@@ -116,11 +125,14 @@ impl<S: ReplicaStore> Master<S> {
             limits: opened.limits,
             view: watch::Sender::new(view),
             seen: ArcSwap::from_pointee(view),
+            setbacks: AtomicU64::new(0),
             trouble: ArcSwap::default(),
             counters: status::Counters::default(),
             ring: Mutex::new(Ring::new(config.ring_bytes)),
             checkpoints: Mutex::new(opened.checkpoints),
             sessions: Arc::new(Sessions::new()),
+            slots: SlotBook::new(opened.slots),
+            uptime_before: opened.head.uptime_ms,
             session_permits: Arc::new(Semaphore::new(config.max_sessions)),
             log_reads: Semaphore::new(config.log_readers),
             damaged: Mutex::new(None),
@@ -237,7 +249,11 @@ impl<S> Inner<S> {
 
     fn change_view(&self, change: impl FnOnce(&mut View)) {
         self.view.send_modify(|view| {
+            let handed = view.handed.seq;
             change(view);
+            if view.handed.seq < handed {
+                self.setbacks.fetch_add(1, Ordering::SeqCst);
+            }
             self.seen.store(Arc::new(*view));
         });
     }
@@ -245,6 +261,10 @@ impl<S> Inner<S> {
     fn with_ring<R>(&self, look: impl FnOnce(&mut Ring) -> R) -> R {
         // Nothing that runs under these locks can panic half way.
         look(&mut self.ring.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    fn keep_checkpoints(&self, new: Vec<Checkpoint>) {
+        self.with_checkpoints(|kept| new.into_iter().for_each(|checkpoint| checkpoint.keep_in(kept)));
     }
 
     fn with_checkpoints<R>(&self, look: impl FnOnce(&mut Vec<Checkpoint>) -> R) -> R {
