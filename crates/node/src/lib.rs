@@ -9,6 +9,7 @@ mod clock;
 mod error;
 mod health;
 mod master;
+pub mod metrics;
 mod reader;
 mod slave;
 mod stored;

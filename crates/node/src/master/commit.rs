@@ -128,13 +128,14 @@ impl<S: ReplicaStore> CommitTask<S> {
             Commit::Synced => Durability::Synced,
             Commit::Buffered { .. } => Durability::Buffered,
         };
+        let begun = Instant::now();
         match apply(&self.inner, &group.writes, durability).await {
             Ok(()) => {
                 self.committer.committed(&group);
                 self.inner.trouble.store(Arc::default());
                 let CommitGroup { entries, checkpoints, answers, .. } = group;
                 self.inner.keep_checkpoints(checkpoints);
-                self.inner.counters.committed(entries.len());
+                self.inner.count(&entries, Some(begun.elapsed()));
                 self.committed(entries, durability);
                 answer(answers);
             }
@@ -186,7 +187,7 @@ impl<S: ReplicaStore> CommitTask<S> {
         self.inner.trouble.store(Arc::default());
         if found.position == group.head.position {
             self.inner.keep_checkpoints(group.checkpoints);
-            self.inner.counters.committed(group.entries.len());
+            self.inner.count(&group.entries, None);
             self.unsynced.extend(group.entries);
         }
         self.sync().await;

@@ -42,6 +42,7 @@ pub use self::status::{MasterProgress, MasterStatus, SlaveSeen};
 pub use self::write::{Replicated, Write};
 use crate::OpenError;
 use crate::clock::Clock;
+use crate::metrics::{SourceMetrics, sample_every_second};
 
 /// Takes writes to a store, keeps a log of them in the same transactions, and serves that log to slaves.
 ///
@@ -77,6 +78,7 @@ pub(crate) struct Inner<S> {
     setbacks: AtomicU64,
     trouble: ArcSwap<status::Trouble>,
     counters: status::Counters,
+    metrics: SourceMetrics,
     ring: Mutex<Ring>,
     checkpoints: Mutex<Vec<Checkpoint>>,
     sessions: Arc<Sessions>,
@@ -128,6 +130,7 @@ impl<S: ReplicaStore> Master<S> {
             setbacks: AtomicU64::new(0),
             trouble: ArcSwap::default(),
             counters: status::Counters::default(),
+            metrics: SourceMetrics::new(opened.source),
             ring: Mutex::new(Ring::new(config.ring_bytes)),
             checkpoints: Mutex::new(opened.checkpoints),
             sessions: Arc::new(Sessions::new()),
@@ -146,6 +149,7 @@ impl<S: ReplicaStore> Master<S> {
         });
         let task = CommitTask::new(inner.clone(), committer, receiver, opened.floor);
         *inner.committing.lock().await = Some(tokio::spawn(task.run()));
+        sample_every_second(&inner.runtime, &inner, inner.closing.clone());
         Ok(Self { inner, intents })
     }
 

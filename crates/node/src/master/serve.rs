@@ -36,7 +36,7 @@ impl<S: ReplicaStore> Master<S> {
         T: AsyncRead + AsyncWrite + Send,
     {
         let inner = &*self.inner;
-        let mut connection = Connection::new(stream, DecoderLimits::default());
+        let mut connection = Connection::new(stream, DecoderLimits::default()).counted(inner.metrics.traffic());
         let config = MasterSessionConfig {
             source: inner.source,
             limits: inner.limits,
@@ -53,6 +53,9 @@ impl<S: ReplicaStore> Master<S> {
             session.refuse(Reject { code: RejectCode::Busy, words: words.into(), retry: true }.into());
         }
         let result = Driver { inner, entered: None, slot: None, ending: None }.run(&mut connection, &mut session).await;
+        if let Err(ServeError::Refused(refusal)) = &result {
+            inner.metrics.session_refused(refusal.code);
+        }
         // Last words that cannot be sent are not missed by anybody.
         drop(timeout(LAST_WORDS, connection.finish()).await);
         result
@@ -165,6 +168,7 @@ impl<S: ReplicaStore> Driver<'_, S> {
             }
             MasterAction::Joined { slave, start, temporary, .. } => {
                 tracing::info!(follower = %slave, "a slave has connected");
+                inner.metrics.session_accepted();
                 connection.set_limits(DecoderLimits { control: 1 << 20, data: 1 << 20 });
                 self.entered = Some(inner.sessions.enter(&slave, start, inner.clock.now().monotonic));
                 if !temporary {

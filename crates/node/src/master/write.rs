@@ -45,7 +45,7 @@ impl<S: ReplicaStore> Master<S> {
         mut transaction: impl FnMut(&TransactView<'_>, Batch) -> Result<Batch, Abort> + Send + 'static,
     ) -> Result<Token, WriteError> {
         let function = Box::new(move |view: &TransactView<'_>| transaction(view, Batch::new()));
-        self.submit(Work::Transact(function), 1024).await
+        self.submit(Work::Transact(function), 1024).await.inspect_err(|error| self.inner.metrics.refused(error))
     }
 
     async fn submit(&self, work: Work, bytes: usize) -> Result<Token, WriteError> {
@@ -119,9 +119,15 @@ impl<'a, S: ReplicaStore> IntoFuture for Write<'a, S> {
 
     fn into_future(self) -> Self::IntoFuture {
         Box::pin(async move {
-            self.batch.check(&self.master.inner.limits)?;
-            let bytes = self.batch.byte_len();
-            self.master.submit(Work::Batch(self.batch), bytes).await
+            let Self { master, batch } = self;
+            let written = match batch.check(&master.inner.limits) {
+                Ok(()) => {
+                    let bytes = batch.byte_len();
+                    master.submit(Work::Batch(batch), bytes).await
+                }
+                Err(error) => Err(error.into()),
+            };
+            written.inspect_err(|error| master.inner.metrics.refused(error))
         })
     }
 }

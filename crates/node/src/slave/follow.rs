@@ -72,7 +72,7 @@ impl<S: ReplicaStore> Slave<S> {
             result
         });
 
-        let mut connection = Connection::new(stream, DecoderLimits::default());
+        let mut connection = Connection::new(stream, DecoderLimits::default()).counted(inner.metrics.traffic());
         let mut session = SlaveSession::new(session, inner.clock.now());
         let driven = self.drive(&mut connection, &mut session, &queue, &backlog, &ended).await;
         drop(queue);
@@ -128,6 +128,7 @@ impl<S: ReplicaStore> Slave<S> {
                     SlaveAction::Welcomed(welcome) => {
                         connection.set_limits(DecoderLimits::for_batches(welcome.limits.max_batch));
                         inner.tracker.welcomed(&welcome);
+                        inner.metrics.welcomed();
                     }
                     SlaveAction::Contact(source) => inner.tracker.contact(source, inner.clock.now()),
                     SlaveAction::Close(_) if closing => return Ok(Ending::Shutdown),

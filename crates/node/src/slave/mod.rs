@@ -27,6 +27,7 @@ pub use self::status::{Lag, SlaveProgress, SlaveState, SlaveStatus};
 pub use self::wait::WaitFor;
 use crate::changes::GroupFeed;
 use crate::clock::Clock;
+use crate::metrics::{FollowerMetrics, Sampled, sample_every_second};
 use crate::{OpenError, stored};
 
 /// A copy of a master's data that follows the master's writes.
@@ -57,6 +58,7 @@ struct Inner<S> {
     clock: Clock,
     tracker: Tracker,
     feed: GroupFeed,
+    metrics: FollowerMetrics,
     /// Held while a connection is followed, and while its last write set is in flight.
     following: Arc<Mutex<()>>,
     /// Held by whoever follows.
@@ -96,8 +98,13 @@ impl<S: ReplicaStore> Slave<S> {
         let (following, active, closing) = (Arc::default(), Arc::default(), CancellationToken::new());
         let feed = GroupFeed::new();
         let runtime = tokio::runtime::Handle::try_current().ok();
-        let inner = Inner { store, config, nonce, clock, tracker, feed, following, active, closing, runtime };
-        Ok(Self { inner: Arc::new(inner) })
+        let metrics = FollowerMetrics::new(&config.name);
+        let inner = Inner { store, config, nonce, clock, tracker, feed, metrics, following, active, closing, runtime };
+        let inner = Arc::new(inner);
+        if let Some(runtime) = &inner.runtime {
+            sample_every_second(runtime, &inner, inner.closing.clone());
+        }
+        Ok(Self { inner })
     }
 
     /// The value of `key`, or `None`.
@@ -142,6 +149,8 @@ impl<S: ReplicaStore> Slave<S> {
         self.inner.closing.cancel();
         let _following = self.inner.following.lock().await;
         self.inner.tracker.stopped();
+        // The last look was before that.
+        self.inner.sample(&mut ());
         self.inner.store.close().await
     }
 
@@ -161,6 +170,15 @@ impl<S> Slave<S> {
 
     pub(crate) fn closing(&self) -> &CancellationToken {
         &self.inner.closing
+    }
+}
+
+impl<S: ReplicaStore> Sampled for Inner<S> {
+    type Before = ();
+
+    fn sample(&self, (): &mut ()) {
+        let progress = self.tracker.subscribe().borrow().clone();
+        self.metrics.sample(&self.tracker.status(self.clock.now()), &progress);
     }
 }
 
