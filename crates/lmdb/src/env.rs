@@ -113,7 +113,7 @@ impl Environment {
             let hint = format!("its map of {size} bytes cannot grow to {wanted}: {error}");
             return Err(StoreError::StoreFull { hint });
         }
-        tracing::info!(from = *size, to = wanted, "the map has grown");
+        tracing::info!(target: "replikv::store", from = *size, to = wanted, "the map has grown");
         *size = wanted;
         Ok(())
     }

@@ -45,7 +45,7 @@ pub(crate) async fn run(args: args::Serve, json: bool) -> anyhow::Result<ExitCod
         }
         if args.stdin {
             let operations = apply_pipe(&master).await?;
-            tracing::info!(operations, "standard input has ended");
+            tracing::info!(target: "replikv::program", operations, "standard input has ended");
         }
         std::future::pending::<anyhow::Result<()>>().await
     };

@@ -168,7 +168,10 @@ impl<S: ReplicaStore> CommitTask<S> {
 
     // The writers are told that nobody knows. Then the store is opened anew, and what it holds is the truth.
     async fn settle(&mut self, group: CommitGroup<Ticket>, error: &StoreError) {
-        tracing::warn!(error = %crate::error_chain(error), "the outcome of a commit is unknown; opening the store anew");
+        tracing::warn!(
+            target: "replikv::master", source = %self.inner.source, error = %crate::error_chain(error),
+            "the outcome of a commit is unknown; opening the store anew"
+        );
         self.inner.trouble.store(Arc::new(Trouble::from_commit(error)));
         let CommitGroup { writes, head, entries, checkpoints, answers } = group;
         answer(answers.into_iter().map(|(ticket, decided)| (ticket, after_failure(decided, &Answer::OutcomeUnknown))));
@@ -203,7 +206,10 @@ impl<S: ReplicaStore> CommitTask<S> {
                 self.publish(entries);
             }
             Err(error) => {
-                tracing::error!(error = %crate::error_chain(&error), "a sync failed; opening the store anew");
+                tracing::error!(
+                    target: "replikv::master", source = %self.inner.source, error = %crate::error_chain(&error),
+                    "a sync failed; opening the store anew"
+                );
                 self.inner.trouble.store(Arc::new(Trouble::from_commit(&error)));
                 // A head that went back would be noticed by the fence of the next group.
                 if reopen(&self.inner).await.is_some() {
@@ -248,7 +254,12 @@ impl<S: ReplicaStore> CommitTask<S> {
                 }
             }
             Ok(None) => {}
-            Err(error) => tracing::error!(error = %crate::error_chain(&error), "trimming is not possible"),
+            Err(error) => {
+                tracing::error!(
+                    target: "replikv::master", source = %self.inner.source, error = %crate::error_chain(&error),
+                    "trimming is not possible"
+                );
+            }
         }
     }
 
@@ -273,7 +284,12 @@ impl<S: ReplicaStore> CommitTask<S> {
                 let writes = writes.build();
                 self.move_floor(floor, writes).await;
             }
-            Err(error) => tracing::error!(error = %crate::error_chain(&error), "cutting the log is not possible"),
+            Err(error) => {
+                tracing::error!(
+                    target: "replikv::master", source = %self.inner.source, error = %crate::error_chain(&error),
+                    "cutting the log is not possible"
+                );
+            }
         }
     }
 
@@ -289,12 +305,20 @@ impl<S: ReplicaStore> CommitTask<S> {
                 true
             }
             Err(error) => {
-                tracing::warn!(error = %crate::error_chain(&error), "the log could not be trimmed");
+                tracing::warn!(
+                    target: "replikv::master", source = %self.inner.source, error = %crate::error_chain(&error),
+                    "the log could not be trimmed"
+                );
                 if error.outcome() == Outcome::Unknown && reopen(&self.inner).await.is_some() {
                     match stored::require(&self.inner.store, Floor::KEY).await {
                         Ok(found) => self.floor = found,
                         Err(error) => {
-                            tracing::error!(error = %crate::error_chain(&error), "the floor cannot be read");
+                            tracing::error!(
+                                target: "replikv::master",
+                                source = %self.inner.source,
+                                error = %crate::error_chain(&error),
+                                "the floor cannot be read"
+                            );
                         }
                     }
                 }
@@ -322,9 +346,19 @@ async fn reopen<S: ReplicaStore>(inner: &Inner<S>) -> Option<Head> {
         match inner.store.reopen().await {
             Ok(()) => match stored::require(&inner.store, Head::KEY).await {
                 Ok(head) => return Some(head),
-                Err(error) => tracing::error!(error = %crate::error_chain(&error), "the head cannot be read"),
+                Err(error) => {
+                    tracing::error!(
+                        target: "replikv::master", source = %inner.source, error = %crate::error_chain(&error),
+                        "the head cannot be read"
+                    );
+                }
             },
-            Err(error) => tracing::error!(error = %crate::error_chain(&error), "the store cannot be opened again"),
+            Err(error) => {
+                tracing::error!(
+                    target: "replikv::master", source = %inner.source, error = %crate::error_chain(&error),
+                    "the store cannot be opened again"
+                );
+            }
         }
         tokio::select! {
             biased;

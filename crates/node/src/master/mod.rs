@@ -149,6 +149,10 @@ impl<S: ReplicaStore> Master<S> {
         });
         let task = CommitTask::new(inner.clone(), committer, receiver, opened.floor);
         *inner.committing.lock().await = Some(tokio::spawn(task.run()));
+        tracing::info!(
+            target: "replikv::master", source = %inner.source, seq = %view.published.seq,
+            "a master was opened"
+        );
         sample_every_second(&inner.runtime, &inner, inner.closing.clone());
         Ok(Self { inner, intents })
     }
@@ -224,7 +228,7 @@ impl<S: ReplicaStore> Master<S> {
         if let Some(task) = committing.as_mut()
             && let Err(error) = task.await
         {
-            tracing::error!(%error, "the commit task died");
+            tracing::error!(target: "replikv::master", source = %self.inner.source, %error, "the commit task died");
         }
         *committing = None;
         self.inner.store.close().await

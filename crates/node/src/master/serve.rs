@@ -167,7 +167,10 @@ impl<S: ReplicaStore> Driver<'_, S> {
                 session.handle_page(content);
             }
             MasterAction::Joined { slave, start, temporary, .. } => {
-                tracing::info!(follower = %slave, "a slave has connected");
+                tracing::info!(
+                    target: "replikv::master", source = %inner.source, follower = %slave, seq = %start,
+                    "a slave has connected"
+                );
                 inner.metrics.session_accepted();
                 connection.set_limits(DecoderLimits { control: 1 << 20, data: 1 << 20 });
                 self.entered = Some(inner.sessions.enter(&slave, start, inner.clock.now().monotonic));

@@ -22,6 +22,7 @@ impl<S: ReplicaStore> Master<S> {
     /// # Errors
     /// None while the listener works; a failed accept is logged, and tried again.
     pub async fn serve_tcp(self, listener: TcpListener) -> io::Result<()> {
+        let source = self.source();
         let mut sessions = JoinSet::new();
         loop {
             tokio::select! {
@@ -35,15 +36,26 @@ impl<S: ReplicaStore> Master<S> {
                         let master = self.clone();
                         sessions.spawn(async move {
                             match master.serve(stream).await {
-                                Ok(ending) => tracing::info!(%peer, ?ending, "a connection ended"),
+                                Ok(ending) => {
+                                    tracing::info!(
+                                        target: "replikv::master", %source, %peer, ?ending,
+                                        "a connection ended"
+                                    );
+                                }
                                 Err(error) => {
-                                    tracing::warn!(%peer, error = %crate::error_chain(&error), "a connection failed");
+                                    tracing::warn!(
+                                        target: "replikv::master", %source, %peer, error = %crate::error_chain(&error),
+                                        "a connection failed"
+                                    );
                                 }
                             }
                         });
                     }
                     Err(error) => {
-                        tracing::warn!(%error, "a connection could not be accepted");
+                        tracing::warn!(
+                            target: "replikv::master", %source, %error,
+                            "a connection could not be accepted"
+                        );
                         sleep(PAUSE).await;
                     }
                 },

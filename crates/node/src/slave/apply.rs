@@ -228,7 +228,10 @@ impl<S: ReplicaStore> ApplyTask<S> {
         if error.outcome() == Outcome::Unknown
             && let Err(reopening) = self.inner.store.reopen().await
         {
-            tracing::warn!(error = %crate::error_chain(&reopening), "the slave's store cannot be opened again");
+            tracing::warn!(
+                target: "replikv::slave", follower = %self.inner.config.name, error = %crate::error_chain(&reopening),
+                "the slave's store cannot be opened again"
+            );
         }
         error.into()
     }

@@ -129,6 +129,13 @@ impl<S: ReplicaStore> Slave<S> {
                         connection.set_limits(DecoderLimits::for_batches(welcome.limits.max_batch));
                         inner.tracker.welcomed(&welcome);
                         inner.metrics.welcomed();
+                        tracing::info!(
+                            target: "replikv::slave",
+                            follower = %inner.config.name,
+                            source = %welcome.source,
+                            seq = %welcome.head.seq,
+                            "the master has accepted this slave"
+                        );
                     }
                     SlaveAction::Contact(source) => inner.tracker.contact(source, inner.clock.now()),
                     SlaveAction::Close(_) if closing => return Ok(Ending::Shutdown),

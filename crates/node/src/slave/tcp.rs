@@ -29,14 +29,24 @@ impl<S: ReplicaStore> Slave<S> {
                 }
                 Ok(Ending::Goodbye { words, .. }) => words,
                 Err(error) if error.is_retryable() => crate::error_chain(&error),
-                Err(error) => return Err(error),
+                Err(error) => {
+                    let words = crate::error_chain(&error);
+                    tracing::warn!(
+                        target: "replikv::slave", follower = %self.inner.config.name, error = %words,
+                        "following cannot go on"
+                    );
+                    return Err(error);
+                }
             };
             if self.inner.tracker.connections() > welcomes {
                 pause = first;
             }
             let half = pause / 2;
             let wait = half + half.mul_f64(fastrand::f64());
-            tracing::info!(follower = %self.inner.config.name, %reason, ?wait, "reconnecting");
+            tracing::info!(
+                target: "replikv::slave", follower = %self.inner.config.name, error = %reason, ?wait,
+                "reconnecting"
+            );
             tokio::select! {
                 biased;
                 () = self.inner.closing.cancelled() => return Ok(Ending::Shutdown),
