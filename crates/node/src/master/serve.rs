@@ -36,7 +36,8 @@ impl<S: ReplicaStore> Master<S> {
         T: AsyncRead + AsyncWrite + Send,
     {
         let inner = &*self.inner;
-        let mut connection = Connection::new(stream, DecoderLimits::default()).counted(inner.metrics.traffic());
+        let mut connection =
+            Connection::new(stream, DecoderLimits::for_hello(inner.limits.max_key)).counted(inner.metrics.traffic());
         let config = MasterSessionConfig {
             source: inner.source,
             limits: inner.limits,
@@ -55,6 +56,14 @@ impl<S: ReplicaStore> Master<S> {
         let result = Driver { inner, entered: None, slot: None, ending: None }.run(&mut connection, &mut session).await;
         if let Err(ServeError::Refused(refusal)) = &result {
             inner.metrics.session_refused(refusal.code);
+        }
+        if let Err(ServeError::Store(_)) = &result {
+            // The session has ended with a goodbye, which the loop has not come to send.
+            while let Some(action) = session.poll_action() {
+                if let MasterAction::Send(message) = action {
+                    drop(connection.send(message));
+                }
+            }
         }
         // Last words that cannot be sent are not missed by anybody.
         drop(timeout(LAST_WORDS, connection.finish()).await);

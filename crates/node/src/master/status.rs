@@ -81,6 +81,19 @@ impl Trouble {
     }
 }
 
+/// How much a group holds.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct GroupSize {
+    records: usize,
+    bytes: u64,
+}
+
+impl GroupSize {
+    pub(super) fn of(entries: &[LogEntry]) -> Self {
+        Self { records: entries.len(), bytes: entries.iter().map(|entry| entry.bytes.len() as u64).sum() }
+    }
+}
+
 #[derive(Debug, Default)]
 pub(super) struct Counters {
     records: AtomicU64,
@@ -147,9 +160,9 @@ impl<S: ReplicaStore> Sampled for Inner<S> {
 
 impl<S> Inner<S> {
     /// A group is committed; `took` if it is known how long that took.
-    pub(super) fn count(&self, entries: &[LogEntry], took: Option<Duration>) {
-        self.counters.committed(entries.len());
-        self.metrics.committed(entries, took);
+    pub(super) fn count(&self, size: GroupSize, took: Option<Duration>) {
+        self.counters.committed(size.records);
+        self.metrics.committed(size.records, size.bytes, took);
     }
 
     // How many bytes of records there were up to `seq`, or up to a checkpoint not long before it.

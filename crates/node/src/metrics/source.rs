@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 use std::time::Duration;
 
 use replikv_core::{SourceId, StoreError};
-use replikv_proto::{LogEntry, RejectCode};
+use replikv_proto::RejectCode;
 
 use super::instruments::{Counter, Histogram, Traffic, set_gauge};
 use super::sample::{float, seconds, set_health};
@@ -57,13 +57,11 @@ impl SourceMetrics {
     }
 
     /// A group is committed; `took` if it is known how long that took.
-    pub(crate) fn committed(&self, entries: &[LogEntry], took: Option<Duration>) {
-        let (Some(first), Some(last)) = (entries.first(), entries.last()) else { return };
-        let records = entries.len() as u64;
+    pub(crate) fn committed(&self, records: usize, log_bytes: u64, took: Option<Duration>) {
+        let records = records as u64;
         self.records.add(records);
         self.groups.add(1);
-        // Counted up from the beginning of the log, the first one included.
-        self.log_bytes.add(last.log_bytes.saturating_sub(first.log_bytes) + first.bytes.len() as u64);
+        self.log_bytes.add(log_bytes);
         self.group_records.record(float(records));
         if let Some(took) = took {
             self.commit_seconds.record(took.as_secs_f64());

@@ -85,6 +85,7 @@ fn an_unfinished_copy_waits_for_the_moment_of_its_pages_too() {
     told_to_wait(&mut relay);
     relay.handle_view(whole.view());
     located(&mut relay, &whole);
+    assert!(matches!(relay.poll_action(), Some(MasterAction::Verified(_))));
     let Some(MasterAction::Send(Message::Welcome(welcome))) = relay.poll_action() else { panic!("a welcome") };
     assert_eq!(welcome.mode, Mode::Resume);
 }
