@@ -7,3 +7,4 @@ mod output;
 mod refusals;
 mod signals;
 mod support;
+mod watched;

@@ -18,7 +18,7 @@ use crate::transport::{Connection, Driven};
 /// How many of the slave's checkpoints travel in its hello.
 const CHECKPOINTS: usize = 64;
 /// How long last words may take on a connection that does not drain.
-const LAST_WORDS: Duration = Duration::from_secs(1);
+pub(super) const LAST_WORDS: Duration = Duration::from_secs(1);
 
 impl<S: ReplicaStore> Slave<S> {
     /// Follows the master at the other end of `stream`, from where the store stands, until the connection ends.

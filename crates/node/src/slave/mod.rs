@@ -4,6 +4,7 @@ mod apply;
 mod config;
 mod error;
 mod follow;
+mod probe;
 mod status;
 #[cfg(feature = "tcp")]
 mod tcp;
