@@ -139,8 +139,8 @@ impl Environment {
     pub(crate) fn clear_stale_readers(&self) {
         match self.env.clear_stale_readers() {
             Ok(0) => {}
-            Ok(cleared) => tracing::warn!(cleared, "readers had died while they read"),
-            Err(error) => tracing::warn!(%error, "stale readers could not be cleared"),
+            Ok(cleared) => tracing::warn!(target: "replikv::store", cleared, "readers had died while they read"),
+            Err(error) => tracing::warn!(target: "replikv::store", %error, "stale readers could not be cleared"),
         }
     }
 
@@ -160,7 +160,7 @@ impl Environment {
             return Err(StoreError::StoreFull { hint });
         }
         self.resize(&mut gate, wanted)?;
-        tracing::info!(from = size, to = wanted, "the map has grown");
+        tracing::info!(target: "replikv::store", from = size, to = wanted, "the map has grown");
         Ok(())
     }
 

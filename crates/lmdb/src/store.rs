@@ -134,7 +134,7 @@ impl BlockingStore for Blocking {
         }
         // Where that fails, the next call says so: this write set is applied.
         if makes_room && let Err(error) = self.environment.give_back_reserve() {
-            tracing::error!(%error, "the reserve could not be given back");
+            tracing::error!(target: "replikv::store", %error, "the reserve could not be given back");
         }
         match (self.sync, durability) {
             (LmdbSync::Full, _) | (_, Durability::Buffered) => Ok(()),

@@ -12,7 +12,7 @@ use tokio::time::{Instant, sleep, sleep_until};
 
 use super::Inner;
 use super::config::Commit;
-use super::status::Trouble;
+use super::status::{GroupSize, Trouble};
 use crate::stored;
 
 /// Whom to answer. The permit keeps the intent's bytes counted until then.
@@ -142,13 +142,14 @@ impl<S: ReplicaStore> CommitTask<S> {
             Commit::Synced => Durability::Synced,
             Commit::Buffered { .. } => Durability::Buffered,
         };
+        let begun = Instant::now();
         match apply(&self.inner, &group.writes, durability).await {
             Ok(()) => {
                 self.committer.committed(&group);
                 self.inner.trouble.store(Arc::default());
                 let CommitGroup { entries, checkpoints, answers, .. } = group;
                 self.inner.keep_checkpoints(checkpoints);
-                self.inner.counters.committed(entries.len());
+                self.inner.count(GroupSize::of(&entries), Some(begun.elapsed()));
                 self.committed(entries, durability);
                 answer(answers);
             }
@@ -188,14 +189,14 @@ impl<S: ReplicaStore> CommitTask<S> {
     async fn settle(&mut self, mut group: CommitGroup<Ticket>, error: &StoreError) {
         let answers = std::mem::take(&mut group.answers);
         answer(answers.into_iter().map(|(ticket, decided)| (ticket, after_failure(decided, &Answer::OutcomeUnknown))));
-        let records = group.entries.len();
+        let size = GroupSize::of(&group.entries);
         self.not_synced_yet(std::mem::take(&mut group.entries));
         let Some(found) = self.recover(error, Some(&group)).await else {
             // Shut down before the store came back; the next open finds the truth.
             return answer_step(self.committer.answer_all(&Answer::OutcomeUnknown));
         };
         if found.position == group.head.position {
-            self.inner.counters.committed(records);
+            self.inner.count(size, None);
             self.inner.keep_checkpoints(group.checkpoints);
         }
         self.sync().await;
@@ -233,7 +234,10 @@ impl<S: ReplicaStore> CommitTask<S> {
     // The store refuses everything: it is opened anew, and what it then holds is the truth. `group` is the one whose
     // outcome is unknown. None if the master ended before the store came back.
     async fn recover(&mut self, error: &StoreError, group: Option<&CommitGroup<Ticket>>) -> Option<Head> {
-        tracing::error!(error = %crate::error_chain(error), "the store must be opened anew");
+        tracing::error!(
+            target: "replikv::master", source = %self.inner.source, error = %crate::error_chain(error),
+            "the store must be opened anew"
+        );
         self.inner.trouble.store(Arc::new(Trouble::from_commit(error)));
         let (found, floor) = self.reopen().await?;
         let own = |entry: &LogEntry| entry.position == found.position;
@@ -276,9 +280,19 @@ impl<S: ReplicaStore> CommitTask<S> {
             match inner.store.reopen().await {
                 Ok(()) => match head_and_floor(&inner.store).await {
                     Ok(found) => return Some(found),
-                    Err(error) => tracing::error!(error = %crate::error_chain(&error), "the head cannot be read"),
+                    Err(error) => {
+                        tracing::error!(
+                            target: "replikv::master", source = %self.inner.source, error = %crate::error_chain(&error),
+                            "the head cannot be read"
+                        );
+                    }
                 },
-                Err(error) => tracing::error!(error = %crate::error_chain(&error), "the store cannot be opened again"),
+                Err(error) => {
+                    tracing::error!(
+                        target: "replikv::master", source = %self.inner.source, error = %crate::error_chain(&error),
+                        "the store cannot be opened again"
+                    );
+                }
             }
             if self.intents.is_closed() {
                 // Nobody is left who could write.
@@ -329,7 +343,12 @@ impl<S: ReplicaStore> CommitTask<S> {
                 }
             }
             Ok(None) => {}
-            Err(error) => tracing::error!(error = %crate::error_chain(&error), "trimming is not possible"),
+            Err(error) => {
+                tracing::error!(
+                    target: "replikv::master", source = %self.inner.source, error = %crate::error_chain(&error),
+                    "trimming is not possible"
+                );
+            }
         }
     }
 
@@ -354,7 +373,12 @@ impl<S: ReplicaStore> CommitTask<S> {
                 let writes = writes.build();
                 self.move_floor(floor, writes).await;
             }
-            Err(error) => tracing::error!(error = %crate::error_chain(&error), "cutting the log is not possible"),
+            Err(error) => {
+                tracing::error!(
+                    target: "replikv::master", source = %self.inner.source, error = %crate::error_chain(&error),
+                    "cutting the log is not possible"
+                );
+            }
         }
     }
 
@@ -370,7 +394,10 @@ impl<S: ReplicaStore> CommitTask<S> {
                 true
             }
             Err(error) => {
-                tracing::warn!(error = %crate::error_chain(&error), "the log could not be trimmed");
+                tracing::warn!(
+                    target: "replikv::master", source = %self.inner.source, error = %crate::error_chain(&error),
+                    "the log could not be trimmed"
+                );
                 if error.outcome() == Outcome::Unknown {
                     self.recover(&error, None).await;
                 }

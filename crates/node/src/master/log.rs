@@ -212,7 +212,10 @@ impl<S: ReplicaStore> Inner<S> {
 
     // A damaged record is never served: the log begins after it from now on, and slaves before it are told so.
     fn record_is_damaged(&self, seq: Seq, error: &RecordError) {
-        tracing::error!(%seq, %error, "a stored record is damaged; the log is cut after it");
+        tracing::error!(
+            target: "replikv::master", source = %self.source, %seq, %error,
+            "a stored record is damaged; the log is cut after it"
+        );
         let mut damaged = self.damaged.lock().unwrap_or_else(PoisonError::into_inner);
         *damaged = (*damaged).max(Some(seq));
         self.wake.notify_one();

@@ -1,6 +1,5 @@
 //! The master: takes writes, keeps the log, serves slaves.
 
-mod blocking;
 mod commit;
 mod config;
 mod error;
@@ -30,7 +29,6 @@ use tokio::sync::{Mutex as AsyncMutex, Notify, Semaphore, mpsc, watch};
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
-pub use self::blocking::{BlockingError, BlockingMaster};
 use self::commit::{CommitTask, Queued};
 pub use self::config::{Commit, MasterConfig};
 pub use self::error::{ServeError, WriteError};
@@ -44,6 +42,7 @@ pub use self::status::{MasterProgress, MasterStatus, SlaveSeen};
 pub use self::write::{Replicated, Write};
 use crate::OpenError;
 use crate::clock::Clock;
+use crate::metrics::{SourceMetrics, sample_every_second};
 
 /// Takes writes to a store, keeps a log of them in the same transactions, and serves that log to slaves.
 ///
@@ -79,6 +78,7 @@ pub(crate) struct Inner<S> {
     setbacks: AtomicU64,
     trouble: ArcSwap<status::Trouble>,
     counters: status::Counters,
+    metrics: SourceMetrics,
     ring: Mutex<Ring>,
     checkpoints: Mutex<Vec<Checkpoint>>,
     sessions: Arc<Sessions>,
@@ -133,6 +133,7 @@ impl<S: ReplicaStore> Master<S> {
             setbacks: AtomicU64::new(0),
             trouble: ArcSwap::default(),
             counters: status::Counters::default(),
+            metrics: SourceMetrics::new(opened.source),
             ring: Mutex::new(Ring::new(config.ring_bytes)),
             checkpoints: Mutex::new(opened.checkpoints),
             sessions: Arc::new(Sessions::new()),
@@ -151,6 +152,11 @@ impl<S: ReplicaStore> Master<S> {
         });
         let task = CommitTask::new(inner.clone(), committer, receiver, opened.floor);
         *inner.committing.lock().await = Some(tokio::spawn(task.run()));
+        tracing::info!(
+            target: "replikv::master", source = %inner.source, seq = %view.published.seq,
+            "a master was opened"
+        );
+        sample_every_second(&inner.runtime, &inner, inner.closing.clone());
         Ok(Self { inner, intents })
     }
 
@@ -211,11 +217,6 @@ impl<S: ReplicaStore> Master<S> {
         MasterProgress::new(self.inner.view.subscribe(), self.inner.closing.clone())
     }
 
-    /// A handle for synchronous code.
-    pub fn blocking(&self) -> BlockingMaster<S> {
-        BlockingMaster::new(self.clone())
-    }
-
     /// Commits what was written so far, says goodbye to slaves, and closes the store: when this returns it can be
     /// opened again.
     ///
@@ -230,7 +231,7 @@ impl<S: ReplicaStore> Master<S> {
         if let Some(task) = committing.as_mut()
             && let Err(error) = task.await
         {
-            tracing::error!(%error, "the commit task died");
+            tracing::error!(target: "replikv::master", source = %self.inner.source, %error, "the commit task died");
         }
         *committing = None;
         self.inner.store.close().await
@@ -240,6 +241,10 @@ impl<S: ReplicaStore> Master<S> {
 impl<S> Master<S> {
     pub(crate) fn inner(&self) -> &Arc<Inner<S>> {
         &self.inner
+    }
+
+    pub(crate) fn runtime(&self) -> &tokio::runtime::Handle {
+        &self.inner.runtime
     }
 }
 

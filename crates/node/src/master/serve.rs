@@ -36,7 +36,8 @@ impl<S: ReplicaStore> Master<S> {
         T: AsyncRead + AsyncWrite + Send,
     {
         let inner = &*self.inner;
-        let mut connection = Connection::new(stream, DecoderLimits::for_hello(inner.limits.max_key));
+        let mut connection =
+            Connection::new(stream, DecoderLimits::for_hello(inner.limits.max_key)).counted(inner.metrics.traffic());
         let config = MasterSessionConfig {
             source: inner.source,
             limits: inner.limits,
@@ -53,6 +54,9 @@ impl<S: ReplicaStore> Master<S> {
             session.refuse(Reject { code: RejectCode::Busy, words: words.into(), retry: true }.into());
         }
         let result = Driver { inner, entered: None, slot: None, ending: None }.run(&mut connection, &mut session).await;
+        if let Err(ServeError::Refused(refusal)) = &result {
+            inner.metrics.session_refused(refusal.code);
+        }
         if let Err(ServeError::Store(_)) = &result {
             // The session has ended with a goodbye, which the loop has not come to send.
             while let Some(action) = session.poll_action() {
@@ -172,7 +176,11 @@ impl<S: ReplicaStore> Driver<'_, S> {
                 session.handle_page(content);
             }
             MasterAction::Joined { slave, start, temporary, .. } => {
-                tracing::info!(follower = %slave, "a slave has connected");
+                tracing::info!(
+                    target: "replikv::master", source = %inner.source, follower = %slave, seq = %start,
+                    "a slave has connected"
+                );
+                inner.metrics.session_accepted();
                 connection.set_limits(DecoderLimits { control: 1 << 20, data: 1 << 20 });
                 self.entered = Some(inner.sessions.enter(&slave, start, inner.clock.now().monotonic));
                 if !temporary {

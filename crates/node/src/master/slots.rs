@@ -125,29 +125,44 @@ impl<S: ReplicaStore> Inner<S> {
             match self.position_at(seq).await {
                 Ok(Some(position)) => {
                     if !self.slots.with(|slots| slots.acked(&name, position, connected, now)) {
-                        tracing::warn!(follower = %name.name, "there are too many slots; nothing is kept for this one");
+                        tracing::warn!(
+                            target: "replikv::master", source = %self.source, follower = %name.name,
+                            "there are too many slots; nothing is kept for this one"
+                        );
                     }
                 }
                 // Trimmed meanwhile: the slot is where it was, and lost.
                 Ok(None) => {}
                 Err(error) => {
-                    tracing::warn!(error = %crate::error_chain(&error), "an acknowledged position cannot be read");
+                    tracing::warn!(
+                        target: "replikv::master", source = %self.source, error = %crate::error_chain(&error),
+                        "an acknowledged position cannot be read"
+                    );
                 }
             }
         }
         for name in self.slots.with(|slots| slots.expire(now.uptime_ms)) {
-            tracing::info!(follower = %name.name, "a slot has expired");
+            tracing::info!(
+                target: "replikv::master", source = %self.source, follower = %name.name,
+                "a slot has expired"
+            );
         }
         let writes = match self.slots.with(Slots::take_changes) {
             Ok(Some(writes)) => writes,
             Ok(None) => return,
             Err(error) => {
-                tracing::error!(error = %crate::error_chain(&error), "slots cannot be written");
+                tracing::error!(
+                    target: "replikv::master", source = %self.source, error = %crate::error_chain(&error),
+                    "slots cannot be written"
+                );
                 return;
             }
         };
         if let Err(error) = self.store.apply(writes.clone(), Durability::Buffered).await {
-            tracing::warn!(error = %crate::error_chain(&error), "slots could not be written; they are written later");
+            tracing::warn!(
+                target: "replikv::master", source = %self.source, error = %crate::error_chain(&error),
+                "slots could not be written; they are written later"
+            );
             self.slots.with(|slots| slots.unsaved(&writes));
         }
     }

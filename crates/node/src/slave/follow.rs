@@ -18,7 +18,7 @@ use crate::transport::{Connection, Driven};
 /// How many of the slave's checkpoints travel in its hello.
 const CHECKPOINTS: usize = 64;
 /// How long last words may take on a connection that does not drain.
-const LAST_WORDS: Duration = Duration::from_secs(1);
+pub(super) const LAST_WORDS: Duration = Duration::from_secs(1);
 
 impl<S: ReplicaStore> Slave<S> {
     /// Follows the master at the other end of `stream`, from where the store stands, until the connection ends.
@@ -75,7 +75,7 @@ impl<S: ReplicaStore> Slave<S> {
             result
         });
 
-        let mut connection = Connection::new(stream, DecoderLimits::default());
+        let mut connection = Connection::new(stream, DecoderLimits::default()).counted(inner.metrics.traffic());
         let mut session = SlaveSession::new(session, inner.clock.now());
         let driven = self.drive(&mut connection, &mut session, &queue, &backlog, &ended).await;
         drop(queue);
@@ -131,6 +131,14 @@ impl<S: ReplicaStore> Slave<S> {
                     SlaveAction::Welcomed(welcome) => {
                         connection.set_limits(DecoderLimits::for_batches(welcome.limits.max_batch));
                         inner.tracker.welcomed(&welcome);
+                        inner.metrics.welcomed();
+                        tracing::info!(
+                            target: "replikv::slave",
+                            follower = %inner.config.name,
+                            source = %welcome.source,
+                            seq = %welcome.head.seq,
+                            "the master has accepted this slave"
+                        );
                     }
                     SlaveAction::Contact(source) => inner.tracker.contact(source, inner.clock.now()),
                     SlaveAction::Close(_) if closing => return Ok(Ending::Shutdown),
