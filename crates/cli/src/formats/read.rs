@@ -31,6 +31,13 @@ impl Operation {
         }
     }
 
+    /// Its key; of a range, the first.
+    pub(crate) fn key(&self) -> &[u8] {
+        match self {
+            Self::Put { key, .. } | Self::Delete { key } | Self::DeleteRange { start: key, .. } => key,
+        }
+    }
+
     pub(crate) fn add_to(&self, batch: &mut Batch) {
         match self {
             Self::Put { key, value } => batch.push(Op::Put { key, value }),

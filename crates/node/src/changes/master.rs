@@ -45,7 +45,7 @@ impl<S: ReplicaStore> Master<S> {
                 Err(error) => Some((Err(error), None)),
             }
         });
-        Ok(Changes { start, stream: stream.boxed() })
+        Ok(Changes { start, stream: stream.fuse().boxed() })
     }
 }
 
