@@ -36,6 +36,11 @@ pub trait BlockingStore: Send + Sync + 'static {
     /// What fits into it.
     fn limits(&self) -> StoreLimits;
 
+    /// How many bytes of operations a write set holds at best; see `ReplicaStore::preferred_write_set`. Default: 32 MiB.
+    fn preferred_write_set(&self) -> usize {
+        32 << 20
+    }
+
     /// True if `get` is so quick that it may run on the caller's thread, async or not: a memory map, a memory table.
     /// Default: false.
     fn reads_inline(&self) -> bool {

@@ -42,6 +42,7 @@ pub struct Threaded<B> {
     writer: async_channel::Sender<WriterJob>,
     readers: async_channel::Sender<ReaderJob<B>>,
     limits: StoreLimits,
+    preferred_write_set: usize,
 }
 
 type Opener<B> = Box<dyn Fn() -> Result<B, StoreError> + Send + Sync>;
@@ -88,10 +89,8 @@ impl<B: BlockingStore> Threaded<B> {
     ) -> Result<Self, StoreError> {
         let open: Opener<B> = Box::new(open);
         let state = State::opened(guarded_open(&open)?);
-        let limits = match &state {
-            State::Open { store, .. } => store.limits(),
-            _ => return Err(StoreError::Closed),
-        };
+        let State::Open { store, .. } = &state else { return Err(StoreError::Closed) };
+        let (limits, preferred_write_set) = (store.limits(), store.preferred_write_set());
         let shared = Arc::new(Shared { state: RwLock::new(state), open, gate: Gate::default() });
         let (writer, jobs) = async_channel::bounded(options.queue.max(1));
         let own = shared.clone();
@@ -105,7 +104,7 @@ impl<B: BlockingStore> Threaded<B> {
                 }
             })?;
         }
-        Ok(Self { shared, writer, readers, limits })
+        Ok(Self { shared, writer, readers, limits, preferred_write_set })
     }
 
     // Queues a job of the writer and waits for its answer. If the caller goes away, the job is decided before any later
@@ -364,6 +363,10 @@ impl<B: BlockingStore> ReplicaStore for Threaded<B> {
 
     fn limits(&self) -> StoreLimits {
         self.limits
+    }
+
+    fn preferred_write_set(&self) -> usize {
+        self.preferred_write_set
     }
 }
 

@@ -132,6 +132,13 @@ pub trait ReplicaStore: Send + Sync + 'static {
 
     /// What fits into it. Constant while it is open.
     fn limits(&self) -> StoreLimits;
+
+    /// How many bytes of operations a write set holds at best, where there is a choice: a slave that is behind, and an
+    /// import, hand over about as much at once. A hint, for speed and memory; larger sets work all the same. Default:
+    /// 32 MiB, which suits stores whose cost is the number of pages that a transaction touches.
+    fn preferred_write_set(&self) -> usize {
+        32 << 20
+    }
 }
 
 #[async_trait]
@@ -166,5 +173,9 @@ impl<T: ReplicaStore + ?Sized> ReplicaStore for Arc<T> {
 
     fn limits(&self) -> StoreLimits {
         (**self).limits()
+    }
+
+    fn preferred_write_set(&self) -> usize {
+        (**self).preferred_write_set()
     }
 }

@@ -227,4 +227,8 @@ impl ReplicaStore for LmdbStore {
     fn limits(&self) -> StoreLimits {
         self.threaded.limits()
     }
+
+    fn preferred_write_set(&self) -> usize {
+        self.threaded.preferred_write_set()
+    }
 }

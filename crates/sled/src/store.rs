@@ -100,4 +100,8 @@ impl ReplicaStore for SledStore {
     fn limits(&self) -> StoreLimits {
         self.threaded.limits()
     }
+
+    fn preferred_write_set(&self) -> usize {
+        self.threaded.preferred_write_set()
+    }
 }

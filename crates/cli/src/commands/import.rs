@@ -119,22 +119,26 @@ impl Source {
     }
 
     // On a thread of its own: reading blocks.
-    fn read(self, batches: &mpsc::Sender<(Batch, u64)>) -> anyhow::Result<()> {
+    fn read(self, batches: &mpsc::Sender<(Batch, u64)>, batch_bytes: usize) -> anyhow::Result<()> {
         let name = self.name;
         match self.input {
             Input::File { file, format, columns } => {
                 Reader::entries(format, BufReader::with_capacity(1 << 20, file), &columns)
-                    .and_then(|reader| send_all(reader, batches))
+                    .and_then(|reader| send_all(reader, batches, batch_bytes))
             }
             Input::Standard { format, columns } => Reader::entries(format, BufReader::new(std::io::stdin()), &columns)
-                .and_then(|reader| send_all(reader, batches)),
-            Input::Included { text, separator } => send_all(Reader::separated(text, separator), batches),
+                .and_then(|reader| send_all(reader, batches, batch_bytes)),
+            Input::Included { text, separator } => send_all(Reader::separated(text, separator), batches, batch_bytes),
         }
         .context(name)
     }
 }
 
-fn send_all(mut reader: Reader<impl std::io::BufRead>, batches: &mpsc::Sender<(Batch, u64)>) -> anyhow::Result<()> {
+fn send_all(
+    mut reader: Reader<impl std::io::BufRead>,
+    batches: &mpsc::Sender<(Batch, u64)>,
+    batch_bytes: usize,
+) -> anyhow::Result<()> {
     let (mut waiting, mut bytes) = (Vec::new(), 0);
     loop {
         let operation = reader.next()?;
@@ -143,7 +147,7 @@ fn send_all(mut reader: Reader<impl std::io::BufRead>, batches: &mpsc::Sender<(B
             bytes += operation.byte_len();
             waiting.push(operation);
         }
-        if waiting.len() >= BATCH_ENTRIES || bytes >= BATCH_BYTES || (is_end && !waiting.is_empty()) {
+        if waiting.len() >= BATCH_ENTRIES || bytes >= batch_bytes || (is_end && !waiting.is_empty()) {
             let entries = waiting.len() as u64;
             // Nobody takes it any more: the import was interrupted, or failed for another reason.
             if batches.blocking_send((in_key_order(&mut waiting), entries)).is_err() {
@@ -173,7 +177,8 @@ pub(crate) async fn import(
     mut progress: impl FnMut(u64),
 ) -> anyhow::Result<Imported> {
     let (sender, mut batches) = mpsc::channel(8);
-    let reading = tokio::task::spawn_blocking(move || source.read(&sender));
+    let batch_bytes = BATCH_BYTES.min(master.store().preferred_write_set());
+    let reading = tokio::task::spawn_blocking(move || source.read(&sender, batch_bytes));
     let mut imported = Imported { entries: 0, complete: true, token: None };
     loop {
         let batch = tokio::select! {

@@ -60,10 +60,11 @@ impl<S: ReplicaStore> Slave<S> {
         }
         inner.store.reopen().await?;
         let session = self.session().await?;
-        let applier = Applier::new(inner.config.link.clone(), session.cursor.clone(), inner.config.group_bytes);
+        let target = inner.config.group_bytes.unwrap_or_else(|| inner.store.preferred_write_set());
+        let applier = Applier::new(inner.config.link.clone(), session.cursor.clone(), target);
         inner.tracker.rewound(session.cursor.as_ref());
 
-        let (queue, items, backlog) = Queue::new(inner.config.group_bytes.saturating_mul(2));
+        let (queue, items, backlog) = Queue::new(target.saturating_mul(2));
         let abandoned = CancellationToken::new();
         let task = ApplyTask::new(inner.clone(), items, backlog.clone(), applier, abandoned.clone());
         let _abandon_on_drop = abandoned.drop_guard();

@@ -257,6 +257,10 @@ impl<S: ReplicaStore> ReplicaStore for FaultStore<S> {
     fn limits(&self) -> StoreLimits {
         self.shared.inner.limits()
     }
+
+    fn preferred_write_set(&self) -> usize {
+        self.shared.inner.preferred_write_set()
+    }
 }
 
 impl<S> FaultStore<S> {
