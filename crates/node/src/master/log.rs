@@ -116,7 +116,10 @@ impl<S: ReplicaStore> Inner<S> {
 
     async fn locate_one(&self, position: &Position) -> Result<Located, StoreError> {
         let view = **self.seen.load();
-        let same = |held: Position| if held == *position { Located::Held } else { Located::Mismatch };
+        let same = |held: Position, log_bytes| {
+            if held == *position { Located::Held { log_bytes } } else { Located::Mismatch }
+        };
+        let floor_bytes = view.log_bytes.saturating_sub(view.retained_bytes);
         if position.source != self.source {
             return Ok(Located::Mismatch);
         }
@@ -124,13 +127,13 @@ impl<S: ReplicaStore> Inner<S> {
             return Ok(Located::Ahead);
         }
         if position.seq == view.published.seq {
-            return Ok(same(view.published));
+            return Ok(same(view.published, view.log_bytes));
         }
         if position.seq == view.floor.seq {
             // Before the first record there is no epoch to compare.
             let held =
                 if position.seq == Seq::ZERO { Position { epoch: position.epoch, ..view.floor } } else { view.floor };
-            return Ok(same(held));
+            return Ok(same(held, floor_bytes));
         }
         if position.seq < view.floor.seq {
             let checkpoint = self.with_checkpoints(|checkpoints| {
@@ -139,14 +142,22 @@ impl<S: ReplicaStore> Inner<S> {
             let parted = checkpoint.is_some_and(|checkpoint| checkpoint.position != *position);
             return Ok(if parted { Located::Mismatch } else { Located::Below });
         }
-        if let Some(held) = self.with_ring(|ring| ring.entry(position.seq).map(|entry| entry.position)) {
-            return Ok(same(held));
+        let entry = self.with_ring(|ring| ring.entry(position.seq).map(|entry| (entry.position, entry.log_bytes)));
+        if let Some((held, log_bytes)) = entry {
+            return Ok(same(held, log_bytes));
         }
         let Some(bytes) = self.store.get(Keyspace::Log, &position.seq.to_key()).await? else {
             return Ok(Located::Below);
         };
         match Record::decode(bytes) {
-            Ok(record) => Ok(same(record.position())),
+            Ok(record) => {
+                // The log does not say how much lies before a record; the checkpoint before it does.
+                let before = self.with_checkpoints(|checkpoints| {
+                    let below = checkpoints.iter().rev().find(|checkpoint| checkpoint.position.seq <= position.seq);
+                    below.map_or(0, |checkpoint| checkpoint.log_bytes)
+                });
+                Ok(same(record.position(), before.max(floor_bytes)))
+            }
             Err(error) => {
                 self.record_is_damaged(position.seq, &error);
                 Ok(Located::Below)

@@ -14,6 +14,7 @@ mod status;
 mod tcp;
 mod write;
 
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use arc_swap::ArcSwap;
@@ -71,6 +72,8 @@ pub(crate) struct Inner<S> {
     view: watch::Sender<View>,
     /// The same view, for readers that must not wait.
     seen: ArcSwap<View>,
+    /// How often what was handed to the store has come to nothing.
+    setbacks: AtomicU64,
     trouble: ArcSwap<status::Trouble>,
     counters: status::Counters,
     ring: Mutex<Ring>,
@@ -118,6 +121,7 @@ impl<S: ReplicaStore> Master<S> {
             limits: opened.limits,
             view: watch::Sender::new(view),
             seen: ArcSwap::from_pointee(view),
+            setbacks: AtomicU64::new(0),
             trouble: ArcSwap::default(),
             counters: status::Counters::default(),
             ring: Mutex::new(Ring::new(config.ring_bytes)),
@@ -240,7 +244,11 @@ impl<S> Inner<S> {
 
     fn change_view(&self, change: impl FnOnce(&mut View)) {
         self.view.send_modify(|view| {
+            let handed = view.handed.seq;
             change(view);
+            if view.handed.seq < handed {
+                self.setbacks.fetch_add(1, Ordering::SeqCst);
+            }
             self.seen.store(Arc::new(*view));
         });
     }

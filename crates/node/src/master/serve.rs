@@ -1,5 +1,6 @@
 //! Serving one connection: the session decides, this loop moves bytes and asks the store.
 
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -42,6 +43,7 @@ impl<S: ReplicaStore> Master<S> {
             heartbeat: inner.config.heartbeat,
             handshake_timeout: inner.config.handshake_timeout,
             chunk: inner.config.chunk,
+            relay: false,
         };
         let view = **inner.seen.load();
         let mut session = MasterSession::new(config, view, inner.epochs.clone(), inner.clock.now());
@@ -183,9 +185,17 @@ impl<S: ReplicaStore> Driver<'_, S> {
 impl<S: ReplicaStore> Inner<S> {
     async fn read_page(&self, range: KeyRange, max_bytes: usize) -> Result<Content, StoreError> {
         let options = ScanOptions::default().max_entries(usize::MAX).max_bytes(max_bytes);
-        let page = self.store.scan(Keyspace::Data, range.clone(), options).await?;
-        // After the read has ended, not before: what it may show is known only now.
-        let read_at = self.seen.load().handed;
+        let (page, read_at) = loop {
+            let setbacks = self.setbacks.load(Ordering::SeqCst);
+            let page = self.store.scan(Keyspace::Data, range.clone(), options).await?;
+            // After the read has ended, not before: what it may show is known only now.
+            let read_at = self.seen.load().handed;
+            // What came to nothing while the page was read may be in it, and `read_at` may already name what came
+            // after.
+            if self.setbacks.load(Ordering::SeqCst) == setbacks {
+                break (page, read_at);
+            }
+        };
         let end = page.rest().map_or_else(|| range.end().cloned(), |rest| Some(rest.start().clone()));
         let covered = KeyRange::new(range.start().clone(), end);
         Ok(Content { range: covered, read_at, entries: page.ops().clone() })

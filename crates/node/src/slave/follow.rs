@@ -120,6 +120,10 @@ impl<S: ReplicaStore> Slave<S> {
                     SlaveAction::Begin(cursor) => queue.push(Item::Begin(cursor)),
                     SlaveAction::Apply(record) => queue.push(Item::Record(record)),
                     SlaveAction::Copy(content) => queue.push(Item::Content(content)),
+                    SlaveAction::Waiting(welcome) => {
+                        connection.set_limits(DecoderLimits::for_batches(welcome.limits.max_batch));
+                        inner.tracker.waiting();
+                    }
                     SlaveAction::Welcomed(welcome) => {
                         connection.set_limits(DecoderLimits::for_batches(welcome.limits.max_batch));
                         inner.tracker.welcomed(&welcome);
