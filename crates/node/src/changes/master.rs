@@ -60,8 +60,8 @@ impl<S: ReplicaStore> Inner<S> {
                     return Err(ChangesError::ForeignSource);
                 }
                 match self.locate(&[position]).await?[..] {
-                    [Located::Held] => Ok(position),
-                    [Located::Below] => Err(ChangesError::Trimmed { floor: self.view().floor }),
+                    [Located::Held { .. }] => Ok(position),
+                    [Located::Below | Located::Shared] => Err(ChangesError::Trimmed { floor: self.view().floor }),
                     _ => Err(ChangesError::NotInHistory { position }),
                 }
             }

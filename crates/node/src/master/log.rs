@@ -136,11 +136,7 @@ impl<S: ReplicaStore> Inner<S> {
             return Ok(same(held, floor_bytes));
         }
         if position.seq < view.floor.seq {
-            let checkpoint = self.with_checkpoints(|checkpoints| {
-                checkpoints.iter().find(|checkpoint| checkpoint.position.seq == position.seq).copied()
-            });
-            let parted = checkpoint.is_some_and(|checkpoint| checkpoint.position != *position);
-            return Ok(if parted { Located::Mismatch } else { Located::Below });
+            return Ok(self.locate_below(position));
         }
         let entry = self.with_ring(|ring| ring.entry(position.seq).map(|entry| (entry.position, entry.log_bytes)));
         if let Some((held, log_bytes)) = entry {
@@ -163,6 +159,41 @@ impl<S: ReplicaStore> Inner<S> {
                 Ok(Located::Below)
             }
         }
+    }
+
+    // Records are gone, digests are not: checkpoints and the beginnings of epochs outlive them.
+    fn locate_below(&self, position: &Position) -> Located {
+        if position.seq == Seq::ZERO {
+            let origin = replikv_proto::origin(self.source, position.epoch);
+            return if *position == origin { Located::Shared } else { Located::Mismatch };
+        }
+        // The last epoch that had begun by then. Where an epoch is known, so is what came after it.
+        let reigning = self.epochs.iter().rfind(|start| start.first <= position.seq);
+        if reigning.is_none_or(|start| start.epoch != position.epoch) {
+            return Located::Mismatch;
+        }
+        let checkpoint = self.with_checkpoints(|checkpoints| {
+            let index = checkpoints.binary_search_by_key(&position.seq, |checkpoint| checkpoint.position.seq);
+            index.ok().map(|index| checkpoints[index].position)
+        });
+        match checkpoint {
+            Some(held) if held == *position => Located::Shared,
+            Some(_) => Located::Mismatch,
+            None => Located::Below,
+        }
+    }
+
+    /// Points of the history that a slave is told to keep, oldest first.
+    pub(super) fn newest_checkpoints(&self) -> Vec<Position> {
+        const MOST: usize = 64;
+        let published = self.view().published.seq;
+        self.with_checkpoints(|checkpoints| {
+            let published =
+                checkpoints.iter().rev().map(|checkpoint| checkpoint.position).filter(|at| at.seq <= published);
+            let mut newest: Vec<_> = published.take(MOST).collect();
+            newest.reverse();
+            newest
+        })
     }
 
     /// The bytes of the data, or `at_most` if there are as many.
