@@ -15,12 +15,12 @@ mod transport;
 
 pub(crate) use error::error_chain;
 
-pub use changes::{Change, ChangeOp, Changes, ChangesError, ChangesFrom};
+pub use changes::{Change, ChangeOp, Changes, ChangesError, ChangesFrom, Consumer, ConsumerError};
 pub use error::OpenError;
 pub use health::{Health, HealthState};
 pub use master::{
     BlockingError, BlockingMaster, Commit, LogError, Master, MasterConfig, MasterProgress, MasterStatus, Replicated,
-    ServeError, SlaveSeen, Write, WriteError, read_log, remote_status,
+    ServeError, SlaveSeen, SlotSeen, Write, WriteError, read_log, remote_status,
 };
 pub use reader::{Reader, ReaderStatus};
 pub use slave::{

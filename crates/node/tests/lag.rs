@@ -16,6 +16,11 @@ async fn soon<T>(future: impl Future<Output = T>) -> T {
     timeout(Duration::from_secs(60), future).await.expect("it does not take that long")
 }
 
+// Nobody is given up because a machine is busy.
+fn config() -> MasterConfig {
+    MasterConfig::default().heartbeat(Duration::from_secs(60))
+}
+
 async fn slave(store: &MemoryStore) -> Slave<MemoryStore> {
     Slave::open(store.open_again(), SlaveConfig::new("edge")).await.unwrap()
 }
@@ -83,7 +88,7 @@ const NONE: Lag = Lag { seqs: 0, bytes: 0, millis: 0 };
 
 #[tokio::test]
 async fn a_slave_that_is_behind_tells_by_how_many_bytes() {
-    let master = Master::open(MemoryStore::new(), MasterConfig::default()).await.unwrap();
+    let master = Master::open(MemoryStore::new(), config()).await.unwrap();
     let store = MemoryStore::new();
     let at_first = write(&master, 10).await;
     // A new slave goes through the whole log.
@@ -99,8 +104,7 @@ async fn a_slave_that_is_behind_tells_by_how_many_bytes() {
 
 #[tokio::test]
 async fn a_position_that_has_left_memory_is_measured_from_the_checkpoint_before_it() {
-    let config = MasterConfig::default().ring_bytes(1000);
-    let master = Master::open(MemoryStore::new(), config).await.unwrap();
+    let master = Master::open(MemoryStore::new(), config().ring_bytes(1000)).await.unwrap();
     let first = master.status().published.seq.as_u64();
     let at_checkpoint = write(&master, u32::try_from(256 - first).unwrap()).await;
     let store = MemoryStore::new();

@@ -5,10 +5,10 @@ mod support;
 use bytes::{Bytes, BytesMut};
 use proptest::collection::vec;
 use proptest::prelude::*;
-use replikv_core::{Batch, Epoch, KeyRange, Seq, SourceId};
+use replikv_core::{Batch, Coverage, Cursor, Epoch, KeyRange, Seq, SourceId, StoreLimits};
 use replikv_proto::{
-    Ack, Content, DecodeError, Decoder, DecoderLimits, Event, FRAME_HEADER_LEN, MAX_FRAME_LEN, Message, PREAMBLE_LEN,
-    Preamble, Records, origin,
+    Ack, Content, DecodeError, Decoder, DecoderLimits, Event, FRAME_HEADER_LEN, Hello, MAX_FRAME_LEN, Message,
+    PREAMBLE_LEN, Preamble, Records, origin,
 };
 use support::{CRITICAL, MORE, decode_all, encode, feed, greeted, message, ops, preamble, seal};
 
@@ -204,6 +204,32 @@ fn whoever_speaks_something_else_is_told_at_once() {
     assert_eq!(end(&older.to_bytes()), Err(DecodeError::NoCommonVersion { min: 0, max: 0 }));
     let able = Preamble { min_version: 1, max_version: 7, features: u32::MAX };
     assert_eq!(end(&able.to_bytes()), Ok(Some(Event::Preamble { version: 1 })), "features are no condition");
+}
+
+// Else a copy of long keys could never go on once it was cut.
+#[test]
+fn a_hello_in_mid_copy_fits_whatever_the_longest_key_is() {
+    let at = origin(SourceId::from_bytes([1; 16]), Epoch { number: u64::MAX, nonce: u64::MAX });
+    for max_key in [1, 511, 1 << 16, 1 << 20] {
+        let key = Bytes::from(vec![b'k'; max_key + 1]);
+        let mut coverage = Coverage::begin(KeyRange::new(key.slice(1..), Some(Bytes::from(vec![b'z'; max_key + 1]))));
+        assert!(coverage.advance(&KeyRange::new(key.slice(1..), Some(key)), at));
+        let hello = Message::Hello(Hello {
+            slave: "n".repeat(128),
+            nonce: u64::MAX,
+            cursor: Some(Cursor { position: at, coverage }),
+            holds_data: false,
+            checkpoints: vec![at; 64],
+            limits: StoreLimits { max_key, max_value: usize::MAX, max_batch: usize::MAX },
+            ranges: Vec::new(),
+            path: Vec::new(),
+            temporary: false,
+        });
+        let mut decoder = greeted();
+        decoder.set_limits(DecoderLimits::for_hello(max_key));
+        let bytes = encode(&hello);
+        assert_eq!(feed(&mut decoder, &mut BytesMut::from(&bytes[..])), (vec![hello], None), "{max_key}");
+    }
 }
 
 fn header(len: u32, kind: u8, flags: u8) -> BytesMut {

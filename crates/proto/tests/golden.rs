@@ -18,7 +18,7 @@ use replikv_proto::layout::{Checkpoint, Epochs, Floor, Head, Identity, Role, Sto
 use replikv_proto::{
     Ack, Compare, Compared, Content, EpochStart, FRAME_HEADER_LEN, Goodbye, GoodbyeReason, Heartbeat, Hello, Message,
     Mode, PreparedRecord, RangeSummary, Record, RecordDraft, RecordHeader, RecordKind, Records, Reject, RejectCode,
-    Request, RequestBody, Response, Verdict, Welcome, origin,
+    Request, RequestBody, Response, Slot, Verdict, Welcome, origin,
 };
 use support::{CRITICAL, MORE, decode_all, encode, ops, preamble, seal};
 
@@ -72,6 +72,7 @@ fn messages() -> Vec<(&'static str, Message)> {
         limits: LIMITS,
         ranges: Vec::new(),
         path: Vec::new(),
+        temporary: false,
     };
     let welcome = |mode| Welcome {
         source: source(),
@@ -174,6 +175,9 @@ fn stored() -> Vec<(&'static str, Bytes, Meaning)> {
     fn checkpoint() -> Checkpoint {
         Checkpoint { position: position(512), log_bytes: 55_667, uptime_ms: 777 }
     }
+    fn slot() -> Slot {
+        Slot { position: position(300), seen_unix_ms: 1_700_000_000_000, seen_uptime_ms: 777 }
+    }
     vec![
         ("stored_identity_master", Identity::master(source()).to_bytes(), |b| same(b, &Identity::master(source()))),
         ("stored_identity_slave", Identity { role: Role::Slave, source: None }.to_bytes(), |b| {
@@ -183,6 +187,7 @@ fn stored() -> Vec<(&'static str, Bytes, Meaning)> {
         ("stored_floor", floor().to_bytes(), |b| same(b, &floor())),
         ("stored_epochs", epochs().to_bytes(), |b| same(b, &epochs())),
         ("stored_checkpoint", checkpoint().to_bytes(), |b| same(b, &checkpoint())),
+        ("stored_slot", slot().to_bytes(), |b| same(b, &slot())),
         ("stored_cursor", Cursor::at(position(300)).to_bytes(), |b| {
             Cursor::from_bytes(b) == Some(Cursor::at(position(300)))
         }),

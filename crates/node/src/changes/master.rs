@@ -50,7 +50,7 @@ impl<S: ReplicaStore> Master<S> {
 }
 
 impl<S: ReplicaStore> Inner<S> {
-    async fn start_of(&self, from: ChangesFrom) -> Result<Position, ChangesError> {
+    pub(super) async fn start_of(&self, from: ChangesFrom) -> Result<Position, ChangesError> {
         let view = self.view();
         match from {
             ChangesFrom::Now => Ok(view.published),

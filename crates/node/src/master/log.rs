@@ -4,7 +4,7 @@ use std::sync::PoisonError;
 
 use bytes::Bytes;
 use replikv_core::{KeyRange, Keyspace, Position, ReplicaStore, ReplicaStoreExt, ScanOptions, Seq, StoreError};
-use replikv_proto::{Located, LogAnswer, Record, RecordError};
+use replikv_proto::{Located, LogAnswer, Record, RecordError, origin};
 
 use super::Inner;
 
@@ -25,8 +25,8 @@ pub enum LogError {
     Store(#[from] StoreError),
 }
 
-/// Reads up to `limit` records after `after` from the log of a store, in order. For inspection: each record is checked
-/// against its own hash, not against the chain.
+/// Reads up to `limit` records after `after` from the log of a store, in order. Each record is checked against its own
+/// hash, and against the one before it; the first one only if it is the first of the history.
 ///
 /// # Errors
 /// [`LogError`].
@@ -37,11 +37,26 @@ pub async fn read_log<S: ReplicaStore>(store: &S, after: Seq, limit: usize) -> R
         let page = store.scan(Keyspace::Log, range, ScanOptions::default().max_entries(limit - records.len())).await?;
         for (key, value) in page.entries() {
             let seq = Seq::from_key(&key).unwrap_or_default();
-            records.push(Record::decode(value).map_err(|source| LogError::Record { seq, source })?);
+            let record = decode_at(seq, value, records.last()).map_err(|source| LogError::Record { seq, source })?;
+            records.push(record);
         }
         rest = page.rest().cloned();
     }
     Ok(records)
+}
+
+// The record whose key says `seq`.
+fn decode_at(seq: Seq, value: Bytes, before: Option<&Record>) -> Result<Record, RecordError> {
+    let record = Record::decode(value)?;
+    let header = record.header();
+    if header.seq != seq {
+        return Err(RecordError::Chain { seq: header.seq, what: "its key names another number" });
+    }
+    let start = (seq == Seq::new(1)).then(|| origin(header.source, header.epoch));
+    if let Some(before) = before.map(Record::position).or(start) {
+        header.verify_after(&before)?;
+    }
+    Ok(record)
 }
 
 impl<S: ReplicaStore> Inner<S> {
@@ -145,26 +160,41 @@ impl<S: ReplicaStore> Inner<S> {
         let Some(bytes) = self.store.get(Keyspace::Log, &position.seq.to_key()).await? else {
             return Ok(Located::Below);
         };
-        match Record::decode(bytes) {
-            Ok(record) => {
+        let error = match Record::decode(bytes) {
+            Ok(record) if record.position() == *position => {
                 // The log does not say how much lies before a record; the checkpoint before it does.
                 let before = self.with_checkpoints(|checkpoints| {
                     let below = checkpoints.iter().rev().find(|checkpoint| checkpoint.position.seq <= position.seq);
                     below.map_or(0, |checkpoint| checkpoint.log_bytes)
                 });
-                Ok(same(record.position(), before.max(floor_bytes)))
+                return Ok(Located::Held { log_bytes: before.max(floor_bytes) });
             }
-            Err(error) => {
-                self.record_is_damaged(position.seq, &error);
-                Ok(Located::Below)
-            }
-        }
+            // It says so itself: a record whose digest was damaged must not make the slave look as if it had diverged.
+            Ok(record) => match self.verify_stored(&record).await? {
+                Ok(()) => return Ok(Located::Mismatch),
+                Err(error) => error,
+            },
+            Err(error) => error,
+        };
+        self.record_is_damaged(position.seq, &error);
+        Ok(Located::Below)
     }
 
-    // Records are gone, digests are not: checkpoints and the beginnings of epochs outlive them.
+    // Whether a stored record continues the one before it.
+    async fn verify_stored(&self, record: &Record) -> Result<Result<(), RecordError>, StoreError> {
+        let floor = self.seen.load().floor;
+        let seq = Seq::new(record.header().seq.as_u64().saturating_sub(1));
+        if seq == floor.seq {
+            return Ok(record.header().verify_after(&floor));
+        }
+        let before = self.store.get(Keyspace::Log, &seq.to_key()).await?.unwrap_or_default();
+        Ok(Record::decode(before).and_then(|before| record.header().verify_after(&before.position())))
+    }
+
+    // Records are gone, digests are not: checkpoints, slots and the beginnings of epochs outlive them.
     fn locate_below(&self, position: &Position) -> Located {
         if position.seq == Seq::ZERO {
-            let origin = replikv_proto::origin(self.source, position.epoch);
+            let origin = origin(self.source, position.epoch);
             return if *position == origin { Located::Shared } else { Located::Mismatch };
         }
         // The last epoch that had begun by then. Where an epoch is known, so is what came after it.
@@ -179,6 +209,7 @@ impl<S: ReplicaStore> Inner<S> {
         match checkpoint {
             Some(held) if held == *position => Located::Shared,
             Some(_) => Located::Mismatch,
+            None if self.slots.with(|slots| slots.knows(position)) => Located::Shared,
             None => Located::Below,
         }
     }

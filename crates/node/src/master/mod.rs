@@ -9,6 +9,7 @@ mod open;
 mod ring;
 mod serve;
 mod sessions;
+mod slots;
 mod status;
 #[cfg(feature = "tcp")]
 mod tcp;
@@ -37,6 +38,8 @@ pub use self::log::{LogError, read_log};
 use self::ring::Ring;
 pub use self::serve::remote_status;
 use self::sessions::Sessions;
+use self::slots::SlotBook;
+pub use self::slots::SlotSeen;
 pub use self::status::{MasterProgress, MasterStatus, SlaveSeen};
 pub use self::write::{Replicated, Write};
 use crate::OpenError;
@@ -79,6 +82,9 @@ pub(crate) struct Inner<S> {
     ring: Mutex<Ring>,
     checkpoints: Mutex<Vec<Checkpoint>>,
     sessions: Arc<Sessions>,
+    slots: SlotBook,
+    /// How long masters had run on this store when this one was opened, in milliseconds.
+    uptime_before: u64,
     session_permits: Arc<Semaphore>,
     log_reads: Semaphore,
     /// A record up to here is damaged: the log begins after it.
@@ -100,6 +106,9 @@ impl<S: ReplicaStore> Master<S> {
     /// [`OpenError::Role`] if the store is a slave's; `NewerFormat` if a newer program wrote it; what the store reports.
     pub async fn open(store: S, config: MasterConfig) -> Result<Self, OpenError> {
         let opened = open::open(&store, &config).await?;
+        // A process that was killed may have left records that are readable and not durable: none of them is published
+        // before it is.
+        store.sync().await?;
         let view = View {
             published: opened.head.position,
             handed: opened.head.position,
@@ -127,6 +136,8 @@ impl<S: ReplicaStore> Master<S> {
             ring: Mutex::new(Ring::new(config.ring_bytes)),
             checkpoints: Mutex::new(opened.checkpoints),
             sessions: Arc::new(Sessions::new()),
+            slots: SlotBook::new(opened.slots),
+            uptime_before: opened.head.uptime_ms,
             session_permits: Arc::new(Semaphore::new(config.max_sessions)),
             log_reads: Semaphore::new(config.log_readers),
             damaged: Mutex::new(None),
@@ -256,6 +267,10 @@ impl<S> Inner<S> {
     fn with_ring<R>(&self, look: impl FnOnce(&mut Ring) -> R) -> R {
         // Nothing that runs under these locks can panic half way.
         look(&mut self.ring.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    fn keep_checkpoints(&self, new: Vec<Checkpoint>) {
+        self.with_checkpoints(|kept| new.into_iter().for_each(|checkpoint| checkpoint.keep_in(kept)));
     }
 
     fn with_checkpoints<R>(&self, look: impl FnOnce(&mut Vec<Checkpoint>) -> R) -> R {

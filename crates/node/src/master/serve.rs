@@ -4,10 +4,10 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use bytes::Bytes;
-use replikv_core::{KeyRange, Keyspace, ReplicaStore, ScanOptions, StoreError};
+use replikv_core::{KeyRange, Keyspace, ReplicaStore, ScanOptions, Seq, StoreError};
 use replikv_proto::{
     Content, DecoderLimits, GoodbyeReason, MasterAction, MasterSession, MasterSessionConfig, Refusal, Reject,
-    RejectCode, Request, RequestBody, Response,
+    RejectCode, Request, RequestBody, Response, SlotName,
 };
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::time::{Instant, sleep_until, timeout};
@@ -36,7 +36,7 @@ impl<S: ReplicaStore> Master<S> {
         T: AsyncRead + AsyncWrite + Send,
     {
         let inner = &*self.inner;
-        let mut connection = Connection::new(stream, DecoderLimits::default());
+        let mut connection = Connection::new(stream, DecoderLimits::for_hello(inner.limits.max_key));
         let config = MasterSessionConfig {
             source: inner.source,
             limits: inner.limits,
@@ -54,7 +54,15 @@ impl<S: ReplicaStore> Master<S> {
             let words = "this master serves as many slaves as it may";
             session.refuse(Reject { code: RejectCode::Busy, words: words.into(), retry: true }.into());
         }
-        let result = Driver { inner, entered: None, ending: None }.run(&mut connection, &mut session).await;
+        let result = Driver { inner, entered: None, slot: None, ending: None }.run(&mut connection, &mut session).await;
+        if let Err(ServeError::Store(_)) = &result {
+            // The session has ended with a goodbye, which the loop has not come to send.
+            while let Some(action) = session.poll_action() {
+                if let MasterAction::Send(message) = action {
+                    drop(connection.send(message));
+                }
+            }
+        }
         // Last words that cannot be sent are not missed by anybody.
         drop(timeout(LAST_WORDS, connection.finish()).await);
         result
@@ -64,7 +72,17 @@ impl<S: ReplicaStore> Master<S> {
 struct Driver<'a, S> {
     inner: &'a Inner<S>,
     entered: Option<Entered>,
+    /// The slot of the slave, if it is to have one.
+    slot: Option<SlotName>,
     ending: Option<Ending>,
+}
+
+impl<S> Drop for Driver<'_, S> {
+    fn drop(&mut self) {
+        if let Some(name) = &self.slot {
+            self.inner.slots.with(|slots| slots.disconnected(name, self.inner.slot_time()));
+        }
+    }
 }
 
 impl<S: ReplicaStore> Driver<'_, S> {
@@ -155,15 +173,28 @@ impl<S: ReplicaStore> Driver<'_, S> {
                 session.handle_view(**inner.seen.load());
                 session.handle_page(content);
             }
-            MasterAction::Joined { slave, .. } => {
+            MasterAction::Joined { slave, start, temporary, .. } => {
                 tracing::info!(follower = %slave, "a slave has connected");
                 // A question of a comparison is the longest that a slave has to say.
                 connection.set_limits(DecoderLimits { control: 2 << 20, data: 1 << 20 });
-                self.entered = Some(inner.sessions.enter(&slave, inner.clock.now().monotonic));
+                self.entered = Some(inner.sessions.enter(&slave, start, inner.clock.now().monotonic));
+                if !temporary {
+                    let name = SlotName::slave(slave);
+                    inner.slots.with(|slots| slots.connected(&name, inner.slot_time()));
+                    self.slot = Some(name);
+                }
+            }
+            MasterAction::Verified(position) => {
+                if let Some(name) = &self.slot {
+                    inner.slots.with(|slots| slots.verified(name, position));
+                }
             }
             MasterAction::Progress(progress) => {
                 if let Some(entered) = &self.entered {
                     entered.progress(progress, inner.clock.now().monotonic);
+                    if let Some(name) = self.slot.as_ref().filter(|_| progress.durable > Seq::ZERO) {
+                        inner.slots.note(name.clone(), progress.durable);
+                    }
                 }
             }
             MasterAction::Answer(request) => session.respond(inner.answer(&request)),

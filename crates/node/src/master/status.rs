@@ -8,7 +8,7 @@ use serde::Serialize;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
-use super::{Inner, WriteError};
+use super::{Inner, SlotSeen, WriteError};
 use crate::health::{Health, HealthState};
 
 /// Where a master is, how it is, and whom it serves.
@@ -35,6 +35,8 @@ pub struct MasterStatus {
     pub groups: u64,
     /// The slaves that are being served, by name.
     pub slaves: Vec<SlaveSeen>,
+    /// The slots, of slaves and consumers, connected or not.
+    pub slots: Vec<SlotSeen>,
 }
 
 /// A slave, as its master sees it.
@@ -125,6 +127,7 @@ impl<S: ReplicaStore> Inner<S> {
             records: self.counters.records.load(Ordering::Relaxed),
             groups: self.counters.groups.load(Ordering::Relaxed),
             slaves: slaves.collect(),
+            slots: self.slots_seen(),
         }
     }
 }

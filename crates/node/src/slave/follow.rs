@@ -10,6 +10,7 @@ use tokio::time::{sleep_until, timeout};
 use tokio_util::sync::CancellationToken;
 
 use super::apply::{ApplyTask, Item, Queue};
+use super::status::Tracker;
 use super::{Ending, FollowError, Slave};
 use crate::stored;
 use crate::transport::{Connection, Driven};
@@ -36,7 +37,9 @@ impl<S: ReplicaStore> Slave<S> {
         T: AsyncRead + AsyncWrite + Send,
     {
         let _alone = self.inner.active.clone().try_lock_owned().map_err(|_| FollowError::AlreadyFollowing)?;
+        let mut dropped = WhenDropped(Some(&self.inner.tracker));
         let result = self.follow_alone(stream).await;
+        dropped.0 = None;
         match &result {
             Ok(Ending::Shutdown) => self.inner.tracker.stopped(),
             Ok(Ending::Goodbye { words, .. }) => self.inner.tracker.disconnected(words.clone()),
@@ -94,6 +97,7 @@ impl<S: ReplicaStore> Slave<S> {
             holds_data,
             checkpoints: stored::checkpoint_positions(&inner.store, CHECKPOINTS).await?,
             limits: inner.store.limits(),
+            temporary: inner.config.temporary,
             handshake_timeout: inner.config.handshake_timeout,
         })
     }
@@ -200,6 +204,18 @@ impl<S: ReplicaStore> Slave<S> {
         }
         // Nobody is left to hear about a failure.
         drop(timeout(LAST_WORDS, connection.finish()).await);
+    }
+}
+
+// Whoever drops the future of `follow` is told nothing, but the status is: a slave that nobody connects any more must not
+// look as if it still heard of its master.
+struct WhenDropped<'a>(Option<&'a Tracker>);
+
+impl Drop for WhenDropped<'_> {
+    fn drop(&mut self) {
+        if let Some(tracker) = self.0 {
+            tracker.disconnected("following was given up".into());
+        }
     }
 }
 

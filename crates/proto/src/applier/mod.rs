@@ -12,7 +12,7 @@ use std::collections::VecDeque;
 
 use bytes::Bytes;
 use replikv_core::{
-    Coverage, Cursor, EncodedOps, KeyRange, Keyspace, LinkId, Op, Position, Seq, StoreError, WriteSet, meta,
+    Coverage, Cursor, EncodedOps, Fill, KeyRange, Keyspace, LinkId, Op, Position, Seq, StoreError, WriteSet, meta,
 };
 
 use self::fold::Fold;
@@ -155,8 +155,12 @@ impl Applier {
                 }
                 Item::Content(content) => {
                     let cursor = self.cursor.as_mut().ok_or_else(|| corrupt("content came before a position"))?;
-                    if !cursor.coverage.cover(&content.range, content.read_at) {
-                        return Err(corrupt("a page of content meets what is covered already"));
+                    let covered = match cursor.coverage.fill() {
+                        Some(Fill::Compare) => cursor.coverage.cover(&content.range, content.read_at),
+                        _ => cursor.coverage.advance(&content.range, content.read_at),
+                    };
+                    if !covered {
+                        return Err(corrupt("a page of content leaves a gap, or meets what is covered already"));
                     }
                     fold.replace(&content.range, content.entries.clone(), &mut out)?;
                     complete(cursor);

@@ -49,7 +49,7 @@ struct Seen {
 #[derive(Debug)]
 pub(crate) enum Part {
     Verdict(Verdict),
-    Content(KeyRange, Entries),
+    Content(KeyRange, Box<Entries>),
 }
 
 /// An answer: what is said of the ranges that were asked first.
@@ -195,7 +195,7 @@ impl Examination {
                     }
                 }
             }
-            _ => self.parts.push(Part::Content(range, entries)),
+            _ => self.parts.push(Part::Content(range, Box::new(entries))),
         }
     }
 }

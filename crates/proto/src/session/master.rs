@@ -4,7 +4,7 @@ use std::collections::VecDeque;
 use std::time::Duration;
 
 use bytes::Bytes;
-use replikv_core::{Coverage, Cursor, Fill, KeyRange, Position, SourceId, StoreLimits};
+use replikv_core::{Coverage, Cursor, Fill, KeyRange, Position, Seq, SourceId, StoreLimits};
 
 use super::{Located, MAX_CHECKPOINTS, MAX_NAME_LEN, ProtocolError, Refusal};
 use crate::layout::Checkpoint;
@@ -54,6 +54,7 @@ pub struct View {
 
 /// What the driver is asked to do.
 #[derive(Debug)]
+#[allow(clippy::large_enum_variant, reason = "there is one at a time, and most are messages")]
 pub enum MasterAction {
     /// Send a message; poll again once it is written.
     Send(Message),
@@ -84,7 +85,13 @@ pub enum MasterAction {
         slave: String,
         /// Drawn by the slave when it was opened.
         nonce: u64,
+        /// The stream of records begins after this one.
+        start: Seq,
+        /// True if nothing is to be kept for it once it is gone.
+        temporary: bool,
     },
+    /// The slave holds this position, and it was found in the history.
+    Verified(Position),
     /// The slave tells how far it is.
     Progress(Progress),
     /// Answer a question; with [`MasterSession::respond`].
@@ -374,9 +381,15 @@ impl MasterSession {
         self.queue.pop_front()
     }
 
-    /// True if [`poll_action`](Self::poll_action) has something queued already.
+    /// True if [`poll_action`](Self::poll_action) has something queued already, or a question to deal with.
     pub fn has_action(&self) -> bool {
-        !self.queue.is_empty()
+        let asked = |stream: &Stream| matches!(stream.pending, Pending::Nothing) && self.answers(stream);
+        !self.queue.is_empty() || matches!(&self.state, State::Streaming(stream) if asked(stream))
+    }
+
+    // There is a question, and budget for it.
+    fn answers(&self, stream: &Stream) -> bool {
+        !stream.asked.is_empty() && self.compare_from <= self.now
     }
 
     /// Answers a question.
@@ -553,7 +566,7 @@ impl MasterSession {
     }
 
     fn start(&mut self, applicant: &Applicant, mode: Mode, behind_bytes: u64, from: Position, coverage: Coverage) {
-        self.welcome(applicant, mode, behind_bytes);
+        self.welcome(applicant, mode, behind_bytes, from);
         let compares = coverage.fill() == Some(Fill::Compare);
         self.state = State::Streaming(Box::new(Stream {
             sent: from,
@@ -568,13 +581,13 @@ impl MasterSession {
     // The slave may be right, and this relay behind: that is known once the relay has come as far as the slave.
     fn wait(&mut self, applicant: Applicant) {
         if !applicant.waits {
-            self.welcome(&applicant, Mode::Wait, 0);
+            self.welcome(&applicant, Mode::Wait, 0, self.view.published);
         }
         let applicant = Box::new(Applicant { waits: true, ..applicant });
         self.state = State::Waiting(applicant, self.view.published);
     }
 
-    fn welcome(&mut self, Applicant { hello, waits }: &Applicant, mode: Mode, behind_bytes: u64) {
+    fn welcome(&mut self, Applicant { hello, waits }: &Applicant, mode: Mode, behind_bytes: u64, from: Position) {
         let checkpoints = match mode {
             Mode::Copy { from } | Mode::Compare { from } => {
                 let until = |checkpoint: &&Position| checkpoint.seq <= from.seq;
@@ -595,7 +608,12 @@ impl MasterSession {
             checkpoints,
         };
         if !waits {
-            self.queue.push_back(MasterAction::Joined { slave: hello.slave.clone(), nonce: hello.nonce });
+            let Hello { slave, nonce, temporary, .. } = hello;
+            let (slave, nonce, temporary) = (slave.clone(), *nonce, *temporary);
+            self.queue.push_back(MasterAction::Joined { slave, nonce, start: from.seq, temporary });
+        }
+        if mode != Mode::Wait && hello.cursor.as_ref().is_some_and(|cursor| cursor.position == from) {
+            self.queue.push_back(MasterAction::Verified(from));
         }
         self.queue.push_back(MasterAction::Send(Message::Welcome(welcome)));
     }
@@ -604,8 +622,7 @@ impl MasterSession {
         match std::mem::replace(&mut stream.pending, Pending::Nothing) {
             Pending::Nothing => {
                 let behind = stream.sent.seq < self.view.published.seq;
-                let answers = !stream.asked.is_empty() && self.compare_from <= self.now;
-                let content = stream.copy.rest().is_some() || answers;
+                let content = stream.copy.rest().is_some() || self.answers(stream);
                 if content && !(behind && stream.records_next) {
                     self.read(stream);
                 } else if behind {

@@ -27,6 +27,8 @@ pub struct SlaveSessionConfig {
     pub checkpoints: Vec<Position>,
     /// What the store can hold.
     pub limits: StoreLimits,
+    /// Whether it comes once, and nothing is to be kept for it.
+    pub temporary: bool,
     /// How long the master may take until its welcome.
     pub handshake_timeout: Duration,
 }
@@ -97,6 +99,7 @@ pub struct SlaveSession {
 }
 
 #[derive(Debug)]
+#[allow(clippy::large_enum_variant, reason = "there is one of it, and it is the large one nearly all the time")]
 enum State {
     AwaitWelcome {
         deadline: Duration,
@@ -123,6 +126,7 @@ impl SlaveSession {
             limits: config.limits,
             ranges: Vec::new(),
             path: Vec::new(),
+            temporary: config.temporary,
         };
         let deadline = now.monotonic.saturating_add(config.handshake_timeout);
         Self {

@@ -65,6 +65,8 @@ pub struct Hello {
     pub ranges: Vec<KeyRange>,
     /// The names of the nodes above it, its own first; for relays.
     pub path: Vec<String>,
+    /// Whether it comes once, and nothing is to be kept for it when it is gone.
+    pub temporary: bool,
 }
 
 /// Where an epoch begins.

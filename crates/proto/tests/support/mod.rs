@@ -142,9 +142,9 @@ fn reason() -> impl Strategy<Value = GoodbyeReason> {
 }
 
 fn hello() -> impl Strategy<Value = Hello> {
-    let who = (".{0,20}", any::<u64>(), proptest::option::of(cursor()), any::<bool>());
+    let who = (".{0,20}", any::<u64>(), proptest::option::of(cursor()), any::<bool>(), any::<bool>());
     (who, vec(position(), 0..4), limits(), vec(range(), 0..3), vec(".{0,9}", 0..3)).prop_map(
-        |((slave, nonce, cursor, holds_data), checkpoints, limits, ranges, path)| Hello {
+        |((slave, nonce, cursor, holds_data, temporary), checkpoints, limits, ranges, path)| Hello {
             slave,
             nonce,
             cursor,
@@ -153,6 +153,7 @@ fn hello() -> impl Strategy<Value = Hello> {
             limits,
             ranges,
             path,
+            temporary,
         },
     )
 }

@@ -7,7 +7,7 @@ use crate::{EpochStart, Refusal, RejectCode};
 /// entered before it is welcomed.
 fn decide(history: &History, view: View, data_bytes: u64, hello: Hello) -> Result<Welcome, Refusal> {
     let mut master = MasterSession::new(master_config(), view, Vec::new(), at(0));
-    master.handle_message(at(0), Message::Hello(hello)).unwrap();
+    master.handle_message(at(0), Message::Hello(hello.clone())).unwrap();
     let mut told = Vec::new();
     loop {
         match master.poll_action() {
@@ -21,7 +21,19 @@ fn decide(history: &History, view: View, data_bytes: u64, hello: Hello) -> Resul
                 return Err(refusal);
             }
             Some(MasterAction::Send(Message::Welcome(welcome))) => {
-                assert!(matches!(&told[..], [MasterAction::Joined { slave, nonce: 1 }] if slave == "edge"), "{told:?}");
+                let [MasterAction::Joined { slave, nonce: 1, start, .. }, verified @ ..] = &told[..] else {
+                    panic!("{told:?}")
+                };
+                assert_eq!(slave, "edge");
+                // A position that was found in the history is told, and nothing else is.
+                let resumed = hello.cursor.map(|cursor| cursor.position).filter(|_| welcome.mode == Mode::Resume);
+                match (verified, resumed) {
+                    ([], None) => {}
+                    ([MasterAction::Verified(position)], Some(held)) => {
+                        assert_eq!((*position, *start), (held, held.seq));
+                    }
+                    other => panic!("{other:?}"),
+                }
                 return Ok(welcome);
             }
             Some(other) => told.push(other),
@@ -241,7 +253,7 @@ fn whoever_copies_or_compares_is_told_what_the_content_stands_on() {
             match master.poll_action() {
                 Some(MasterAction::Locate(positions)) => master.handle_located(&history.locate(&positions)),
                 Some(MasterAction::Send(Message::Welcome(welcome))) => return welcome.checkpoints,
-                Some(MasterAction::Joined { .. }) => {}
+                Some(MasterAction::Joined { .. } | MasterAction::Verified(_)) => {}
                 other => panic!("{other:?}"),
             }
         }

@@ -58,6 +58,14 @@ impl History {
         self
     }
 
+    /// As it was after so many records.
+    fn at(mut self, seq: usize) -> Self {
+        self.entries.truncate(seq);
+        self.states.truncate(seq + 1);
+        self.published = self.published.min(seq);
+        self
+    }
+
     /// Hands a record to the store: it may be read from now on, and may come to nothing.
     fn hand(&mut self, batch: Batch) -> Position {
         let body = batch.into_parts().unwrap().0;
@@ -201,6 +209,7 @@ fn hello(cursor: Option<Cursor>) -> Hello {
         limits: LIMITS,
         ranges: Vec::new(),
         path: Vec::new(),
+        temporary: false,
     }
 }
 
@@ -231,6 +240,7 @@ fn slave_config(cursor: Option<Cursor>) -> SlaveSessionConfig {
         checkpoints: Vec::new(),
         limits: LIMITS,
         handshake_timeout: Duration::from_secs(10),
+        temporary: false,
     }
 }
 
@@ -268,7 +278,7 @@ fn streaming(history: &History, cursor: Option<Cursor>) -> MasterSession {
         match master.poll_action() {
             Some(MasterAction::Locate(positions)) => master.handle_located(&history.locate(&positions)),
             Some(MasterAction::Send(Message::Welcome(_))) => return master,
-            Some(MasterAction::Joined { .. }) => {}
+            Some(MasterAction::Joined { .. } | MasterAction::Verified(_)) => {}
             other => panic!("expected a welcome, got {other:?}"),
         }
     }

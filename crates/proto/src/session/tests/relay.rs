@@ -45,6 +45,8 @@ fn a_slave_ahead_of_a_relay_waits_and_resumes_once_the_relay_has_caught_up() {
     }
     relay.handle_view(whole.view());
     located(&mut relay, &whole);
+    let Some(MasterAction::Verified(position)) = relay.poll_action() else { panic!("it is told") };
+    assert_eq!(position, whole.position(15));
     let Some(MasterAction::Send(Message::Welcome(welcome))) = relay.poll_action() else { panic!("a welcome") };
     assert_eq!(welcome.mode, Mode::Resume);
     assert_eq!(welcome.behind_bytes, whole.bytes_at(20) - whole.bytes_at(15));
@@ -83,6 +85,7 @@ fn an_unfinished_copy_waits_for_the_moment_of_its_pages_too() {
     told_to_wait(&mut relay);
     relay.handle_view(whole.view());
     located(&mut relay, &whole);
+    assert!(matches!(relay.poll_action(), Some(MasterAction::Verified(_))));
     let Some(MasterAction::Send(Message::Welcome(welcome))) = relay.poll_action() else { panic!("a welcome") };
     assert_eq!(welcome.mode, Mode::Resume);
 }
