@@ -163,8 +163,12 @@ impl Tracker {
             facts.comparisons += u64::from(matches!(welcome.mode, Mode::Compare { .. }));
             facts.begun += u64::from(matches!(welcome.mode, Mode::Compare { .. } | Mode::Copy { .. }));
         });
+        let begins = matches!(welcome.mode, Mode::Compare { .. } | Mode::Copy { .. });
         self.progress.send_modify(|progress| {
             progress.connected = true;
+            // In one step: who waits must not see a connection, and the head of an earlier one.
+            progress.head = Some(welcome.head);
+            progress.consistent &= !begins;
             progress.epochs = welcome.epochs.clone();
         });
     }
@@ -345,4 +349,42 @@ fn lag(facts: &Facts, progress: &SlaveProgress, now: Now) -> Option<Lag> {
     let source_now = now.unix_ms.saturating_add_signed(facts.clock_offset);
     let millis = facts.applied_time.map_or(0, |time| source_now.saturating_sub(time));
     Some(Lag { seqs, bytes, millis })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use replikv_core::{Digest, Epoch, SourceId, StoreLimits};
+
+    // Whoever waits for a slave to have caught up may look between any two steps.
+    #[test]
+    fn a_slave_that_was_caught_up_is_not_so_once_it_is_welcomed_to_more() {
+        let position = |seq| Position {
+            source: SourceId::from_bytes([7; 16]),
+            epoch: Epoch { number: 1, nonce: 9 },
+            seq: Seq::new(seq),
+            digest: Digest::from_bytes([3; 16]),
+        };
+        let from = position(9);
+        for (mode, consistent) in [(Mode::Compare { from }, false), (Mode::Copy { from }, false), (Mode::Resume, true)]
+        {
+            let tracker = Tracker::new(&SlaveConfig::new("edge"), Some(&Cursor::at(position(5))));
+            tracker.progress.send_modify(|progress| progress.head = Some(position(5)));
+            let mut seen = tracker.subscribe();
+            tracker.welcomed(&Welcome {
+                source: from.source,
+                epochs: Vec::new(),
+                head: from,
+                floor: position(8),
+                limits: StoreLimits { max_key: 1, max_value: 1, max_batch: 1 },
+                mode,
+                heartbeat_ms: 1,
+                log_bytes: 0,
+                behind_bytes: 0,
+                checkpoints: Vec::new(),
+            });
+            let seen = seen.borrow_and_update();
+            assert_eq!((seen.connected, seen.head, seen.consistent), (true, Some(from), consistent), "{mode:?}");
+        }
+    }
 }
