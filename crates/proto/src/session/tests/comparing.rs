@@ -274,7 +274,7 @@ fn data(group: &crate::Group) -> Vec<Op<'_>> {
 #[test]
 fn records_before_an_answer_are_left_to_it_and_records_after_it_apply() {
     let mut history = trimmed();
-    history.write(Batch::new().put("key 003", "ten"));
+    history.write(Batch::new().put("key 004", "ten").delete_range("key 005".."key 007"));
     history.write(Batch::new().put("key 003", "eleven"));
     let (mut slave, mut applier, question) = comparing(&history, 9);
     assert_eq!((question.len(), question[0].count), (1, 9));
