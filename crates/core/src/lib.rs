@@ -24,13 +24,13 @@ pub mod table;
 mod write_set;
 
 pub use batch::{Batch, Condition, MAX_NOTE_LEN};
-pub use cursor::{CopyProgress, CopyRange, Coverage, Cursor};
+pub use cursor::{Coverage, Cursor, Fill};
 pub use error::{Outcome, StoreError};
 pub use ext::ReplicaStoreExt;
 pub use limits::StoreLimits;
 pub use op::{EncodedOps, MalformedOps, Op, Ops};
 pub use page::{Page, PageBuilder, Room, ScanOptions};
-pub use position::{Digest, Epoch, InvalidLinkId, LinkId, Position, Seq, SourceId, Token};
+pub use position::{Digest, Epoch, Fingerprint, InvalidLinkId, LinkId, Position, Seq, SourceId, Token};
 pub use range::KeyRange;
 pub use reader::DataReader;
 pub use store::{Durability, Keyspace, ReplicaStore};

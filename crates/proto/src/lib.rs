@@ -7,6 +7,7 @@
 mod applier;
 mod committer;
 pub mod layout;
+mod reconcile;
 mod record;
 mod retention;
 mod session;
@@ -18,6 +19,7 @@ pub use applier::{Applier, Group, Progress};
 pub use committer::{
     Abort, Answer, CommitGroup, Committer, CommitterConfig, Intent, LogEntry, Step, TransactFn, TransactView, Work,
 };
+pub use reconcile::{Compare, Compared, RangeSummary, Verdict};
 pub use record::{PreparedRecord, RECORD_FORMAT, Record, RecordDraft, RecordError, RecordHeader, RecordKind, origin};
 pub use retention::{Retention, Trim};
 pub use session::{

@@ -151,11 +151,7 @@ impl<S: ReplicaStore> Inner<S> {
             return Ok(same(held, floor_bytes));
         }
         if position.seq < view.floor.seq {
-            let checkpoint = self.with_checkpoints(|checkpoints| {
-                checkpoints.iter().find(|checkpoint| checkpoint.position.seq == position.seq).copied()
-            });
-            let parted = checkpoint.is_some_and(|checkpoint| checkpoint.position != *position);
-            return Ok(if parted { Located::Mismatch } else { Located::Below });
+            return Ok(self.locate_below(position));
         }
         let entry = self.with_ring(|ring| ring.entry(position.seq).map(|entry| (entry.position, entry.log_bytes)));
         if let Some((held, log_bytes)) = entry {
@@ -193,6 +189,42 @@ impl<S: ReplicaStore> Inner<S> {
         }
         let before = self.store.get(Keyspace::Log, &seq.to_key()).await?.unwrap_or_default();
         Ok(Record::decode(before).and_then(|before| record.header().verify_after(&before.position())))
+    }
+
+    // Records are gone, digests are not: checkpoints, slots and the beginnings of epochs outlive them.
+    fn locate_below(&self, position: &Position) -> Located {
+        if position.seq == Seq::ZERO {
+            let origin = origin(self.source, position.epoch);
+            return if *position == origin { Located::Shared } else { Located::Mismatch };
+        }
+        // The last epoch that had begun by then. Where an epoch is known, so is what came after it.
+        let reigning = self.epochs.iter().rfind(|start| start.first <= position.seq);
+        if reigning.is_none_or(|start| start.epoch != position.epoch) {
+            return Located::Mismatch;
+        }
+        let checkpoint = self.with_checkpoints(|checkpoints| {
+            let index = checkpoints.binary_search_by_key(&position.seq, |checkpoint| checkpoint.position.seq);
+            index.ok().map(|index| checkpoints[index].position)
+        });
+        match checkpoint {
+            Some(held) if held == *position => Located::Shared,
+            Some(_) => Located::Mismatch,
+            None if self.slots.with(|slots| slots.knows(position)) => Located::Shared,
+            None => Located::Below,
+        }
+    }
+
+    /// Points of the history that a slave is told to keep, oldest first.
+    pub(super) fn newest_checkpoints(&self) -> Vec<Position> {
+        const MOST: usize = 64;
+        let published = self.view().published.seq;
+        self.with_checkpoints(|checkpoints| {
+            let published =
+                checkpoints.iter().rev().map(|checkpoint| checkpoint.position).filter(|at| at.seq <= published);
+            let mut newest: Vec<_> = published.take(MOST).collect();
+            newest.reverse();
+            newest
+        })
     }
 
     /// The bytes of the data, or `at_most` if there are as many.

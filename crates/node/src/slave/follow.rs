@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use replikv_core::{Keyspace, ReplicaStore, ReplicaStoreExt, StoreError};
+use replikv_core::{EncodedOps, KeyRange, Keyspace, ReplicaStore, ReplicaStoreExt, ScanOptions, StoreError};
 use replikv_proto::{Applier, DecoderLimits, SlaveAction, SlaveSession, SlaveSessionConfig};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::task::JoinHandle;
@@ -119,12 +119,22 @@ impl<S: ReplicaStore> Slave<S> {
         let mut closing = false;
         loop {
             session.handle_progress(inner.tracker.progress());
+            let mut more = false;
             while let Some(action) = session.poll_action() {
                 match action {
                     SlaveAction::Send(message) => connection.send(message)?,
                     SlaveAction::Begin(cursor) => queue.push(Item::Begin(cursor)),
                     SlaveAction::Apply(record) => queue.push(Item::Record(record)),
                     SlaveAction::Copy(content) => queue.push(Item::Content(content)),
+                    SlaveAction::Covered { range, read_at } => queue.push(Item::Covered(range, read_at)),
+                    SlaveAction::Checkpoints(checkpoints) => queue.push(Item::Checkpoints(checkpoints)),
+                    SlaveAction::ReadPage { range, max_bytes } => {
+                        let (covered, entries) = self.read_own(range, max_bytes).await?;
+                        session.handle_page(&covered, &entries);
+                        // One page, then the connection has its turn: answers to earlier questions may be there.
+                        more = true;
+                        break;
+                    }
                     SlaveAction::Waiting(welcome) => {
                         connection.set_limits(DecoderLimits::for_batches(welcome.limits.max_batch));
                         inner.tracker.waiting();
@@ -176,8 +186,17 @@ impl<S: ReplicaStore> Slave<S> {
                 () = sleep_until(deadline.unwrap_or_else(tokio::time::Instant::now)), if deadline.is_some() => {
                     session.handle_timeout(inner.clock.now())?;
                 }
+                () = tokio::task::yield_now(), if more => {}
             }
         }
+    }
+
+    // What is compared is not covered, and nothing else writes to it: no moment has to be named.
+    async fn read_own(&self, range: KeyRange, max_bytes: usize) -> Result<(KeyRange, EncodedOps), StoreError> {
+        let options = ScanOptions::default().max_entries(usize::MAX).max_bytes(max_bytes);
+        let page = self.inner.store.scan(Keyspace::Data, range.clone(), options).await?;
+        let end = page.rest().map_or_else(|| range.end().cloned(), |rest| Some(rest.start().clone()));
+        Ok((KeyRange::new(range.start().clone(), end), page.ops().clone()))
     }
 
     // The last ack and the goodbye, as far as the connection still takes them.
