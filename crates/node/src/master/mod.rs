@@ -97,6 +97,9 @@ impl<S: ReplicaStore> Master<S> {
     /// [`OpenError::Role`] if the store is a slave's; `NewerFormat` if a newer program wrote it; what the store reports.
     pub async fn open(store: S, config: MasterConfig) -> Result<Self, OpenError> {
         let opened = open::open(&store, &config).await?;
+        // A process that was killed may have left records that are readable and not durable: none of them is published
+        // before it is.
+        store.sync().await?;
         let view = View {
             published: opened.head.position,
             handed: opened.head.position,

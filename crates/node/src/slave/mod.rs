@@ -88,6 +88,8 @@ impl<S: ReplicaStore> Slave<S> {
         if identity.is_none() && (cursor.is_some() || store.is_keyspace_empty(Keyspace::Data).await?) {
             stored::write_identity(&store, &Identity::slave()).await?;
         }
+        // What a killed process left is acknowledged as durable from here on.
+        store.sync().await?;
         let nonce = getrandom::u64().map_err(|error| OpenError::Random { reason: error.to_string() })?;
         let clock = Clock::new();
         let tracker = Tracker::new(&config, cursor.as_ref());
