@@ -11,7 +11,8 @@ Exit codes:
   0    done; the answer is yes
   1    the answer is no: no such key, stores differ, not healthy
   2    it could not be done; one line on standard error says why
-  130  interrupted by Ctrl-C or SIGTERM before it was done";
+  130  interrupted by Ctrl-C or SIGTERM before it was done; what runs until
+       then (serve, follow without --once, log --follow) ends with 0";
 
 /// Replication for embedded key-value stores.
 ///
@@ -213,7 +214,7 @@ pub(crate) struct Status {
     #[arg(long, value_name = "URL")]
     pub(crate) store: Option<String>,
     /// Answer by exit code: 0 if all is well, 1 if not.
-    #[arg(long, requires = "from")]
+    #[arg(long, conflicts_with = "store")]
     pub(crate) check: bool,
     /// With --check: a slave that is further behind is not well. For example 5s, 500ms, 2m.
     #[arg(long, value_name = "TIME", requires = "check", value_parser = duration)]
@@ -241,6 +242,9 @@ pub(crate) struct Log {
     /// At most so many records.
     #[arg(long)]
     pub(crate) limit: Option<usize>,
+    /// Go on: print records as they come, until interrupted.
+    #[arg(long)]
+    pub(crate) follow: bool,
 }
 
 #[derive(Debug, Group)]

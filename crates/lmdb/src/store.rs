@@ -39,6 +39,21 @@ impl LmdbStore {
         Ok(Self { threaded, path })
     }
 
+    /// Opens an environment that is there to read it, also while this store is a master's or a slave's in another
+    /// process. Every write is refused. Pages show what is committed, which may be more than is on stable storage yet.
+    ///
+    /// # Errors
+    /// `Busy` if this process has it open; `Corrupt` if the directory holds something else; and with the path and the
+    /// reason if it holds no store or cannot be read.
+    pub fn open_read_only(path: impl AsRef<Path>, options: LmdbOptions) -> Result<Self, StoreError> {
+        let path = path.as_ref().to_path_buf();
+        let directory = path.clone();
+        let threaded = Threaded::open("lmdb", ThreadedOptions::default(), move || {
+            Ok(Blocking { environment: Environment::open_read_only(&directory, &options)?, sync: options.sync })
+        })?;
+        Ok(Self { threaded, path })
+    }
+
     /// Where it is.
     pub fn path(&self) -> &Path {
         &self.path
@@ -56,7 +71,10 @@ struct Blocking {
 
 impl Blocking {
     fn force_sync(&self) -> Result<(), StoreError> {
-        let _open = self.environment.hold();
+        let _open = self.environment.hold()?;
+        if self.environment.is_read_only() {
+            return Ok(());
+        }
         self.environment
             .env()
             .force_sync()
@@ -66,14 +84,22 @@ impl Blocking {
 
 impl BlockingStore for Blocking {
     fn apply(&self, writes: &WriteSet, durability: Durability) -> Result<(), StoreError> {
+        if self.environment.is_read_only() {
+            return Err(StoreError::backend("it was opened for reading only"));
+        }
         // What only deletes, and keeps books about it, may use the reserve: trimming makes room.
         let makes_room = !writes.ops().any(|(keyspace, op)| keyspace != Keyspace::Meta && matches!(op, Op::Put { .. }));
         loop {
             match apply(&self.environment, writes) {
                 Ok(()) => break,
                 Err(Failed::MapFull) => self.environment.grow(makes_room)?,
+                Err(Failed::MapResized) => self.environment.adopt_size()?,
                 Err(Failed::Unchanged(error) | Failed::Unknown(error)) => return Err(error),
             }
+        }
+        // Where that fails, the next call says so: this write set is applied.
+        if makes_room && let Err(error) = self.environment.give_back_reserve() {
+            tracing::error!(%error, "the reserve could not be given back");
         }
         match (self.sync, durability) {
             (LmdbSync::Full, _) | (_, Durability::Buffered) => Ok(()),
@@ -82,10 +108,10 @@ impl BlockingStore for Blocking {
     }
 
     fn get(&self, keyspace: Keyspace, key: &[u8]) -> Result<Option<Bytes>, StoreError> {
-        let _open = self.environment.hold();
-        let txn = self.environment.read_txn()?;
-        let value = self.environment.database(keyspace).get(&txn, key).map_err(read_failed)?;
-        Ok(value.map(Bytes::copy_from_slice))
+        self.environment.read(|txn| {
+            let value = self.environment.database(keyspace).get(txn, key).map_err(read_failed)?;
+            Ok(value.map(Bytes::copy_from_slice))
+        })
     }
 
     fn scan(&self, keyspace: Keyspace, range: KeyRange, options: ScanOptions) -> Result<Page, StoreError> {
@@ -93,26 +119,26 @@ impl BlockingStore for Blocking {
         if range.is_empty() {
             return Ok(page.finish());
         }
-        let _open = self.environment.hold();
-        let txn = self.environment.read_txn()?;
         let database = self.environment.database(keyspace);
         let bounds = bounds(&range);
-        if options.reverse {
-            for entry in database.rev_range(&txn, &bounds).map_err(read_failed)? {
-                let (key, value) = entry.map_err(read_failed)?;
-                if page.push(key, value).is_full() {
-                    break;
+        self.environment.read(|txn| {
+            if options.reverse {
+                for entry in database.rev_range(txn, &bounds).map_err(read_failed)? {
+                    let (key, value) = entry.map_err(read_failed)?;
+                    if page.push(key, value).is_full() {
+                        break;
+                    }
+                }
+            } else {
+                for entry in database.range(txn, &bounds).map_err(read_failed)? {
+                    let (key, value) = entry.map_err(read_failed)?;
+                    if page.push(key, value).is_full() {
+                        break;
+                    }
                 }
             }
-        } else {
-            for entry in database.range(&txn, &bounds).map_err(read_failed)? {
-                let (key, value) = entry.map_err(read_failed)?;
-                if page.push(key, value).is_full() {
-                    break;
-                }
-            }
-        }
-        Ok(page.finish())
+            Ok(page.finish())
+        })
     }
 
     fn sync(&self) -> Result<(), StoreError> {

@@ -12,14 +12,26 @@ mod serve;
 mod status;
 mod verify;
 
+use std::io::Write;
 use std::process::ExitCode;
 
+use anyhow::Context;
 use clap::CommandFactory;
 
 use crate::args::{Args, Command};
+use crate::ui;
 
 /// The answer is no.
 const NO: u8 = 1;
+
+/// Looks a name up: what cannot be an address is said to be none.
+async fn check_address(address: &str) -> anyhow::Result<()> {
+    let port = address.rsplit_once(':').and_then(|(_, port)| port.parse::<u16>().ok());
+    anyhow::ensure!(port.is_some(), "{address:?} is no address: use HOST:PORT");
+    let mut found = tokio::net::lookup_host(address).await.with_context(|| format!("{address} cannot be looked up"))?;
+    anyhow::ensure!(found.next().is_some(), "{address} has no address");
+    Ok(())
+}
 
 pub(crate) async fn run(args: Args) -> anyhow::Result<ExitCode> {
     let json = args.json;
@@ -28,7 +40,7 @@ pub(crate) async fn run(args: Args) -> anyhow::Result<ExitCode> {
         Command::Serve(args) => serve::run(args, json).await,
         Command::Follow(args) => follow::run(args, json).await,
         Command::Import(args) => import::run(args, json).await,
-        Command::Export(args) => export::run(args).await,
+        Command::Export(args) => export::run(args, json).await,
         Command::Get(args) => point::get(args, json).await,
         Command::Put(args) => point::put(args, json).await,
         Command::Del(args) => point::del(args, json).await,
@@ -38,7 +50,10 @@ pub(crate) async fn run(args: Args) -> anyhow::Result<ExitCode> {
         Command::Log(args) => log::run(args, json).await,
         Command::Bench(args) => bench::run(args, json).await,
         Command::Completions { shell } => {
-            clap_complete::generate(shell, &mut Args::command(), "replikv", &mut std::io::stdout());
+            // Into memory first: clap panics when the reader of a pipe is gone.
+            let mut words = Vec::new();
+            clap_complete::generate(shell, &mut Args::command(), "replikv", &mut words);
+            ui::stdout().write_all(&words)?;
             Ok(ExitCode::SUCCESS)
         }
     }

@@ -31,17 +31,17 @@ pub(crate) async fn run(args: args::Serve, json: bool) -> anyhow::Result<ExitCod
     let mut end = Interrupt::new()?;
     let master = store::open_master(store::open(&args.store)?, &args.store, MasterConfig::default()).await?;
     let serving = tokio::spawn(master.clone().serve_tcp(listener));
-    if json {
-        println!("{}", serde_json::json!({ "serving": args.store, "address": address.to_string() }));
-    } else {
-        println!("serving {} on {address}", args.store);
-    }
     let feeding = async {
+        if json {
+            say!("{}", serde_json::json!({ "serving": args.store, "address": address.to_string() }))?;
+        } else {
+            say!("serving {} on {address}", args.store)?;
+        }
         if let Some(source) = source {
             let bar = ui::bar("importing", source.entries);
             let imported = import(&master, source, &mut interrupt, |entries| bar.set_position(entries)).await?;
             bar.finish_and_clear();
-            eprintln!("imported {} entries", ui::thousands(imported.entries));
+            note!("imported {} entries", ui::thousands(imported.entries));
         }
         if args.stdin {
             let operations = apply_pipe(&master).await?;
