@@ -6,7 +6,7 @@ use async_trait::async_trait;
 use bytes::Bytes;
 use replikv_blocking::{Threaded, ThreadedOptions};
 use replikv_core::{
-    Durability, KeyRange, Keyspace, Page, ReplicaStore, ScanOptions, StoreError, StoreLimits, WriteSet,
+    Durability, KeyRange, Keyspace, Page, ReplicaStore, ScanOptions, StoreError, StoreLimits, StoreStats, WriteSet,
 };
 
 use crate::blocking::Blocking;
@@ -99,5 +99,9 @@ impl ReplicaStore for SledStore {
 
     fn limits(&self) -> StoreLimits {
         self.threaded.limits()
+    }
+
+    fn stats(&self) -> StoreStats {
+        self.threaded.stats()
     }
 }
