@@ -52,6 +52,12 @@ fn key() -> impl Strategy<Value = Vec<u8>> {
         small(vec![0u64, 1, 256, 1 << 32, u64::MAX - 1, u64::MAX])
             .prop_map(|number| [LONG, &number.to_be_bytes()].concat()),
         in_table(b"h"),
+        // As long as keys can be.
+        (small(vec![&b"a"[..], b"b", b"d/", b"h"]), any::<bool>()).prop_map(|(start, high)| {
+            let mut key = start.to_vec();
+            key.resize(511, if high { 0xFF } else { 0 });
+            key
+        }),
         Just(PLAIN.to_vec()),
         Just(REVERSED.to_vec()),
         Just(SHORT.to_vec()),
