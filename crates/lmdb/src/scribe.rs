@@ -8,6 +8,7 @@ use heed::types::Bytes;
 use heed::{BytesEncode, Database, RoTxn, RwTxn};
 use replikv_core::{Batch, KeyRange, Keyspace, Op, StoreError, StoreLimits, WriteSet};
 
+use crate::adopt::{AnyEnv, on_env};
 use crate::table::{Change, Tables};
 use crate::write::{self, Failed};
 
@@ -17,6 +18,7 @@ use crate::write::{self, Failed};
 /// It belongs to one transaction. After an error other than a refusal, abort that.
 #[derive(Debug)]
 pub struct Scribe {
+    env: AnyEnv,
     tables: Arc<Tables>,
     limits: StoreLimits,
     commits_are_synced: bool,
@@ -62,8 +64,8 @@ enum Found {
 }
 
 impl Scribe {
-    pub(crate) fn new(tables: Arc<Tables>, limits: StoreLimits, commits_are_synced: bool) -> Self {
-        Self { tables, limits, commits_are_synced, batch: Batch::new(), last: 0 }
+    pub(crate) fn new(env: AnyEnv, tables: Arc<Tables>, limits: StoreLimits, commits_are_synced: bool) -> Self {
+        Self { env, tables, limits, commits_are_synced, batch: Batch::new(), last: 0 }
     }
 
     /// Sets `key` to `value`, as heed's `put` does.
@@ -90,25 +92,20 @@ impl Scribe {
             return Err(StoreError::KeyEmpty.into());
         }
         let raw = database.remap_types::<Bytes, Bytes>();
-        match self.find(&raw, txn)? {
-            Found::At(index) => {
-                self.note_put(txn, index, &native, &value)?;
-                Ok(raw.put(txn, &native, &value)?)
-            }
-            Found::Nowhere => Err(no_table(database)),
-            Found::Empty => {
-                // One entry tells it apart from all others; where it is refused, the database is empty again.
-                raw.put(txn, &native, &value)?;
-                let noted = match self.find(&raw, txn)? {
-                    Found::At(index) => self.note_put(txn, index, &native, &value),
-                    _ => Err(no_table(database)),
-                };
-                if noted.is_err() {
-                    raw.delete(txn, &native)?;
-                }
-                noted
-            }
+        let index = match self.find(&raw, txn)? {
+            Found::At(index) => index,
+            Found::Empty => self.find_empty(&raw, txn)?.ok_or_else(|| no_table(database))?,
+            Found::Nowhere => return Err(no_table(database)),
+        };
+        let key = self.full_key(txn, index, &native)?;
+        let max = self.limits.max_value;
+        if value.len() > max {
+            return Err(StoreError::ValueTooLarge { len: value.len(), max }.into());
         }
+        self.check_room(key.len() + value.len())?;
+        raw.put(txn, &native, &value)?;
+        self.batch.push(Op::Put { key: &key, value: &value });
+        Ok(())
     }
 
     /// Removes `key`, as heed's `delete` does. False if it was not there: then there is nothing to note.
@@ -233,6 +230,11 @@ impl Scribe {
         self.commits_are_synced
     }
 
+    /// Whether the transaction of this number, or a later one, is committed.
+    pub fn is_committed(&self, txn_id: usize) -> bool {
+        on_env!(&self.env, env => env.info().last_txn_id) >= txn_id
+    }
+
     // heed does not tell which database a handle stands for. But two handles stand for the same one if, in the same
     // transaction, their first entries lie at the same address: databases share no page.
     fn find<C, CDUP>(
@@ -252,16 +254,25 @@ impl Scribe {
         Ok(Found::Nowhere)
     }
 
-    // Everything is checked before anything is noted.
-    fn note_put(&mut self, txn: &RoTxn<'_>, index: usize, native: &[u8], value: &[u8]) -> Result<(), ScribeError> {
-        let key = self.full_key(txn, index, native)?;
-        let max = self.limits.max_value;
-        if value.len() > max {
-            return Err(StoreError::ValueTooLarge { len: value.len(), max }.into());
+    // As above, of a database that holds nothing: for the moment it gets an entry. A key of this width can be held in
+    // every order.
+    fn find_empty<C, CDUP>(
+        &mut self,
+        database: &Database<'_, Bytes, Bytes, C, CDUP>,
+        txn: &mut RwTxn<'_>,
+    ) -> Result<Option<usize>, ScribeError> {
+        let probe = 0usize.to_ne_bytes();
+        match database.put(txn, &probe, &[]) {
+            // It wants values of one size: no table does.
+            Err(heed::Error::Mdb(heed::MdbError::BadValSize)) => return Ok(None),
+            put => put?,
         }
-        self.check_room(key.len() + value.len())?;
-        self.batch.push(Op::Put { key: &key, value });
-        Ok(())
+        let found = self.find(database, txn)?;
+        database.delete(txn, &probe)?;
+        Ok(match found {
+            Found::At(index) => Some(index),
+            Found::Empty | Found::Nowhere => None,
+        })
     }
 
     fn full_key<'k>(&self, txn: &RoTxn<'_>, index: usize, native: &'k [u8]) -> Result<Cow<'k, [u8]>, ScribeError> {

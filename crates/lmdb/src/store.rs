@@ -127,7 +127,8 @@ impl LmdbStore {
                     "the store has opened its environment itself: open it in the application, and use from_env",
                 ));
             }
-            Ok(Scribe::new(environment.tables().clone(), limits, environment.commits_are_synced()))
+            let env = environment.env().clone();
+            Ok(Scribe::new(env, environment.tables().clone(), limits, environment.commits_are_synced()))
         })
     }
 }

@@ -19,8 +19,8 @@ pub use changes::{Change, ChangeOp, Changes, ChangesError, ChangesFrom};
 pub use error::OpenError;
 pub use health::{Health, HealthState};
 pub use master::{
-    BlockingError, BlockingMaster, Commit, LogError, Master, MasterConfig, MasterProgress, MasterStatus, Replicated,
-    ServeError, SlaveSeen, Write, WriteError, read_log, remote_status,
+    BlockingError, BlockingMaster, Commit, LogError, Master, MasterConfig, MasterProgress, MasterStatus, Recording,
+    Replicated, Sealed, ServeError, SlaveSeen, Write, WriteError, read_log, remote_status,
 };
 pub use reader::{Reader, ReaderStatus};
 pub use slave::{

@@ -1,5 +1,7 @@
 //! A group of records that are committed together.
 
+use std::sync::{Mutex, PoisonError};
+
 use bytes::{BufMut, Bytes, BytesMut};
 use replikv_core::{EncodedOps, Keyspace, Position, StoreError, WriteSet};
 
@@ -24,15 +26,17 @@ pub struct CommitGroup<T> {
     /// Whom to tell, once the store has answered: conflicts wait too, since they may have seen what is not committed
     /// yet.
     pub answers: Vec<(T, Answer)>,
-    /// What each of them wants, for when the group is overtaken.
-    jobs: Vec<Job>,
+    /// What each of them wants, for when the group is overtaken. Never locked: functions are `Send` alone, and a group
+    /// is shared.
+    jobs: Mutex<Vec<Job>>,
 }
 
 impl<T> CommitGroup<T> {
     /// What must be decided anew, and whom to tell already: what was refused for what it is, is refused.
     pub(super) fn into_waiting(self) -> (Vec<Waiting<T>>, Vec<(T, Answer)>) {
         let (mut waiting, mut refused) = (Vec::new(), Vec::new());
-        for ((ticket, answer), job) in self.answers.into_iter().zip(self.jobs) {
+        let jobs = self.jobs.into_inner().unwrap_or_else(PoisonError::into_inner);
+        for ((ticket, answer), job) in self.answers.into_iter().zip(jobs) {
             match answer {
                 Answer::Failed(_) => refused.push((ticket, answer)),
                 _ => waiting.push(Waiting { ticket, job }),
@@ -156,7 +160,8 @@ impl<T> Building<T> {
             Ok(writes) => {
                 let entries = self.entries.into_iter();
                 let entry = |(position, range, log_bytes)| LogEntry { position, bytes: log.slice(range), log_bytes };
-                let (head, checkpoints, answers, jobs) = (self.head, self.checkpoints, self.answers, self.jobs);
+                let (head, checkpoints, answers) = (self.head, self.checkpoints, self.answers);
+                let jobs = Mutex::new(self.jobs);
                 Ok(CommitGroup { writes, head, entries: entries.map(entry).collect(), checkpoints, answers, jobs })
             }
             Err(error) => Err((self.answers, error)),
