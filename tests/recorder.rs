@@ -5,7 +5,10 @@ mod support;
 use std::collections::BTreeMap;
 use std::ops::Bound;
 use std::path::Path;
+use std::process::{Command, Stdio};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
 
 use fastrand::Rng;
 use replikv::heed::byteorder::NativeEndian;
@@ -300,6 +303,7 @@ async fn an_application_that_commits_by_itself_is_published_soon() -> Result<(),
         recorder.put(&app.names, "by", "itself")?;
         let recorded = recorder.finish()?;
         let token = recorded.token();
+        assert_eq!(master.status().handed.seq, token.seq, "a page that is read from now on may show it");
         if dropped_first {
             drop(recorded);
             wtxn.commit()?;
@@ -433,5 +437,134 @@ async fn changes_that_bypass_the_recorder_are_counted() -> Result<(), Error> {
     assert_eq!(master.status().foreign_commits, Some(4));
     assert_eq!(master.get("names/bypassed").await?.as_deref(), Some(&b"the log"[..]), "reads go to other threads");
     drop(rtxn);
+    Ok(master.shutdown().await?)
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_second_master_fences_recorders_and_batches() -> Result<(), Error> {
+    let dir = tempfile::tempdir()?;
+    let app = App::open(dir.path());
+    let store = Arc::new(app.store());
+    let first = Master::open(store.clone(), MasterConfig::default()).await?;
+    first.put("names/a", "first").await?;
+    let second = Master::open(store.clone(), MasterConfig::default()).await?;
+    let record = |master: &Master<Arc<LmdbStore>>, name: &str| -> Result<Token, RecorderError> {
+        let mut wtxn = app.wtxn();
+        let mut recorder = master.begin(&mut wtxn)?;
+        recorder.put(&app.names, name, "recorded")?;
+        recorder.finish()?.commit(wtxn)
+    };
+    // The second one records, and is the only one from then on.
+    let token = record(&second, "b")?;
+    soon(second.subscribe().reached(token.seq)).await?;
+    let error = record(&first, "c").unwrap_err();
+    assert!(matches!(error, RecorderError::Master(WriteError::Fenced)), "{error}");
+    assert!(matches!(first.put("names/d", "first").await, Err(WriteError::Fenced)));
+    assert!(matches!(record(&first, "e"), Err(RecorderError::Master(WriteError::Fenced))));
+    second.put("names/f", "second").await?;
+    assert_log_and_data_agree(&store).await;
+    assert_eq!(all(&store).await.len(), 3);
+    // What is shut down records no more, and a recorder that is open then is told at its end.
+    let mut wtxn = app.wtxn();
+    let recorder = second.begin(&mut wtxn)?;
+    let shut = tokio::spawn({
+        let second = second.clone();
+        async move { second.shutdown().await }
+    });
+    let mut progress = second.subscribe();
+    assert!(soon(progress.reached(replikv::Seq::new(u64::MAX))).await.is_err());
+    assert!(matches!(recorder.finish(), Err(RecorderError::Master(WriteError::Closed))));
+    wtxn.abort();
+    soon(shut).await??;
+    assert!(matches!(record(&second, "g"), Err(RecorderError::Master(WriteError::Closed) | RecorderError::Store(_))));
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_key_that_does_not_fit_refuses_its_own_batch_alone() -> Result<(), Error> {
+    let dir = tempfile::tempdir()?;
+    let app = App::open(dir.path());
+    let master = app.master().await;
+    // While a transaction is open, they all gather in one group.
+    let wtxn = app.wtxn();
+    let writes = (0..20u64).map(|n| {
+        let key = if n == 7 { b"numbers/seven".to_vec() } else { [&b"numbers/"[..], &n.to_be_bytes()].concat() };
+        let master = master.clone();
+        tokio::spawn(async move { master.put(key, "value").await })
+    });
+    let writes: Vec<_> = writes.collect();
+    wtxn.abort();
+    for (n, write) in writes.into_iter().enumerate() {
+        match soon(write).await? {
+            Err(WriteError::Store(StoreError::KeyUnfit { table, .. })) if n == 7 => assert_eq!(table, "numbers"),
+            Ok(_) => assert_ne!(n, 7),
+            Err(error) => panic!("{n}: {error}"),
+        }
+    }
+    assert_eq!(all(master.store()).await.len(), 19);
+    assert_eq!(master.status().health.state, replikv::HealthState::Ready);
+    assert_log_and_data_agree(master.store()).await;
+    Ok(master.shutdown().await?)
+}
+
+const CHILD: &str = "REPLIKV_RECORDER_CHILD";
+
+/// In a child: records without end, some of it while batches are written, until it is killed.
+async fn child(dir: &Path) -> Result<(), Error> {
+    let app = App::open(dir);
+    let master = app.master().await;
+    let writing = master.clone();
+    tokio::spawn(async move {
+        for number in 0u64.. {
+            writing.put(format!("names/batch-{}", number % 40), number.to_string()).await.unwrap();
+        }
+    });
+    let mut rng = Rng::new();
+    tokio::task::spawn_blocking(move || {
+        for number in 0.. {
+            record(&app, &master, number, &mut rng);
+        }
+    })
+    .await?;
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_kill_never_parts_data_and_log() -> Result<(), Error> {
+    if let Ok(dir) = std::env::var(CHILD) {
+        return child(Path::new(&dir)).await;
+    }
+    let seed = seed();
+    print_seed("--test recorder a_kill_never_parts_data_and_log", seed);
+    let mut rng = Rng::with_seed(seed);
+    let dir = tempfile::tempdir()?;
+    let mut before = 0;
+    for _ in 0..10 {
+        let mut child = Command::new(std::env::current_exe()?)
+            .args(["a_kill_never_parts_data_and_log", "--exact", "--nocapture"])
+            .env(CHILD, dir.path())
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .spawn()?;
+        tokio::time::sleep(Duration::from_millis(rng.u64(100..400))).await;
+        child.kill()?;
+        child.wait()?;
+        let app = App::open(dir.path());
+        let store = app.store();
+        assert_log_and_data_agree(&store).await;
+        assert_eq!(store.stats().foreign_commits, Some(0));
+        let records = read_log(&store, replikv::Seq::ZERO, usize::MAX).await?.len();
+        assert!(records >= before);
+        before = records;
+        store.close().await?;
+        app.env.prepare_for_closing().wait();
+    }
+    assert!(before > 100, "the child has hardly recorded anything: {before}");
+    let app = App::open(dir.path());
+    let master = app.master().await;
+    let slave = follow(&master, MemoryStore::new()).await;
+    let token = record(&app, &master, 0, &mut rng);
+    soon(slave.wait_applied(token)).await?;
+    assert_eq!(all(slave.store()).await, all(master.store()).await);
     Ok(master.shutdown().await?)
 }

@@ -1,8 +1,9 @@
 //! The recorder.
 
+use std::borrow::Borrow;
 use std::ops::RangeBounds;
 
-use replikv_core::{Keyspace, Token};
+use replikv_core::{Keyspace, ReplicaStore, Token};
 use replikv_lmdb::heed::{BytesEncode, Database, RoTxn, RwTxn};
 use replikv_lmdb::{LmdbStore, Scribe};
 use replikv_node::{Master, Recording, Sealed};
@@ -11,7 +12,12 @@ use replikv_proto::layout::Head;
 use super::RecorderError;
 
 /// What a master of an LMDB store can do beyond others: record the application's own transactions.
+///
+/// Implemented for masters of an [`LmdbStore`], and of an `Arc` of one.
 pub trait LmdbMaster {
+    /// The store of the master.
+    type Store: ReplicaStore;
+
     /// Begins to record `wtxn`, a write transaction of the environment that the store was made of.
     ///
     /// Until the recorder and what [`finish`](Recorder::finish) returns are gone, writing through the master on this
@@ -25,12 +31,15 @@ pub trait LmdbMaster {
     ///
     /// # Panics
     /// As heed does, if the transaction is of another environment.
-    fn begin<'t, 'e>(&self, wtxn: &'t mut RwTxn<'e>) -> Result<Recorder<'t, 'e>, RecorderError>;
+    fn begin<'t, 'e>(&self, wtxn: &'t mut RwTxn<'e>) -> Result<Recorder<'t, 'e, Self::Store>, RecorderError>;
 }
 
-impl LmdbMaster for Master<LmdbStore> {
-    fn begin<'t, 'e>(&self, wtxn: &'t mut RwTxn<'e>) -> Result<Recorder<'t, 'e>, RecorderError> {
-        let scribe = self.store().scribe(self.limits())?;
+impl<S: ReplicaStore + Borrow<LmdbStore>> LmdbMaster for Master<S> {
+    type Store = S;
+
+    fn begin<'t, 'e>(&self, wtxn: &'t mut RwTxn<'e>) -> Result<Recorder<'t, 'e, S>, RecorderError> {
+        let store: &LmdbStore = self.store().borrow();
+        let scribe = store.scribe(self.limits())?;
         let recording = self.begin_recording(scribe.read(wtxn, Keyspace::Meta, Head::KEY)?)?;
         Ok(Recorder { recording, scribe, wtxn })
     }
@@ -41,13 +50,13 @@ impl LmdbMaster for Master<LmdbStore> {
 /// Reads go to the transaction, [`txn`](Self::txn). Dropped without [`finish`](Self::finish), it records nothing:
 /// abort the transaction then, or its changes bypass the log.
 #[must_use = "nothing is recorded until it is finished"]
-pub struct Recorder<'t, 'e> {
-    recording: Recording<LmdbStore>,
+pub struct Recorder<'t, 'e, S = LmdbStore> {
+    recording: Recording<S>,
     scribe: Scribe,
     wtxn: &'t mut RwTxn<'e>,
 }
 
-impl<'t, 'e> Recorder<'t, 'e> {
+impl<'t, 'e, S: ReplicaStore> Recorder<'t, 'e, S> {
     /// Sets `key` to `value` in one of the application's databases, as heed's `put` does.
     ///
     /// # Errors
@@ -118,7 +127,7 @@ impl<'t, 'e> Recorder<'t, 'e> {
     ///
     /// # Errors
     /// [`RecorderError`]: nothing is recorded, and the transaction must be aborted.
-    pub fn finish(self) -> Result<Recorded, RecorderError> {
+    pub fn finish(self) -> Result<Recorded<S>, RecorderError> {
         let Self { recording, mut scribe, wtxn } = self;
         let sealed = recording.seal(scribe.take(), scribe.commits_are_synced())?;
         if let Some(writes) = sealed.writes() {
@@ -128,7 +137,7 @@ impl<'t, 'e> Recorder<'t, 'e> {
     }
 }
 
-impl std::fmt::Debug for Recorder<'_, '_> {
+impl<S> std::fmt::Debug for Recorder<'_, '_, S> {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Recorder").field("txn", &self.wtxn.id()).field("scribe", &self.scribe).finish_non_exhaustive()
     }
@@ -140,14 +149,14 @@ impl std::fmt::Debug for Recorder<'_, '_> {
 /// record is published soon after this is dropped. If the transaction is aborted, drop this, and nothing has happened.
 #[derive(Debug)]
 #[must_use = "the transaction is still to be committed"]
-pub struct Recorded {
+pub struct Recorded<S = LmdbStore> {
     token: Token,
-    sealed: Option<Sealed<LmdbStore>>,
+    sealed: Option<Sealed<S>>,
     scribe: Scribe,
     txn_id: usize,
 }
 
-impl Recorded {
+impl<S> Recorded<S> {
     /// Commits the transaction, and with it the record, which is published. Returns the token of the write: what waits
     /// for it elsewhere waits until it is there.
     ///
@@ -166,7 +175,7 @@ impl Recorded {
     }
 }
 
-impl Drop for Recorded {
+impl<S> Drop for Recorded<S> {
     fn drop(&mut self) {
         if let Some(sealed) = self.sealed.take()
             && self.scribe.is_committed(self.txn_id)
