@@ -51,5 +51,17 @@ pub use self::error::RecorderError;
 pub use self::recorder::{LmdbMaster, Recorded, Recorder};
 pub use replikv_lmdb::{Adopt, Entries, LmdbOptions, LmdbOrder, LmdbStore, LmdbSync, Scribe, ScribeError, Snapshot};
 
-#[cfg(doc)]
-use crate::Master;
+use crate::{Master, MasterConfig, OpenError};
+
+/// Makes an application's environment a master with default settings: each of `databases` is replicated, in the
+/// [`Subspace::named`](crate::Subspace::named) as the database is. Must be called within a tokio runtime.
+///
+/// # Errors
+/// As [`LmdbStore::from_env`] and [`Master::open`].
+pub async fn adopt<N: Into<String>>(
+    env: &(impl Adopt + Clone),
+    databases: impl IntoIterator<Item = N>,
+) -> Result<Master<LmdbStore>, OpenError> {
+    let store = LmdbStore::from_env(env.clone(), LmdbOptions::default().tables(databases))?;
+    Master::open(store, MasterConfig::default()).await
+}

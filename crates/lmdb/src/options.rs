@@ -138,6 +138,15 @@ impl LmdbOptions {
         self
     }
 
+    /// Makes a [`table`](Self::table) of each of these databases, in the [`Subspace::named`] as the database is.
+    #[must_use]
+    pub fn tables<N: Into<String>>(self, databases: impl IntoIterator<Item = N>) -> Self {
+        databases.into_iter().fold(self, |options, database| {
+            let database = database.into();
+            options.table(Subspace::named(&database), database)
+        })
+    }
+
     /// As [`table`](Self::table), for a database that is created with this order if it is not there, and refused if it is
     /// there with another: for a slave whose application reads such a database.
     #[must_use]

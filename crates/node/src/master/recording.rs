@@ -19,7 +19,7 @@ use super::commit::Queued;
 use super::{Inner, Master, WriteError};
 
 /// How long whoever has committed a recording lets the commit task go first.
-const TURN: Duration = Duration::from_millis(100);
+const TURN: Duration = Duration::from_millis(20);
 
 impl<S: ReplicaStore> Master<S> {
     /// For backends: begins a record that will be committed in a write transaction of the application's, which must be
