@@ -57,7 +57,7 @@ impl App {
             let numbers = numbers.name("numbers").create(wtxn)?;
             let mut backwards = opener.database_options().types::<Bytes, Bytes>();
             let backwards = backwards.name("backwards").flags(DatabaseFlags::REVERSE_KEY).create(wtxn)?;
-            Ok::<_, replikv::heed::Error>(CommitOrAbort::<_, ()>::Commit((names, numbers, backwards, local)))
+            Ok::<_, heed::Error>(CommitOrAbort::<_, ()>::Commit((names, numbers, backwards, local)))
         });
         let (names, numbers, backwards, local) = databases.unwrap().unwrap_commit();
         Self { env, names, numbers, backwards, local }
