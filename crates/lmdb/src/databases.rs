@@ -8,8 +8,8 @@ use replikv_core::StoreError;
 
 use crate::adopt::{AnyEnv, Opener, on_env};
 use crate::book::Book;
+use crate::layout::Layout;
 use crate::options::{LmdbOptions, LmdbOrder};
-use crate::order::MAX_KEY;
 use crate::table::{Change, Table, Tables, read_failed};
 
 pub(crate) type Database = heed::Database<'static, Bytes, Bytes>;
@@ -19,6 +19,10 @@ type Local<'e> = heed::Database<'e, Bytes, Bytes>;
 const LOG: &str = "replikv-log";
 const META: &str = "replikv-meta";
 const BOOK: &str = "replikv-book";
+pub(crate) const OWN_NAMES: [&str; 3] = [LOG, META, BOOK];
+
+/// Where in the book the layout is.
+const LAYOUT: &[u8] = b"tables";
 
 /// How many databases a store has beside its tables.
 pub(crate) const OWN_DATABASES: u32 = 4;
@@ -30,7 +34,6 @@ const INTEGER_KEY: u16 = 0x08;
 
 /// Opens every database of a store, and creates those that are not there.
 pub(crate) fn open_or_create(env: &AnyEnv, options: &LmdbOptions) -> Result<Tables, StoreError> {
-    check_names(options)?;
     // One transaction for everything, and none for reading: that may be open on this thread already.
     let kept = on_env!(env, env => {
         let wtxn = env.write_txn().map_err(read_failed)?;
@@ -38,23 +41,23 @@ pub(crate) fn open_or_create(env: &AnyEnv, options: &LmdbOptions) -> Result<Tabl
             Ok::<_, Opening>(CommitOrAbort::<_, ()>::Commit(create_all(&opener.into(), wtxn, options)?))
         })
     });
-    Ok(kept.map_err(Opening::into_error)?.unwrap_commit().into_tables(options))
+    Ok(kept.map_err(Opening::into_error)?.unwrap_commit().into_tables())
 }
 
 /// Opens every database of a store; `None` if one is not there.
 pub(crate) fn open_existing(env: &AnyEnv, options: &LmdbOptions) -> Result<Option<Tables>, StoreError> {
-    check_names(options)?;
     let kept = on_env!(env, env => {
         let rtxn = env.read_txn().map_err(read_failed)?;
         env.open_databases_and_commit(rtxn, |opener, rtxn| {
             Ok::<_, Opening>(CommitOrAbort::<_, ()>::Commit(open_all(&opener.into(), rtxn, options)?))
         })
     });
-    Ok(kept.map_err(Opening::into_error)?.unwrap_commit().map(|kept| kept.into_tables(options)))
+    Ok(kept.map_err(Opening::into_error)?.unwrap_commit().map(Kept::into_tables))
 }
 
 /// Databases within the transaction that opens them.
 struct Found<'e> {
+    layout: Layout,
     log: Local<'e>,
     meta: Local<'e>,
     book: Local<'e>,
@@ -64,6 +67,7 @@ struct Found<'e> {
 
 /// The same, once it is committed.
 struct Kept {
+    layout: Layout,
     own: [Database; 4],
     tables: Vec<(Database, LmdbOrder)>,
 }
@@ -74,46 +78,52 @@ impl heed::OnCommit for Found<'_> {
     fn on_commit(self, token: &heed::CommitToken) -> Kept {
         let own = [self.rest, self.log, self.meta, self.book].on_commit(token);
         let tables = self.tables.into_iter().map(|(database, order)| (database.on_commit(token), order)).collect();
-        Kept { own, tables }
+        Kept { layout: self.layout, own, tables }
     }
 }
 
 impl Kept {
-    fn into_tables(self, options: &LmdbOptions) -> Tables {
+    fn into_tables(self) -> Tables {
         let [rest, log, meta, book] = self.own;
-        let tables = self.tables.into_iter().zip(&options.tables);
-        let tables = tables
-            .map(|((database, order), option)| Table::of_subspace(&option.database, database, order, &option.space));
-        let rest = Table::whole(&options.data_database, rest);
+        let tables = self.tables.into_iter().zip(&self.layout.tables);
+        let tables =
+            tables.map(|((database, order), table)| Table::of_subspace(&table.database, database, order, &table.space));
+        let rest = Table::whole(&self.layout.data, rest);
         Tables::new(rest, tables.collect(), Table::whole(LOG, log), Table::whole(META, meta), book)
     }
 }
 
 fn create_all<'e>(opener: &Opener<'_, 'e>, wtxn: &mut RwTxn<'e>, options: &LmdbOptions) -> Result<Found<'e>, Opening> {
     let names = Names::open(opener, wtxn)?;
-    let mut created = false;
-    let mut create = |name: &str, order: LmdbOrder, wtxn: &mut RwTxn<'e>| {
-        created |= names.order_of(wtxn, name)?.is_none();
-        opener.create(wtxn, name, order.flags()).map_err(|error| names.explain(error, wtxn, options))
+    let mut changed = false;
+    let mut create = |name: &str, order: LmdbOrder, wtxn: &mut RwTxn<'e>, layout: Option<&Layout>| {
+        changed |= names.order_of(wtxn, name)?.is_none();
+        opener.create(wtxn, name, order.flags()).map_err(|error| names.explain(error, wtxn, options, layout))
     };
+    let book = create(BOOK, LmdbOrder::Bytes, wtxn, None)?;
+    let meta = create(META, LmdbOrder::Bytes, wtxn, None)?;
+    let layout = layout(book, meta, wtxn, options)?;
+    plain(names.order_of(wtxn, &layout.data)?, &layout.data)?;
     let mut orders = Vec::new();
-    plain(names.order_of(wtxn, &options.data_database)?, &options.data_database)?;
-    for option in &options.tables {
-        orders.push(wanted(option.order, names.order_of(wtxn, &option.database)?, &option.database)?);
+    for table in &layout.tables {
+        orders.push(wanted(table.order, names.order_of(wtxn, &table.database)?, &table.database)?);
     }
-    let rest = create(&options.data_database, LmdbOrder::Bytes, wtxn)?;
-    let log = create(LOG, LmdbOrder::Bytes, wtxn)?;
-    let meta = create(META, LmdbOrder::Bytes, wtxn)?;
-    let book = create(BOOK, LmdbOrder::Bytes, wtxn)?;
+    let rest = create(&layout.data, LmdbOrder::Bytes, wtxn, Some(&layout))?;
+    let log = create(LOG, LmdbOrder::Bytes, wtxn, Some(&layout))?;
     let mut tables = Vec::new();
-    for (option, order) in options.tables.iter().zip(orders) {
-        tables.push((create(&option.database, order, wtxn)?, order));
+    for (table, order) in layout.tables.iter().zip(orders) {
+        tables.push((create(&table.database, order, wtxn, Some(&layout))?, order));
     }
-    if created {
+    let bytes = layout.to_bytes();
+    if book.get(wtxn, LAYOUT)? != Some(&bytes) {
+        book.put(wtxn, LAYOUT, &bytes)?;
+        changed = true;
+    }
+    if changed {
         sign(book, wtxn)?;
     }
-    let found = Found { log, meta, book, rest, tables };
-    refuse_misplaced(&found, wtxn, options)?;
+    let found = Found { layout, log, meta, book, rest, tables };
+    refuse_misplaced(&found, wtxn)?;
     Ok(found)
 }
 
@@ -123,22 +133,27 @@ fn open_all<'e>(
     options: &LmdbOptions,
 ) -> Result<Option<Found<'e>>, Opening> {
     let names = Names::open(opener, rtxn)?;
-    let open = |name: &str| opener.open(rtxn, Some(name)).map_err(|error| names.explain(error, rtxn, options));
-    plain(names.order_of(rtxn, &options.data_database)?, &options.data_database)?;
+    let open = |name: &str| opener.open(rtxn, Some(name)).map_err(|error| names.explain(error, rtxn, options, None));
+    let (Some(log), Some(meta), Some(book)) = (open(LOG)?, open(META)?, open(BOOK)?) else { return Ok(None) };
+    let layout = layout(book, meta, rtxn, options)?;
+    plain(names.order_of(rtxn, &layout.data)?, &layout.data)?;
+    let Some(rest) = open(&layout.data)? else { return Ok(None) };
     let mut tables = Vec::new();
-    for option in &options.tables {
-        let order = wanted(option.order, names.order_of(rtxn, &option.database)?, &option.database)?;
-        let Some(database) = open(&option.database)? else { return Ok(None) };
+    for table in &layout.tables {
+        let order = wanted(table.order, names.order_of(rtxn, &table.database)?, &table.database)?;
+        let Some(database) = open(&table.database)? else { return Ok(None) };
         tables.push((database, order));
     }
-    let (Some(rest), Some(log), Some(meta), Some(book)) =
-        (open(&options.data_database)?, open(LOG)?, open(META)?, open(BOOK)?)
-    else {
-        return Ok(None);
-    };
-    let found = Found { log, meta, book, rest, tables };
-    refuse_misplaced(&found, rtxn, options)?;
+    let found = Found { layout, log, meta, book, rest, tables };
+    refuse_misplaced(&found, rtxn)?;
     Ok(Some(found))
+}
+
+// A store that is nobody's yet may become another one.
+fn layout(book: Local<'_>, meta: Local<'_>, txn: &RoTxn<'_>, options: &LmdbOptions) -> Result<Layout, Opening> {
+    let stored = book.get(txn, LAYOUT)?.map(Layout::from_bytes).transpose();
+    let layout = stored.and_then(|stored| Ok((stored, !meta.is_empty(txn).map_err(read_failed)?)));
+    layout.and_then(|(stored, used)| Layout::resolve(options, stored, used)).map_err(Opening::Refused)
 }
 
 // Within this transaction it is the same database as after it.
@@ -150,21 +165,21 @@ fn sign(book: Local<'_>, wtxn: &mut RwTxn<'_>) -> Result<(), Opening> {
 }
 
 // Such keys would be in the store, and in no scan.
-fn refuse_misplaced(found: &Found<'_>, txn: &RoTxn<'_>, options: &LmdbOptions) -> Result<(), Opening> {
-    for (option, (database, order)) in options.tables.iter().zip(&found.tables) {
-        let prefix = option.space.prefix();
+fn refuse_misplaced(found: &Found<'_>, txn: &RoTxn<'_>) -> Result<(), Opening> {
+    for (table, (database, order)) in found.layout.tables.iter().zip(&found.tables) {
+        let prefix = table.space.prefix();
         let next = found.rest.get_greater_than(txn, prefix)?;
         if next.is_some_and(|(key, _)| key.starts_with(prefix)) {
             return Err(Opening::refused(format!(
                 "database {} holds keys that begin with the prefix of table {}: move them there, or choose another prefix",
-                options.data_database, option.database
+                found.layout.data, table.database
             )));
         }
         if *order == LmdbOrder::IntegerKeys
             && let Some((key, _)) = database.first(txn)?
             && let Some(reason) = order.refuses(key.len(), None)
         {
-            return Err(Opening::refused(format!("database {}: {reason}", option.database)));
+            return Err(Opening::refused(format!("database {}: {reason}", table.database)));
         }
     }
     Ok(())
@@ -204,12 +219,12 @@ impl<'e> Names<'e> {
     }
 
     /// How many databases the environment would hold with those of a store.
-    fn needed(&self, txn: &RoTxn<'_>, options: &LmdbOptions) -> Result<usize, Opening> {
-        let own = [&options.data_database[..], LOG, META, BOOK].into_iter();
-        let mut names: BTreeSet<Vec<u8>> = own
-            .chain(options.tables.iter().map(|table| &table.database[..]))
-            .map(|name| name.as_bytes().to_vec())
-            .collect();
+    fn needed(&self, txn: &RoTxn<'_>, options: &LmdbOptions, layout: Option<&Layout>) -> Result<usize, Opening> {
+        // Where the layout is not read yet, what was asked for must do.
+        let asked = options.data_database.as_deref().unwrap_or("data");
+        let (data, tables) = layout.map_or((asked, &options.tables), |layout| (&layout.data, &layout.tables));
+        let own = OWN_NAMES.into_iter().chain([data]).chain(tables.iter().map(|table| &table.database[..]));
+        let mut names: BTreeSet<Vec<u8>> = own.map(|name| name.as_bytes().to_vec()).collect();
         if let Some(unnamed) = self.unnamed {
             // An application may keep entries of its own beside the names.
             for entry in unnamed.iter(txn)?.take(100_000) {
@@ -223,9 +238,9 @@ impl<'e> Names<'e> {
     }
 
     // LMDB says that a table of its own is full, which says nothing to anybody.
-    fn explain(&self, error: heed::Error, txn: &RoTxn<'_>, options: &LmdbOptions) -> Opening {
+    fn explain(&self, error: heed::Error, txn: &RoTxn<'_>, options: &LmdbOptions, layout: Option<&Layout>) -> Opening {
         let heed::Error::Mdb(heed::MdbError::DbsFull) = error else { return Opening::Heed(error) };
-        match self.needed(txn, options) {
+        match self.needed(txn, options, layout) {
             Ok(needed) => Opening::refused(format!(
                 "max_dbs is too small for the databases of a store beside those that are there: open the environment \
                  with max_dbs({needed}), or more"
@@ -233,34 +248,6 @@ impl<'e> Names<'e> {
             Err(error) => error,
         }
     }
-}
-
-fn check_names(options: &LmdbOptions) -> Result<(), StoreError> {
-    let refused = |words: String| Err(StoreError::backend(words));
-    let mut taken = BTreeSet::from([LOG, META, BOOK]);
-    if !taken.insert(&options.data_database) {
-        return refused(format!("database {} is replikv's own: choose another name", options.data_database));
-    }
-    for table in &options.tables {
-        if !taken.insert(&table.database) {
-            return refused(format!("database {} cannot be a table: it has another use already", table.database));
-        }
-        if table.space.prefix().is_empty() {
-            return refused(format!("table {} has no prefix: name it as data_database", table.database));
-        }
-        if table.space.prefix().len() >= MAX_KEY {
-            return refused(format!("table {} has a prefix that leaves no room for keys", table.database));
-        }
-    }
-    for (index, one) in options.tables.iter().enumerate() {
-        if let Some(other) = options.tables[..index].iter().find(|other| other.space.overlaps(&one.space)) {
-            return refused(format!(
-                "the subspaces of tables {} and {} overlap: a key could belong to both",
-                other.database, one.database
-            ));
-        }
-    }
-    Ok(())
 }
 
 fn plain(order: Option<LmdbOrder>, name: &str) -> Result<(), Opening> {

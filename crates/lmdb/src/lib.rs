@@ -15,6 +15,7 @@ mod book;
 mod databases;
 mod entries;
 mod env;
+mod layout;
 mod options;
 mod order;
 mod scribe;

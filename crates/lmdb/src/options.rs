@@ -42,7 +42,8 @@ pub struct LmdbOptions {
     pub(crate) max_map_size: usize,
     pub(crate) max_readers: u32,
     pub(crate) max_databases: u32,
-    pub(crate) data_database: String,
+    /// `None`: the one that the store has, or `data`.
+    pub(crate) data_database: Option<String>,
     pub(crate) tables: Vec<TableOption>,
 }
 
@@ -67,7 +68,7 @@ impl Default for LmdbOptions {
             max_map_size: if wide { GIB.saturating_mul(4096) } else { GIB },
             max_readers: 1024,
             max_databases: 16,
-            data_database: "data".into(),
+            data_database: None,
             tables: Vec::new(),
         }
     }
@@ -117,7 +118,7 @@ impl LmdbOptions {
     /// already. Default: `data`. It must be of plain byte order; others can be tables.
     #[must_use]
     pub fn data_database(mut self, name: impl Into<String>) -> Self {
-        self.data_database = name.into();
+        self.data_database = Some(name.into());
         self
     }
 
@@ -132,6 +133,9 @@ impl LmdbOptions {
     ///
     /// Subspaces must not overlap, and no key of theirs may be in the [`data_database`](Self::data_database): both are
     /// refused when the store is opened. The key that is the prefix itself belongs to no table.
+    ///
+    /// A store remembers its tables. Opened without any, it has those that it had; once it is a master's or a slave's, it
+    /// is not opened with others, since what they hold would be in no log.
     #[must_use]
     pub fn table(mut self, subspace: Subspace, database: impl Into<String>) -> Self {
         self.tables.push(TableOption { space: subspace, database: database.into(), order: None });

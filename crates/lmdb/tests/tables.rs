@@ -268,3 +268,37 @@ fn too_few_databases_are_counted() {
     let _own: Database<'_, Str, Str> = create(&env, "own", DatabaseFlags::empty());
     assert!(LmdbStore::from_env(env, options).is_ok(), "as many as were named are enough");
 }
+
+#[tokio::test]
+async fn a_store_remembers_its_tables() {
+    let dir = tempfile::tempdir().unwrap();
+    let open = |options: LmdbOptions| LmdbStore::open(dir.path(), options);
+    // Nobody's yet: it may become another one.
+    open(LmdbOptions::default().table(Subspace::raw("x"), "plain")).unwrap().close().await.unwrap();
+    let store = open(options()).unwrap();
+    let mut writes = WriteSet::builder();
+    writes.put(Keyspace::Meta, "identity", "somebody's").unwrap().put(Keyspace::Data, "bob", "in a table").unwrap();
+    store.apply(writes.build(), Durability::Synced).await.unwrap();
+    store.close().await.unwrap();
+    for read_only in [false, true] {
+        let plain = LmdbOptions::default();
+        let store = if read_only { LmdbStore::open_read_only(dir.path(), plain) } else { open(plain) }.unwrap();
+        assert_eq!(store.get(Keyspace::Data, b"bob").await.unwrap().as_deref(), Some(&b"in a table"[..]));
+        let error = store.get(Keyspace::Data, b"f12345").await.unwrap_err();
+        assert!(matches!(error, StoreError::KeyUnfit { .. }), "their orders as well");
+        store.close().await.unwrap();
+    }
+    for other in [
+        options().table(Subspace::raw("new"), "new"),
+        LmdbOptions::default().table(Subspace::raw(PLAIN), "plain"),
+        options().data_database("elsewhere"),
+    ] {
+        let error = open(other).unwrap_err();
+        let words = std::error::Error::source(&error).unwrap().to_string();
+        assert!(
+            words.contains("the store consists of data database data, table") && words.contains("in no log"),
+            "{words}"
+        );
+    }
+    assert!(open(options()).is_ok());
+}
