@@ -6,6 +6,7 @@ mod ui;
 mod commands;
 mod formats;
 mod interrupt;
+mod metrics;
 mod store;
 
 use std::process::ExitCode;

@@ -15,11 +15,8 @@ use crate::table::{Change, Table, Tables, read_failed};
 pub(crate) type Database = heed::Database<'static, Bytes, Bytes>;
 type Local<'e> = heed::Database<'e, Bytes, Bytes>;
 
-/// The databases that are replikv's own. An application has none of these names.
-const LOG: &str = "replikv-log";
-const META: &str = "replikv-meta";
-const BOOK: &str = "replikv-book";
-pub(crate) const OWN_NAMES: [&str; 3] = [LOG, META, BOOK];
+/// What a store remembers of itself is in a database of this name. An application has none.
+pub(crate) const BOOK: &str = "replikv-book";
 
 /// Where in the book the layout is.
 const LAYOUT: &[u8] = b"tables";
@@ -89,7 +86,8 @@ impl Kept {
         let tables =
             tables.map(|((database, order), table)| Table::of_subspace(&table.database, database, order, &table.space));
         let rest = Table::whole(&self.layout.data, rest);
-        Tables::new(rest, tables.collect(), Table::whole(LOG, log), Table::whole(META, meta), book)
+        let (log, meta) = (Table::whole(&self.layout.log, log), Table::whole(&self.layout.meta, meta));
+        Tables::new(rest, tables.collect(), log, meta, book)
     }
 }
 
@@ -100,16 +98,27 @@ fn create_all<'e>(opener: &Opener<'_, 'e>, wtxn: &mut RwTxn<'e>, options: &LmdbO
         changed |= names.order_of(wtxn, name)?.is_none();
         opener.create(wtxn, name, order.flags()).map_err(|error| names.explain(error, wtxn, options, layout))
     };
+    let is_new = names.order_of(wtxn, BOOK)?.is_none();
     let book = create(BOOK, LmdbOrder::Bytes, wtxn, None)?;
-    let meta = create(META, LmdbOrder::Bytes, wtxn, None)?;
-    let layout = layout(book, meta, wtxn, options)?;
-    plain(names.order_of(wtxn, &layout.data)?, &layout.data)?;
+    let layout = layout(opener, book, wtxn, options)?;
+    for name in layout.names() {
+        plain(names.order_of(wtxn, name)?, name)?;
+    }
+    // They are made together with the book. Without it they are the application's, and would be written over.
+    for (name, option) in [(&layout.log, "log_database"), (&layout.meta, "meta_database")] {
+        if is_new && names.order_of(wtxn, name)?.is_some() {
+            return Err(Opening::refused(format!(
+                "the environment has a database {name} of its own: choose another {option}"
+            )));
+        }
+    }
     let mut orders = Vec::new();
     for table in &layout.tables {
         orders.push(wanted(table.order, names.order_of(wtxn, &table.database)?, &table.database)?);
     }
     let rest = create(&layout.data, LmdbOrder::Bytes, wtxn, Some(&layout))?;
-    let log = create(LOG, LmdbOrder::Bytes, wtxn, Some(&layout))?;
+    let log = create(&layout.log, LmdbOrder::Bytes, wtxn, Some(&layout))?;
+    let meta = create(&layout.meta, LmdbOrder::Bytes, wtxn, Some(&layout))?;
     let mut tables = Vec::new();
     for (table, order) in layout.tables.iter().zip(orders) {
         tables.push((create(&table.database, order, wtxn, Some(&layout))?, order));
@@ -134,10 +143,14 @@ fn open_all<'e>(
 ) -> Result<Option<Found<'e>>, Opening> {
     let names = Names::open(opener, rtxn)?;
     let open = |name: &str| opener.open(rtxn, Some(name)).map_err(|error| names.explain(error, rtxn, options, None));
-    let (Some(log), Some(meta), Some(book)) = (open(LOG)?, open(META)?, open(BOOK)?) else { return Ok(None) };
-    let layout = layout(book, meta, rtxn, options)?;
-    plain(names.order_of(rtxn, &layout.data)?, &layout.data)?;
-    let Some(rest) = open(&layout.data)? else { return Ok(None) };
+    let Some(book) = open(BOOK)? else { return Ok(None) };
+    let layout = layout(opener, book, rtxn, options)?;
+    for name in layout.names() {
+        plain(names.order_of(rtxn, name)?, name)?;
+    }
+    let (Some(rest), Some(log), Some(meta)) = (open(&layout.data)?, open(&layout.log)?, open(&layout.meta)?) else {
+        return Ok(None);
+    };
     let mut tables = Vec::new();
     for table in &layout.tables {
         let order = wanted(table.order, names.order_of(rtxn, &table.database)?, &table.database)?;
@@ -150,10 +163,22 @@ fn open_all<'e>(
 }
 
 // A store that is nobody's yet may become another one.
-fn layout(book: Local<'_>, meta: Local<'_>, txn: &RoTxn<'_>, options: &LmdbOptions) -> Result<Layout, Opening> {
-    let stored = book.get(txn, LAYOUT)?.map(Layout::from_bytes).transpose();
-    let layout = stored.and_then(|stored| Ok((stored, !meta.is_empty(txn).map_err(read_failed)?)));
-    layout.and_then(|(stored, used)| Layout::resolve(options, stored, used)).map_err(Opening::Refused)
+fn layout<'e>(
+    opener: &Opener<'_, 'e>,
+    book: Local<'e>,
+    txn: &RoTxn<'e>,
+    options: &LmdbOptions,
+) -> Result<Layout, Opening> {
+    let stored = book.get(txn, LAYOUT)?.map(Layout::from_bytes).transpose().map_err(Opening::Refused)?;
+    let meta = match &stored {
+        Some(stored) => opener.open(txn, Some(&stored.meta))?,
+        None => None,
+    };
+    let used = match meta {
+        Some(meta) => !meta.is_empty(txn)?,
+        None => false,
+    };
+    Layout::resolve(options, stored, used).map_err(Opening::Refused)
 }
 
 // Within this transaction it is the same database as after it.
@@ -206,8 +231,8 @@ impl<'e> Names<'e> {
         let flags = u16::from_ne_bytes([low, high]);
         match (flags & DUP_SORT != 0, flags & REVERSE_KEY != 0, flags & INTEGER_KEY != 0) {
             (true, ..) => Err(Opening::refused(format!(
-                "database {name} holds several values to a key (DUPSORT), and cannot be replicated: move its entries \
-                 to a database whose keys are made of key and value together"
+                "database {name} has duplicates (DUPSORT), and cannot be replicated: move its entries to a database \
+                 whose keys are made of key and value together"
             ))),
             (_, false, false) => Ok(Some(LmdbOrder::Bytes)),
             (_, true, false) => Ok(Some(LmdbOrder::ReverseKeys)),
@@ -221,9 +246,9 @@ impl<'e> Names<'e> {
     /// How many databases the environment would hold with those of a store.
     fn needed(&self, txn: &RoTxn<'_>, options: &LmdbOptions, layout: Option<&Layout>) -> Result<usize, Opening> {
         // Where the layout is not read yet, what was asked for must do.
-        let asked = options.data_database.as_deref().unwrap_or("data");
-        let (data, tables) = layout.map_or((asked, &options.tables), |layout| (&layout.data, &layout.tables));
-        let own = OWN_NAMES.into_iter().chain([data]).chain(tables.iter().map(|table| &table.database[..]));
+        let layout = layout.cloned().unwrap_or_else(|| Layout::asked(options));
+        let tables = layout.tables.iter().map(|table| &table.database[..]);
+        let own = layout.names().into_iter().chain([BOOK]).chain(tables);
         let mut names: BTreeSet<Vec<u8>> = own.map(|name| name.as_bytes().to_vec()).collect();
         if let Some(unnamed) = self.unnamed {
             // An application may keep entries of its own beside the names.
@@ -254,7 +279,7 @@ fn plain(order: Option<LmdbOrder>, name: &str) -> Result<(), Opening> {
     match order {
         None | Some(LmdbOrder::Bytes) => Ok(()),
         Some(order) => Err(Opening::refused(format!(
-            "database {name} has {}: only one of plain byte order can be the data database; make it a table",
+            "database {name} has {}: only plain byte order is possible here; what is to be replicated can be a table",
             words(order)
         ))),
     }

@@ -35,7 +35,10 @@ const GRAIN: usize = 1 << 20;
 
 impl Environment {
     pub(crate) fn open(path: &Path, options: &LmdbOptions) -> Result<Self, StoreError> {
-        std::fs::create_dir_all(path).map_err(|error| at(path, "cannot be created", &error))?;
+        std::fs::create_dir_all(path).map_err(|error| match error.kind() {
+            std::io::ErrorKind::AlreadyExists => StoreError::backend(format!("{} is no directory", path.display())),
+            _ => at(path, "cannot be created", &error),
+        })?;
         let lock = lock(path)?;
         let env = Self::map(path, options, grain(options.map_size), EnvFlags::empty())?;
         on_env!(&env, env => env.clear_stale_readers()).map_err(|error| broken(&error))?;
@@ -143,6 +146,7 @@ impl Environment {
 
     /// Reads in one transaction, with the map held where it is.
     pub(crate) fn read<T>(&self, read: impl FnOnce(&RoTxn<'_>) -> Result<T, StoreError>) -> Result<T, StoreError> {
+        let mut cleared = false;
         loop {
             let open = self.hold()?;
             match self.env.read_txn() {
@@ -157,6 +161,10 @@ impl Environment {
                          it first, or open the environment with read_txn_without_tls",
                     ));
                 }
+                Err(heed::Error::Mdb(heed::MdbError::ReadersFull)) if !cleared => {
+                    self.clear_stale_readers();
+                    cleared = true;
+                }
                 Err(heed::Error::Mdb(heed::MdbError::ReadersFull)) => {
                     return Err(StoreError::Transient {
                         reason: "all reader slots are taken; raise max_readers".into(),
@@ -164,6 +172,15 @@ impl Environment {
                 }
                 Err(error) => return Err(broken(&error)),
             }
+        }
+    }
+
+    /// Forgets readers of other processes that died while they read: the pages that they saw could not be used again.
+    pub(crate) fn clear_stale_readers(&self) {
+        match on_env!(&self.env, env => env.clear_stale_readers()) {
+            Ok(0) => {}
+            Ok(cleared) => tracing::warn!(target: "replikv::store", cleared, "readers had died while they read"),
+            Err(error) => tracing::warn!(target: "replikv::store", %error, "stale readers could not be cleared"),
         }
     }
 
@@ -191,7 +208,7 @@ impl Environment {
             return Err(StoreError::StoreFull { hint });
         }
         self.resize(&mut gate, wanted)?;
-        tracing::info!(from = size, to = wanted, "the map has grown");
+        tracing::info!(target: "replikv::store", from = size, to = wanted, "the map has grown");
         Ok(())
     }
 

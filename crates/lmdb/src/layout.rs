@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 use bytes::Bytes;
 use replikv_core::{StoreError, Subspace};
 
-use crate::databases::OWN_NAMES;
+use crate::databases::BOOK;
 use crate::options::{LmdbOptions, TableOption};
 use crate::order::MAX_KEY;
 
@@ -13,6 +13,8 @@ use crate::order::MAX_KEY;
 #[derive(Debug, Clone)]
 pub(crate) struct Layout {
     pub(crate) data: String,
+    pub(crate) log: String,
+    pub(crate) meta: String,
     pub(crate) tables: Vec<TableOption>,
 }
 
@@ -22,12 +24,11 @@ const WHAT: &str = "the list of tables";
 impl Layout {
     /// What is asked for, where the store has `stored`. `used` says that it is a master's or a slave's.
     pub(crate) fn resolve(options: &LmdbOptions, stored: Option<Self>, used: bool) -> Result<Self, StoreError> {
-        let asked = Self {
-            data: options.data_database.clone().unwrap_or_else(|| "data".into()),
-            tables: options.tables.clone(),
-        };
+        let asked = Self::asked(options);
+        let nothing = options.tables.is_empty()
+            && [&options.data_database, &options.log_database, &options.meta_database].into_iter().all(Option::is_none);
         let layout = match stored {
-            Some(stored) if options.tables.is_empty() && options.data_database.is_none() => stored,
+            Some(stored) if nothing => stored,
             Some(stored) if used && stored.parts() != asked.parts() => {
                 let words = format!(
                     "the store consists of {}, it cannot be opened with {}: what is added or left out would be in no log",
@@ -42,6 +43,22 @@ impl Layout {
         Ok(layout)
     }
 
+    /// What is asked for, as if the store remembered nothing.
+    pub(crate) fn asked(options: &LmdbOptions) -> Self {
+        let name = |asked: &Option<String>, default: &str| asked.clone().unwrap_or_else(|| default.into());
+        Self {
+            data: name(&options.data_database, "data"),
+            log: name(&options.log_database, "replikv-log"),
+            meta: name(&options.meta_database, "replikv-meta"),
+            tables: options.tables.clone(),
+        }
+    }
+
+    /// The names of all but the tables.
+    pub(crate) fn names(&self) -> [&str; 3] {
+        [&self.data, &self.log, &self.meta]
+    }
+
     pub(crate) fn to_bytes(&self) -> Vec<u8> {
         let mut bytes = vec![FORMAT];
         let mut put = |part: &[u8]| {
@@ -49,7 +66,7 @@ impl Layout {
             bytes.extend_from_slice(&(part.len() as u16).to_be_bytes());
             bytes.extend_from_slice(part);
         };
-        put(self.data.as_bytes());
+        self.names().into_iter().for_each(|name| put(name.as_bytes()));
         for table in &self.tables {
             put(table.space.prefix());
             put(table.database.as_bytes());
@@ -73,19 +90,33 @@ impl Layout {
         };
         let name = |part: &[u8]| String::from_utf8(part.to_vec()).map_err(|_| corrupt());
         let data = name(take().ok_or_else(corrupt)?)?;
+        let log = name(take().ok_or_else(corrupt)?)?;
+        let meta = name(take().ok_or_else(corrupt)?)?;
         let mut tables = Vec::new();
         while let Some(prefix) = take() {
             let space = Subspace::raw(Bytes::copy_from_slice(prefix));
             tables.push(TableOption { space, database: name(take().ok_or_else(corrupt)?)?, order: None });
         }
-        if rest.is_empty() { Ok(Self { data, tables }) } else { Err(corrupt()) }
+        if rest.is_empty() { Ok(Self { data, log, meta, tables }) } else { Err(corrupt()) }
     }
 
     fn check(&self) -> Result<(), StoreError> {
         let refused = |words: String| Err(StoreError::backend(words));
-        let mut taken = BTreeSet::from(OWN_NAMES);
-        if !taken.insert(&self.data) {
-            return refused(format!("database {} is replikv's own: choose another name", self.data));
+        let [data, log, meta] = self.names();
+        if data == log || log == meta || meta == data {
+            return refused(format!("{data}, {log} and {meta} must be three databases"));
+        }
+        let all = self.names().into_iter().chain(self.tables.iter().map(|table| &table.database[..]));
+        for name in all {
+            if name.is_empty() || name.contains('\0') || name.len() > MAX_KEY {
+                return refused(format!("{name:?} cannot name a database"));
+            }
+        }
+        let mut taken = BTreeSet::from([BOOK]);
+        for name in self.names() {
+            if !taken.insert(name) {
+                return refused(format!("database {name} is replikv's own: choose another name"));
+            }
         }
         for table in &self.tables {
             if !taken.insert(&table.database) {
@@ -109,12 +140,13 @@ impl Layout {
         Ok(())
     }
 
-    fn parts(&self) -> (&str, BTreeSet<(&Bytes, &str)>) {
-        (&self.data, self.tables.iter().map(|table| (table.space.prefix(), &table.database[..])).collect())
+    fn parts(&self) -> ([&str; 3], BTreeSet<(&Bytes, &str)>) {
+        (self.names(), self.tables.iter().map(|table| (table.space.prefix(), &table.database[..])).collect())
     }
 
     fn words(&self) -> String {
-        let mut words = format!("data database {}", self.data);
+        let [data, log, meta] = self.names();
+        let mut words = format!("data database {data}, log database {log}, meta database {meta}");
         for table in &self.tables {
             words.push_str(&format!(", table {} at {:?}", table.database, table.space.prefix()));
         }

@@ -44,6 +44,9 @@ pub struct LmdbOptions {
     pub(crate) max_databases: u32,
     /// `None`: the one that the store has, or `data`.
     pub(crate) data_database: Option<String>,
+    /// As well.
+    pub(crate) log_database: Option<String>,
+    pub(crate) meta_database: Option<String>,
     pub(crate) tables: Vec<TableOption>,
 }
 
@@ -69,6 +72,8 @@ impl Default for LmdbOptions {
             max_readers: 1024,
             max_databases: 16,
             data_database: None,
+            log_database: None,
+            meta_database: None,
             tables: Vec::new(),
         }
     }
@@ -119,6 +124,20 @@ impl LmdbOptions {
     #[must_use]
     pub fn data_database(mut self, name: impl Into<String>) -> Self {
         self.data_database = Some(name.into());
+        self
+    }
+
+    /// Keeps the change log in a named database of another name. Default: `replikv-log`.
+    #[must_use]
+    pub fn log_database(mut self, name: impl Into<String>) -> Self {
+        self.log_database = Some(name.into());
+        self
+    }
+
+    /// Keeps cursors, identity and checkpoints in a named database of another name. Default: `replikv-meta`.
+    #[must_use]
+    pub fn meta_database(mut self, name: impl Into<String>) -> Self {
+        self.meta_database = Some(name.into());
         self
     }
 

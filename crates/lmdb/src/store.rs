@@ -1,6 +1,7 @@
 //! The store.
 
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Mutex, PoisonError};
 
 use async_trait::async_trait;
@@ -19,7 +20,7 @@ use crate::env::Environment;
 use crate::order::MAX_KEY;
 use crate::scribe::Scribe;
 use crate::snapshot::Snapshot;
-use crate::write::{Failed, apply};
+use crate::write::{Failed, apply, settle};
 
 /// An LMDB environment as a [`ReplicaStore`].
 ///
@@ -136,16 +137,36 @@ impl LmdbStore {
 /// What LMDB could hold is more; this keeps one write set, and the memory for it, within reason.
 const LIMITS: StoreLimits = StoreLimits { max_key: MAX_KEY, max_value: 256 << 20, max_batch: 1 << 30 };
 
+/// After so many write sets, readers that died are looked for: cheap beside them, and soon enough for the file not to
+/// grow much.
+const SWEEP: u32 = 256;
+
 #[derive(Debug)]
 struct Blocking {
     environment: Environment,
     /// As last seen, for when it cannot be read.
     foreign: Mutex<Option<u64>>,
+    /// How many write sets came, those included that failed.
+    calls: AtomicU32,
 }
 
 impl Blocking {
     fn new(environment: Environment) -> Self {
-        Self { environment, foreign: Mutex::new(None) }
+        Self { environment, foreign: Mutex::new(None), calls: AtomicU32::new(0) }
+    }
+
+    // What a transaction frees can be used by the next but one, and a transaction that does not commit is none: without
+    // a commit in between, a store that was full could not use what a delete has just freed.
+    fn settle(&self) -> Result<(), StoreError> {
+        let mut settled = settle(&self.environment);
+        if matches!(settled, Err(Failed::MapFull)) && self.environment.grow(true).is_ok() {
+            settled = settle(&self.environment);
+        }
+        let given_back = self.environment.give_back_reserve();
+        match settled {
+            Err(Failed::Unknown(error)) => Err(error),
+            _ => given_back,
+        }
     }
 
     fn force_sync(&self) -> Result<(), StoreError> {
@@ -163,19 +184,29 @@ impl BlockingStore for Blocking {
         if self.environment.is_read_only() {
             return Err(StoreError::backend("it was opened for reading only"));
         }
+        if self.calls.fetch_add(1, Ordering::Relaxed) % SWEEP == SWEEP - 1 {
+            self.environment.clear_stale_readers();
+        }
         // What only deletes, and keeps books about it, may use the reserve: trimming makes room.
         let makes_room = !writes.ops().any(|(keyspace, op)| keyspace != Keyspace::Meta && matches!(op, Op::Put { .. }));
+        let mut settled = false;
         loop {
             match apply(&self.environment, writes) {
                 Ok(()) => break,
-                Err(Failed::MapFull) => self.environment.grow(makes_room)?,
+                Err(Failed::MapFull) => match self.environment.grow(makes_room) {
+                    Err(StoreError::StoreFull { .. }) if !settled => {
+                        self.settle()?;
+                        settled = true;
+                    }
+                    grown => grown?,
+                },
                 Err(Failed::MapResized) => self.environment.adopt_size()?,
                 Err(Failed::Unchanged(error) | Failed::Unknown(error)) => return Err(error),
             }
         }
         // Where that fails, the next call says so: this write set is applied.
         if makes_room && let Err(error) = self.environment.give_back_reserve() {
-            tracing::error!(%error, "the reserve could not be given back");
+            tracing::error!(target: "replikv::store", %error, "the reserve could not be given back");
         }
         if durability == Durability::Buffered || self.environment.commits_are_synced() {
             return Ok(());

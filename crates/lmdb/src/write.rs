@@ -25,9 +25,21 @@ pub(crate) enum Failed {
 pub(crate) fn apply(environment: &Environment, writes: &WriteSet) -> Result<(), Failed> {
     let _open = environment.hold().map_err(Failed::Unchanged)?;
     let mut txn = environment.env().write_txn().map_err(classify)?;
-    let tables = environment.tables();
-    write(tables, &mut txn, writes)?;
-    // Only here can an error leave doubt: pages are on their way to the disk.
+    write(environment.tables(), &mut txn, writes)?;
+    commit(txn)
+}
+
+/// Commits a transaction that changes nothing.
+pub(crate) fn settle(environment: &Environment) -> Result<(), Failed> {
+    let _open = environment.hold().map_err(Failed::Unchanged)?;
+    let mut txn = environment.env().write_txn().map_err(classify)?;
+    // LMDB does not commit what touches no page; this does.
+    Book::sign(environment.tables().book, &mut txn).map_err(Change::from)?;
+    commit(txn)
+}
+
+// Only here can an error leave doubt: pages are on their way to the disk.
+fn commit(txn: RwTxn<'_>) -> Result<(), Failed> {
     txn.commit().map_err(|error| match classify(error) {
         Failed::Unchanged(error @ StoreError::StoreFull { .. }) => Failed::Unchanged(error),
         Failed::Unchanged(error) => Failed::Unknown(StoreError::backend_unknown(error)),

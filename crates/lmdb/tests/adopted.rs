@@ -6,7 +6,7 @@ use replikv_core::{Durability, KeyRange, Keyspace, ReplicaStore, ScanOptions, St
 use replikv_lmdb::heed::types::Str;
 use replikv_lmdb::heed::{Database, DatabaseFlags, EnvFlags};
 use replikv_lmdb::{LmdbOptions, LmdbStore};
-use support::{create, environment, environment_with};
+use support::app::{create, environment, environment_with};
 
 fn options() -> LmdbOptions {
     LmdbOptions::default().table(Subspace::raw("u/"), "users")

@@ -11,7 +11,7 @@ use replikv_core::{Durability, KeyRange, Keyspace, ReplicaStore, ScanOptions, St
 use replikv_lmdb::heed::types::{Bytes as Raw, DecodeIgnore, Str, U32, U64};
 use replikv_lmdb::heed::{Database, DatabaseFlags, IntegerComparator, byteorder::NativeEndian};
 use replikv_lmdb::{LmdbOptions, LmdbOrder, LmdbStore};
-use support::{create, environment, environment_with};
+use support::app::{create, environment, environment_with};
 
 const PLAIN: &[u8] = b"b";
 const REVERSED: &[u8] = b"d/";
@@ -182,10 +182,10 @@ async fn every_database_holds_its_keys_as_the_application_writes_them() {
     let rtxn = env.read_txn().unwrap();
     assert_eq!(plain.get(&rtxn, "ob").unwrap(), Some("value"));
     drop(rtxn);
-    let reversed: Database<'_, Raw, DecodeIgnore> = support::open(&env, "reversed");
-    let short: Database<'_, U32<NativeEndian>, Str, IntegerComparator> = support::open_integers(&env, "short");
-    let long: Database<'_, U64<NativeEndian>, Str, IntegerComparator> = support::open_integers(&env, "long");
-    let rest: Database<'_, Str, Str> = support::open(&env, "data");
+    let reversed: Database<'_, Raw, DecodeIgnore> = support::app::open(&env, "reversed");
+    let short: Database<'_, U32<NativeEndian>, Str, IntegerComparator> = support::app::open_integers(&env, "short");
+    let long: Database<'_, U64<NativeEndian>, Str, IntegerComparator> = support::app::open_integers(&env, "long");
+    let rest: Database<'_, Str, Str> = support::app::open(&env, "data");
     let rtxn = env.read_txn().unwrap();
     let keys: Vec<_> = reversed.iter(&rtxn).unwrap().map(|entry| entry.unwrap().0.to_vec()).collect();
     assert_eq!(keys, [b"zyx", b"xyz"], "as the bytes from the last to the first sort");
@@ -233,9 +233,9 @@ fn what_cannot_be_replicated_is_refused_by_name() {
     let space = |prefix: &'static str| Subspace::raw(prefix);
     let plain = LmdbOptions::default;
     for (options, words) in [
-        (plain().table(space("m"), "many"), "database many holds several values to a key (DUPSORT)"),
+        (plain().table(space("m"), "many"), "database many has duplicates (DUPSORT)"),
         (plain().data_database("integers"), "database integers has integer keys"),
-        (plain().data_database("many"), "database many holds several values"),
+        (plain().data_database("many"), "database many has duplicates"),
         (plain().table_in_order(space("i"), "integers", LmdbOrder::Bytes), "integers has integer keys, it was asked"),
         (plain().table(space("a"), "one").table(space("ab"), "two"), "tables one and two overlap"),
         (plain().table(space("a"), "one").table(space("b"), "one"), "database one cannot be a table"),
@@ -296,7 +296,8 @@ async fn a_store_remembers_its_tables() {
         let error = open(other).unwrap_err();
         let words = std::error::Error::source(&error).unwrap().to_string();
         assert!(
-            words.contains("the store consists of data database data, table") && words.contains("in no log"),
+            words.contains("the store consists of data database data, log database replikv-log")
+                && words.contains("in no log"),
             "{words}"
         );
     }

@@ -19,11 +19,26 @@ pub(crate) async fn run(args: args::Follow, json: bool) -> anyhow::Result<ExitCo
     // Before anything else: a bad name leaves nothing behind.
     LinkId::new(args.id.as_str())?;
     let config = SlaveConfig::new(&args.id);
+    let config = if args.once { config.temporary() } else { config };
     let mut interrupt = Interrupt::new()?;
     // Before the store is made: a name that leads nowhere leaves nothing behind.
     super::check_address(&args.from).await?;
     let first = if args.once { Some(connect(&args.from).await?) } else { None };
+    let probes = match args.status {
+        Some(address) => Some(super::listen(address, args.insecure).await?),
+        None => None,
+    };
+    super::expose_metrics(args.metrics, args.insecure, json).await?;
     let slave = Slave::open(store::open(&args.store)?, config).await.with_context(|| args.store.clone())?;
+    if let Some(listener) = probes {
+        let address = listener.local_addr()?;
+        tokio::spawn(slave.clone().serve_status_tcp(listener));
+        if json {
+            say!("{}", serde_json::json!({ "status": address.to_string() }))?;
+        } else {
+            say!("status on {address}")?;
+        }
+    }
     let result = tokio::select! {
         biased;
         () = interrupt.wait() => Ok(Some(ExitCode::from(if args.once { INTERRUPTED } else { 0 }))),

@@ -13,13 +13,15 @@ mod status;
 mod verify;
 
 use std::io::Write;
+use std::net::SocketAddr;
 use std::process::ExitCode;
 
-use anyhow::Context;
+use anyhow::{Context, bail};
 use clap::CommandFactory;
+use tokio::net::TcpListener;
 
 use crate::args::{Args, Command};
-use crate::ui;
+use crate::{metrics, ui};
 
 /// The answer is no.
 const NO: u8 = 1;
@@ -30,6 +32,28 @@ async fn check_address(address: &str) -> anyhow::Result<()> {
     anyhow::ensure!(port.is_some(), "{address:?} is no address: use HOST:PORT");
     let mut found = tokio::net::lookup_host(address).await.with_context(|| format!("{address} cannot be looked up"))?;
     anyhow::ensure!(found.next().is_some(), "{address} has no address");
+    Ok(())
+}
+
+/// Listens, on loopback unless that is waived.
+async fn listen(address: SocketAddr, insecure: bool) -> anyhow::Result<TcpListener> {
+    if !address.ip().is_loopback() && !insecure {
+        bail!("{address} is not loopback: whoever reaches it can read everything; allow that with --insecure");
+    }
+    TcpListener::bind(address).await.with_context(|| format!("cannot listen on {address}"))
+}
+
+/// Answers scrapes from now on, if that is asked for. Before a node is opened: it tells whoever listens then.
+async fn expose_metrics(address: Option<SocketAddr>, insecure: bool, json: bool) -> anyhow::Result<()> {
+    let Some(address) = address else { return Ok(()) };
+    let listener = listen(address, insecure).await?;
+    let address = listener.local_addr()?;
+    tokio::spawn(metrics::serve(listener, metrics::install()?));
+    if json {
+        say!("{}", serde_json::json!({ "metrics": address.to_string() }))?;
+    } else {
+        say!("metrics on http://{address}/metrics")?;
+    }
     Ok(())
 }
 

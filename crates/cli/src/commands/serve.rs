@@ -2,9 +2,8 @@
 
 use std::process::ExitCode;
 
-use anyhow::{Context, bail};
+use anyhow::Context;
 use replikv::{Batch, Master, MasterConfig};
-use tokio::net::TcpListener;
 use tokio::sync::mpsc;
 
 use super::import::{Source, import};
@@ -18,15 +17,13 @@ use crate::ui;
 const PIPE_BATCH: usize = 1000;
 
 pub(crate) async fn run(args: args::Serve, json: bool) -> anyhow::Result<ExitCode> {
-    if !args.listen.ip().is_loopback() && !args.insecure {
-        bail!("{} is not loopback: whoever reaches it can read everything; allow that with --insecure", args.listen);
-    }
+    let listener = super::listen(args.listen, args.insecure).await?;
     let source = match &args.import {
         Some(path) => Some(Source::open(path, args.format, Columns::default()).await?),
         None => None,
     };
-    let listener = TcpListener::bind(args.listen).await.with_context(|| format!("cannot listen on {}", args.listen))?;
     let address = listener.local_addr()?;
+    super::expose_metrics(args.metrics, args.insecure, json).await?;
     let mut interrupt = Interrupt::new()?;
     let mut end = Interrupt::new()?;
     let master = store::open_master(store::open(&args.store)?, &args.store, MasterConfig::default()).await?;
@@ -45,7 +42,7 @@ pub(crate) async fn run(args: args::Serve, json: bool) -> anyhow::Result<ExitCod
         }
         if args.stdin {
             let operations = apply_pipe(&master).await?;
-            tracing::info!(operations, "standard input has ended");
+            tracing::info!(target: "replikv::program", operations, "standard input has ended");
         }
         std::future::pending::<anyhow::Result<()>>().await
     };

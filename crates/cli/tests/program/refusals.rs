@@ -269,10 +269,10 @@ fn a_master_that_is_not_there_is_said_to_be_unreachable() {
     follow("nonsense").says(2, "\"nonsense\" is no address: use HOST:PORT");
     follow("127.0.0.1:99999").says(2, "use HOST:PORT");
     follow("no.such.host.invalid:1").says(2, "no.such.host.invalid:1 cannot be looked up");
-    refused(&["status", "--from", &nobody], &format!("the master at {nobody} cannot be asked: Connection refused"));
+    refused(&["status", "--from", &nobody], &format!("the node at {nobody} cannot be asked: Connection refused"));
     refused(&["status", "--from", &nobody, "--check"], "cannot be asked");
     refused(&["status", "--from", "nonsense"], "use HOST:PORT");
-    refused(&["follow", "--store", &store, "--from", &nobody, "--id", ""], "cannot name a link");
+    refused(&["follow", "--store", &store, "--from", &nobody, "--id", ""], "is no name");
     assert!(!place.path("store").exists(), "nothing is left behind");
 }
 
@@ -290,7 +290,7 @@ fn a_peer_that_is_no_master_is_said_to_be_none() {
                 drop(std::io::Write::write_all(&mut stream.unwrap(), words.as_bytes()));
             }
         });
-        refused(&["status", "--from", &address], &format!("the master at {address} cannot be asked: "));
+        refused(&["status", "--from", &address], &format!("the node at {address} cannot be asked: "));
         let slave = place.lmdb("slave");
         refused(&["follow", "--store", &slave, "--id", "x", "--once", "--from", &address], "cannot follow");
     }

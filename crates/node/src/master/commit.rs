@@ -13,7 +13,7 @@ use tokio::time::{Instant, sleep, sleep_until};
 use super::Inner;
 use super::config::Commit;
 use super::recording::Pending;
-use super::status::Trouble;
+use super::status::{GroupSize, Trouble};
 use crate::stored;
 
 /// Whom to answer. The permit keeps the intent's bytes counted until then.
@@ -73,7 +73,7 @@ impl<S: ReplicaStore> CommitTask<S> {
             if self.look {
                 self.look_for_recorded().await;
             }
-            match self.committer.step(self.inner.clock.now(), self.inner.uptime()) {
+            match self.committer.step(self.inner.clock.now(), self.inner.uptime_ms()) {
                 Step::Fetch(keys) => {
                     self.fetch(keys).await;
                     // What was read belongs to the head that it was read at: nothing may move that before the commit.
@@ -92,6 +92,7 @@ impl<S: ReplicaStore> CommitTask<S> {
             }
         }
         self.look_for_recorded().await;
+        self.inner.save_slots().await;
         self.sync().await;
         // Nobody can write any more: whoever waits for more is told.
         self.inner.closing.cancel();
@@ -167,14 +168,15 @@ impl<S: ReplicaStore> CommitTask<S> {
             Commit::Synced => Durability::Synced,
             Commit::Buffered { .. } => Durability::Buffered,
         };
+        let begun = Instant::now();
         match apply(&self.inner, &group.writes, durability).await {
             Ok(()) => {
                 self.committer.committed(&group);
                 self.inner.recordings.lock().committed(handed);
                 self.inner.trouble.store(Arc::default());
                 let CommitGroup { entries, checkpoints, answers, .. } = group;
-                self.inner.with_checkpoints(|kept| kept.extend(checkpoints));
-                self.inner.counters.committed(entries.len());
+                self.inner.keep_checkpoints(checkpoints);
+                self.inner.count(GroupSize::of(&entries), Some(begun.elapsed()));
                 self.committed(entries, durability);
                 answer(answers);
             }
@@ -239,10 +241,10 @@ impl<S: ReplicaStore> CommitTask<S> {
         let synced = chain.iter().all(|pending| pending.synced);
         let mut entries = Vec::with_capacity(chain.len());
         for Pending { lone, .. } in chain {
-            self.inner.with_checkpoints(|kept| kept.extend(lone.checkpoints));
-            self.inner.counters.committed(1);
+            self.inner.keep_checkpoints(lone.checkpoints);
             entries.push(lone.entry);
         }
+        self.inner.count(GroupSize::of(&entries), None);
         match self.inner.config.commit {
             // A commit that is on stable storage has all before it there as well.
             _ if synced => self.committed(entries, Durability::Synced),
@@ -272,7 +274,10 @@ impl<S: ReplicaStore> CommitTask<S> {
             }
             // Looked for again at the next trim.
             Err(error) if error.outcome() == Outcome::Unknown => drop(self.recover(&error, None).await),
-            Err(error) => tracing::warn!(error = %crate::error_chain(&error), "records of others cannot be looked for"),
+            Err(error) => tracing::warn!(
+                target: "replikv::master", source = %self.inner.source, error = %crate::error_chain(&error),
+                "records of recorders cannot be looked for"
+            ),
         }
     }
 
@@ -287,7 +292,10 @@ impl<S: ReplicaStore> CommitTask<S> {
                 }
             }
             Err(error) if error.outcome() == Outcome::Unknown => drop(self.recover(&error, None).await),
-            Err(error) => tracing::warn!(error = %crate::error_chain(&error), "the head cannot be read"),
+            Err(error) => tracing::warn!(
+                target: "replikv::master", source = %self.inner.source, error = %crate::error_chain(&error),
+                "the head cannot be read"
+            ),
         }
     }
 
@@ -314,15 +322,15 @@ impl<S: ReplicaStore> CommitTask<S> {
     async fn settle(&mut self, mut group: CommitGroup<Ticket>, error: &StoreError) {
         let answers = std::mem::take(&mut group.answers);
         answer(answers.into_iter().map(|(ticket, decided)| (ticket, after_failure(decided, &Answer::OutcomeUnknown))));
-        let records = group.entries.len();
+        let size = GroupSize::of(&group.entries);
         self.not_synced_yet(std::mem::take(&mut group.entries));
         let Some(found) = self.recover(error, Some(&group)).await else {
             // Shut down before the store came back; the next open finds the truth.
             return answer_step(self.committer.answer_all(&Answer::OutcomeUnknown));
         };
         if found.position == group.head.position {
-            self.inner.counters.committed(records);
-            self.inner.with_checkpoints(|kept| kept.extend(group.checkpoints));
+            self.inner.count(size, None);
+            self.inner.keep_checkpoints(group.checkpoints);
         }
         self.sync().await;
     }
@@ -359,7 +367,10 @@ impl<S: ReplicaStore> CommitTask<S> {
     // The store refuses everything: it is opened anew, and what it then holds is the truth. `group` is the one whose
     // outcome is unknown. None if the master ended before the store came back.
     async fn recover(&mut self, error: &StoreError, group: Option<&CommitGroup<Ticket>>) -> Option<Head> {
-        tracing::error!(error = %crate::error_chain(error), "the store must be opened anew");
+        tracing::error!(
+            target: "replikv::master", source = %self.inner.source, error = %crate::error_chain(error),
+            "the store must be opened anew"
+        );
         self.inner.trouble.store(Arc::new(Trouble::from_commit(error)));
         let (stored, floor) = self.reopen().await?;
         // What recordings have put on top is adopted afterwards.
@@ -409,9 +420,19 @@ impl<S: ReplicaStore> CommitTask<S> {
             match inner.store.reopen().await {
                 Ok(()) => match head_and_floor(&inner.store).await {
                     Ok(found) => return Some(found),
-                    Err(error) => tracing::error!(error = %crate::error_chain(&error), "the head cannot be read"),
+                    Err(error) => {
+                        tracing::error!(
+                            target: "replikv::master", source = %self.inner.source, error = %crate::error_chain(&error),
+                            "the head cannot be read"
+                        );
+                    }
                 },
-                Err(error) => tracing::error!(error = %crate::error_chain(&error), "the store cannot be opened again"),
+                Err(error) => {
+                    tracing::error!(
+                        target: "replikv::master", source = %self.inner.source, error = %crate::error_chain(&error),
+                        "the store cannot be opened again"
+                    );
+                }
             }
             if self.intents.is_closed() {
                 // Nobody is left who could write.
@@ -442,18 +463,19 @@ impl<S: ReplicaStore> CommitTask<S> {
     // One bounded step, then writers get their turn.
     async fn trim(&mut self) {
         self.trim_at = Instant::now() + TRIM_EVERY;
+        self.inner.save_slots().await;
         let damaged = self.inner.damaged.lock().unwrap_or_else(PoisonError::into_inner).take();
         if let Some(seq) = damaged {
             return self.cut(seq).await;
         }
         let published = self.inner.seen.load().published;
         self.look |= !self.inner.recordings.lock().released().is_empty();
-        let head = Head { uptime_ms: self.inner.uptime(), position: published, ..self.committer.head() };
+        let head = Head { uptime_ms: self.inner.uptime_ms(), position: published, ..self.committer.head() };
         let floor = self.floor.position.seq;
         let above = self.inner.with_checkpoints(|checkpoints| {
             checkpoints.iter().filter(|checkpoint| checkpoint.position.seq > floor).take(1).copied().collect::<Vec<_>>()
         });
-        let held = self.inner.sessions.slowest();
+        let held = self.inner.held();
         match self.inner.config.retention.step(&self.floor, &head, &above, held) {
             Ok(Some(trim)) => {
                 if self.move_floor(trim.floor, trim.writes).await {
@@ -462,7 +484,12 @@ impl<S: ReplicaStore> CommitTask<S> {
                 }
             }
             Ok(None) => {}
-            Err(error) => tracing::error!(error = %crate::error_chain(&error), "trimming is not possible"),
+            Err(error) => {
+                tracing::error!(
+                    target: "replikv::master", source = %self.inner.source, error = %crate::error_chain(&error),
+                    "trimming is not possible"
+                );
+            }
         }
     }
 
@@ -487,7 +514,12 @@ impl<S: ReplicaStore> CommitTask<S> {
                 let writes = writes.build();
                 self.move_floor(floor, writes).await;
             }
-            Err(error) => tracing::error!(error = %crate::error_chain(&error), "cutting the log is not possible"),
+            Err(error) => {
+                tracing::error!(
+                    target: "replikv::master", source = %self.inner.source, error = %crate::error_chain(&error),
+                    "cutting the log is not possible"
+                );
+            }
         }
     }
 
@@ -503,7 +535,10 @@ impl<S: ReplicaStore> CommitTask<S> {
                 true
             }
             Err(error) => {
-                tracing::warn!(error = %crate::error_chain(&error), "the log could not be trimmed");
+                tracing::warn!(
+                    target: "replikv::master", source = %self.inner.source, error = %crate::error_chain(&error),
+                    "the log could not be trimmed"
+                );
                 if error.outcome() == Outcome::Unknown {
                     self.recover(&error, None).await;
                 }

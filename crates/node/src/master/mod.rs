@@ -1,6 +1,5 @@
 //! The master: takes writes, keeps the log, serves slaves.
 
-mod blocking;
 mod commit;
 mod config;
 mod error;
@@ -10,11 +9,13 @@ mod recording;
 mod ring;
 mod serve;
 mod sessions;
+mod slots;
 mod status;
 #[cfg(feature = "tcp")]
 mod tcp;
 mod write;
 
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use arc_swap::ArcSwap;
@@ -29,7 +30,6 @@ use tokio::sync::{Mutex as AsyncMutex, Notify, Semaphore, mpsc, watch};
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
-pub use self::blocking::{BlockingError, BlockingMaster};
 use self::commit::{CommitTask, Queued};
 pub use self::config::{Commit, MasterConfig};
 pub use self::error::{ServeError, WriteError};
@@ -39,10 +39,13 @@ pub use self::recording::{Recording, Sealed};
 use self::ring::Ring;
 pub use self::serve::remote_status;
 use self::sessions::Sessions;
+use self::slots::SlotBook;
+pub use self::slots::SlotSeen;
 pub use self::status::{MasterProgress, MasterStatus, SlaveSeen};
 pub use self::write::{Replicated, Write};
 use crate::OpenError;
 use crate::clock::Clock;
+use crate::metrics::{SourceMetrics, sample_every_second};
 
 /// Takes writes to a store, keeps a log of them in the same transactions, and serves that log to slaves.
 ///
@@ -72,17 +75,21 @@ pub(crate) struct Inner<S> {
     epochs: Vec<EpochStart>,
     limits: StoreLimits,
     committer: CommitterConfig,
-    /// How long masters have run on this store before, in milliseconds.
-    uptime_before: u64,
     recordings: Recordings,
     view: watch::Sender<View>,
     /// The same view, for readers that must not wait.
     seen: ArcSwap<View>,
+    /// How often what was handed to the store has come to nothing.
+    setbacks: AtomicU64,
     trouble: ArcSwap<status::Trouble>,
     counters: status::Counters,
+    metrics: SourceMetrics,
     ring: Mutex<Ring>,
     checkpoints: Mutex<Vec<Checkpoint>>,
     sessions: Arc<Sessions>,
+    slots: SlotBook,
+    /// How long masters had run on this store when this one was opened, in milliseconds.
+    uptime_before: u64,
     session_permits: Arc<Semaphore>,
     log_reads: Semaphore,
     /// A record up to here is damaged: the log begins after it.
@@ -127,15 +134,18 @@ impl<S: ReplicaStore> Master<S> {
             epochs: opened.epochs,
             limits: opened.limits,
             committer: committer_config,
-            uptime_before: opened.head.uptime_ms,
             recordings: Recordings::new(opened.head.position),
             view: watch::Sender::new(view),
             seen: ArcSwap::from_pointee(view),
+            setbacks: AtomicU64::new(0),
             trouble: ArcSwap::default(),
             counters: status::Counters::default(),
+            metrics: SourceMetrics::new(opened.source),
             ring: Mutex::new(Ring::new(config.ring_bytes)),
             checkpoints: Mutex::new(opened.checkpoints),
             sessions: Arc::new(Sessions::new()),
+            slots: SlotBook::new(opened.slots),
+            uptime_before: opened.head.uptime_ms,
             session_permits: Arc::new(Semaphore::new(config.max_sessions)),
             log_reads: Semaphore::new(config.log_readers),
             damaged: Mutex::new(None),
@@ -149,6 +159,11 @@ impl<S: ReplicaStore> Master<S> {
         });
         let task = CommitTask::new(inner.clone(), committer, receiver, opened.floor);
         *inner.committing.lock().await = Some(tokio::spawn(task.run()));
+        tracing::info!(
+            target: "replikv::master", source = %inner.source, seq = %view.published.seq,
+            "a master was opened"
+        );
+        sample_every_second(&inner.runtime, &inner, inner.closing.clone());
         Ok(Self { inner, intents })
     }
 
@@ -209,11 +224,6 @@ impl<S: ReplicaStore> Master<S> {
         MasterProgress::new(self.inner.view.subscribe(), self.inner.closing.clone())
     }
 
-    /// A handle for synchronous code.
-    pub fn blocking(&self) -> BlockingMaster<S> {
-        BlockingMaster::new(self.clone())
-    }
-
     /// Commits what was written so far, says goodbye to slaves, and closes the store: when this returns it can be
     /// opened again.
     ///
@@ -233,7 +243,7 @@ impl<S: ReplicaStore> Master<S> {
         if let Some(task) = committing.as_mut()
             && let Err(error) = task.await
         {
-            tracing::error!(%error, "the commit task died");
+            tracing::error!(target: "replikv::master", source = %self.inner.source, %error, "the commit task died");
         }
         *committing = None;
         self.inner.store.close().await
@@ -243,6 +253,10 @@ impl<S: ReplicaStore> Master<S> {
 impl<S> Master<S> {
     pub(crate) fn inner(&self) -> &Arc<Inner<S>> {
         &self.inner
+    }
+
+    pub(crate) fn runtime(&self) -> &tokio::runtime::Handle {
+        &self.inner.runtime
     }
 }
 
@@ -256,11 +270,6 @@ impl<S> Inner<S> {
         **self.seen.load()
     }
 
-    fn uptime(&self) -> u64 {
-        let running = self.clock.now().monotonic.as_millis();
-        self.uptime_before.saturating_add(u64::try_from(running).unwrap_or(u64::MAX))
-    }
-
     /// Tells what a page may show from now on, if `handed` is the last record of the commit task's.
     fn hand_over(&self, handed: Position) {
         // Under this lock, so that no recording comes in between.
@@ -270,7 +279,11 @@ impl<S> Inner<S> {
 
     fn change_view(&self, change: impl FnOnce(&mut View)) {
         self.view.send_modify(|view| {
+            let handed = view.handed.seq;
             change(view);
+            if view.handed.seq < handed {
+                self.setbacks.fetch_add(1, Ordering::SeqCst);
+            }
             self.seen.store(Arc::new(*view));
         });
     }
@@ -278,6 +291,10 @@ impl<S> Inner<S> {
     fn with_ring<R>(&self, look: impl FnOnce(&mut Ring) -> R) -> R {
         // Nothing that runs under these locks can panic half way.
         look(&mut self.ring.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    fn keep_checkpoints(&self, new: Vec<Checkpoint>) {
+        self.with_checkpoints(|kept| new.into_iter().for_each(|checkpoint| checkpoint.keep_in(kept)));
     }
 
     fn with_checkpoints<R>(&self, look: impl FnOnce(&mut Vec<Checkpoint>) -> R) -> R {

@@ -90,11 +90,15 @@ impl Faults {
         self.apply_after(0, fault);
     }
 
-    /// `skip` applies go well, then one goes wrong. Counted from where the faults asked for before end.
+    /// `times` applies go well before what is asked for next.
+    pub fn pass_applies(&self, times: usize) {
+        self.state().applies.extend(std::iter::repeat_n(ApplyRule::default(), times));
+    }
+
+    /// `skip` applies go well, then one goes wrong.
     pub fn apply_after(&self, skip: usize, fault: ApplyFault) {
-        let mut state = self.state();
-        state.applies.extend(std::iter::repeat_n(ApplyRule::default(), skip));
-        state.applies.push_back(ApplyRule { fault: Some(fault), ..ApplyRule::default() });
+        self.pass_applies(skip);
+        self.state().applies.push_back(ApplyRule { fault: Some(fault), ..ApplyRule::default() });
     }
 
     /// The next apply hangs before anybody can see it. Other writers wait behind it, readers do not.
