@@ -5,7 +5,7 @@ use std::sync::Arc;
 use async_trait::async_trait;
 use bytes::Bytes;
 
-use crate::{Cursor, KeyRange, LinkId, Page, ScanOptions, StoreError, StoreLimits, WriteSet, meta};
+use crate::{Cursor, KeyRange, LinkId, Page, ScanOptions, StoreError, StoreLimits, StoreStats, WriteSet, meta};
 
 /// One of the three ordered maps of a store.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -139,6 +139,13 @@ pub trait ReplicaStore: Send + Sync + 'static {
     fn preferred_write_set(&self) -> usize {
         32 << 20
     }
+
+    /// What it can say of itself, for whoever watches it. Never waits for a write; nothing is decided by it.
+    ///
+    /// A store that wraps another one passes this on.
+    fn stats(&self) -> StoreStats {
+        StoreStats::default()
+    }
 }
 
 #[async_trait]
@@ -177,5 +184,9 @@ impl<T: ReplicaStore + ?Sized> ReplicaStore for Arc<T> {
 
     fn preferred_write_set(&self) -> usize {
         (**self).preferred_write_set()
+    }
+
+    fn stats(&self) -> StoreStats {
+        (**self).stats()
     }
 }

@@ -17,7 +17,8 @@ mod wire;
 
 pub use applier::{Applier, Group, Progress};
 pub use committer::{
-    Abort, Answer, CommitGroup, Committer, CommitterConfig, Intent, LogEntry, Step, TransactFn, TransactView, Work,
+    Abort, Answer, CommitGroup, Committer, CommitterConfig, Intent, LogEntry, LoneRecord, Step, TransactFn,
+    TransactView, Work,
 };
 pub use reconcile::{Compare, Compared, RangeSummary, Verdict};
 pub use record::{PreparedRecord, RECORD_FORMAT, Record, RecordDraft, RecordError, RecordHeader, RecordKind, origin};

@@ -6,7 +6,7 @@ use async_trait::async_trait;
 use bytes::Bytes;
 use replikv_blocking::{Threaded, ThreadedOptions};
 use replikv_core::{
-    Durability, KeyRange, Keyspace, Page, ReplicaStore, ScanOptions, StoreError, StoreLimits, WriteSet,
+    Durability, KeyRange, Keyspace, Page, ReplicaStore, ScanOptions, StoreError, StoreLimits, StoreStats, WriteSet,
 };
 
 use crate::blocking::Blocking;
@@ -103,5 +103,9 @@ impl ReplicaStore for SledStore {
 
     fn preferred_write_set(&self) -> usize {
         self.threaded.preferred_write_set()
+    }
+
+    fn stats(&self) -> StoreStats {
+        self.threaded.stats()
     }
 }

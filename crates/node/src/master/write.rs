@@ -9,7 +9,7 @@ use replikv_proto::{Abort, Intent, TransactView, Work};
 use tokio::sync::oneshot;
 use tokio::time::timeout;
 
-use super::commit::Ticket;
+use super::commit::{Queued, Ticket};
 use super::{Master, WriteError};
 
 type BoxFuture<'a, T> = Pin<Box<dyn Future<Output = T> + Send + 'a>>;
@@ -52,11 +52,14 @@ impl<S: ReplicaStore> Master<S> {
         if self.inner.closing.is_cancelled() {
             return Err(WriteError::Closed);
         }
+        if self.records_here() {
+            return Err(WriteError::RecorderOpen);
+        }
         let wanted = u32::try_from(permits(bytes).min(permits(self.inner.config.queue_bytes))).unwrap_or(u32::MAX);
         let permit = self.inner.queue.clone().acquire_many_owned(wanted).await.map_err(|_| WriteError::Closed)?;
         let (answer, answered) = oneshot::channel();
         let intent = Intent { ticket: Ticket { answer, _permit: permit }, work };
-        self.intents.send(intent).map_err(|_| WriteError::Closed)?;
+        self.intents.send(Queued::Intent(intent)).map_err(|_| WriteError::Closed)?;
         let answer = answered.await.map_err(|_| WriteError::Closed)?;
         WriteError::from_answer(answer).map(Token::from)
     }
