@@ -101,8 +101,8 @@ impl Blocking {
     }
 }
 
-// One log serves all trees of a database. A transaction writes into it where its last change ends before any of them can
-// reach the disk, as a batch does: recovery takes all of them, in every tree, or stops before the first.
+// One log serves all trees of a database. As a batch does, a transaction begins there with an entry that says where its
+// last change ends: recovery takes all of them, in every tree, or stops before the first.
 fn apply_together(touched: &[(&Tree, Batch)]) -> Result<(), sled::Error> {
     let (trees, batches): (Vec<&Tree>, Vec<&Batch>) = touched.iter().map(|(tree, batch)| (*tree, batch)).unzip();
     let apply = |trees: &Vec<TransactionalTree>| -> ConflictableTransactionResult<(), sled::Error> {
