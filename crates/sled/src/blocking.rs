@@ -151,3 +151,38 @@ impl BlockingStore for Blocking {
         LIMITS
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use replikv_core::Subspace;
+
+    use super::*;
+
+    fn put(key: &str) -> WriteSet {
+        WriteSet::builder().put(Keyspace::Data, key, "value").unwrap().build()
+    }
+
+    // What reopening a store is, once it was broken: by a panic in a read, for example.
+    #[test]
+    fn an_adopted_database_is_made_a_store_again_and_read_anew_unless_it_is_in_doubt() {
+        let database = sled::Config::new().temporary(true).open().unwrap();
+        let users = database.open_tree("users").unwrap();
+        let adopted = Adopted::new(database).unwrap();
+        let options = SledOptions::default().tree(Subspace::raw("u/"), "users");
+        let store = Blocking::adopt(&adopted, &options).unwrap();
+        store.apply(&put("u/alice"), Durability::Synced).unwrap();
+        store.apply(&put("else"), Durability::Buffered).unwrap();
+        drop(store);
+        users.insert("bob", "beside us").unwrap();
+        let store = Blocking::adopt(&adopted, &options).unwrap();
+        for key in [&b"u/alice"[..], b"u/bob", b"else"] {
+            assert!(store.get(Keyspace::Data, key).unwrap().is_some());
+        }
+        drop(store);
+        let failed: Result<(), &str> = adopted.doubt().until_done(|| Err("half way"));
+        assert!(failed.is_err());
+        // What succeeds later takes no doubt away.
+        adopted.doubt().until_done(|| Ok::<_, ()>(())).unwrap();
+        assert!(matches!(Blocking::adopt(&adopted, &options), Err(StoreError::Fatal { .. })));
+    }
+}
