@@ -208,7 +208,7 @@ fn check_new(
         )));
     }
     // Once: what is written later goes through the store.
-    for entry in tree.iter() {
+    for entry in tree {
         let (key, value) = entry.map_err(failed)?;
         let len = prefix.len() + key.len();
         if len == 0 {
