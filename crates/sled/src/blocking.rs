@@ -75,6 +75,7 @@ impl Blocking {
         }
         let resolved = writes.resolve(|keyspace, range| self.keys(keyspace, range))?;
         let mut batches: Vec<Option<Batch>> = Vec::new();
+        let mut largest = 0;
         for (keyspace, key, value) in resolved.iter() {
             let place = self.trees.place(keyspace, key);
             if batches.len() <= place.index {
@@ -82,7 +83,10 @@ impl Blocking {
             }
             let batch = batches[place.index].get_or_insert_default();
             match value {
-                Some(value) => batch.insert(place.inner(key), value),
+                Some(value) => {
+                    largest = largest.max(value.len());
+                    batch.insert(place.inner(key), value);
+                }
                 None => batch.remove(place.inner(key)),
             }
         }
@@ -93,7 +97,15 @@ impl Blocking {
             1 => touched.pop().map_or(Ok(()), |(tree, batch)| self.doubt.until_done(|| tree.apply_batch(batch))),
             _ => self.doubt.until_done(|| apply_together(&touched)),
         }
-        .map_err(unknown)
+        .map_err(unknown)?;
+        // The end of the log is still in memory, unless the application flushes just now.
+        if self.may_be_a_file(largest) { self.doubt.until_done(|| self.files.sync_blobs()) } else { Ok(()) }
+    }
+
+    // sled has at least four entries in a segment of the log; larger ones are files. This asks for less, so that keys and
+    // headers are counted in.
+    fn may_be_a_file(&self, value: usize) -> bool {
+        value >= self.database.context.segment_size / 8
     }
 
     fn sync_files(&self) -> Result<(), StoreError> {
@@ -160,6 +172,17 @@ mod tests {
 
     fn put(key: &str) -> WriteSet {
         WriteSet::builder().put(Keyspace::Data, key, "value").unwrap().build()
+    }
+
+    #[test]
+    fn a_large_value_is_on_the_disk_before_the_log_says_so_even_if_that_is_only_buffered() {
+        let directory = tempfile::tempdir().unwrap();
+        let store = Blocking::open(directory.path(), &SledOptions::default()).unwrap();
+        for key in ["one", "two"] {
+            let large = WriteSet::builder().put(Keyspace::Data, key, vec![7; 1 << 20]).unwrap().build();
+            store.apply(&large, Durability::Buffered).unwrap();
+            assert_eq!(store.files.unsynced_blobs(), 0);
+        }
     }
 
     // What reopening a store is, once it was broken: by a panic in a read, for example.

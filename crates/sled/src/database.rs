@@ -148,11 +148,20 @@ impl Files {
         Self { path: path.to_path_buf(), synced_blobs: Mutex::default() }
     }
 
-    // `flush` starts writing pages out on Linux and does not wait for the disk; a sync of the files does. Large values
-    // are in files of their own, which are written once.
+    // `flush` starts writing pages out on Linux and does not wait for the disk; a sync of the files does.
     pub(crate) fn sync(&self, database: &Db) -> Result<(), StoreError> {
+        self.sync_blobs()?;
         database.flush().map_err(unknown)?;
         sync_file(&self.path.join("db"))?;
+        // A flush may have made some.
+        self.sync_blobs()
+    }
+
+    /// Syncs the files of large values, each of which is written once.
+    ///
+    /// They must be there before the log says so: recovery leaves out an entry whose file is missing, and takes the rest of
+    /// its batch.
+    pub(crate) fn sync_blobs(&self) -> Result<(), StoreError> {
         let blobs = self.path.join("blobs");
         let Ok(entries) = std::fs::read_dir(&blobs) else { return Ok(()) };
         let mut synced = self.synced_blobs.lock().unwrap_or_else(PoisonError::into_inner);
@@ -166,6 +175,14 @@ impl Files {
         }
         *synced = present;
         Ok(())
+    }
+
+    #[cfg(test)]
+    pub(crate) fn unsynced_blobs(&self) -> usize {
+        let present: Vec<_> = std::fs::read_dir(self.path.join("blobs")).unwrap().map(Result::unwrap).collect();
+        let synced = self.synced_blobs.lock().unwrap();
+        assert!(!present.is_empty());
+        present.iter().filter(|entry| !synced.contains(&entry.file_name())).count()
     }
 }
 
