@@ -30,4 +30,4 @@ pub use replikv_proto::{Abort, Record, RejectCode, Retention, TransactView};
 #[cfg(feature = "lmdb")]
 pub use replikv_lmdb::{LmdbOptions, LmdbOrder, LmdbStore, LmdbSync, heed};
 #[cfg(feature = "sled")]
-pub use replikv_sled::{SledOptions, SledStore};
+pub use replikv_sled::{SledOptions, SledStore, sled};
