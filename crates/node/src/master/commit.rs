@@ -4,9 +4,11 @@ use std::sync::{Arc, PoisonError};
 use std::time::Duration;
 
 use bytes::Bytes;
-use replikv_core::{Durability, KeyRange, Keyspace, Outcome, Position, ReplicaStore, Seq, StoreError, WriteSet};
-use replikv_proto::layout::{Floor, Head, Stored};
-use replikv_proto::{Answer, CommitGroup, Committer, Intent, LogEntry, Step};
+use replikv_core::{
+    Durability, KeyRange, Keyspace, Outcome, Position, ReplicaStore, ScanOptions, Seq, StoreError, WriteSet,
+};
+use replikv_proto::layout::{Checkpoint, Floor, Head, Stored};
+use replikv_proto::{Answer, CommitGroup, Committer, Intent, LogEntry, Record, Step, Trim};
 use tokio::sync::{OwnedSemaphorePermit, mpsc, oneshot};
 use tokio::time::{Instant, sleep, sleep_until};
 
@@ -52,6 +54,8 @@ pub(super) struct CommitTask<S> {
 
 const ATTEMPTS: u32 = 6;
 const TRIM_EVERY: Duration = Duration::from_secs(1);
+/// The most records that one step of trimming removes.
+const TRIM_RECORDS: usize = 1024;
 const REOPEN_EVERY: Duration = Duration::from_millis(500);
 
 impl<S: ReplicaStore> CommitTask<S> {
@@ -92,10 +96,10 @@ impl<S: ReplicaStore> CommitTask<S> {
             }
         }
         self.look_for_recorded().await;
-        self.inner.save_slots().await;
+        if !self.committer.is_fenced() {
+            self.inner.save_slots().await;
+        }
         self.sync().await;
-        // Nobody can write any more: whoever waits for more is told.
-        self.inner.closing.cancel();
     }
 
     fn take_all(&mut self) {
@@ -182,13 +186,16 @@ impl<S: ReplicaStore> CommitTask<S> {
             }
             Err(error) if error.outcome() == Outcome::Unknown => self.settle(group, &error).await,
             Err(StoreError::HeadMoved) => return self.overtaken(group).await,
-            Err(error @ StoreError::KeyUnfit { .. }) => match self.committer.taken_apart(group) {
-                Ok(refused) => {
-                    answer(refused);
-                    self.inner.hand_over(self.committer.handed());
+            // Each fits alone, but perhaps not together.
+            Err(error @ (StoreError::KeyUnfit { .. } | StoreError::BatchTooLarge { .. })) => {
+                match self.committer.taken_apart(group) {
+                    Ok(refused) => {
+                        answer(refused);
+                        self.inner.hand_over(self.committer.handed());
+                    }
+                    Err(group) => self.refused(*group, error),
                 }
-                Err(group) => self.refused(*group, error),
-            },
+            }
             Err(error) => {
                 self.inner.trouble.store(Arc::new(Trouble::from_commit(&error)));
                 self.refused(group, error);
@@ -463,7 +470,18 @@ impl<S: ReplicaStore> CommitTask<S> {
     // One bounded step, then writers get their turn.
     async fn trim(&mut self) {
         self.trim_at = Instant::now() + TRIM_EVERY;
+        if self.committer.is_fenced() {
+            // Log and slots are the other master's now.
+            return;
+        }
         self.inner.save_slots().await;
+        // A store that broke under somebody's read or acknowledgement is not left so until the next write.
+        if let Err(error) = self.inner.store.get(Keyspace::Meta, Head::KEY).await
+            && error.outcome() == Outcome::Unknown
+        {
+            self.recover(&error, None).await;
+            return;
+        }
         let damaged = self.inner.damaged.lock().unwrap_or_else(PoisonError::into_inner).take();
         if let Some(seq) = damaged {
             return self.cut(seq).await;
@@ -476,7 +494,7 @@ impl<S: ReplicaStore> CommitTask<S> {
             checkpoints.iter().filter(|checkpoint| checkpoint.position.seq > floor).take(1).copied().collect::<Vec<_>>()
         });
         let held = self.inner.held();
-        match self.inner.config.retention.step(&self.floor, &head, &above, held) {
+        match self.next_trim(&head, above, held).await {
             Ok(Some(trim)) => {
                 if self.move_floor(trim.floor, trim.writes).await {
                     // There may be more to do.
@@ -491,6 +509,31 @@ impl<S: ReplicaStore> CommitTask<S> {
                 );
             }
         }
+    }
+
+    // Old checkpoints are far apart; a step ends at a record in between, so that no write set is long.
+    async fn next_trim(
+        &mut self,
+        head: &Head,
+        mut above: Vec<Checkpoint>,
+        held: Option<Seq>,
+    ) -> Result<Option<Trim>, StoreError> {
+        let retention = self.inner.config.retention;
+        let Some(trim) = retention.step(&self.floor, head, &above, held)? else { return Ok(None) };
+        if trim.floor.position.seq.since(self.floor.position.seq) <= TRIM_RECORDS as u64 {
+            return Ok(Some(trim));
+        }
+        let range = KeyRange::all().after(&self.floor.position.seq.to_key());
+        let options = ScanOptions::default().max_entries(TRIM_RECORDS).max_bytes(usize::MAX);
+        let page = self.inner.store.scan(Keyspace::Log, range, options).await?;
+        let bytes: u64 = page.iter().map(|(_, record)| record.len() as u64).sum();
+        let last = page.entries().last().and_then(|(_, record)| Record::decode(record).ok());
+        // A record that cannot be read names no position; the checkpoint does.
+        let Some(last) = last else { return Ok(Some(trim)) };
+        let uptime_ms = above.first().map_or(0, |checkpoint| checkpoint.uptime_ms);
+        let log_bytes = self.floor.log_bytes.saturating_add(bytes);
+        above.insert(0, Checkpoint { position: last.position(), log_bytes, uptime_ms });
+        retention.step(&self.floor, head, &above, held)
     }
 
     // The log begins after a damaged record: at the next point whose digest is known.
@@ -541,8 +584,25 @@ impl<S: ReplicaStore> CommitTask<S> {
                 );
                 if error.outcome() == Outcome::Unknown {
                     self.recover(&error, None).await;
+                } else if matches!(error, StoreError::HeadMoved) {
+                    self.read_floor().await;
                 }
                 false
+            }
+        }
+    }
+}
+
+impl<S: ReplicaStore> CommitTask<S> {
+    // Somebody else has moved it.
+    async fn read_floor(&mut self) {
+        match stored::require::<S, Floor>(&self.inner.store, Floor::KEY).await {
+            Ok(floor) => self.floor = floor,
+            Err(error) => {
+                tracing::warn!(
+                    target: "replikv::master", source = %self.inner.source, error = %crate::error_chain(&error),
+                    "the floor cannot be read"
+                );
             }
         }
     }

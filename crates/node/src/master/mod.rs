@@ -158,7 +158,13 @@ impl<S: ReplicaStore> Master<S> {
             config,
         });
         let task = CommitTask::new(inner.clone(), committer, receiver, opened.floor);
-        *inner.committing.lock().await = Some(tokio::spawn(task.run()));
+        // However it ends, nobody can write any more, and whoever waits for more is told.
+        let ended = inner.closing.clone().drop_guard();
+        let committing = tokio::spawn(async move {
+            let _ended = ended;
+            task.run().await;
+        });
+        *inner.committing.lock().await = Some(committing);
         tracing::info!(
             target: "replikv::master", source = %inner.source, seq = %view.published.seq,
             "a master was opened"

@@ -83,6 +83,8 @@ struct Driver<'a, S> {
 
 impl<S> Drop for Driver<'_, S> {
     fn drop(&mut self) {
+        // First: a slot that is made meanwhile must not take it for connected.
+        self.entered = None;
         if let Some(name) = &self.slot {
             self.inner.slots.with(|slots| slots.disconnected(name, self.inner.slot_time()));
         }

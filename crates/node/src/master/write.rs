@@ -1,9 +1,11 @@
 //! Writing.
 
 use std::future::{Future, IntoFuture};
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::pin::Pin;
 use std::time::Duration;
 
+use bytes::Bytes;
 use replikv_core::{Batch, ReplicaStore, Token};
 use replikv_proto::{Abort, Intent, TransactView, Work};
 use tokio::sync::oneshot;
@@ -44,7 +46,11 @@ impl<S: ReplicaStore> Master<S> {
         &self,
         mut transaction: impl FnMut(&TransactView<'_>, Batch) -> Result<Batch, Abort> + Send + 'static,
     ) -> Result<Token, WriteError> {
-        let function = Box::new(move |view: &TransactView<'_>| transaction(view, Batch::new()));
+        // It runs on the task that commits, which must outlive whatever it does.
+        let function = Box::new(move |view: &TransactView<'_>| {
+            let run = AssertUnwindSafe(|| transaction(view, Batch::new()));
+            catch_unwind(run).unwrap_or_else(|_| Err(Abort::refuse("it panicked")))
+        });
         self.submit(Work::Transact(function), 1024).await.inspect_err(|error| self.inner.metrics.refused(error))
     }
 
@@ -125,7 +131,10 @@ impl<'a, S: ReplicaStore> IntoFuture for Write<'a, S> {
             let Self { master, batch } = self;
             let written = match batch.check(&master.inner.limits) {
                 Ok(()) => {
-                    let bytes = batch.byte_len();
+                    // Conditions wait in memory as well.
+                    let conditions = batch.conditions().iter();
+                    let conditions = conditions.map(|it| it.key.len() + it.value.as_ref().map_or(0, Bytes::len));
+                    let bytes = batch.byte_len() + conditions.sum::<usize>();
                     master.submit(Work::Batch(batch), bytes).await
                 }
                 Err(error) => Err(error.into()),

@@ -2,7 +2,9 @@
 
 use std::time::Duration;
 
-use replikv_core::{EncodedOps, KeyRange, Keyspace, ReplicaStore, ReplicaStoreExt, ScanOptions, StoreError};
+use replikv_core::{
+    EncodedOps, KeyRange, Keyspace, ReplicaStore, ReplicaStoreExt, ScanOptions, StoreError, StoreLimits,
+};
 use replikv_proto::{Applier, DecoderLimits, SlaveAction, SlaveSession, SlaveSessionConfig};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::task::JoinHandle;
@@ -61,6 +63,7 @@ impl<S: ReplicaStore> Slave<S> {
         inner.store.reopen().await?;
         let session = self.session().await?;
         let target = inner.config.group_bytes.unwrap_or_else(|| inner.store.preferred_write_set());
+        let target = target.min(usable(inner.store.limits()).max_batch).max(1);
         let applier = Applier::new(inner.config.link.clone(), session.cursor.clone(), target);
         inner.tracker.rewound(session.cursor.as_ref());
 
@@ -97,7 +100,7 @@ impl<S: ReplicaStore> Slave<S> {
             cursor,
             holds_data,
             checkpoints: stored::checkpoint_positions(&inner.store, CHECKPOINTS).await?,
-            limits: inner.store.limits(),
+            limits: usable(inner.store.limits()),
             temporary: inner.config.temporary,
             handshake_timeout: inner.config.handshake_timeout,
         })
@@ -226,6 +229,13 @@ impl Drop for WhenDropped<'_> {
             tracker.disconnected("following was given up".into());
         }
     }
+}
+
+// What a write set holds beside records: a cursor, which is long in the middle of a comparison, and checkpoints.
+fn usable(limits: StoreLimits) -> StoreLimits {
+    const BESIDE: usize = 2 << 20;
+    let beside = BESIDE.min(limits.max_batch / 8);
+    StoreLimits { max_batch: limits.max_batch - beside, ..limits }
 }
 
 async fn join(task: JoinHandle<Result<(), FollowError>>) -> Result<(), FollowError> {

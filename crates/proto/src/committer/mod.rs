@@ -191,6 +191,8 @@ impl<T> Committer<T> {
         if !building.has_records() {
             let answers = building.into_answers();
             self.singles = self.singles.saturating_sub(answers.len());
+            // Nothing is committed that would outdate it; it would only grow.
+            self.known.clear();
             return Step::Answer(answers);
         }
         match building.finish(self.committed) {
