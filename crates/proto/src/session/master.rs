@@ -714,7 +714,9 @@ impl Stream {
         }
         let held = self.asked.iter().map(|asked| &asked.summary).chain(&compare.ranges);
         if held.map(|summary| bound_len(&summary.range)).sum::<usize>() > MAX_ASKED_BYTES {
-            return Err(ProtocolError::misbehaved("the bounds of what it asks about are longer than those of any slave"));
+            return Err(ProtocolError::misbehaved(
+                "the bounds of what it asks about are longer than those of any slave",
+            ));
         }
         if compare.ranges.iter().any(|asked| asked.range.is_empty()) {
             return Err(ProtocolError::misbehaved("it asks about an empty range"));
