@@ -146,12 +146,12 @@ fn a_broken_line_is_named_and_nothing_of_its_file_is_imported() {
 fn what_came_before_a_broken_line_of_a_pipe_is_counted() {
     let place = Place::new();
     let store = place.lmdb("store");
-    let mut lines: String = (0..1500).map(|n| format!("k{n:04}\tv\n")).collect();
+    let mut lines: String = (0..50_500).map(|n| format!("k{n:05}\tv\n")).collect();
     lines.push_str("no tab\n");
     let args = ["import", "--store", &store, "--format", "tsv", "-"];
-    let ended = run_with(&args, lines.as_bytes()).says(2, "standard input: line 1501: there is no '\\t'");
-    assert!(ended.stderr.contains("the 1,000 entries before are imported"), "{ended:?}");
-    assert_eq!(contents(&store).lines().count(), 1000);
+    let ended = run_with(&args, lines.as_bytes()).says(2, "standard input: line 50501: there is no '\\t'");
+    assert!(ended.stderr.contains("the 50,000 entries before are imported"), "{ended:?}");
+    assert_eq!(contents(&store).lines().count(), 50_000);
 }
 
 #[test]
