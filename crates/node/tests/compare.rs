@@ -383,3 +383,34 @@ async fn catch_up_or_go_on(master: &Master<Store>, slave: &Slave<Store>, seq: Se
     })
     .await;
 }
+
+// Else a slave whose master's disk is slow gives up before its welcome, comes back, and has the data counted again.
+#[tokio::test(start_paused = true)]
+async fn a_slave_does_not_wait_long_for_what_only_tells_which_way_is_cheaper() -> Result<(), Error> {
+    let source = store();
+    let master = master(&source, MasterConfig::default()).await;
+    // Much more log than data: if that were known, the slave would copy.
+    for round in 0..4 {
+        master.put("k", vec![round; 1 << 20]).await?;
+    }
+    let held = source.faults().hold_read(Keyspace::Data);
+    let (first, second) = (slave(&store(), "first").await, slave(&store(), "second").await);
+    let first_ends = connect(&master, &first);
+    soon(first.wait_caught_up()).await?;
+    assert!(held.is_reached(), "the data was looked at");
+    // Nor is it counted for each of them.
+    let again = source.faults().hold_read(Keyspace::Data);
+    let second_ends = connect(&master, &second);
+    soon(second.wait_caught_up()).await?;
+    assert!(!again.is_reached(), "what is known is known for a while");
+    tokio::time::sleep(std::time::Duration::from_secs(61)).await;
+    let third = slave(&store(), "third").await;
+    let third_ends = connect(&master, &third);
+    soon(third.wait_caught_up()).await?;
+    assert!(again.is_reached(), "it is looked at again");
+    assert_equal(&master, &third).await;
+    for (_, following) in [first_ends, second_ends, third_ends] {
+        following.abort();
+    }
+    Ok(())
+}

@@ -92,6 +92,8 @@ pub(crate) struct Inner<S> {
     uptime_before: u64,
     session_permits: Arc<Semaphore>,
     log_reads: Semaphore,
+    /// How much data there was when somebody last asked. Whoever counts holds it.
+    measured: AsyncMutex<Option<log::Measured>>,
     /// A record up to here is damaged: the log begins after it.
     damaged: Mutex<Option<replikv_core::Seq>>,
     wake: Notify,
@@ -148,6 +150,7 @@ impl<S: ReplicaStore> Master<S> {
             uptime_before: opened.head.uptime_ms,
             session_permits: Arc::new(Semaphore::new(config.max_sessions)),
             log_reads: Semaphore::new(config.log_readers),
+            measured: AsyncMutex::new(None),
             damaged: Mutex::new(None),
             wake: Notify::new(),
             queue: Arc::new(Semaphore::new(write::permits(config.queue_bytes))),

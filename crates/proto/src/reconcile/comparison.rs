@@ -7,7 +7,7 @@ use replikv_core::{EncodedOps, KeyRange};
 use super::pieces::Pieces;
 use super::{
     FAN_OUT, MAX_BOUND_BYTES, MAX_ENTRIES, MAX_PIECES, MAX_RANGES, PIECE_BYTES, PIECE_ENTRIES, RangeSummary, Verdict,
-    ends_by, joins,
+    bound_len, ends_by, joins,
 };
 
 /// Asks about everything that is not covered, until all of it is.
@@ -233,8 +233,4 @@ impl Lane {
             self.current = None;
         }
     }
-}
-
-fn bound_len(range: &KeyRange) -> usize {
-    range.start().len() + range.end().map_or(0, bytes::Bytes::len)
 }

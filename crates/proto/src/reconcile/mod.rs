@@ -107,6 +107,11 @@ fn separator(below: &[u8], above: &[u8]) -> Bytes {
     Bytes::copy_from_slice(&above[..above.len().min(common + 1)])
 }
 
+/// How many bytes the bounds of a range have.
+pub(crate) fn bound_len(range: &KeyRange) -> usize {
+    range.start().len() + range.end().map_or(0, Bytes::len)
+}
+
 // True if `range` ends where `next` begins.
 fn joins(range: &KeyRange, next: &KeyRange) -> bool {
     range.end() == Some(next.start())

@@ -8,7 +8,7 @@ use replikv_core::{Coverage, Cursor, Fill, KeyRange, Position, Seq, SourceId, St
 
 use super::{Located, MAX_CHECKPOINTS, MAX_NAME_LEN, ProtocolError, Refusal};
 use crate::layout::Checkpoint;
-use crate::reconcile::{Answer, Asked, Examination, MAX_ENTRIES, MAX_PIECES};
+use crate::reconcile::{Answer, Asked, Examination, MAX_BOUND_BYTES, MAX_ENTRIES, MAX_PIECES, bound_len};
 use crate::{
     Ack, Compare, Content, EpochStart, Goodbye, GoodbyeReason, Heartbeat, Hello, Message, Mode, Now, Progress, Records,
     RejectCode, Request, Response, Welcome,
@@ -60,7 +60,8 @@ pub enum MasterAction {
     Send(Message),
     /// Find these positions in the history; answer with [`MasterSession::handle_located`].
     Locate(Vec<Position>),
-    /// Count the bytes of the data, no further than this; answer with [`MasterSession::handle_data_size`].
+    /// Count the bytes of the data, no further than this; answer with [`MasterSession::handle_data_size`]. The slave
+    /// waits meanwhile, and has heard nothing: a driver that cannot tell within a few seconds answers `at_most`.
     MeasureData {
         /// Where counting may stop.
         at_most: u64,
@@ -118,6 +119,9 @@ pub enum LogAnswer {
 const MAX_UNANSWERED: usize = 64;
 /// How many ranges of comparisons may wait for an answer.
 const MAX_ASKED: usize = 2 * MAX_PIECES;
+/// How many bytes the bounds of these have at most. A slave keeps to far less, but for what one page of its data adds,
+/// cut at every key.
+const MAX_ASKED_BYTES: usize = 32 * MAX_BOUND_BYTES;
 /// How many ranges are answered at once.
 const MAX_EXAMINED: usize = 1024;
 /// From how many bytes of log on it is worth looking whether there is less data than that.
@@ -147,7 +151,8 @@ enum State {
     Locating(Box<Applicant>),
     /// Its own position is too old to tell: do its checkpoints lie in the history?
     Recognising(Box<Applicant>),
-    Measuring(Box<Applicant>),
+    /// Is there less data than so much log?
+    Measuring(Box<Applicant>, u64),
     /// It could go through so much log: is there much less data than that?
     Weighing(Box<Applicant>, u64),
     /// The slave is ahead of this relay, which had published this much when the slave was last located.
@@ -275,9 +280,10 @@ impl MasterSession {
     /// How many bytes the data has; the limit of the question if it has more.
     pub fn handle_data_size(&mut self, bytes: u64) {
         match std::mem::replace(&mut self.state, State::Closed) {
-            State::Measuring(applicant) if bytes < self.view.retained_bytes => self.start_copy(&applicant),
-            State::Measuring(applicant) if self.view.floor.seq.as_u64() == 0 => self.start_at_floor(&applicant),
-            State::Measuring(applicant) => self.start_copy(&applicant),
+            // What was written meanwhile makes no difference: more log, and about as much more data.
+            State::Measuring(applicant, log) if bytes < log => self.start_copy(&applicant),
+            State::Measuring(applicant, _) if self.view.floor.seq.as_u64() == 0 => self.start_at_floor(&applicant),
+            State::Measuring(applicant, _) => self.start_copy(&applicant),
             State::Weighing(applicant, behind) if bytes < behind / 2 => self.start_compare(&applicant),
             State::Weighing(applicant, behind) => self.resume(&applicant, behind),
             other => self.state = other,
@@ -480,7 +486,7 @@ impl MasterSession {
             self.start_at_floor(&applicant);
         } else {
             self.queue.push_back(MasterAction::MeasureData { at_most: self.view.retained_bytes });
-            self.state = State::Measuring(applicant);
+            self.state = State::Measuring(applicant, self.view.retained_bytes);
         }
     }
 
@@ -705,6 +711,12 @@ impl Stream {
         // A question may have one range too many for its bound.
         if self.asked.len() + compare.ranges.len() > MAX_ASKED || entries > 2 * MAX_ENTRIES {
             return Err(ProtocolError::misbehaved("it asks about more than one question may, or without listening"));
+        }
+        let held = self.asked.iter().map(|asked| &asked.summary).chain(&compare.ranges);
+        if held.map(|summary| bound_len(&summary.range)).sum::<usize>() > MAX_ASKED_BYTES {
+            return Err(ProtocolError::misbehaved(
+                "the bounds of what it asks about are longer than those of any slave",
+            ));
         }
         if compare.ranges.iter().any(|asked| asked.range.is_empty()) {
             return Err(ProtocolError::misbehaved("it asks about an empty range"));

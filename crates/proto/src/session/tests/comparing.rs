@@ -26,7 +26,9 @@ fn asked_with(config: MasterSessionConfig, history: &History, ranges: &[RangeSum
         }
     }
     assert!(master.poll_action().is_none(), "it is the slave who asks");
-    ask(&mut master, ranges);
+    if !ranges.is_empty() {
+        ask(&mut master, ranges);
+    }
     master
 }
 
@@ -144,6 +146,25 @@ fn an_answer_is_read_again_if_any_of_its_pages_shows_what_came_to_nothing() {
     assert_eq!(moments, [lost, read_at]);
     master.handle_located(&history.locate(&moments));
     assert_eq!(reads(master.poll_action()), range);
+}
+
+// Few ranges can hold much, if their bounds are long.
+#[test]
+fn the_bounds_of_what_is_asked_are_limited_in_bytes() {
+    const LONG: usize = 64 << 10;
+    let history = trimmed();
+    let long = |number: u8| {
+        let key = |last| Some([&vec![number; LONG][..], &[last]].concat().into());
+        RangeSummary { range: KeyRange::new(key(1).unwrap_or_default(), key(2)), ..summary(&history, KeyRange::all()) }
+    };
+    let question = |numbers: std::ops::Range<u8>| Message::Compare(Compare { ranges: numbers.map(long).collect() });
+    let mut master = asked(&history, &[]);
+    let says = |master: &mut MasterSession, message| master.handle_message(at(0), message);
+    assert!(says(&mut master, question(0..40)).is_ok(), "the longest keys that any store takes");
+    let refused = says(&mut master, question(40..80));
+    assert!(matches!(refused, Err(ProtocolError::Misbehaved { .. })), "{refused:?}");
+    let refused = says(&mut asked(&history, &[]), question(0..80));
+    assert!(matches!(refused, Err(ProtocolError::Misbehaved { .. })), "in one question as well: {refused:?}");
 }
 
 #[test]

@@ -120,6 +120,21 @@ fn the_floor_may_rise_while_the_data_is_measured() {
     assert_eq!(welcome.mode, Mode::Copy { from: history.head() });
 }
 
+// Who could not tell, answers with the limit: that must not look like little data beside a log that has grown.
+#[test]
+fn the_log_may_grow_while_the_data_is_measured() {
+    let history = History::of(20);
+    let view = View { retained_bytes: 10 << 20, log_bytes: 10 << 20, ..history.view() };
+    let mut master = MasterSession::new(master_config(), view, Vec::new(), at(0));
+    master.handle_message(at(0), Message::Hello(hello(None))).unwrap();
+    assert!(matches!(master.poll_action(), Some(MasterAction::MeasureData { at_most }) if at_most == 10 << 20));
+    master.handle_view(View { retained_bytes: 11 << 20, log_bytes: 11 << 20, ..view });
+    master.handle_data_size(10 << 20);
+    assert!(matches!(master.poll_action(), Some(MasterAction::Joined { .. })));
+    let Some(MasterAction::Send(Message::Welcome(welcome))) = master.poll_action() else { panic!("a welcome") };
+    assert_eq!((welcome.mode, welcome.behind_bytes), (Mode::Resume, 11 << 20));
+}
+
 #[test]
 fn a_foreign_source_is_refused_without_a_look_at_the_history() {
     let history = History::of(3);
