@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use replikv_core::{KeyRange, Keyspace, ReplicaStore, ScanOptions, Seq, StoreError};
+use replikv_proto::layout::Head;
 use replikv_proto::{
     Content, DecoderLimits, GoodbyeReason, MasterAction, MasterSession, MasterSessionConfig, Refusal, Reject,
     RejectCode, Request, RequestBody, Response, SlotName, View,
@@ -17,6 +18,7 @@ use tokio_util::sync::CancellationToken;
 use super::sessions::Entered;
 use super::{Inner, Master, ServeError};
 use crate::slave::Ending;
+use crate::stored;
 use crate::transport::{Connection, ConnectionError};
 
 /// How long last words may take on a connection that does not drain.
@@ -259,13 +261,19 @@ impl<S: ReplicaStore> Inner<S> {
         let (page, read_at) = loop {
             let setbacks = self.setbacks.load(Ordering::SeqCst);
             let page = self.store.scan(Keyspace::Data, range.clone(), options).await?;
+            let head: Head = stored::require(&self.store, Head::KEY).await?;
             // After the read has ended, not before: what it may show is known only now.
             let read_at = self.seen.load().handed;
             // What came to nothing while the page was read may be in it, and `read_at` may already name what came
             // after.
-            if self.setbacks.load(Ordering::SeqCst) == setbacks {
-                break (page, read_at);
+            if self.setbacks.load(Ordering::SeqCst) != setbacks {
+                continue;
             }
+            if head.position.seq > read_at.seq {
+                // Another master writes to this store. The page may show what this one never wrote, and cannot name.
+                return Err(StoreError::HeadMoved);
+            }
+            break (page, read_at);
         };
         let end = page.rest().map_or_else(|| range.end().cloned(), |rest| Some(rest.start().clone()));
         let covered = KeyRange::new(range.start().clone(), end);
