@@ -15,7 +15,7 @@ use bytes::Bytes;
 use replikv_blocking::BlockingStore;
 use replikv_core::{Durability, KeyRange, Keyspace, Page, PageBuilder, ScanOptions, StoreError, StoreLimits, WriteSet};
 
-use crate::SledOptions;
+use crate::{SledOptions, names};
 
 /// An open database.
 #[derive(Debug)]
@@ -43,7 +43,7 @@ impl Blocking {
             .flush_every_ms(None);
         let mut attempt = 0;
         let database = loop {
-            match config.open() {
+            match names::begin(path).and_then(|()| config.open()) {
                 Ok(database) => break database,
                 Err(error) if is_locked(&error) && attempt < OPEN_ATTEMPTS => {
                     attempt += 1;
@@ -59,6 +59,8 @@ impl Blocking {
                 Err(error) => return Err(failed(error)),
             }
         };
+        names::settle(path)
+            .map_err(|error| StoreError::backend(format!("{} cannot be synced: {error}", path.display())))?;
         Ok(Self { database, path: path.to_path_buf(), synced_blobs: Mutex::default(), view: RwLock::new(()) })
     }
 

@@ -1,0 +1,47 @@
+//! What sled leaves unsynced when it makes a database: its settings, and the names of its files.
+
+use std::fs::{self, File};
+use std::io;
+use std::path::Path;
+
+use replikv_blocking::{create_directory, sync_directory};
+
+/// sled's name for its settings.
+const SETTINGS: &str = "conf";
+/// Where a new database's settings are made.
+const ASIDE: &str = "replikv.new";
+
+/// Makes the settings of a new database, on stable storage before anything else of it: sled writes them without a sync,
+/// and refuses the database for ever if power loss leaves half of them.
+pub(crate) fn begin(path: &Path) -> Result<(), sled::Error> {
+    if path.join(SETTINGS).exists() || path.join("db").exists() {
+        return Ok(());
+    }
+    create_directory(path)?;
+    let aside = path.join(ASIDE);
+    // What is left of an earlier beginning.
+    match fs::remove_dir_all(&aside) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error.into()),
+        _ => {}
+    }
+    // With the same settings as the database: those that sled takes by default. Gone when it is dropped.
+    let sample = sled::Config::new().path(&aside).flush_every_ms(None).temporary(true).open()?;
+    let settings = aside.join(SETTINGS);
+    File::open(&settings)?.sync_all()?;
+    fs::rename(&settings, path.join(SETTINGS))?;
+    drop(sample);
+    match fs::remove_dir_all(&aside) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error.into()),
+        _ => {}
+    }
+    Ok(sync_directory(path)?)
+}
+
+/// Brings the settings, and the names of all files, to stable storage: what is synced in a file without a name is lost
+/// with it.
+pub(crate) fn settle(path: &Path) -> io::Result<()> {
+    create_directory(path)?;
+    File::open(path.join(SETTINGS))?.sync_all()?;
+    sync_directory(&path.join("blobs"))?;
+    sync_directory(path)
+}
