@@ -193,7 +193,7 @@ impl Disk {
             named.journalled = true;
             named.posix |= match &named.naming {
                 Naming::Make { path: at, .. } | Naming::Remove { path: at } => parent(at) == path,
-                Naming::Rename { from, to } => parent(from) == path && parent(to) == path,
+                Naming::Rename { to, .. } => parent(to) == path,
             };
         }
         let settled = self.naming.iter().take_while(|named| named.posix).count();

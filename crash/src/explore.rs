@@ -50,6 +50,8 @@ pub(crate) struct Cut {
 const OF_ONE_RECORDING: usize = 1500;
 /// A history is cut and taken up again so often, then a new one begins.
 const LIVES: u32 = 3;
+/// Steps in which a store is made, or recovers.
+const BEGINNING: usize = 60;
 /// One state of so many is gone on from.
 const DEEP: u64 = 6;
 
@@ -182,13 +184,20 @@ fn explore_recording(plan: &Plan, recorded: &Recorded, wanted: usize, tally: &mu
     Ok(Explored { states: seen.len(), heir })
 }
 
-// Every mode as often; half of the points anywhere, half right after something was acknowledged.
+// Every mode as often; most points anywhere or right after something was acknowledged, some while the store is made.
 fn draw(steps: &[Step], number: usize, rng: &mut Rng) -> Cut {
-    let mut point = rng.usize(1..=steps.len());
-    if rng.bool() {
-        let after = steps[point - 1..].iter().position(|step| matches!(step, Step::Note(_)));
-        point += after.unwrap_or(0);
-    }
+    let point = match rng.u8(..8) {
+        0 => {
+            let within = rng.usize(1..=steps.len().min(BEGINNING));
+            rng.usize(1..=within)
+        }
+        1..=3 => rng.usize(1..=steps.len()),
+        _ => {
+            let from = rng.usize(1..=steps.len());
+            let after = steps[from - 1..].iter().position(|step| matches!(step, Step::Note(_)));
+            from + after.unwrap_or(0)
+        }
+    };
     Cut { point, mode: Mode::ALL[number % Mode::ALL.len()], draw: rng.u64(..) }
 }
 

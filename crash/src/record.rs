@@ -41,7 +41,7 @@ pub(crate) struct Heritage {
     pub(crate) master: PathBuf,
 }
 
-const LONG: Duration = Duration::from_secs(300);
+const LONG: Duration = Duration::from_secs(60);
 
 impl Recorded {
     /// Runs the workload of `setup` in `folder`, which is new, on what `heritage` left.

@@ -14,7 +14,10 @@ const ASIDE: &str = "replikv.new";
 /// Makes the settings of a new database, on stable storage before anything else of it: sled writes them without a sync,
 /// and refuses the database for ever if power loss leaves half of them.
 pub(crate) fn begin(path: &Path) -> Result<(), sled::Error> {
-    if path.join(SETTINGS).exists() || path.join("db").exists() {
+    if path.join("db").exists() {
+        return Ok(forget_half_snapshots(path)?);
+    }
+    if path.join(SETTINGS).exists() {
         return Ok(());
     }
     create_directory(path)?;
@@ -35,6 +38,23 @@ pub(crate) fn begin(path: &Path) -> Result<(), sled::Error> {
         _ => {}
     }
     Ok(sync_directory(path)?)
+}
+
+// sled takes the snapshot that it was writing when its process ended for a whole one, and refuses the database for ever.
+fn forget_half_snapshots(path: &Path) -> io::Result<()> {
+    // The lock that sled takes itself: whoever has the database open may be writing one.
+    let database = File::options().write(true).open(path.join("db"))?;
+    if database.try_lock().is_err() {
+        return Ok(());
+    }
+    for entry in fs::read_dir(path)? {
+        let name = entry?.file_name();
+        let name = name.to_string_lossy();
+        if name.starts_with("snap.") && name.ends_with(".generating") {
+            fs::remove_file(path.join(&*name))?;
+        }
+    }
+    Ok(())
 }
 
 /// Brings the settings, and the names of all files, to stable storage: what is synced in a file without a name is lost
