@@ -84,7 +84,7 @@ struct File {
 #[derive(Debug, Clone)]
 enum Naming {
     Make { path: String, node: Node },
-    Rename { from: String, to: String },
+    Rename { from: String, to: String, node: Node },
     Remove { path: String },
 }
 
@@ -112,6 +112,8 @@ pub(crate) struct Disk {
     numbers: BTreeMap<Inode, FileId>,
     /// Names whose durability nobody can doubt.
     names: BTreeMap<String, Node>,
+    /// The names that a running program sees.
+    live: BTreeMap<String, Node>,
     /// What happened to names since.
     naming: Vec<Named>,
     /// Files whose syncs do not count: their paths end in this.
@@ -135,6 +137,7 @@ impl Disk {
             };
             disk.names.insert(path.clone(), node);
         }
+        disk.live.clone_from(&disk.names);
         Ok(disk)
     }
 
@@ -148,7 +151,11 @@ impl Disk {
                 self.name(Naming::Make { path: path.clone(), node });
             }
             Step::Directory { path } => self.name(Naming::Make { path: path.clone(), node: Node::Directory }),
-            Step::Rename { from, to } => self.name(Naming::Rename { from: from.clone(), to: to.clone() }),
+            Step::Rename { from, to } => {
+                if let Some(node) = self.live.get(from).copied() {
+                    self.name(Naming::Rename { from: from.clone(), to: to.clone(), node });
+                }
+            }
             Step::Remove { path } => self.name(Naming::Remove { path: path.clone() }),
             Step::Write { inode, offset, bytes, synced } => {
                 let change = Change::Write { offset: *offset, bytes: bytes.clone() };
@@ -176,6 +183,7 @@ impl Disk {
     }
 
     fn name(&mut self, naming: Naming) {
+        naming.apply(&mut self.live);
         self.naming.push(Named { naming, journalled: false, posix: false });
     }
 
@@ -296,11 +304,10 @@ impl Naming {
     fn apply(&self, names: &mut BTreeMap<String, Node>) {
         match self {
             Self::Make { path, node } => drop(names.insert(path.clone(), *node)),
-            // A name whose making was lost cannot move.
-            Self::Rename { from, to } => {
-                if let Some(node) = names.remove(from) {
-                    names.insert(to.clone(), node);
-                }
+            // Also where the old name was never on stable storage: the directory of the new one holds it.
+            Self::Rename { from, to, node } => {
+                names.remove(from);
+                names.insert(to.clone(), *node);
             }
             Self::Remove { path } => drop(names.remove(path)),
         }

@@ -5,7 +5,7 @@ use std::io::Write;
 use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, bail, ensure};
 use fastrand::Rng;
 use futures_util::future::try_join_all;
 use replikv::proto::SlotKind;
@@ -134,7 +134,7 @@ async fn run_slave(setup: &Setup, files: &Path, notes: &Notes, dump: &Path) -> R
                 next += 1;
             }
             if rng.u8(..4) != 0 && slave.subscribe().borrow().consistent {
-                slave.wait_applied(Seq::new(next - 1)).await?;
+                applied(&slave, &mut following, next - 1).await?;
             } else {
                 // Batches come while it copies.
                 tokio::task::yield_now().await;
@@ -145,7 +145,7 @@ async fn run_slave(setup: &Setup, files: &Path, notes: &Notes, dump: &Path) -> R
                 following = connect(&master, &slave);
             }
         }
-        slave.wait_applied(Seq::new(next - 1)).await?;
+        applied(&slave, &mut following, next - 1).await?;
         if session + 1 < SESSIONS || rng.bool() {
             slave.shutdown().await?;
         }
@@ -168,13 +168,17 @@ async fn note_durable<S: replikv::ReplicaStore>(setup: Setup, slave: Slave<S>, n
     }
 }
 
-fn connect<S: replikv::ReplicaStore, T: replikv::ReplicaStore>(
-    master: &Master<S>,
-    slave: &Slave<T>,
-) -> JoinHandle<Result<replikv::Ending, replikv::FollowError>>
-where
-    Slave<T>: Clone,
-{
+type Following = JoinHandle<Result<replikv::Ending, replikv::FollowError>>;
+
+async fn applied<S: replikv::ReplicaStore>(slave: &Slave<S>, following: &mut Following, seq: u64) -> Result<()> {
+    tokio::select! {
+        biased;
+        reached = slave.wait_applied(Seq::new(seq)) => Ok(reached?),
+        ended = following => bail!("following has ended before record {seq}: {ended:?}"),
+    }
+}
+
+fn connect<S: replikv::ReplicaStore, T: replikv::ReplicaStore>(master: &Master<S>, slave: &Slave<T>) -> Following {
     let (here, there) = tokio::io::duplex(64 << 10);
     let (serving, following) = (master.clone(), slave.clone());
     tokio::spawn(async move { serving.serve(here).await });
