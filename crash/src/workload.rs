@@ -8,8 +8,11 @@ use std::sync::{Arc, Mutex, PoisonError};
 use anyhow::{Context, Result, bail, ensure};
 use fastrand::Rng;
 use futures_util::future::try_join_all;
-use replikv::proto::SlotKind;
-use replikv::{ChangesFrom, Master, MasterConfig, MemoryStore, Position, Seq, Slave, SlaveConfig, SlaveProgress};
+use replikv::proto::{GoodbyeReason, SlotKind};
+use replikv::{
+    ChangesFrom, Ending, FollowError, Master, MasterConfig, MemoryStore, Position, Seq, Slave, SlaveConfig,
+    SlaveProgress,
+};
 use tokio::task::JoinHandle;
 
 use crate::dump;
@@ -168,7 +171,7 @@ async fn note_durable<S: replikv::ReplicaStore>(setup: Setup, slave: Slave<S>, n
     }
 }
 
-type Following = JoinHandle<Result<replikv::Ending, replikv::FollowError>>;
+type Following = JoinHandle<Result<Ending, FollowError>>;
 
 async fn applied<S: replikv::ReplicaStore>(slave: &Slave<S>, following: &mut Following, seq: u64) -> Result<()> {
     tokio::select! {
@@ -179,8 +182,17 @@ async fn applied<S: replikv::ReplicaStore>(slave: &Slave<S>, following: &mut Fol
 }
 
 fn connect<S: replikv::ReplicaStore, T: replikv::ReplicaStore>(master: &Master<S>, slave: &Slave<T>) -> Following {
-    let (here, there) = tokio::io::duplex(64 << 10);
-    let (serving, following) = (master.clone(), slave.clone());
-    tokio::spawn(async move { serving.serve(here).await });
-    tokio::spawn(async move { following.follow(there).await })
+    let (master, slave) = (master.clone(), slave.clone());
+    tokio::spawn(async move {
+        loop {
+            let (here, there) = tokio::io::duplex(64 << 10);
+            let serving = master.clone();
+            tokio::spawn(async move { serving.serve(here).await });
+            match slave.follow(there).await {
+                // The hello of a connection that was given up has come after this one's.
+                Ok(Ending::Goodbye { reason: GoodbyeReason::Replaced, .. }) => {}
+                ended => return ended,
+            }
+        }
+    })
 }
