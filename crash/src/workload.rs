@@ -189,8 +189,8 @@ fn connect<S: replikv::ReplicaStore, T: replikv::ReplicaStore>(master: &Master<S
             let serving = master.clone();
             tokio::spawn(async move { serving.serve(here).await });
             match slave.follow(there).await {
-                // The hello of a connection that was given up has come after this one's.
-                Ok(Ending::Goodbye { reason: GoodbyeReason::Replaced, .. }) => {}
+                // The hello of a connection that was given up has come after this one's, which is closed for it.
+                Ok(Ending::Goodbye { reason: GoodbyeReason::Replaced, .. }) | Err(FollowError::Connection(_)) => {}
                 ended => return ended,
             }
         }
