@@ -100,8 +100,8 @@ const LONG: Duration = Duration::from_secs(60);
 impl Checker {
     pub(crate) async fn new(setup: Setup, master: &Path) -> Result<Self> {
         let history = match setup.role {
-            Role::Master => History::of_an_empty_master(setup.seed),
-            Role::Slave => History::of_a_full_master(setup.seed),
+            Role::Master => History::of_an_empty_master(setup.seed, setup.values),
+            Role::Slave => History::of_a_full_master(setup.seed, setup.values),
         };
         let master = if master.exists() { Some(dump::load(master).await?) } else { None };
         Ok(Self { setup, history, master })

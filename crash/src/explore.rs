@@ -15,7 +15,7 @@ use crate::pool::Looker;
 use crate::record::{Heritage, Recorded};
 use crate::recording::{Note, Step};
 use crate::report::Tally;
-use crate::setup::{Backend, Durable, Role, Setup};
+use crate::setup::{Backend, Durable, Role, Setup, Values};
 
 /// What to explore.
 #[derive(Debug, Clone)]
@@ -26,6 +26,9 @@ pub(crate) struct Plan {
     pub(crate) backends: Vec<Backend>,
     pub(crate) roles: Vec<Role>,
     pub(crate) durable: Vec<Durable>,
+    /// What differs from what the backend can bear.
+    pub(crate) values: Option<Values>,
+    pub(crate) modes: Option<Vec<Mode>>,
     /// Syncs of files whose paths end in this do not count.
     pub(crate) deaf: Option<String>,
     /// Where recordings and states live while they are looked at.
@@ -55,6 +58,25 @@ const BEGINNING: usize = 60;
 /// One state of so many is gone on from.
 const DEEP: u64 = 6;
 
+impl Backend {
+    // sled writes values of more than 128 KiB into files of their own, and their names into its log before anybody can
+    // sync those files.
+    fn keeps(self) -> Values {
+        match self {
+            Self::Lmdb => Values::Large,
+            Self::Sled => Values::Small,
+        }
+    }
+
+    // sled renames a snapshot and removes the one before it without a sync in between.
+    fn modes(self) -> &'static [Mode] {
+        match self {
+            Self::Lmdb => &Mode::ALL,
+            Self::Sled => &Mode::ALL[..Mode::ALL.len() - 1],
+        }
+    }
+}
+
 /// Explores everything that `plan` names.
 pub(crate) fn explore(plan: &Plan) -> Result<Tally> {
     let mut tally = Tally::default();
@@ -67,12 +89,14 @@ pub(crate) fn explore(plan: &Plan) -> Result<Tally> {
 }
 
 fn explore_one(plan: &Plan, backend: Backend, role: Role, tally: &mut Tally) -> Result<()> {
+    let values = plan.values.unwrap_or(backend.keeps());
+    let modes = backend.modes();
     let (mut left, mut round) = (plan.states, 0u32);
     let mut heritage: Option<Heritage> = None;
     while left > 0 {
         let (history, life) = (round / LIVES, round % LIVES);
         let durable = plan.durable[history as usize % plan.durable.len()];
-        let setup = Setup { backend, role, durable, seed: plan.seed + u64::from(history), life };
+        let setup = Setup { backend, role, durable, values, seed: plan.seed + u64::from(history), life };
         let name = format!("{}-{}-{}-{}-{life}", backend.name(), role.name(), durable.name(), setup.seed);
         let folder = plan.scratch.join(name);
         let given = heritage.take().filter(|_| life > 0);
@@ -82,7 +106,7 @@ fn explore_one(plan: &Plan, backend: Backend, role: Role, tally: &mut Tally) -> 
         // A few states of every life come into small explorations too.
         let lives_left = (LIVES - life) as usize;
         let wanted = left.div_ceil(lives_left).min(OF_ONE_RECORDING);
-        let explored = explore_recording(plan, &recorded, wanted, tally)?;
+        let explored = explore_recording(plan, &recorded, wanted, plan.modes.as_deref().unwrap_or(modes), tally)?;
         ensure!(explored.states > 0, "there is nothing to explore in {}", folder.display());
         left = left.saturating_sub(explored.states);
         heritage = explored.heir;
@@ -116,9 +140,16 @@ struct Job {
     expected: Expected,
 }
 
-fn explore_recording(plan: &Plan, recorded: &Recorded, wanted: usize, tally: &mut Tally) -> Result<Explored> {
+fn explore_recording(
+    plan: &Plan,
+    recorded: &Recorded,
+    wanted: usize,
+    modes: &[Mode],
+    tally: &mut Tally,
+) -> Result<Explored> {
     let mut rng = Rng::with_seed(recorded.setup.seed ^ (u64::from(recorded.setup.life) << 50) ^ 0xC0FF_EE00);
-    let mut cuts: Vec<Cut> = (0..wanted).map(|number| draw(&recorded.steps, number, &mut rng)).collect();
+    let mut cuts: Vec<Cut> =
+        (0..wanted).map(|number| draw(&recorded.steps, modes[number % modes.len()], &mut rng)).collect();
     cuts.sort();
     let heirs: BTreeSet<usize> = (0..3).map(|_| rng.usize(..wanted)).collect();
     let (jobs, taken) = mpsc::sync_channel::<Job>(plan.lookers);
@@ -185,7 +216,7 @@ fn explore_recording(plan: &Plan, recorded: &Recorded, wanted: usize, tally: &mu
 }
 
 // Every mode as often; most points anywhere or right after something was acknowledged, some while the store is made.
-fn draw(steps: &[Step], number: usize, rng: &mut Rng) -> Cut {
+fn draw(steps: &[Step], mode: Mode, rng: &mut Rng) -> Cut {
     let point = match rng.u8(..8) {
         0 => {
             let within = rng.usize(1..=steps.len().min(BEGINNING));
@@ -198,7 +229,7 @@ fn draw(steps: &[Step], number: usize, rng: &mut Rng) -> Cut {
             from + after.unwrap_or(0)
         }
     };
-    Cut { point, mode: Mode::ALL[number % Mode::ALL.len()], draw: rng.u64(..) }
+    Cut { point, mode, draw: rng.u64(..) }
 }
 
 /// The states that cuts leave, in the order of the recording.

@@ -6,6 +6,8 @@ use bytes::Bytes;
 use fastrand::Rng;
 use replikv::{Batch, Op, Seq};
 
+use crate::setup::Values;
+
 /// What a store holds.
 pub(crate) type Content = BTreeMap<Bytes, Bytes>;
 
@@ -13,6 +15,7 @@ pub(crate) type Content = BTreeMap<Bytes, Bytes>;
 #[derive(Debug)]
 pub(crate) struct History {
     seed: u64,
+    values: Values,
     /// The record before the first batch.
     start: u64,
     /// The state after each batch; the first one before all of them.
@@ -23,18 +26,18 @@ const KEYS: u32 = 300;
 
 impl History {
     /// The history of a master that was empty: its first record begins the epoch, each further one is a batch.
-    pub(crate) fn of_an_empty_master(seed: u64) -> Self {
-        Self { seed, start: 1, states: vec![Content::new()] }
+    pub(crate) fn of_an_empty_master(seed: u64, values: Values) -> Self {
+        Self { seed, values, start: 1, states: vec![Content::new()] }
     }
 
     /// The history of a master that began with data: the second record says so.
-    pub(crate) fn of_a_full_master(seed: u64) -> Self {
-        Self { seed, start: 2, states: vec![initial(seed)] }
+    pub(crate) fn of_a_full_master(seed: u64, values: Values) -> Self {
+        Self { seed, values, start: 2, states: vec![initial(seed, values)] }
     }
 
     /// The batch that becomes record `seq`.
     pub(crate) fn batch(&self, seq: u64) -> Batch {
-        let ops = ops(self.seed, seq);
+        let ops = ops(self.seed, seq, self.values);
         let mut batch = ops.iter().fold(Batch::new(), |mut batch, op| {
             batch.push(op.as_op());
             batch
@@ -50,7 +53,7 @@ impl History {
         let wanted = usize::try_from(seq.as_u64().saturating_sub(self.start)).unwrap_or(usize::MAX);
         while self.states.len() <= wanted {
             let mut state = self.states.last().cloned().unwrap_or_default();
-            for op in ops(self.seed, self.start + self.states.len() as u64) {
+            for op in ops(self.seed, self.start + self.states.len() as u64, self.values) {
                 op.apply(&mut state);
             }
             self.states.push(state);
@@ -99,12 +102,12 @@ fn key(number: u32) -> Bytes {
     Bytes::from(format!("{}/{number:03}{}", number % 7, "k".repeat((number % 40) as usize)))
 }
 
-fn ops(seed: u64, seq: u64) -> Vec<Change> {
+fn ops(seed: u64, seq: u64, values: Values) -> Vec<Change> {
     let mut rng = rng(seed, seq);
     let few = rng.usize(1..=8);
     (0..few)
         .map(|_| match rng.u8(..40) {
-            0..=27 => Change::Put(key(rng.u32(..KEYS)), value(&mut rng)),
+            0..=27 => Change::Put(key(rng.u32(..KEYS)), value(&mut rng, values)),
             28..=36 => Change::Delete(key(rng.u32(..KEYS))),
             37..=38 => {
                 let number = rng.u32(..KEYS);
@@ -118,11 +121,11 @@ fn ops(seed: u64, seq: u64) -> Vec<Change> {
         .collect()
 }
 
-fn value(rng: &mut Rng) -> Bytes {
+fn value(rng: &mut Rng, values: Values) -> Bytes {
     let len = match rng.u16(..500) {
         // Files of their own in sled, runs of pages in LMDB.
-        0 => rng.usize(140_000..200_000),
-        1..=25 => rng.usize(3_000..20_000),
+        0 if values == Values::Large => rng.usize(140_000..200_000),
+        0..=25 => rng.usize(3_000..20_000),
         26..=60 => 0,
         _ => rng.usize(1..400),
     };
@@ -130,13 +133,13 @@ fn value(rng: &mut Rng) -> Bytes {
     (0..len).map(|at| first.wrapping_add(step.wrapping_mul((at % 251) as u8))).collect()
 }
 
-fn initial(seed: u64) -> Content {
+fn initial(seed: u64, values: Values) -> Content {
     let mut rng = rng(seed, 0);
     (0..KEYS)
         .filter(|_| rng.u8(..4) != 0)
         .collect::<Vec<_>>()
         .into_iter()
-        .map(|number| (key(number), value(&mut rng)))
+        .map(|number| (key(number), value(&mut rng, values)))
         .collect()
 }
 
@@ -146,8 +149,9 @@ mod tests {
 
     #[test]
     fn a_seed_gives_one_history() {
-        let (mut one, mut two) = (History::of_a_full_master(5), History::of_a_full_master(5));
-        let mut other = History::of_a_full_master(6);
+        let (mut one, mut two) =
+            (History::of_a_full_master(5, Values::Large), History::of_a_full_master(5, Values::Large));
+        let mut other = History::of_a_full_master(6, Values::Large);
         assert_eq!(one.at(Seq::new(90)), two.at(Seq::new(90)));
         assert_ne!(one.at(Seq::new(90)), other.at(Seq::new(90)));
         assert_ne!(one.at(Seq::new(90)).clone(), one.at(Seq::new(91)).clone());
@@ -156,7 +160,7 @@ mod tests {
 
     #[test]
     fn a_history_has_everything_in_it() {
-        let all: Vec<Change> = (3..600).flat_map(|seq| ops(1, seq)).collect();
+        let all: Vec<Change> = (3..600).flat_map(|seq| ops(1, seq, Values::Large)).collect();
         let count = |wanted: fn(&Change) -> bool| all.iter().filter(|change| wanted(change)).count();
         assert!(count(|change| matches!(change, Change::Put(_, value) if value.len() > 131_072)) > 0);
         assert!(count(|change| matches!(change, Change::Put(_, value) if value.is_empty())) > 10);

@@ -24,16 +24,18 @@ use anyhow::{Context, Result, bail};
 
 use crate::disk::Mode;
 use crate::explore::{Cut, Plan};
-use crate::setup::{Backend, Durable, Role, Setup};
+use crate::setup::{Backend, Durable, Role, Setup, Values};
 
 const USAGE: &str = "\
 Cuts the power under replikv's stores, over and over, and looks at what is left.
 
 replikv-crash [--states N] [--seed S] [--backend lmdb|sled] [--role master|slave]
               [--durability synced|buffered|never] [--ignore-sync NAME]
+              [--values small|large] [--mode kept|dropped|subset|reordered|torn-512|torn-4096|names|any-names]
               [--scratch DIR] [--failures DIR] [--jobs N]
     N distinct states (default 2000) of each backend and role. `--durability never` is LMDB without syncs, and
     `--ignore-sync db` is sled without replikv's own sync of its file: both must fail.
+    All modes; sled without `any-names` and with small values, since it bears neither (docs/reliability.md).
 replikv-crash again FOLDER --point P --mode M --draw D [--ignore-sync NAME]
     Looks at one state again, as a failure says.
 
@@ -111,6 +113,8 @@ fn parse(args: Vec<String>) -> Result<(Plan, [Option<String>; 3])> {
         backends: vec![Backend::Lmdb, Backend::Sled],
         roles: vec![Role::Master, Role::Slave],
         durable: vec![Durable::Synced, Durable::Buffered],
+        values: None,
+        modes: None,
         deaf: None,
         scratch: default_scratch(),
         failures: PathBuf::from("target/failures"),
@@ -131,7 +135,11 @@ fn parse(args: Vec<String>) -> Result<(Plan, [Option<String>; 3])> {
             "--failures" => plan.failures = PathBuf::from(value),
             "--jobs" => plan.lookers = value.parse().context("--jobs")?,
             "--point" => cut[0] = Some(value),
-            "--mode" => cut[1] = Some(value),
+            "--values" => plan.values = Some(Values::from_name(&value)?),
+            "--mode" => {
+                plan.modes = Some(vec![Mode::from_name(&value)?]);
+                cut[1] = Some(value);
+            }
             "--draw" => cut[2] = Some(value),
             other => bail!("{other} is unknown\n\n{USAGE}"),
         }

@@ -59,12 +59,23 @@ names! {
     }
 }
 
+names! {
+    /// How large values are.
+    Values {
+        /// Up to 20 kB.
+        Small = "small",
+        /// Some of 200 kB: files of their own in sled.
+        Large = "large",
+    }
+}
+
 /// One thing to try.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Setup {
     pub(crate) backend: Backend,
     pub(crate) role: Role,
     pub(crate) durable: Durable,
+    pub(crate) values: Values,
     /// Of the history and of the choices of the workload.
     pub(crate) seed: u64,
     /// How many times this history was cut and taken up again before.
@@ -77,17 +88,18 @@ const LOG_BYTES: u64 = 100 << 10;
 
 impl Setup {
     pub(crate) fn to_line(&self) -> String {
-        let Self { backend, role, durable, seed, life } = self;
-        format!("{} {} {} {seed} {life}", backend.name(), role.name(), durable.name())
+        let Self { backend, role, durable, values, seed, life } = self;
+        format!("{} {} {} {} {seed} {life}", backend.name(), role.name(), durable.name(), values.name())
     }
 
     pub(crate) fn from_line(line: &str) -> Result<Self> {
         let words: Vec<&str> = line.split_whitespace().collect();
-        let &[backend, role, durable, seed, life] = &words[..] else { bail!("{line:?} is no setup") };
+        let &[backend, role, durable, values, seed, life] = &words[..] else { bail!("{line:?} is no setup") };
         Ok(Self {
             backend: Backend::from_name(backend)?,
             role: Role::from_name(role)?,
             durable: Durable::from_name(durable)?,
+            values: Values::from_name(values)?,
             seed: seed.parse().context("the seed")?,
             life: life.parse().context("the life")?,
         })

@@ -54,7 +54,7 @@ fn rng(setup: &Setup) -> Rng {
 }
 
 async fn run_master(setup: &Setup, files: &Path, notes: &Notes) -> Result<()> {
-    let (history, mut rng) = (History::of_an_empty_master(setup.seed), rng(setup));
+    let (history, mut rng) = (History::of_an_empty_master(setup.seed, setup.values), rng(setup));
     for session in 0..SESSIONS {
         let master = Master::open(setup.open(files)?, setup.master_config()).await?;
         let head = master.status().published;
@@ -117,7 +117,7 @@ async fn note_published<S: replikv::ReplicaStore>(master: Master<S>, notes: Note
 
 async fn run_slave(setup: &Setup, files: &Path, notes: &Notes, dump: &Path) -> Result<()> {
     let mut rng = rng(setup);
-    let mut history = History::of_a_full_master(setup.seed);
+    let mut history = History::of_a_full_master(setup.seed, setup.values);
     let store =
         if dump.exists() { dump::load(dump).await? } else { dump::of(history.at(Seq::new(history.start()))).await? };
     let master = Master::open(store.clone(), MasterConfig::default().chunk_bytes(2 << 10)).await?;

@@ -207,7 +207,7 @@ fn write_loop<B: BlockingStore>(shared: &Shared<B>, jobs: &async_channel::Receiv
         drop(answer.send(result));
     }
     // The last handle is gone.
-    *shared.state.write().unwrap_or_else(PoisonError::into_inner) = State::Closed;
+    shared.state.write().unwrap_or_else(PoisonError::into_inner).replace(State::Closed);
 }
 
 impl<B: BlockingStore> Shared<B> {
@@ -230,7 +230,7 @@ impl<B: BlockingStore> Shared<B> {
         let mut state = self.state.write().unwrap_or_else(PoisonError::into_inner);
         if matches!(*state, State::Open { .. }) {
             tracing::error!(%reason, "the store is used no more until it is opened again");
-            *state = State::Broken { reason };
+            state.replace(State::Broken { reason });
         }
     }
 
@@ -275,7 +275,7 @@ impl<B: BlockingStore> Shared<B> {
             result => result,
         };
         // Dropped under the lock: when this returns, it can be opened again.
-        *self.state.write().unwrap_or_else(PoisonError::into_inner) = State::Closed;
+        self.state.write().unwrap_or_else(PoisonError::into_inner).replace(State::Closed);
         synced
     }
 
@@ -302,6 +302,14 @@ impl<B: BlockingStore> State<B> {
 }
 
 impl<B> State<B> {
+    // A store that is broken may panic once more when it is dropped; the writer thread outlives that.
+    fn replace(&mut self, new: Self) {
+        let old = std::mem::replace(self, new);
+        if let Err(panic) = catch_unwind(AssertUnwindSafe(|| drop(old))) {
+            tracing::error!(reason = panic_words(panic.as_ref()), "the store panicked while it was dropped");
+        }
+    }
+
     fn store(&self) -> Result<&B, StoreError> {
         match self {
             Self::Open { store, .. } => Ok(store),

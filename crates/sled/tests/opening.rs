@@ -49,6 +49,25 @@ async fn a_store_can_be_opened_again_right_after_it_was_dropped_or_closed() {
     }
 }
 
+#[tokio::test]
+async fn a_kill_while_sled_recovers_or_while_the_store_is_made_leaves_a_store_that_opens() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("store");
+    // Half of a new store's settings, and half of what sled writes down when it has recovered.
+    std::fs::create_dir_all(path.join("replikv.new/blobs")).unwrap();
+    std::fs::write(path.join("replikv.new/conf"), [0; 58]).unwrap();
+    for round in 0u32..3 {
+        let store = SledStore::open(&path).unwrap_or_else(|error| panic!("round {round}: {error}"));
+        if round > 0 {
+            assert_eq!(value(&store, "k").await.unwrap(), (round - 1).to_be_bytes()[..]);
+        }
+        store.apply(put("k", round.to_be_bytes()), Durability::Synced).await.unwrap();
+        store.close().await.unwrap();
+        std::fs::write(path.join(format!("snap.{:016X}.generating", 1u64 << 40)), [round as u8; 40]).unwrap();
+    }
+    assert!(!path.join("replikv.new").exists());
+}
+
 #[test]
 fn where_no_store_can_be_the_error_names_the_place() {
     let dir = tempfile::tempdir().unwrap();
