@@ -15,7 +15,7 @@ const ASIDE: &str = "replikv.new";
 /// and refuses the database for ever if power loss leaves half of them.
 pub(crate) fn begin(path: &Path) -> Result<(), sled::Error> {
     if path.join("db").exists() {
-        return Ok(forget_half_snapshots(path)?);
+        return Ok(settle_snapshots(path)?);
     }
     if path.join(SETTINGS).exists() {
         return Ok(());
@@ -41,7 +41,9 @@ pub(crate) fn begin(path: &Path) -> Result<(), sled::Error> {
 }
 
 // sled takes the snapshot that it was writing when its process ended for a whole one, and refuses the database for ever.
-fn forget_half_snapshots(path: &Path) -> io::Result<()> {
+// One that is whole gets its name: power loss may have taken the name that sled gave it, and left what sled has cleared
+// away since.
+fn settle_snapshots(path: &Path) -> io::Result<()> {
     // The lock that sled takes itself: whoever has the database open may be writing one.
     let database = File::options().write(true).open(path.join("db"))?;
     if database.try_lock().is_err() {
@@ -50,11 +52,24 @@ fn forget_half_snapshots(path: &Path) -> io::Result<()> {
     for entry in fs::read_dir(path)? {
         let name = entry?.file_name();
         let name = name.to_string_lossy();
-        if name.starts_with("snap.") && name.ends_with(".generating") {
+        let Some(whole) = name.strip_suffix(".generating").filter(|name| name.starts_with("snap.")) else { continue };
+        if is_whole(&fs::read(path.join(&*name))?) {
+            fs::rename(path.join(&*name), path.join(whole))?;
+        } else {
             fs::remove_file(path.join(&*name))?;
         }
+        sync_directory(path)?;
     }
     Ok(())
+}
+
+// A snapshot ends with its length, in eight bytes, and its checksum, in four.
+fn is_whole(snapshot: &[u8]) -> bool {
+    let Some((content, end)) = snapshot.split_last_chunk::<12>().filter(|(content, _)| !content.is_empty()) else {
+        return false;
+    };
+    let [.., a, b, c, d] = *end;
+    crc32fast::hash(content) == u32::from_le_bytes([a, b, c, d])
 }
 
 /// Brings the settings, and the names of all files, to stable storage: what is synced in a file without a name is lost
