@@ -15,7 +15,7 @@ struct Scripted {
     map: Mutex<BTreeMap<(Keyspace, Bytes), Bytes>>,
     held: Option<Arc<Held>>,
     by_threads: bool,
-    last_words: LastWords,
+    _last_words: LastWords,
 }
 
 /// Panics when it is dropped, if it is told to.
@@ -119,7 +119,7 @@ fn put(key: &str, value: &str) -> WriteSet {
 
 #[tokio::test]
 async fn a_panic_while_it_is_dropped_is_outlived() -> Result<(), StoreError> {
-    let open = || Ok(Scripted { last_words: LastWords(true), ..Scripted::default() });
+    let open = || Ok(Scripted { _last_words: LastWords(true), ..Scripted::default() });
     let store = Threaded::open("scripted", ThreadedOptions::default(), open)?;
     for _ in 0..3 {
         assert!(store.apply(put("k", "unknown"), Durability::Synced).await.is_err());
