@@ -3,13 +3,16 @@
 use std::fs::{self, File};
 use std::io;
 use std::path::Path;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use replikv_blocking::{create_directory, sync_directory};
 
 /// sled's name for its settings.
 const SETTINGS: &str = "conf";
-/// Where a new database's settings are made.
+/// Where a new database's settings are made: what such names begin with.
 const ASIDE: &str = "replikv.new";
+/// How many were.
+static BEGUN: AtomicU64 = AtomicU64::new(0);
 
 /// Makes the settings of a new database, on stable storage before anything else of it: sled writes them without a sync,
 /// and refuses the database for ever if power loss leaves half of them.
@@ -21,23 +24,28 @@ pub(crate) fn begin(path: &Path) -> Result<(), sled::Error> {
         return Ok(());
     }
     create_directory(path)?;
-    let aside = path.join(ASIDE);
-    // What is left of an earlier beginning.
-    match fs::remove_dir_all(&aside) {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error.into()),
-        _ => {}
-    }
-    // With the same settings as the database: those that sled takes by default. Gone when it is dropped.
+    forget_beginnings(path)?;
+    // With the same settings as the database: those that sled takes by default. Gone some time after it was dropped, when
+    // sled's threads have let go of it; so each has a name of its own.
+    let number = BEGUN.fetch_add(1, Ordering::Relaxed);
+    let aside = path.join(format!("{ASIDE}.{}.{number}", std::process::id()));
     let sample = sled::Config::new().path(&aside).flush_every_ms(None).temporary(true).open()?;
     let settings = aside.join(SETTINGS);
     File::open(&settings)?.sync_all()?;
     fs::rename(&settings, path.join(SETTINGS))?;
     drop(sample);
-    match fs::remove_dir_all(&aside) {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error.into()),
-        _ => {}
-    }
     Ok(sync_directory(path)?)
+}
+
+// What is left of earlier ones. It is in nobody's way, and may be about to go by itself.
+fn forget_beginnings(path: &Path) -> io::Result<()> {
+    for entry in fs::read_dir(path)? {
+        let name = entry?.file_name();
+        if name.to_string_lossy().starts_with(ASIDE) {
+            drop(fs::remove_dir_all(path.join(name)));
+        }
+    }
+    Ok(())
 }
 
 // sled takes the snapshot that it was writing when its process ended for a whole one, and refuses the database for ever.

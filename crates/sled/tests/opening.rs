@@ -69,6 +69,19 @@ async fn a_kill_while_sled_recovers_or_while_the_store_is_made_leaves_a_store_th
 }
 
 #[tokio::test]
+async fn a_store_that_was_removed_is_made_anew_at_once() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("store");
+    for round in 0u32..40 {
+        let store = SledStore::open(&path).unwrap_or_else(|error| panic!("round {round}: {error:?}"));
+        assert!(contents(&store).await.unwrap().is_empty(), "round {round}");
+        store.apply(put("k", "v"), Durability::Synced).await.unwrap();
+        store.close().await.unwrap();
+        std::fs::rename(&path, dir.path().join(format!("old-{round}"))).unwrap();
+    }
+}
+
+#[tokio::test]
 async fn a_whole_snapshot_that_has_lost_its_name_is_found() {
     let dir = tempfile::tempdir().unwrap();
     for round in 0..2u32 {
