@@ -91,10 +91,12 @@ pub(crate) fn explore(plan: &Plan) -> Result<Tally> {
 fn explore_one(plan: &Plan, backend: Backend, role: Role, tally: &mut Tally) -> Result<()> {
     let values = plan.values.unwrap_or(backend.keeps());
     let modes = backend.modes();
+    // What is known to be damaged, also where nobody has seen it, is not gone on from.
+    let lives = if plan.deaf.is_some() || plan.durable.contains(&Durable::Never) { 1 } else { LIVES };
     let (mut left, mut round) = (plan.states, 0u32);
     let mut heritage: Option<Heritage> = None;
     while left > 0 {
-        let (history, life) = (round / LIVES, round % LIVES);
+        let (history, life) = (round / lives, round % lives);
         let durable = plan.durable[history as usize % plan.durable.len()];
         let setup = Setup { backend, role, durable, values, seed: plan.seed + u64::from(history), life };
         let name = format!("{}-{}-{}-{}-{life}", backend.name(), role.name(), durable.name(), setup.seed);
@@ -104,12 +106,12 @@ fn explore_one(plan: &Plan, backend: Backend, role: Role, tally: &mut Tally) -> 
         let setup = if given.is_none() { Setup { life: 0, ..setup } } else { setup };
         let recorded = Recorded::record(setup, &folder, given.as_ref())?;
         // A few states of every life come into small explorations too.
-        let lives_left = (LIVES - life) as usize;
+        let lives_left = (lives - life) as usize;
         let wanted = left.div_ceil(lives_left).min(OF_ONE_RECORDING);
         let explored = explore_recording(plan, &recorded, wanted, plan.modes.as_deref().unwrap_or(modes), tally)?;
         ensure!(explored.states > 0, "there is nothing to explore in {}", folder.display());
         left = left.saturating_sub(explored.states);
-        heritage = explored.heir;
+        heritage = explored.heir.filter(|_| life + 1 < lives);
         if let Some(old) = given {
             remove(old.master.parent())?;
         }

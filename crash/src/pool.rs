@@ -32,7 +32,7 @@ struct Running {
 }
 
 /// A store that takes longer hangs.
-const LONG: Duration = Duration::from_secs(150);
+const LONG: Duration = Duration::from_secs(75);
 
 impl Looker {
     /// Looks at states of the recording in `recorded`, which it puts into `folder`. `loud`: what is printed there is

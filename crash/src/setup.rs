@@ -54,7 +54,7 @@ names! {
         Synced = "synced",
         /// With a sync every few milliseconds; LMDB without its meta page synced.
         Buffered = "buffered",
-        /// LMDB syncs nothing by itself. Must fail.
+        /// As buffered; LMDB syncs nothing by itself. Must fail.
         Never = "never",
     }
 }
@@ -123,8 +123,8 @@ impl Setup {
 
     pub(crate) fn master_config(&self) -> MasterConfig {
         let commit = match self.durable {
-            Durable::Buffered => Commit::Buffered { sync_every: SYNC_EVERY },
-            _ => Commit::Synced,
+            Durable::Synced => Commit::Synced,
+            Durable::Buffered | Durable::Never => Commit::Buffered { sync_every: SYNC_EVERY },
         };
         let retention = Retention { max_bytes: LOG_BYTES, max_age_ms: None, hold_back_bytes: 64 << 20 };
         MasterConfig::default().commit(commit).retention(retention)
@@ -132,8 +132,8 @@ impl Setup {
 
     pub(crate) fn slave_config(&self) -> SlaveConfig {
         let durability = match self.durable {
-            Durable::Buffered => Durability::Buffered,
-            _ => Durability::Synced,
+            Durable::Synced => Durability::Synced,
+            Durable::Buffered | Durable::Never => Durability::Buffered,
         };
         SlaveConfig::new("watched").durability(durability).sync_every(SYNC_EVERY)
     }

@@ -97,7 +97,7 @@ async fn write<S: replikv::ReplicaStore>(
 ) -> Result<()> {
     let token = master.write(history.batch(seq)).await?;
     ensure!(token.seq == Seq::new(seq), "batch {seq} has become record {}", token.seq);
-    if setup.durable != Durable::Buffered {
+    if setup.durable == Durable::Synced {
         notes.say(Note { durable: seq, digest: None, consistent: true })?;
     }
     Ok(())
@@ -164,7 +164,7 @@ async fn note_durable<S: replikv::ReplicaStore>(setup: Setup, slave: Slave<S>, n
         let SlaveProgress { position, durable, consistent, .. } = progress.borrow_and_update().clone();
         let position = position.filter(|position| position.seq == durable && durable > Seq::ZERO);
         // A buffered slave may have become consistent after its last sync, at the same record.
-        let consistent = consistent && position.is_some() && setup.durable != Durable::Buffered;
+        let consistent = consistent && position.is_some() && setup.durable == Durable::Synced;
         let digest = position.map(|position| *position.digest.as_bytes());
         notes.say(Note { durable: durable.as_u64(), digest, consistent })?;
         progress.changed().await?;
