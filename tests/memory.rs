@@ -208,7 +208,10 @@ impl Paths {
 }
 
 // Only this process waits for the children: nothing of it has to be asynchronous.
-async fn waited<T: Send + 'static>(process: Process, wait: impl FnOnce(&mut Process) -> T + Send + 'static) -> (Process, T) {
+async fn waited<T: Send + 'static>(
+    process: Process,
+    wait: impl FnOnce(&mut Process) -> T + Send + 'static,
+) -> (Process, T) {
     let waiting = tokio::task::spawn_blocking(move || {
         let mut process = process;
         let heard = wait(&mut process);

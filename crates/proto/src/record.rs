@@ -3,7 +3,9 @@
 //! The same bytes are stored in the log, kept in the ring of recent records and written to every slave's stream.
 //! docs/protocol.md draws them.
 
+use std::collections::VecDeque;
 use std::ops::Range;
+use std::sync::OnceLock;
 
 use bytes::{Bytes, BytesMut};
 use replikv_core::{Digest, EncodedOps, Epoch, MAX_NOTE_LEN, Position, Seq, SourceId};
@@ -109,12 +111,20 @@ struct Wire<'a> {
 }
 
 /// A record: its header, its body, and the bytes of both.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone)]
 pub struct Record {
     header: RecordHeader,
-    bytes: Bytes,
+    /// The encoded header.
+    head: Bytes,
     body: EncodedOps,
+    /// The bytes of both, unless they lie in several buffers and nobody has asked for them in one.
+    bytes: OnceLock<Bytes>,
 }
+
+/// Records up to this long that lie across two buffers are put together.
+const JOINED: usize = 1 << 20;
+/// No header is longer: the note, and some numbers.
+const MAX_HEAD_LEN: usize = MAX_NOTE_LEN + 256;
 
 impl Record {
     /// Reads exactly one record.
@@ -132,40 +142,62 @@ impl Record {
     /// # Errors
     /// [`RecordError`]; `buffer` is unchanged.
     pub fn take(buffer: &mut Bytes) -> Result<Self, RecordError> {
-        let malformed = |what| RecordError::Malformed { what };
-        match buffer.first() {
-            Some(&RECORD_FORMAT) => {}
-            Some(&found) if found > RECORD_FORMAT => return Err(RecordError::NewerFormat { found }),
-            _ => return Err(malformed("it does not begin as a record")),
-        }
-        let (wire, rest) = postcard::take_from_bytes::<Wire<'_>>(&buffer[1..])
-            .map_err(|_| malformed("its header is cut or damaged"))?;
-        if wire.note.len() > MAX_NOTE_LEN {
-            return Err(malformed("its note is too long"));
-        }
-        let body_len = usize::try_from(wire.body_len).map_err(|_| malformed("its body is too long"))?;
+        let (wire, rest) = read_head(buffer)?;
+        let body_len = wire.body_len()?;
         if rest.len() < body_len {
             return Err(malformed("its body is cut"));
         }
         let body_at = buffer.len() - rest.len();
-        let header = RecordHeader {
-            source: wire.source,
-            epoch: wire.epoch,
-            seq: wire.seq,
-            time: wire.time,
-            kind: wire.kind,
-            note: buffer.slice_ref(wire.note),
-            body_len,
-            body_hash: wire.body_hash,
-            digest: wire.digest,
-        };
+        let header = wire.header(body_len, buffer.slice_ref(wire.note));
         let body = buffer.slice(body_at..body_at + body_len);
         if hash(&body) != header.body_hash {
             return Err(RecordError::Damaged { seq: header.seq });
         }
         let body = EncodedOps::from_bytes(body).map_err(|_| malformed("its body holds no operations"))?;
         let bytes = buffer.split_to(body_at + body_len);
-        Ok(Self { header, bytes, body })
+        let head = bytes.slice(..body_at);
+        Ok(Self { header, head, body, bytes: bytes.into() })
+    }
+
+    /// As [`take`](Self::take), off the front of buffers that follow one another; `None` if nothing is left. What is long
+    /// stays in the buffers in which it came.
+    ///
+    /// # Errors
+    /// [`RecordError`]; what is left is of no use.
+    pub fn take_across(buffers: &mut VecDeque<Bytes>) -> Result<Option<Self>, RecordError> {
+        while buffers.front().is_some_and(Bytes::is_empty) {
+            buffers.pop_front();
+        }
+        let more = buffers.len() > 1;
+        let Some(front) = buffers.front_mut() else { return Ok(None) };
+        let whole = |bytes: &Bytes| {
+            read_head(bytes).is_ok_and(|(wire, rest)| wire.body_len().is_ok_and(|len| len <= rest.len()))
+        };
+        if !more || whole(front) {
+            return Self::take(front).map(Some);
+        }
+        let head = join(&peek(buffers, MAX_HEAD_LEN));
+        let (wire, rest) = read_head(&head)?;
+        let body_len = wire.body_len()?;
+        let head_len = head.len() - rest.len();
+        if body_len <= JOINED {
+            let mut joined = join(&split_to(buffers, head_len + body_len)?);
+            return Self::take(&mut joined).map(Some);
+        }
+        // In a buffer of its own, which keeps no other.
+        let head = head.slice(..head_len);
+        let header = wire.header(body_len, head.slice_ref(wire.note));
+        drop(split_to(buffers, head_len)?);
+        let body = split_to(buffers, body_len)?;
+        let mut hasher = blake3::Hasher::new();
+        for segment in &body {
+            hasher.update(segment);
+        }
+        if truncate(&hasher.finalize()) != header.body_hash {
+            return Err(RecordError::Damaged { seq: header.seq });
+        }
+        let body = EncodedOps::from_segments(body).map_err(|_| malformed("its body holds no operations"))?;
+        Ok(Some(Self { header, head, body, bytes: OnceLock::new() }))
     }
 
     /// What it says of itself.
@@ -178,15 +210,105 @@ impl Record {
         self.header.position()
     }
 
-    /// The whole record, as stored and sent.
+    /// The whole record, as stored and sent. A long one that came in several buffers is copied into one.
     pub fn bytes(&self) -> &Bytes {
-        &self.bytes
+        self.bytes.get_or_init(|| {
+            let buffers: Vec<_> = std::iter::once(&self.head).chain(self.body.buffers()).cloned().collect();
+            join(&buffers)
+        })
+    }
+
+    /// The length of the whole record, in bytes.
+    pub fn byte_len(&self) -> usize {
+        self.head.len() + self.body.byte_len()
     }
 
     /// Its operations, sharing the buffer of the record.
     pub fn body(&self) -> &EncodedOps {
         &self.body
     }
+}
+
+impl PartialEq for Record {
+    fn eq(&self, other: &Self) -> bool {
+        self.head == other.head && self.body == other.body
+    }
+}
+
+impl Eq for Record {}
+
+fn malformed(what: &'static str) -> RecordError {
+    RecordError::Malformed { what }
+}
+
+fn read_head(bytes: &[u8]) -> Result<(Wire<'_>, &[u8]), RecordError> {
+    match bytes.first() {
+        Some(&RECORD_FORMAT) => {}
+        Some(&found) if found > RECORD_FORMAT => return Err(RecordError::NewerFormat { found }),
+        _ => return Err(malformed("it does not begin as a record")),
+    }
+    let (wire, rest) =
+        postcard::take_from_bytes::<Wire<'_>>(&bytes[1..]).map_err(|_| malformed("its header is cut or damaged"))?;
+    if wire.note.len() > MAX_NOTE_LEN {
+        return Err(malformed("its note is too long"));
+    }
+    Ok((wire, rest))
+}
+
+impl Wire<'_> {
+    fn body_len(&self) -> Result<usize, RecordError> {
+        usize::try_from(self.body_len).map_err(|_| malformed("its body is too long"))
+    }
+
+    fn header(&self, body_len: usize, note: Bytes) -> RecordHeader {
+        RecordHeader {
+            source: self.source,
+            epoch: self.epoch,
+            seq: self.seq,
+            time: self.time,
+            kind: self.kind,
+            note,
+            body_len,
+            body_hash: self.body_hash,
+            digest: self.digest,
+        }
+    }
+}
+
+// Up to `len` bytes at the front.
+fn peek(buffers: &VecDeque<Bytes>, mut len: usize) -> Vec<Bytes> {
+    let mut pieces = Vec::new();
+    for buffer in buffers {
+        let piece = buffer.slice(..buffer.len().min(len));
+        len -= piece.len();
+        pieces.push(piece);
+        if len == 0 {
+            break;
+        }
+    }
+    pieces
+}
+
+// Takes `len` bytes off the front.
+fn split_to(buffers: &mut VecDeque<Bytes>, len: usize) -> Result<Vec<Bytes>, RecordError> {
+    let mut left = len;
+    let mut pieces = Vec::new();
+    while left > 0 {
+        let Some(front) = buffers.front_mut() else { return Err(malformed("its body is cut")) };
+        let piece = front.split_to(front.len().min(left));
+        left -= piece.len();
+        pieces.push(piece);
+        if front.is_empty() {
+            buffers.pop_front();
+        }
+    }
+    Ok(pieces)
+}
+
+fn join(pieces: &[Bytes]) -> Bytes {
+    let mut joined = BytesMut::with_capacity(pieces.iter().map(Bytes::len).sum());
+    pieces.iter().for_each(|piece| joined.extend_from_slice(piece));
+    joined.freeze()
 }
 
 /// What a new record is made of.

@@ -50,7 +50,7 @@ impl Encoder {
     }
 }
 
-fn join(mut parts: Vec<Bytes>) -> Bytes {
+pub(super) fn join(mut parts: Vec<Bytes>) -> Bytes {
     if parts.len() == 1 {
         return parts.remove(0);
     }
