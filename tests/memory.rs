@@ -99,7 +99,8 @@ async fn child() -> Result<bool, Error> {
             if prefilled != "copied" {
                 master.write(batch()).await?;
             }
-            master.put("done", "").await?;
+            // In key order the last one: a copy that has come to it has come to everything.
+            master.put("written", "").await?;
             say("written");
             next_step().await;
             master.shutdown().await?;
@@ -233,7 +234,7 @@ async fn a_slave_gets_it(test: &str, how: &str) -> Result<(), Error> {
     let slave = match how {
         // It stands where the master stands before the value is written.
         "live" => {
-            let mut slave = waited(paths.slave(test, &address, "first,done"), Process::heard).await.0;
+            let mut slave = waited(paths.slave(test, &address, "first,written"), Process::heard).await.0;
             slave.go_on();
             master = written(master).await;
             slave
@@ -241,11 +242,11 @@ async fn a_slave_gets_it(test: &str, how: &str) -> Result<(), Error> {
         "from the log" => {
             waited(paths.slave(test, &address, "first"), Process::heard).await.0.end();
             master = written(master).await;
-            paths.slave(test, &address, "done")
+            paths.slave(test, &address, "written")
         }
         _ => {
             master = written(master).await;
-            paths.slave(test, &address, "done")
+            paths.slave(test, &address, "written")
         }
     };
     let slave = waited(slave, Process::heard).await.0;
