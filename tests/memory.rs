@@ -25,7 +25,7 @@ const LARGE: usize = 256 * MIB;
 /// What the slave's process may take at most.
 const SLAVE: usize = 2 * LARGE;
 /// What the master's may.
-const MASTER: usize = 7 * LARGE / 2;
+const MASTER: usize = 13 * LARGE / 4;
 const LIMITS: StoreLimits = StoreLimits { max_key: 511, max_value: LARGE, max_batch: LARGE + MIB };
 
 const CHILD: &str = "REPLIKV_MEMORY_CHILD";

@@ -63,6 +63,11 @@ impl WriteSet {
         }
     }
 
+    /// True if there is no other handle: what is taken out of this one is nobody else's.
+    pub fn is_alone(&self) -> bool {
+        Arc::strong_count(&self.chunks) == 1
+    }
+
     /// True if every chunk lies in one buffer: it was not too large to arrive in one.
     pub fn is_joined(&self) -> bool {
         self.chunks.iter().all(|chunk| chunk.ops.is_joined())

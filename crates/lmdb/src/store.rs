@@ -194,7 +194,7 @@ impl BlockingStore for Blocking {
         // What only deletes, and keeps books about it, may use the reserve: trimming makes room.
         let makes_room = makes_room(&writes);
         // What frees its buffers while they are copied cannot be applied again: only where the map surely has room for it.
-        let once = !writes.is_joined() && self.environment.has_room(writes.byte_len());
+        let once = !writes.is_joined() && writes.is_alone() && self.environment.has_room(writes.byte_len());
         let mut kept = Some(writes);
         let mut settled = false;
         loop {

@@ -55,6 +55,15 @@ impl RecordHeader {
         Position { source: self.source, epoch: self.epoch, seq: self.seq, digest: self.digest }
     }
 
+    /// Reads the header at the front of a record. The body is not looked at, and need not be there.
+    ///
+    /// # Errors
+    /// [`RecordError`].
+    pub fn read(bytes: &Bytes) -> Result<Self, RecordError> {
+        let (wire, _) = read_head(bytes)?;
+        Ok(wire.header(wire.body_len()?, bytes.slice_ref(wire.note)))
+    }
+
     /// Checks that this record follows `before`: same source, next number, an epoch that may follow, and a digest
     /// that continues the chain.
     ///
@@ -380,6 +389,11 @@ impl<'a> PreparedRecord<'a> {
     /// The length of the whole record, in bytes.
     pub fn byte_len(&self) -> usize {
         self.head.len() + self.body.len()
+    }
+
+    /// What comes before the body.
+    pub fn head(&self) -> &[u8] {
+        &self.head
     }
 
     /// Appends the whole record, and says where it is in `buffer`.
