@@ -95,6 +95,10 @@ impl Parts {
 
     /// Splits `segments`, which follow one another, into operations.
     pub(crate) fn split(segments: Vec<Bytes>) -> Result<Self, MalformedOps> {
+        Self::split_above(JOINED, segments)
+    }
+
+    fn split_above(joined: usize, segments: Vec<Bytes>) -> Result<Self, MalformedOps> {
         let mut rest = Segments::new(segments);
         let mut parts = Vec::new();
         while let Some(segment) = rest.front() {
@@ -105,7 +109,7 @@ impl Parts {
                 continue;
             }
             let at = MalformedOps { offset: rest.taken };
-            parts.push(rest.op_across().ok_or(at)?);
+            parts.push(rest.op_across(joined).ok_or(at)?);
         }
         Ok(Self::new(parts))
     }
@@ -226,7 +230,7 @@ impl Segments {
     }
 
     // The operation that begins in one buffer and ends in another.
-    fn op_across(&mut self) -> Option<OwnedPart> {
+    fn op_across(&mut self, joined: usize) -> Option<OwnedPart> {
         let mut head = BytesMut::new();
         let tag = self.byte(&mut head)?;
         // Copied: a key that shared its buffer would keep all of that.
@@ -235,7 +239,7 @@ impl Segments {
             0 if !key.is_empty() => {
                 let value_len = self.varint(&mut head)?;
                 let value = self.take(value_len)?;
-                if value_len > JOINED {
+                if value_len > joined {
                     return Some(OwnedPart::Put(LargePut { head: head.freeze(), key, value, value_len }));
                 }
                 value.iter().for_each(|piece| head.put_slice(piece));
@@ -282,5 +286,129 @@ impl Segments {
         pieces.iter().for_each(|piece| bytes.put_slice(piece));
         copy.put_slice(&bytes);
         Some(bytes.freeze())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::{AtomicUsize, Ordering};
+
+    use super::*;
+    use proptest::prelude::*;
+
+    /// Some operations of every kind, with values of all lengths.
+    fn ops() -> Bytes {
+        let mut bytes = BytesMut::new();
+        for len in [0, 1, 9, 200] {
+            let value = vec![len as u8; len];
+            Op::Put { key: b"key", value: &value }.encode_into(&mut bytes);
+            Op::Delete { key: b"other" }.encode_into(&mut bytes);
+            Op::DeleteRange { start: &value, end: None }.encode_into(&mut bytes);
+            Op::DeleteRange { start: b"", end: Some(b"end") }.encode_into(&mut bytes);
+        }
+        bytes.freeze()
+    }
+
+    fn cut(bytes: &Bytes, at: &[usize]) -> Vec<Bytes> {
+        let mut at: Vec<_> = at.iter().map(|at| at % (bytes.len() + 1)).collect();
+        at.sort_unstable();
+        let starts = std::iter::once(0).chain(at.iter().copied());
+        starts.zip(at.iter().copied().chain([bytes.len()])).map(|(start, end)| bytes.slice(start..end)).collect()
+    }
+
+    proptest! {
+        #[test]
+        fn operations_are_the_same_wherever_they_are_cut(at in proptest::collection::vec(any::<usize>(), 0..12)) {
+            let whole = ops();
+            let parts = Parts::split_above(8, cut(&whole, &at)).unwrap();
+            prop_assert_eq!(parts.byte_len(), whole.len());
+            prop_assert_eq!(parts.buffers().map(|buffer| &buffer[..]).collect::<Vec<_>>().concat(), &whole[..]);
+            prop_assert_eq!(parts.joined(), &whole);
+            let long = |put: &LargePut| put.value_len() > 8 && put.key() == b"key";
+            prop_assert!(parts.iter().all(|part| matches!(part, OpsPart::Ops(_)) || matches!(part, OpsPart::Put(put) if long(put))));
+            prop_assert_eq!(Arc::new(parts).into_joined(), whole);
+        }
+
+        #[test]
+        fn what_is_malformed_in_one_buffer_is_malformed_in_several(
+            at in proptest::collection::vec(any::<usize>(), 1..6),
+            wrong in any::<usize>(),
+            byte in any::<u8>(),
+        ) {
+            let mut bytes = BytesMut::from(&ops()[..]);
+            let len = bytes.len();
+            bytes[wrong % len] = byte;
+            let bytes = bytes.freeze();
+            let whole = EncodedOps::from_bytes(bytes.clone());
+            let parts = Parts::split_above(8, cut(&bytes, &at));
+            prop_assert_eq!(whole.as_ref().err(), parts.as_ref().err());
+        }
+    }
+
+    #[test]
+    fn operations_that_are_cut_off_are_refused() {
+        let whole = ops();
+        for end in 1..whole.len() {
+            let cut_off = cut(&whole.slice(..end), &[end / 2]);
+            let one = EncodedOps::from_bytes(whole.slice(..end)).map(drop);
+            assert_eq!(Parts::split_above(8, cut_off).map(drop), one, "{end} bytes");
+        }
+    }
+
+    /// Counts the buffers that are still held.
+    struct Counted(Vec<u8>, Arc<AtomicUsize>);
+
+    impl AsRef<[u8]> for Counted {
+        fn as_ref(&self) -> &[u8] {
+            &self.0
+        }
+    }
+
+    impl Drop for Counted {
+        fn drop(&mut self) {
+            self.1.fetch_sub(1, Ordering::SeqCst);
+        }
+    }
+
+    fn counted(pieces: usize) -> (Vec<Bytes>, Arc<AtomicUsize>) {
+        let held = Arc::new(AtomicUsize::new(pieces));
+        let mut bytes = BytesMut::new();
+        Op::Delete { key: b"before" }.encode_into(&mut bytes);
+        Op::Put { key: b"key", value: &vec![7; 4 * JOINED] }.encode_into(&mut bytes);
+        Op::Delete { key: b"after" }.encode_into(&mut bytes);
+        let len = bytes.len().div_ceil(pieces);
+        let segments = bytes.chunks(len).map(|piece| Bytes::from_owner(Counted(piece.to_vec(), held.clone())));
+        (segments.collect(), held)
+    }
+
+    #[test]
+    fn each_piece_is_free_as_soon_as_it_is_let_go() {
+        let (segments, held) = counted(5);
+        let ops = EncodedOps::from_segments(segments).unwrap();
+        let mut left = Vec::new();
+        for part in ops.into_parts() {
+            let OwnedPart::Put(put) = part else { continue };
+            assert_eq!((put.key(), put.value_len()), (&b"key"[..], 4 * JOINED));
+            for segment in put.into_segments() {
+                drop(segment);
+                left.push(held.load(Ordering::SeqCst));
+            }
+        }
+        // The last one holds the operation behind the value.
+        assert_eq!(left, [4, 3, 2, 1, 1]);
+        assert_eq!(held.load(Ordering::SeqCst), 0);
+    }
+
+    #[test]
+    fn what_somebody_else_holds_is_lent_and_not_taken() {
+        let (segments, held) = counted(3);
+        let ops = EncodedOps::from_segments(segments).unwrap();
+        let kept = ops.clone();
+        drop(ops.into_parts());
+        assert_eq!(held.load(Ordering::SeqCst), 3);
+        assert_eq!(kept.iter().count(), 3);
+        let joined = kept.into_joined();
+        assert_eq!(held.load(Ordering::SeqCst), 0, "in one buffer they are not needed");
+        assert_eq!(joined.iter().count(), 3);
     }
 }
