@@ -490,6 +490,49 @@ mod tests {
         assert!(bytes.is_empty());
     }
 
+    fn taken(buffers: &[&[u8]]) -> Result<Vec<Record>, RecordError> {
+        let mut rest: VecDeque<_> = buffers.iter().map(|buffer| Bytes::copy_from_slice(buffer)).collect();
+        std::iter::from_fn(|| Record::take_across(&mut rest).transpose()).collect()
+    }
+
+    #[test]
+    fn records_are_the_same_wherever_their_buffers_end() {
+        let (_, bytes, positions) = history();
+        for one in 0..=bytes.len() {
+            for two in [one, (one + 1).min(bytes.len()), (one + 90).min(bytes.len())] {
+                let records = taken(&[&bytes[..one], &bytes[one..two], &bytes[two..]]).unwrap();
+                assert_eq!(records.iter().map(Record::position).collect::<Vec<_>>(), positions, "{one}, {two}");
+                assert_eq!(records.iter().map(Record::byte_len).sum::<usize>(), bytes.len());
+            }
+        }
+    }
+
+    #[test]
+    fn a_long_record_stays_in_its_buffers_and_is_what_it_was() {
+        let start = history().0;
+        let value: Vec<u8> = (0..3 * JOINED).map(|at| (at >> 9) as u8).collect();
+        let batch = Batch::new().put("before", "x").put("key", &value).delete("last");
+        let body = batch.into_parts().unwrap().0;
+        let epoch = start.epoch;
+        let draft = RecordDraft { epoch, kind: RecordKind::Batch, time: 1, note: &[7; 4000], body: body.as_bytes() };
+        let mut whole = BytesMut::new();
+        PreparedRecord::after(&start, &draft).unwrap().append_to(&mut whole);
+        let expected = Record::decode(Bytes::copy_from_slice(&whole)).unwrap();
+        for at in [1, 100, 4050, 4200, JOINED, 2 * JOINED + 1, whole.len() - 1] {
+            let (one, two) = whole.split_at(at);
+            let [record] = &taken(&[one, two]).unwrap()[..] else { panic!("one record") };
+            assert_eq!(record.header(), expected.header());
+            record.header().verify_after(&start).unwrap();
+            assert_eq!(record.byte_len(), whole.len());
+            assert!(*record == expected && record.bytes()[..] == whole[..], "cut at {at}");
+            // A flipped bit, and an end that is missing.
+            let mut damaged = two.to_vec();
+            damaged[two.len() / 2] ^= 1;
+            assert!(taken(&[one, &damaged]).is_err(), "cut at {at}");
+            assert!(taken(&[one, &two[..two.len() - 1]]).is_err(), "cut at {at}");
+        }
+    }
+
     #[test]
     fn a_flipped_bit_anywhere_is_noticed() {
         let (start, bytes, _) = history();
