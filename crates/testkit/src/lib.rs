@@ -13,6 +13,7 @@
 
 mod bench;
 pub mod laws;
+pub mod sim;
 mod suite;
 
 pub use bench::{Bench, Open, run};

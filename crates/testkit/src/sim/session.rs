@@ -1,0 +1,472 @@
+//! The simulated driver of one connection at a master: what `replikv-node` does around the session, step by step.
+
+use bytes::Bytes;
+use replikv_core::{KeyRange, Keyspace, Position, ScanOptions, Seq, StoreError};
+use replikv_proto::{
+    Content, DecoderLimits, GoodbyeReason, Hello, Located, LogAnswer, MasterAction, MasterSession, MasterSessionConfig,
+    Message, Mode, Progress, ProtocolError, Record, RejectCode, Response, View,
+};
+
+use super::context::{Context, Node, Owner};
+use super::link::{Broken, Conn, Side};
+use super::master::{Opened, Process};
+use super::oracle::Invariant;
+use super::store::{Reply, Request};
+use super::verdict::{Judged, Verdict};
+use super::{DriverBug, Scene};
+
+/// One connection.
+#[derive(Debug)]
+pub(super) struct Session {
+    id: u64,
+    conn: Conn,
+    session: MasterSession,
+    /// What was asked of the store. Nothing else is done until it answers.
+    asked: Option<Asked>,
+    seen: u64,
+    name: Option<String>,
+    closing: bool,
+    replaced: bool,
+    /// What the oracle knows of it.
+    hello: Option<Hello>,
+    judged: Option<View>,
+    sent: Option<Position>,
+    copying: bool,
+    page_waits: bool,
+}
+
+#[derive(Debug)]
+enum Asked {
+    Locate(Vec<Position>, Vec<Option<Located>>),
+    Measure(u64),
+    Records(Position),
+    Page { range: KeyRange, handed: Position },
+}
+
+/// The connection is over.
+struct Over;
+
+impl Session {
+    pub(super) fn new(ctx: &Context, id: u64, link: usize, open: &Opened, wall_offset_ms: i64) -> Self {
+        let config = MasterSessionConfig {
+            source: open.source,
+            limits: open.limits,
+            heartbeat: ctx.sizes.heartbeat,
+            handshake_timeout: ctx.sizes.heartbeat * 5,
+            chunk: ctx.sizes.chunk,
+        };
+        let now = ctx.clock(wall_offset_ms);
+        Self {
+            id,
+            conn: Conn::new(link, Side::Master),
+            session: MasterSession::new(config, open.view, open.epochs.clone(), now),
+            asked: None,
+            seen: open.version,
+            name: None,
+            closing: false,
+            replaced: false,
+            hello: None,
+            judged: None,
+            sent: None,
+            copying: false,
+            page_waits: false,
+        }
+    }
+
+    pub(super) fn conn(&mut self) -> &mut Conn {
+        &mut self.conn
+    }
+
+    /// True if it takes bytes.
+    pub(super) fn listens(&self) -> bool {
+        self.asked.is_none()
+    }
+
+    pub(super) fn copies(&self) -> bool {
+        self.copying
+    }
+
+    pub(super) fn die(&mut self, ctx: &mut Context, power: bool) {
+        if power && ctx.net_rng.bool() { self.conn.vanish(ctx) } else { self.conn.abandon(ctx) }
+    }
+}
+
+impl Process {
+    /// Lets a session do whatever it can do before something has to be waited for.
+    pub(super) fn run_session(&mut self, ctx: &mut Context, id: u64) {
+        if let Err(Over) = self.drive(ctx, id) {
+            self.end_session(ctx, id);
+        }
+    }
+
+    fn end_session(&mut self, ctx: &mut Context, id: u64) {
+        let Some(mut session) = self.sessions.remove(&id) else { return };
+        session.conn.finish(ctx);
+        if let Some(name) = &session.name
+            && self.names.get(name).is_some_and(|(newest, _)| *newest == id)
+        {
+            self.names.remove(name);
+        }
+    }
+
+    fn drive(&mut self, ctx: &mut Context, id: u64) -> Result<(), Over> {
+        let wall = self.wall_offset_ms;
+        loop {
+            loop {
+                let Some(session) = self.sessions.get_mut(&id) else { return Ok(()) };
+                if session.asked.is_some() {
+                    return Ok(());
+                }
+                if !session.conn.has_room(ctx) {
+                    break;
+                }
+                let Some(action) = session.session.poll_action() else { break };
+                self.execute(ctx, id, action)?;
+            }
+            let Some(open) = &self.open else { return Err(Over) };
+            let Some(session) = self.sessions.get_mut(&id) else { return Ok(()) };
+            while let Some(message) = session.conn.next_message().map_err(|broken| notice(ctx, &broken))? {
+                ctx.trace(message.name().len() as u64);
+                if let Message::Hello(hello) = &message {
+                    session.hello = Some(hello.clone());
+                    session.judged = Some(open.view);
+                }
+                session.session.handle_message(ctx.clock(wall), message).map_err(|_| Over)?;
+            }
+            if session.seen != open.version {
+                session.seen = open.version;
+                session.session.handle_view(open.view);
+                continue;
+            }
+            if session.conn.has_room(ctx) && session.session.has_action() {
+                continue;
+            }
+            if session.replaced && !session.closing {
+                session.closing = true;
+                session.session.shut(GoodbyeReason::Replaced, "another slave of this name has connected");
+                continue;
+            }
+            if session.conn.flush(ctx) {
+                continue;
+            }
+            let Some(at) = session.session.poll_timeout() else { return Ok(()) };
+            let now = ctx.clock(wall);
+            if at > now.monotonic {
+                let at = u64::try_from(at.as_micros()).unwrap_or(u64::MAX);
+                ctx.wake_at(Node::Master(self.node), at);
+                return Ok(());
+            }
+            session.session.handle_timeout(now).map_err(|error| {
+                if matches!(error, ProtocolError::Silent { .. }) {
+                    let hello = session.hello.is_some();
+                    ctx.coverage.met(if hello { Scene::MasterHeardNothing } else { Scene::NoHello });
+                }
+                Over
+            })?;
+        }
+    }
+
+    fn execute(&mut self, ctx: &mut Context, id: u64, action: MasterAction) -> Result<(), Over> {
+        let owner = Owner::Session { node: self.node, life: self.life, session: id };
+        let store = self.store;
+        let Some(open) = &mut self.open else { return Err(Over) };
+        let Some(session) = self.sessions.get_mut(&id) else { return Err(Over) };
+        match action {
+            MasterAction::Send(message) => {
+                session.observe(ctx, store, open, &message);
+                session.conn.send(ctx, &message).map_err(|_| Over)?;
+            }
+            MasterAction::Locate(positions) => {
+                let (known, wanted) = locate(ctx, open, &positions);
+                session.judged = Some(open.view);
+                if wanted.is_empty() {
+                    let located: Vec<Located> = known.into_iter().flatten().collect();
+                    session.session.handle_located(&located);
+                } else {
+                    ctx.call(store, owner, Request::Get(wanted));
+                    session.asked = Some(Asked::Locate(positions, known));
+                }
+            }
+            MasterAction::MeasureData { at_most } => {
+                let all = ScanOptions::default().max_entries(usize::MAX).max_bytes(usize::MAX);
+                ctx.call(store, owner, Request::Scan(Keyspace::Data, KeyRange::all(), all));
+                session.asked = Some(Asked::Measure(at_most));
+            }
+            MasterAction::ReadRecords { after, max_bytes } => {
+                if let Some((parts, last)) = open.ring.read(after.seq, max_bytes) {
+                    session.session.handle_records(LogAnswer::Records { parts, last });
+                    return Ok(());
+                }
+                ctx.coverage.met(Scene::ServedFromLog);
+                let published = open.view.published.seq;
+                let after_it = KeyRange::all().after(&after.seq.to_key());
+                let range = after_it.intersect(&KeyRange::from_bounds(..=published.to_key()));
+                let options = ScanOptions::default().max_entries(4096).max_bytes(max_bytes);
+                ctx.call(store, owner, Request::Scan(Keyspace::Log, range, options));
+                session.asked = Some(Asked::Records(after));
+            }
+            MasterAction::ReadPage { range, max_bytes } => {
+                let options = ScanOptions::default().max_entries(usize::MAX).max_bytes(max_bytes);
+                ctx.call(store, owner, Request::Scan(Keyspace::Data, range.clone(), options));
+                session.asked = Some(Asked::Page { range, handed: open.view.handed });
+                if session.page_waits {
+                    ctx.coverage.met(Scene::PageReadAgain);
+                }
+            }
+            MasterAction::Joined { slave, .. } => {
+                session.conn.set_limits(DecoderLimits { control: 1 << 20, data: 1 << 20 });
+                session.name = Some(slave.clone());
+                let older = self.names.insert(slave, (id, Progress::default()));
+                if let Some(older) = older.and_then(|(older, _)| self.sessions.get_mut(&older)) {
+                    older.replaced = true;
+                    ctx.coverage.met(Scene::Replaced);
+                    ctx.wake(Node::Master(self.node));
+                }
+            }
+            MasterAction::Progress(progress) => {
+                if progress.applied > progress.durable {
+                    ctx.coverage.met(Scene::AckBeforeDurable);
+                }
+                if let Some(name) = &session.name
+                    && let Some(entered) = self.names.get_mut(name).filter(|(newest, _)| *newest == id)
+                {
+                    entered.1 = progress;
+                }
+            }
+            MasterAction::Answer(request) => {
+                session.session.respond(Response { id: request.id, body: Ok(Bytes::from_static(b"{}")) });
+            }
+            MasterAction::Close(_) => return Err(Over),
+        }
+        Ok(())
+    }
+
+    /// What a session asked of the store has come.
+    pub(super) fn session_answered(&mut self, ctx: &mut Context, id: u64, reply: Reply) {
+        if let Err(error) = self.hand_over(ctx, id, reply) {
+            // A read that failed ends the session: it is never told to a slave as if it were an answer.
+            let _ = error;
+            self.end_session(ctx, id);
+        }
+    }
+
+    fn hand_over(&mut self, ctx: &mut Context, id: u64, reply: Reply) -> Result<(), StoreError> {
+        let Some(open) = &mut self.open else { return Ok(()) };
+        let Some(session) = self.sessions.get_mut(&id) else { return Ok(()) };
+        match session.asked.take() {
+            None => {}
+            Some(Asked::Locate(positions, known)) => {
+                let mut values = reply.got()?.into_iter();
+                let mut located = Vec::with_capacity(known.len());
+                for (position, known) in positions.iter().zip(known) {
+                    located.push(known.unwrap_or_else(|| stored(ctx, open, position, values.next().flatten())));
+                }
+                session.session.handle_located(&located);
+            }
+            Some(Asked::Measure(at_most)) => {
+                let bytes = reply.page()?.ops().byte_len() as u64;
+                session.session.handle_data_size(bytes.min(at_most));
+            }
+            Some(Asked::Records(after)) => {
+                let page = reply.page()?;
+                let entries = page.entries().map(|(_, bytes)| bytes).collect();
+                let answer = checked(ctx, open, after, entries);
+                if matches!(answer, LogAnswer::Trimmed) {
+                    ctx.coverage.met(Scene::TrimmedUnderSlave);
+                }
+                session.session.handle_records(answer);
+            }
+            Some(Asked::Page { range, handed }) => {
+                let page = match reply.page() {
+                    Err(_) if ctx.planted(DriverBug::ReadErrorIsEmptyPage) => {
+                        replikv_core::PageBuilder::new(range.clone(), ScanOptions::default()).finish()
+                    }
+                    page => page?,
+                };
+                // After the read has ended, not before: what it may show is known only now.
+                let now = open.view.handed;
+                let read_at = if ctx.planted(DriverBug::ReadAtBeforeRead) { handed } else { now };
+                if handed != now {
+                    ctx.coverage.met(Scene::WriteDuringPage);
+                }
+                if now != open.view.published {
+                    ctx.coverage.met(Scene::PageWaited);
+                }
+                let end = page.rest().map_or_else(|| range.end().cloned(), |rest| Some(rest.start().clone()));
+                let covered = KeyRange::new(range.start().clone(), end);
+                session.seen = open.version;
+                session.session.handle_view(open.view);
+                session.page_waits = true;
+                let entries = page.ops().clone();
+                session.session.handle_page(Content { range: covered, read_at, entries });
+            }
+        }
+        Ok(())
+    }
+}
+
+impl Session {
+    // What is about to be sent is compared with what the oracle knows.
+    fn observe(&mut self, ctx: &mut Context, store: usize, open: &Opened, message: &Message) {
+        match message {
+            Message::Records(records) => {
+                if records.parts.iter().any(|part| part.len() > ctx.sizes.chunk) {
+                    ctx.coverage.met(Scene::LargeRecord);
+                }
+                if let Some(sent) = &mut self.sent {
+                    ctx.oracle.records_sent(&ctx.stores[store], sent, &records.parts);
+                }
+            }
+            Message::Ranges(content) => {
+                ctx.oracle.content_sent(&ctx.stores[store], content);
+                self.copying = content.range.end().is_some();
+                self.page_waits = false;
+            }
+            Message::Welcome(welcome) => {
+                let Some(hello) = &self.hello else { return };
+                let (verdict, sent) = match welcome.mode {
+                    Mode::Copy { from } => (Verdict::Copy, from),
+                    _ => (Verdict::Resume, hello.cursor.as_ref().map_or(welcome.floor, |cursor| cursor.position)),
+                };
+                self.sent = Some(sent);
+                let unfinished = hello.cursor.as_ref().is_some_and(|cursor| cursor.coverage.rest().is_some());
+                self.copying = unfinished || verdict == Verdict::Copy;
+                ctx.coverage.met(match (verdict, unfinished) {
+                    (Verdict::Copy, true) => Scene::CopyRestarted,
+                    (Verdict::Copy, false) => Scene::CopyStarted,
+                    (_, true) => Scene::CopyResumed,
+                    (_, false) => Scene::Resumed,
+                });
+                self.judge(ctx, store, open, verdict);
+            }
+            Message::Reject(reject) => {
+                ctx.coverage.met(match reject.code {
+                    RejectCode::ForeignSource => Scene::RefusedForeign,
+                    RejectCode::Diverged => Scene::RefusedDiverged,
+                    RejectCode::SlaveAhead => Scene::RefusedAhead,
+                    RejectCode::NeedsCompare => Scene::RefusedNeedsCompare,
+                    RejectCode::DataWithoutCursor => Scene::RefusedData,
+                    RejectCode::LimitsTooSmall => Scene::RefusedLimits,
+                    _ => return,
+                });
+                self.judge(ctx, store, open, Verdict::Refuse(reject.code));
+            }
+            _ => {}
+        }
+    }
+
+    fn judge(&self, ctx: &mut Context, store: usize, open: &Opened, verdict: Verdict) {
+        let Some(hello) = &self.hello else { return };
+        // Published records may have moved on while the store was asked.
+        let views = [self.judged.unwrap_or(open.view), open.view];
+        let judged = |view| Judged { model: &ctx.oracle.model, store: &ctx.stores[store], view, limits: open.limits };
+        let right: Vec<Verdict> = views.into_iter().flat_map(|view| judged(view).verdicts(hello)).collect();
+        let position = hello.cursor.as_ref().map(|cursor| cursor.position);
+        let by_checkpoint = position.is_some_and(|position| judged(open.view).by_checkpoint(&position));
+        if by_checkpoint && verdict == Verdict::Refuse(RejectCode::Diverged) {
+            ctx.coverage.met(Scene::RefusedByCheckpoint);
+        }
+        if !right.contains(&verdict) {
+            let words = format!("{verdict:?} for a slave at {position:?}, of {views:?}; right would be {right:?}");
+            ctx.oracle.fail(Invariant::RightDecision, words);
+        }
+    }
+}
+
+// Where positions lie, as far as that can be told without the store, and what must be read to tell the rest.
+fn locate(
+    ctx: &Context,
+    open: &Opened,
+    positions: &[Position],
+) -> (Vec<Option<Located>>, Vec<(Keyspace, Bytes)>) {
+    let (mut known, mut wanted) = (Vec::new(), Vec::new());
+    for position in positions {
+        let located = locate_one(ctx, open, position);
+        if located.is_none() {
+            wanted.push((Keyspace::Log, Bytes::copy_from_slice(&position.seq.to_key())));
+        }
+        known.push(located);
+    }
+    (known, wanted)
+}
+
+fn locate_one(ctx: &Context, open: &Opened, position: &Position) -> Option<Located> {
+    let View { published, floor, .. } = open.view;
+    let seq = position.seq;
+    if position.source != open.source {
+        Some(Located::Mismatch)
+    } else if seq > published.seq {
+        Some(Located::Ahead)
+    } else if seq == published.seq {
+        Some(same(ctx, position, published))
+    } else if seq == floor.seq {
+        // Before the first record there is no epoch to compare.
+        let epoch = if seq == Seq::ZERO { position.epoch } else { floor.epoch };
+        Some(same(ctx, position, Position { epoch, ..floor }))
+    } else if seq < floor.seq {
+        let checkpoint = open.checkpoints.iter().find(|checkpoint| checkpoint.position.seq == seq);
+        let parted = checkpoint.is_some_and(|checkpoint| checkpoint.position != *position);
+        let parted = parted && !ctx.planted(DriverBug::CheckpointIgnored);
+        Some(if parted { Located::Mismatch } else { Located::Below })
+    } else {
+        open.ring.entry(seq).map(|entry| same(ctx, position, entry.position))
+    }
+}
+
+fn stored(ctx: &mut Context, open: &mut Opened, position: &Position, bytes: Option<Bytes>) -> Located {
+    let Some(bytes) = bytes else { return Located::Below };
+    match Record::decode(bytes) {
+        Ok(record) => same(ctx, position, record.position()),
+        Err(_) => {
+            open.damaged = open.damaged.max(Some(position.seq));
+            Located::Below
+        }
+    }
+}
+
+fn same(ctx: &Context, position: &Position, held: Position) -> Located {
+    let equal = if ctx.planted(DriverBug::LocatedByNumber) {
+        position.seq == held.seq
+    } else if ctx.planted(DriverBug::LocatedWithoutDigest) {
+        (position.epoch, position.seq) == (held.epoch, held.seq)
+    } else {
+        *position == held
+    };
+    if equal { Located::Held } else { Located::Mismatch }
+}
+
+// Stored records after `after`, as far as their digests vouch for them.
+fn checked(ctx: &Context, open: &mut Opened, after: Position, entries: Vec<Bytes>) -> LogAnswer {
+    let (mut parts, mut last) = (Vec::new(), after);
+    for bytes in entries {
+        let record = match Record::decode(bytes.clone()) {
+            Ok(record) => record,
+            Err(_) if ctx.planted(DriverBug::DamagedRecordSent) => {
+                parts.push(bytes);
+                break;
+            }
+            Err(_) => {
+                open.damaged = open.damaged.max(last.seq.next());
+                break;
+            }
+        };
+        let position = record.position();
+        if record.header().verify_after(&last).is_err() && !ctx.planted(DriverBug::TrimmedWithoutTelling) {
+            if last.seq.next() != Some(position.seq) && parts.is_empty() {
+                return LogAnswer::Trimmed;
+            }
+            open.damaged = open.damaged.max(Some(position.seq));
+            break;
+        }
+        last = position;
+        parts.push(bytes);
+    }
+    if parts.is_empty() { LogAnswer::Trimmed } else { LogAnswer::Records { parts, last } }
+}
+
+fn notice(ctx: &mut Context, broken: &Broken) -> Over {
+    if matches!(broken, Broken::Decode(_)) {
+        ctx.coverage.met(Scene::DamageInFlight);
+    }
+    Over
+}
