@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use replikv_core::{KeyRange, Keyspace, ReplicaStore, ScanOptions, StoreError};
+use replikv_proto::layout::Head;
 use replikv_proto::{
     Content, DecoderLimits, GoodbyeReason, MasterAction, MasterSession, MasterSessionConfig, Refusal, Reject,
     RejectCode, Request, RequestBody, Response,
@@ -15,6 +16,7 @@ use tokio_util::sync::CancellationToken;
 use super::sessions::Entered;
 use super::{Inner, Master, ServeError};
 use crate::slave::Ending;
+use crate::stored;
 use crate::transport::{Connection, ConnectionError};
 
 /// How long last words may take on a connection that does not drain.
@@ -185,7 +187,12 @@ impl<S: ReplicaStore> Inner<S> {
         let options = ScanOptions::default().max_entries(usize::MAX).max_bytes(max_bytes);
         let page = self.store.scan(Keyspace::Data, range.clone(), options).await?;
         // After the read has ended, not before: what it may show is known only now.
+        let head: Head = stored::require(&self.store, Head::KEY).await?;
         let read_at = self.seen.load().handed;
+        if head.position.seq > read_at.seq {
+            // Another master writes to this store. The page may show what this one never wrote, and knows no name for.
+            return Err(StoreError::HeadMoved);
+        }
         let end = page.rest().map_or_else(|| range.end().cloned(), |rest| Some(rest.start().clone()));
         let covered = KeyRange::new(range.start().clone(), end);
         Ok(Content { range: covered, read_at, entries: page.ops().clone() })

@@ -151,6 +151,7 @@ pub(super) struct Context {
     wakes: BTreeMap<Node, Moment>,
     calls: BTreeMap<u64, Call>,
     hash: u64,
+    tells: bool,
 }
 
 impl Context {
@@ -175,6 +176,7 @@ impl Context {
             wakes: BTreeMap::new(),
             calls: BTreeMap::new(),
             hash: seed,
+            tells: std::env::var_os("REPLIKV_SIM_LOG").is_some(),
         }
     }
 
@@ -187,6 +189,13 @@ impl Context {
     pub(super) fn clock(&self, wall_offset_ms: i64) -> Now {
         let wall = 1_700_000_000_000_i64 + (self.now / MILLI).cast_signed() + wall_offset_ms;
         Now { monotonic: Duration::from_micros(self.now), unix_ms: wall.max(0).cast_unsigned() }
+    }
+
+    /// Tells what happens, if somebody wants to read it.
+    pub(super) fn tell(&self, words: impl FnOnce() -> String) {
+        if self.tells {
+            println!("{:>10} {}", self.now, words());
+        }
     }
 
     /// Folds a number into the fingerprint of the run.
@@ -233,6 +242,7 @@ impl Context {
         let allowed = self.config.allows(fault) && !self.healing;
         if allowed {
             self.coverage.injected_one(fault);
+            self.tell(|| format!("fault: {}", fault.word()));
             self.trace(fault as u64);
         }
         allowed
@@ -267,6 +277,13 @@ impl Context {
         let Some(mut call) = self.calls.remove(&id) else { return };
         let before = Before::of(&self.stores[call.store], &call.request);
         let (reply, effect, number) = self.stores[call.store].execute(&call.request, &mut self.store_rng);
+        self.tell(|| {
+            let store = &self.stores[call.store];
+            let at = store.head().map(|head| head.position).or(store.visible.cursor().map(|cursor| cursor.position));
+            let at = at.map(|position| position.seq.as_u64());
+            let reply = format!("{reply:?}").chars().take(160).collect::<String>();
+            format!("effect {id} of {:?} on store {}: {reply}, now at {at:?}", call.owner, call.store)
+        });
         self.observe(call.store, &before, &effect);
         (call.reply, call.number) = (Some(reply), number);
         let answered_at = call.answered_at.max(self.now);
@@ -278,6 +295,7 @@ impl Context {
     pub(super) fn done(&mut self, id: u64) -> Option<(Owner, Reply)> {
         let call = self.calls.remove(&id)?;
         let reply = call.reply?;
+        self.tell(|| format!("done {id}"));
         let synced = matches!(call.request, Request::Sync | Request::Apply(_, Durability::Synced));
         if synced && matches!(reply, Reply::Done(Ok(()))) {
             self.stores[call.store].persist(call.number);

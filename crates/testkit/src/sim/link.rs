@@ -71,6 +71,11 @@ impl Link {
         }
     }
 
+    /// Nothing more happens to it.
+    pub(super) fn forgive(&mut self) {
+        (self.twice, self.never, self.flip) = (false, false, false);
+    }
+
     pub(super) fn is_over(&self) -> bool {
         self.to_master.ended && self.to_slave.ended
     }
@@ -81,7 +86,7 @@ impl Link {
 pub(super) enum Broken {
     Closed,
     Decode(DecodeError),
-    Encode(EncodeError),
+    Encode
 }
 
 /// One end of a connection, as a driver holds it: buffers and codec.
@@ -132,9 +137,20 @@ impl Conn {
             (link.never, link.twice, link.tainted) = (false, false, true);
         }
         for _ in 0..copies {
-            self.encoder.encode(message, &mut self.output).map_err(Broken::Encode)?;
+            self.encoder.encode(message, &mut self.output).map_err(|_: EncodeError| Broken::Encode)?;
         }
         ctx.trace(self.output.len() as u64);
+        ctx.tell(|| {
+            let words = match message {
+                Message::Records(records) => {
+                    let numbers = records.parts.iter().filter_map(|part| replikv_proto::Record::decode(part.clone()).ok());
+                    format!("records {:?}", numbers.map(|record| record.header().seq.as_u64()).collect::<Vec<_>>())
+                }
+                Message::Ranges(content) => format!("page {:?} read at {}", content.range, content.read_at.seq),
+                message => format!("{message:?}").chars().take(600).collect(),
+            };
+            format!("{:?} of link {} {:?} sends {copies} of {words}", self.side, self.link, ctx.links[self.link].ends)
+        });
         ctx.oracle.buffered(&ctx.sizes, self.output.len());
         Ok(())
     }

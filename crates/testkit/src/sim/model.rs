@@ -109,10 +109,6 @@ impl Model {
         let found = self.at(head, position.seq);
         found.is_some_and(|point| self.point(position).is_some_and(|own| own.position == point.position))
     }
-
-    pub(super) fn len(&self) -> usize {
-        self.points.len()
-    }
 }
 
 fn change(state: &mut BTreeMap<Bytes, Bytes>, print: &mut Print, op: Op<'_>) {

@@ -1,7 +1,8 @@
 //! The simulated driver of one connection at a master: what `replikv-node` does around the session, step by step.
 
 use bytes::Bytes;
-use replikv_core::{KeyRange, Keyspace, Position, ScanOptions, Seq, StoreError};
+use replikv_core::{KeyRange, Keyspace, Page, Position, ScanOptions, Seq, StoreError};
+use replikv_proto::layout::{Head, Stored as _};
 use replikv_proto::{
     Content, DecoderLimits, GoodbyeReason, Hello, Located, LogAnswer, MasterAction, MasterSession, MasterSessionConfig,
     Message, Mode, Progress, ProtocolError, Record, RejectCode, Response, View,
@@ -18,7 +19,6 @@ use super::{DriverBug, Scene};
 /// One connection.
 #[derive(Debug)]
 pub(super) struct Session {
-    id: u64,
     conn: Conn,
     session: MasterSession,
     /// What was asked of the store. Nothing else is done until it answers.
@@ -41,13 +41,15 @@ enum Asked {
     Measure(u64),
     Records(Position),
     Page { range: KeyRange, handed: Position },
+    /// After a page: is the store still this master's?
+    Head { range: KeyRange, handed: Position, page: Page },
 }
 
 /// The connection is over.
 struct Over;
 
 impl Session {
-    pub(super) fn new(ctx: &Context, id: u64, link: usize, open: &Opened, wall_offset_ms: i64) -> Self {
+    pub(super) fn new(ctx: &Context, link: usize, open: &Opened, wall_offset_ms: i64) -> Self {
         let config = MasterSessionConfig {
             source: open.source,
             limits: open.limits,
@@ -57,7 +59,6 @@ impl Session {
         };
         let now = ctx.clock(wall_offset_ms);
         Self {
-            id,
             conn: Conn::new(link, Side::Master),
             session: MasterSession::new(config, open.view, open.epochs.clone(), now),
             asked: None,
@@ -243,9 +244,8 @@ impl Process {
 
     /// What a session asked of the store has come.
     pub(super) fn session_answered(&mut self, ctx: &mut Context, id: u64, reply: Reply) {
-        if let Err(error) = self.hand_over(ctx, id, reply) {
-            // A read that failed ends the session: it is never told to a slave as if it were an answer.
-            let _ = error;
+        // A read that failed ends the session: it is never told to a slave as if it were an answer.
+        if self.hand_over(ctx, id, reply).is_err() {
             self.end_session(ctx, id);
         }
     }
@@ -283,8 +283,19 @@ impl Process {
                     }
                     page => page?,
                 };
+                // Another master on this store would make the page newer than this one knows.
+                let owner = Owner::Session { node: self.node, life: self.life, session: id };
+                ctx.call(self.store, owner, Request::Get(vec![(Keyspace::Meta, Bytes::from_static(Head::KEY))]));
+                session.asked = Some(Asked::Head { range, handed, page });
+            }
+            Some(Asked::Head { range, handed, page }) => {
+                let head = reply.got()?.pop().flatten();
+                let head = Head::from_bytes(&head.unwrap_or_default())?;
                 // After the read has ended, not before: what it may show is known only now.
                 let now = open.view.handed;
+                if head.position.seq > now.seq && !ctx.planted(DriverBug::HandedToldLate) {
+                    return Err(StoreError::HeadMoved);
+                }
                 let read_at = if ctx.planted(DriverBug::ReadAtBeforeRead) { handed } else { now };
                 if handed != now {
                     ctx.coverage.met(Scene::WriteDuringPage);

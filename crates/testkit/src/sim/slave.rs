@@ -565,7 +565,7 @@ impl Follow {
 
 fn notice(ctx: &mut Context, broken: &Broken) -> Result<(), Ending> {
     match broken {
-        Broken::Closed | Broken::Encode(_) => Ok(()),
+        Broken::Closed | Broken::Encode => Ok(()),
         Broken::Decode(error) => {
             ctx.coverage.met(Scene::DamageInFlight);
             if error.is_retryable() { Ok(()) } else { Err(Ending::Failed(error.to_string())) }

@@ -229,7 +229,7 @@ impl World {
         self.sessions += 1;
         let session = self.sessions;
         let link = self.ctx.connect(Ends { master, session, slave });
-        process.sessions.insert(session, Session::new(&self.ctx, session, link, open, wall));
+        process.sessions.insert(session, Session::new(&self.ctx, link, open, wall));
         self.ctx.wake(Node::Master(master));
         Some(link)
     }
@@ -368,6 +368,7 @@ impl World {
     }
 
     fn mend(&mut self, link: usize) {
+        self.ctx.links[link].forgive();
         let tainted = self.ctx.links[link].tainted;
         for (to, from) in [(Side::Master, Side::Slave), (Side::Slave, Side::Master)] {
             // A side that hears nothing any more is gone, and its peer learns of it at last.
