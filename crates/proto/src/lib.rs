@@ -7,6 +7,12 @@
 mod applier;
 mod committer;
 pub mod layout;
+#[cfg(feature = "planted-bugs")]
+#[doc(hidden)]
+pub mod planted;
+#[cfg(not(feature = "planted-bugs"))]
+#[expect(dead_code, unreachable_pub, reason = "what is left of it without the feature is one constant")]
+mod planted;
 mod record;
 mod retention;
 mod session;

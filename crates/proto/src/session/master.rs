@@ -7,6 +7,7 @@ use bytes::Bytes;
 use replikv_core::{Coverage, KeyRange, Position, SourceId, StoreLimits};
 
 use super::{Located, ProtocolError, Refusal};
+use crate::planted::{self, Bug};
 use crate::{
     Ack, Content, EpochStart, Goodbye, GoodbyeReason, Heartbeat, Hello, Message, Mode, Now, Progress, Records,
     RejectCode, Request, Response, Welcome,
@@ -188,7 +189,7 @@ impl MasterSession {
             State::Locating(hello) => self.decide_by_history(&hello, located),
             State::Streaming(mut stream) => {
                 if let Pending::Verifying(content) = std::mem::replace(&mut stream.pending, Pending::Nothing) {
-                    if located == [Located::Held] {
+                    if located == [Located::Held] || planted::is(Bug::UnverifiedPage) {
                         self.send_content(&mut stream, content);
                     } else {
                         // The record that the page may show was never published. What is there now is read instead.
@@ -216,7 +217,9 @@ impl MasterSession {
     /// What the log answered.
     pub fn handle_records(&mut self, answer: LogAnswer) {
         let State::Streaming(stream) = &mut self.state else { return };
-        stream.pending = Pending::Nothing;
+        if !matches!(stream.pending, Pending::Unpublished(_)) {
+            stream.pending = Pending::Nothing;
+        }
         match answer {
             LogAnswer::Records { parts, last } => {
                 stream.sent = last;
@@ -444,14 +447,22 @@ impl MasterSession {
                 drop(content);
                 self.read_page(stream);
             }
-            Pending::Unpublished(content) if self.view.published == content.read_at => {
+            Pending::Unpublished(content)
+                if self.view.published == content.read_at || planted::is(Bug::PageBeforePublished) =>
+            {
                 self.send_content(stream, content);
             }
             Pending::Unpublished(content) if self.view.published.seq >= content.read_at.seq => {
                 self.queue.push_back(MasterAction::Locate(vec![content.read_at]));
                 stream.pending = Pending::Verifying(content);
             }
-            waiting => stream.pending = waiting,
+            waiting => {
+                if planted::is(Bug::RecordsWhilePageWaits) && stream.sent.seq < self.view.published.seq {
+                    let (after, max_bytes) = (stream.sent, self.config.chunk);
+                    self.queue.push_back(MasterAction::ReadRecords { after, max_bytes });
+                }
+                stream.pending = waiting;
+            }
         }
     }
 

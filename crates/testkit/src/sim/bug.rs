@@ -51,6 +51,18 @@ pub enum DriverBug {
     FollowedFromMemory,
     /// A slave goes on with the rest of its queue after a group has failed.
     WentOnAfterFailure,
+    /// A slave that is ahead is served from where it is.
+    AheadIsServed,
+    /// A slave whose next record is gone is served from where it is.
+    BelowIsServed,
+    /// Where the content of a copy was read is not looked up in the history.
+    CoverageNotLocated,
+    /// A slave does not look whether its store holds data.
+    DataNotLookedFor,
+    /// A slave never gives up a master that is silent.
+    SilenceUnnoticed,
+    /// A page is sent although another master has written to the store.
+    TakeoverUnnoticed,
 }
 
 impl DriverBug {
@@ -74,5 +86,40 @@ impl DriverBug {
         Self::SlaveOpenedWithoutSync,
         Self::FollowedFromMemory,
         Self::WentOnAfterFailure,
+        Self::AheadIsServed,
+        Self::BelowIsServed,
+        Self::CoverageNotLocated,
+        Self::DataNotLookedFor,
+        Self::SilenceUnnoticed,
+        Self::TakeoverUnnoticed,
     ];
+}
+
+impl Bug {
+    /// All of them.
+    pub fn all() -> Vec<Self> {
+        let drivers = DriverBug::ALL.iter().map(|bug| Self::Driver(*bug));
+        #[cfg(feature = "planted-bugs")]
+        let drivers = drivers.chain(replikv_proto::planted::Bug::ALL.iter().map(|bug| Self::Proto(*bug)));
+        drivers.collect()
+    }
+
+    /// Plants it in this thread, if it belongs to what decides; a driver asks for itself.
+    #[cfg(feature = "planted-bugs")]
+    pub(super) fn plant(self) -> Option<replikv_proto::planted::Planted> {
+        match self {
+            Self::Proto(bug) => Some(bug.plant()),
+            Self::Driver(_) => None,
+        }
+    }
+}
+
+impl std::fmt::Display for Bug {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Driver(bug) => write!(f, "{bug:?}"),
+            #[cfg(feature = "planted-bugs")]
+            Self::Proto(bug) => write!(f, "{bug:?}"),
+        }
+    }
 }

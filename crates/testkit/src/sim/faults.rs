@@ -53,14 +53,10 @@ impl World {
     }
 
     fn is_possible(&mut self, fault: Fault) -> bool {
-        let rare = matches!(
-            fault,
-            Fault::Restore | Fault::EmptyMaster | Fault::ClonedMaster | Fault::StrangeData | Fault::Wiped
-        );
+        let rare = matches!(fault, Fault::Restore | Fault::EmptyMaster | Fault::StrangeData | Fault::Wiped);
         let crowded = self.masters.len() + self.slaves.len() >= MOST_NODES;
-        let adds =
-            matches!(fault, Fault::SecondMaster | Fault::ClonedMaster | Fault::SameName | Fault::SharedStore);
-        !(rare && self.ctx.fault_rng.u8(0..4) > 0) && !(adds && crowded)
+        let adds = matches!(fault, Fault::SecondMaster | Fault::ClonedMaster | Fault::SameName | Fault::SharedStore);
+        if rare { self.ctx.fault_rng.u8(0..4) == 0 } else { !adds || !crowded }
     }
 
     fn strike(&mut self, fault: Fault) {

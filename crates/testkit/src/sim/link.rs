@@ -86,7 +86,7 @@ impl Link {
 pub(super) enum Broken {
     Closed,
     Decode(DecodeError),
-    Encode
+    Encode,
 }
 
 /// One end of a connection, as a driver holds it: buffers and codec.
@@ -143,7 +143,8 @@ impl Conn {
         ctx.tell(|| {
             let words = match message {
                 Message::Records(records) => {
-                    let numbers = records.parts.iter().filter_map(|part| replikv_proto::Record::decode(part.clone()).ok());
+                    let numbers =
+                        records.parts.iter().filter_map(|part| replikv_proto::Record::decode(part.clone()).ok());
                     format!("records {:?}", numbers.map(|record| record.header().seq.as_u64()).collect::<Vec<_>>())
                 }
                 Message::Ranges(content) => format!("page {:?} read at {}", content.range, content.read_at.seq),

@@ -82,9 +82,18 @@ enum Task {
     SyncingAtOpen,
     Ready,
     Fetching(Vec<Bytes>),
-    Committing { group: Box<CommitGroup<u64>>, attempt: u32, retry_at: Option<Moment> },
+    Committing {
+        group: Box<CommitGroup<u64>>,
+        attempt: u32,
+        retry_at: Option<Moment>,
+    },
     Syncing,
-    Trimming { floor: Floor, writes: WriteSet, attempt: u32, retry_at: Option<Moment> },
+    Trimming {
+        floor: Floor,
+        writes: WriteSet,
+        attempt: u32,
+        retry_at: Option<Moment>,
+    },
     /// The group is the one whose outcome is unknown.
     Reopening(Option<Box<CommitGroup<u64>>>),
 }
@@ -137,9 +146,8 @@ impl Master {
         let Some(process) = &mut self.process else { return };
         match owner {
             Owner::Commit { life, .. } if life == process.life => {
-                if process.task_answered(ctx, reply, epoch) {
-                    self.new_epoch = None;
-                }
+                let began = process.task_answered(ctx, reply, epoch);
+                self.new_epoch = epoch.filter(|_| !began);
             }
             Owner::Session { life, session, .. } if life == process.life => {
                 process.session_answered(ctx, session, reply);
@@ -240,9 +248,7 @@ impl Process {
         let durability = self.durability();
         let (request, retry_at) = match &mut self.task {
             Task::Committing { group, retry_at, .. } => (Request::Apply(group.writes.clone(), durability), retry_at),
-            Task::Trimming { writes, retry_at, .. } => {
-                (Request::Apply(writes.clone(), Durability::Buffered), retry_at)
-            }
+            Task::Trimming { writes, retry_at, .. } => (Request::Apply(writes.clone(), Durability::Buffered), retry_at),
             _ => return,
         };
         match *retry_at {
@@ -654,8 +660,7 @@ fn begin(ctx: &mut Context, store: usize, wall_offset_ms: i64) {
     let mut floor = Floor { position: at, log_bytes: 0 };
     let mut log_bytes = 0;
     let mut writes = WriteSet::builder();
-    let kinds: &[RecordKind] =
-        if holds_data { &[RecordKind::Epoch, RecordKind::Base] } else { &[RecordKind::Epoch] };
+    let kinds: &[RecordKind] = if holds_data { &[RecordKind::Epoch, RecordKind::Base] } else { &[RecordKind::Epoch] };
     for kind in kinds {
         let body = EncodedOps::default();
         let draft = RecordDraft { epoch, kind: *kind, time, note: b"", body: body.as_bytes() };

@@ -40,9 +40,16 @@ enum Asked {
     Locate(Vec<Position>, Vec<Option<Located>>),
     Measure(u64),
     Records(Position),
-    Page { range: KeyRange, handed: Position },
+    Page {
+        range: KeyRange,
+        handed: Position,
+    },
     /// After a page: is the store still this master's?
-    Head { range: KeyRange, handed: Position, page: Page },
+    Head {
+        range: KeyRange,
+        handed: Position,
+        page: Page,
+    },
 }
 
 /// The connection is over.
@@ -178,7 +185,11 @@ impl Process {
                 session.conn.send(ctx, &message).map_err(|_| Over)?;
             }
             MasterAction::Locate(positions) => {
-                let (known, wanted) = locate(ctx, open, &positions);
+                let (mut known, mut wanted) = locate(ctx, open, &positions);
+                if ctx.planted(DriverBug::CoverageNotLocated) && positions.len() > 1 {
+                    known[1..].fill(Some(Located::Held));
+                    wanted.truncate(known.iter().filter(|known| known.is_none()).count());
+                }
                 session.judged = Some(open.view);
                 if wanted.is_empty() {
                     let located: Vec<Located> = known.into_iter().flatten().collect();
@@ -293,7 +304,8 @@ impl Process {
                 let head = Head::from_bytes(&head.unwrap_or_default())?;
                 // After the read has ended, not before: what it may show is known only now.
                 let now = open.view.handed;
-                if head.position.seq > now.seq && !ctx.planted(DriverBug::HandedToldLate) {
+                let unnoticed = ctx.planted(DriverBug::TakeoverUnnoticed) || ctx.planted(DriverBug::HandedToldLate);
+                if head.position.seq > now.seq && !unnoticed {
                     return Err(StoreError::HeadMoved);
                 }
                 let read_at = if ctx.planted(DriverBug::ReadAtBeforeRead) { handed } else { now };
@@ -385,11 +397,7 @@ impl Session {
 }
 
 // Where positions lie, as far as that can be told without the store, and what must be read to tell the rest.
-fn locate(
-    ctx: &Context,
-    open: &Opened,
-    positions: &[Position],
-) -> (Vec<Option<Located>>, Vec<(Keyspace, Bytes)>) {
+fn locate(ctx: &Context, open: &Opened, positions: &[Position]) -> (Vec<Option<Located>>, Vec<(Keyspace, Bytes)>) {
     let (mut known, mut wanted) = (Vec::new(), Vec::new());
     for position in positions {
         let located = locate_one(ctx, open, position);
@@ -407,7 +415,8 @@ fn locate_one(ctx: &Context, open: &Opened, position: &Position) -> Option<Locat
     if position.source != open.source {
         Some(Located::Mismatch)
     } else if seq > published.seq {
-        Some(Located::Ahead)
+        let served = ctx.planted(DriverBug::AheadIsServed);
+        Some(if served { Located::Held } else { Located::Ahead })
     } else if seq == published.seq {
         Some(same(ctx, position, published))
     } else if seq == floor.seq {
@@ -418,7 +427,12 @@ fn locate_one(ctx: &Context, open: &Opened, position: &Position) -> Option<Locat
         let checkpoint = open.checkpoints.iter().find(|checkpoint| checkpoint.position.seq == seq);
         let parted = checkpoint.is_some_and(|checkpoint| checkpoint.position != *position);
         let parted = parted && !ctx.planted(DriverBug::CheckpointIgnored);
-        Some(if parted { Located::Mismatch } else { Located::Below })
+        let served = ctx.planted(DriverBug::BelowIsServed);
+        Some(match (parted, served) {
+            (true, _) => Located::Mismatch,
+            (false, true) => Located::Held,
+            (false, false) => Located::Below,
+        })
     } else {
         open.ring.entry(seq).map(|entry| same(ctx, position, entry.position))
     }

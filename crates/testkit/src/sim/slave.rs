@@ -77,7 +77,9 @@ impl Tracker {
 
 #[derive(Debug)]
 enum State {
-    Opening { synced: bool },
+    Opening {
+        synced: bool,
+    },
     /// Until it connects again.
     Pausing(Moment),
     /// There is a connection, and the store is asked where it stands.
@@ -272,7 +274,8 @@ impl Slave {
                     give_identity(ctx, self.store);
                 }
                 // What a killed process left is acknowledged as durable from here on.
-                let request = if ctx.planted(DriverBug::SlaveOpenedWithoutSync) { Request::Reopen } else { Request::Sync };
+                let request =
+                    if ctx.planted(DriverBug::SlaveOpenedWithoutSync) { Request::Reopen } else { Request::Sync };
                 ctx.call(self.store, owner, request);
                 process.state = State::Opening { synced: true };
             }
@@ -298,6 +301,7 @@ impl Slave {
         if process.tracker.position.is_some_and(|position| Some(position.seq) > stands) {
             ctx.coverage.met(Scene::CursorWentBack);
         }
+        hello.holds_data &= !ctx.planted(DriverBug::DataNotLookedFor);
         if ctx.planted(DriverBug::FollowedFromMemory)
             && let (Some(cursor), Some(position)) = (&mut hello.cursor, process.tracker.position)
         {
@@ -429,14 +433,7 @@ impl Process {
 
 impl Follow {
     // Moves messages until something has to be waited for. True if the apply task should be looked at again.
-    fn drive(
-        &mut self,
-        ctx: &mut Context,
-        wall: i64,
-        node: usize,
-        store: usize,
-        tracker: &Tracker,
-    ) -> bool {
+    fn drive(&mut self, ctx: &mut Context, wall: i64, node: usize, store: usize, tracker: &Tracker) -> bool {
         if self.conn.is_none() {
             return false;
         }
@@ -502,6 +499,9 @@ impl Follow {
                 let at = u64::try_from(at.as_micros()).unwrap_or(u64::MAX);
                 ctx.wake_at(Node::Slave(node), at);
                 return Ok(());
+            }
+            if ctx.planted(DriverBug::SilenceUnnoticed) {
+                self.session.handle_bytes(now);
             }
             self.session.handle_timeout(now).map_err(|_| {
                 ctx.coverage.met(Scene::SlaveHeardNothing);
@@ -683,7 +683,7 @@ impl Apply {
         match std::mem::replace(&mut self.waits, Waits::Nothing) {
             Waits::Nothing => {}
             Waits::Apply { group, attempt, .. } => match reply.done() {
-                Ok(()) => self.applied(ctx, driver, tracker, *group),
+                Ok(()) => self.applied(ctx, driver, tracker, &group),
                 Err(error) if error.is_retryable() && attempt < ATTEMPTS => {
                     let retry_at = Some(ctx.now + (MILLI << attempt));
                     self.waits = Waits::Apply { group, attempt: attempt + 1, retry_at };
@@ -701,7 +701,7 @@ impl Apply {
         }
     }
 
-    fn applied(&mut self, ctx: &mut Context, driver: &Driver, tracker: &mut Tracker, group: Group) {
+    fn applied(&mut self, ctx: &mut Context, driver: &Driver, tracker: &mut Tracker, group: &Group) {
         tracker.position = Some(group.cursor.position);
         tracker.consistent = group.cursor.is_consistent();
         if driver.sync_every.is_none() || ctx.planted(DriverBug::AckBeforeDurable) {

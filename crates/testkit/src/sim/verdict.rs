@@ -82,7 +82,7 @@ impl Judged<'_> {
         let below = if position.seq < floor.seq {
             let checkpoints = self.store.visible.checkpoints();
             let known = checkpoints.iter().any(|checkpoint| checkpoint.position.seq == position.seq);
-            !(known && !on_the_way)
+            !known || on_the_way
         } else {
             let remembered = position.seq == published.seq || position.seq == floor.seq;
             damage_is_found && !remembered && !self.is_intact(position.seq)

@@ -299,7 +299,8 @@ impl World {
             let burst = if rng.u8(0..12) == 0 { rng.u64(20..120) } else { rng.u64(0..4) };
             (rng.u64(1..=delay * 2), burst)
         };
-        let running: Vec<usize> = (0..self.masters.len()).filter(|node| self.masters[*node].opened().is_some()).collect();
+        let running: Vec<usize> =
+            (0..self.masters.len()).filter(|node| self.masters[*node].opened().is_some()).collect();
         if !running.is_empty() {
             let node = running[self.ctx.work_rng.usize(0..running.len())];
             self.write(node, if self.ctx.config.quiet { 1 } else { burst });
@@ -314,8 +315,7 @@ impl World {
             self.tickets += 1;
             let now = self.ctx.stores[store].visible.of(Keyspace::Data);
             let quiet = self.ctx.config.quiet;
-            let (work, promise) =
-                work::draw(&mut self.ctx.work_rng, self.tickets, now, quiet, &mut self.ctx.coverage);
+            let (work, promise) = work::draw(&mut self.ctx.work_rng, self.tickets, now, quiet, &mut self.ctx.coverage);
             self.masters[node].submit(&mut self.ctx, self.tickets, work, promise);
         }
         if self.ctx.work_rng.u8(0..40) == 0 && !self.masters[node].extra {
