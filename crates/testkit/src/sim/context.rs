@@ -31,8 +31,10 @@ pub(super) enum Happening {
     Wake(Node),
     /// Somebody writes.
     Work,
-    /// Something goes wrong.
+    /// Something goes wrong, now and again.
     Fault,
+    /// Something goes wrong, once.
+    OneFault,
     /// What went wrong passes.
     Pass(Passing),
     /// Is everything as it should be at last?
@@ -50,6 +52,13 @@ pub(super) enum Passing {
     /// A node that was one too many goes.
     ExtraMaster(usize),
     ExtraSlave(usize),
+    /// A master is restored while a slave rests at a checkpoint, step by step.
+    Rest {
+        master: usize,
+        step: u8,
+    },
+    /// The last thing before faults end: a write that fails, and a slave that has everything to copy.
+    LastAct,
 }
 
 /// A node, by its number.
@@ -105,6 +114,8 @@ pub(super) struct Sizes {
     pub(super) net_delay: Moment,
     pub(super) work_delay: Moment,
     pub(super) fault_delay: Moment,
+    /// How many keys there are under each prefix.
+    pub(super) keys: u8,
 }
 
 impl Sizes {
@@ -126,6 +137,7 @@ impl Sizes {
             net_delay: rng.u64(50..15_000),
             work_delay: rng.u64(4..60) * MILLI,
             fault_delay: rng.u64(60..600) * MILLI,
+            keys: if rng.u8(0..4) == 0 { rng.u8(30..80) } else { rng.u8(2..20) },
         }
     }
 }

@@ -2,6 +2,7 @@
 
 use bytes::Bytes;
 use replikv_core::Keyspace;
+use replikv_proto::layout::{Checkpoint, Head};
 
 use super::Fault;
 use super::context::{Happening, MILLI, Moment, Node, Passing, SECOND};
@@ -20,14 +21,20 @@ impl World {
             return;
         }
         self.operate();
-        if !self.known.is_empty() {
-            let fault = self.known[self.ctx.fault_rng.usize(0..self.known.len())];
-            if self.is_possible(fault) && self.ctx.inject(fault) {
-                self.strike(fault);
-            }
-        }
+        self.one_fault();
         let delay = self.ctx.fault_rng.u64(1..=self.ctx.sizes.fault_delay * 2);
         self.ctx.after(delay, Happening::Fault);
+    }
+
+    /// Something goes wrong.
+    pub(super) fn one_fault(&mut self) {
+        if self.known.is_empty() || self.ctx.healing {
+            return;
+        }
+        let fault = self.known[self.ctx.fault_rng.usize(0..self.known.len())];
+        if self.is_possible(fault) && self.ctx.inject(fault) {
+            self.strike(fault);
+        }
     }
 
     // An operator starts again what has ended, and gives an empty store to a slave that is refused.
@@ -95,6 +102,7 @@ impl World {
             Fault::SecondMaster => {
                 let beside = self.a_master();
                 let store = self.masters[beside].store;
+                self.ctx.stores[store].shared = true;
                 let node = self.add_master(store, None, true);
                 self.later(2 * SECOND, Passing::ExtraMaster(node));
             }
@@ -105,7 +113,10 @@ impl World {
                 self.later(8 * SECOND, Passing::ExtraMaster(node));
             }
             Fault::Repoint => {
-                let (slave, master) = (self.a_slave(), self.ctx.fault_rng.usize(0..self.masters.len()));
+                let any = self.a_slave();
+                let slave = (0..self.slaves.len()).find(|slave| self.copies(*slave)).unwrap_or(any);
+                let newest = self.masters.len() - 1;
+                let master = if self.ctx.fault_rng.bool() { newest } else { self.ctx.fault_rng.usize(0..=newest) };
                 self.slaves[slave].target = master;
                 self.slaves[slave].drop_follow(&mut self.ctx);
             }
@@ -120,6 +131,7 @@ impl World {
                 let like = self.a_slave();
                 let (name, target) = (format!("{}-too", self.slaves[like].name), self.slaves[like].target);
                 let store = self.slaves[like].store;
+                self.ctx.stores[store].shared = true;
                 let node = self.add_slave(name, store, target, true);
                 self.later(2 * SECOND, Passing::ExtraSlave(node));
             }
@@ -156,11 +168,17 @@ impl World {
             }
             Passing::ExtraMaster(node) => {
                 self.masters[node].kill(&mut self.ctx, false);
+                self.ctx.stores[self.masters[node].store].shared = false;
                 for slave in self.slaves.iter_mut().filter(|slave| slave.target == node) {
                     slave.target = 0;
                 }
             }
-            Passing::ExtraSlave(node) => self.slaves[node].kill(&mut self.ctx, false),
+            Passing::ExtraSlave(node) => {
+                self.slaves[node].kill(&mut self.ctx, false);
+                self.ctx.stores[self.slaves[node].store].shared = false;
+            }
+            Passing::Rest { master, step } => self.rest(master, step),
+            Passing::LastAct => self.last_act(),
             Passing::MasterBack(_) | Passing::SlaveBack(_) => {}
         }
     }
@@ -178,6 +196,12 @@ impl World {
     fn a_slave(&mut self) -> usize {
         let own: Vec<usize> = (0..self.slaves.len()).filter(|node| !self.slaves[*node].extra).collect();
         own[self.ctx.fault_rng.usize(0..own.len())]
+    }
+
+    fn copies(&self, slave: usize) -> bool {
+        let slave = &self.slaves[slave];
+        let cursor = self.ctx.stores[slave.store].visible.cursor();
+        !slave.extra && cursor.is_some_and(|cursor| cursor.coverage.rest().is_some())
     }
 
     fn a_store(&mut self) -> usize {
@@ -313,11 +337,70 @@ impl World {
         if fit.is_empty() {
             return;
         }
+        if self.ctx.fault_rng.u8(0..3) == 0 && !self.rests {
+            return self.rest(node, 0);
+        }
         let image = self.images[fit[self.ctx.fault_rng.usize(0..fit.len())]].1.clone();
         if self.ctx.fault_rng.bool() {
             self.masters[node].new_epoch = Some(self.ctx.fault_rng.u64(..));
         }
         self.replace_master(node, image);
+    }
+
+    // A slave rests at a checkpoint; its master is restored to before it, and writes and trims past it meanwhile. Only
+    // the checkpoint can then tell that the histories parted.
+    fn rest(&mut self, master: usize, step: u8) {
+        let store = self.masters[master].store;
+        let head = self.ctx.stores[store].head().map_or(0, |head| head.position.seq.as_u64());
+        let missing = (Checkpoint::EVERY - head % Checkpoint::EVERY) % Checkpoint::EVERY;
+        let next = |step| Happening::Pass(Passing::Rest { master, step });
+        match step {
+            0..10 => {
+                self.rests = true;
+                self.write(master, missing, true);
+                let arrived = missing == 0 && head > 0;
+                self.ctx.after(150 * MILLI, next(if arrived { 10 } else { step + 1 }));
+            }
+            10 if missing == 0 => {
+                let older = |image: &(usize, Maps)| {
+                    let at = image.1.stored::<Head>(Head::KEY);
+                    image.0 == store && at.is_some_and(|at| at.position.seq.as_u64() < head)
+                };
+                let image = self.images.iter().rev().find(|image| older(image)).map(|image| image.1.clone());
+                for node in 0..self.slaves.len() {
+                    let slave = &self.slaves[node];
+                    let cursor = self.ctx.stores[slave.store].visible.cursor();
+                    let rests = cursor.is_some_and(|cursor| cursor.position.seq.as_u64() == head);
+                    if slave.target == master && !slave.extra && rests {
+                        self.take_down(self.slaves[node].store, false);
+                        self.ctx.after(2 * SECOND, Happening::Pass(Passing::SlaveBack(node)));
+                    }
+                }
+                if let Some(image) = image {
+                    self.take_down(store, false);
+                    self.ctx.stores[store].replace(image);
+                    self.masters[master].start(&mut self.ctx);
+                }
+                self.ctx.after(200 * MILLI, next(11));
+            }
+            11 => {
+                self.write(master, 4 * Checkpoint::EVERY, true);
+                self.rests = false;
+            }
+            _ => self.rests = false,
+        }
+    }
+
+    fn last_act(&mut self) {
+        if self.known.contains(&Fault::Wiped) && self.ctx.inject(Fault::Wiped) {
+            let node = self.a_slave();
+            self.give_image(node, Maps::default());
+        }
+        if self.known.contains(&Fault::Full) && self.ctx.inject(Fault::Full) {
+            let node = self.a_master();
+            self.ctx.stores[self.masters[node].store].full = true;
+            self.write(node, 3, self.ctx.config.quiet);
+        }
     }
 
     fn replace_master(&mut self, node: usize, image: Maps) {

@@ -8,7 +8,7 @@ use replikv_proto::{
     Message, Mode, Progress, ProtocolError, Record, RejectCode, Response, View,
 };
 
-use super::context::{Context, Node, Owner};
+use super::context::{Context, Happening, MILLI, Node, Owner};
 use super::link::{Broken, Conn, Side};
 use super::master::{Opened, Process};
 use super::oracle::Invariant;
@@ -360,6 +360,11 @@ impl Session {
                     (_, true) => Scene::CopyResumed,
                     (_, false) => Scene::Resumed,
                 });
+                if self.copying && !ctx.healing {
+                    // A copy does not take long: something is to go wrong meanwhile.
+                    let soon = ctx.fault_rng.u64(MILLI..100 * MILLI);
+                    ctx.after(soon, Happening::OneFault);
+                }
                 self.judge(ctx, store, open, verdict);
             }
             Message::Reject(reject) => {

@@ -190,6 +190,8 @@ pub(super) struct ModelStore {
     pub(super) armed: VecDeque<Armed>,
     pub(super) full: bool,
     pub(super) slow: bool,
+    /// More than one process has it open. A sync that fails for one of them would prove nothing to the other.
+    pub(super) shared: bool,
     /// Writes come one after the other.
     pub(super) writer_free_at: u64,
 }
@@ -208,6 +210,7 @@ impl ModelStore {
             armed: VecDeque::new(),
             full: false,
             slow: false,
+            shared: false,
             writer_free_at: 0,
         }
     }
@@ -374,6 +377,7 @@ impl ModelStore {
     }
 
     fn disarm(&mut self, fits: impl Fn(&Armed) -> bool) -> Option<Armed> {
+        let fits = |armed: &Armed| fits(armed) && !(self.shared && *armed == Armed::SyncFails);
         let index = self.armed.iter().position(fits)?;
         self.armed.remove(index)
     }

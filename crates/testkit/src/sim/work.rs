@@ -127,28 +127,28 @@ pub(super) fn draw(
     rng: &mut Rng,
     ticket: u64,
     now: &std::collections::BTreeMap<Bytes, Bytes>,
-    quiet: bool,
+    (keys, quiet): (u8, bool),
     coverage: &mut Coverage,
 ) -> (Work, Promise) {
     if quiet {
-        return of_batch(Batch::new().put(key(rng), value(rng)).note(Promise::tag(ticket)));
+        return of_batch(Batch::new().put(key(rng, keys), value(rng)).note(Promise::tag(ticket)));
     }
     match rng.u8(0..100) {
         0..7 => {
-            let transaction = Transaction { from: key(rng), to: key(rng), ticket };
+            let transaction = Transaction { from: key(rng, keys), to: key(rng, keys), ticket };
             (transaction.clone().work(), Promise::Transact(transaction))
         }
         7..12 => {
             coverage.met(Scene::NoteAlone);
             of_batch(Batch::new().note(Promise::tag(ticket)))
         }
-        12 => of_batch(Batch::new().put(key(rng), vec![0; 8_000]).note(Promise::tag(ticket))),
+        12 => of_batch(Batch::new().put(key(rng, keys), vec![0; 8_000]).note(Promise::tag(ticket))),
         kind => {
             let mut batch = Batch::new();
             let ops = if rng.u8(0..10) == 0 { rng.usize(1..20) } else { rng.usize(1..4) };
-            (0..ops).for_each(|_| push(rng, &mut batch));
+            (0..ops).for_each(|_| push(rng, &mut batch, keys));
             if kind < 30 {
-                let key = key(rng);
+                let key = key(rng, keys);
                 let expected = if rng.u8(0..4) == 0 { Some(value(rng)) } else { now.get(&key).cloned() };
                 batch = match expected {
                     Some(value) => batch.expect(&key, value),
@@ -175,12 +175,12 @@ fn of_batch(batch: Batch) -> (Work, Promise) {
     (Work::Batch(batch), promise)
 }
 
-fn push(rng: &mut Rng, batch: &mut Batch) {
+fn push(rng: &mut Rng, batch: &mut Batch, keys: u8) {
     match rng.u8(0..100) {
-        0..65 => batch.push(Op::Put { key: &key(rng), value: &value(rng) }),
-        65..85 => batch.push(Op::Delete { key: &key(rng) }),
+        0..65 => batch.push(Op::Put { key: &key(rng, keys), value: &value(rng) }),
+        65..85 => batch.push(Op::Delete { key: &key(rng, keys) }),
         kind => {
-            let (one, other) = (key(rng), key(rng));
+            let (one, other) = (key(rng, keys), key(rng, keys));
             let range = match kind {
                 98 => KeyRange::all(),
                 99 => KeyRange::from_bounds(&one[..]..),
@@ -192,12 +192,12 @@ fn push(rng: &mut Rng, batch: &mut Batch) {
     }
 }
 
-pub(super) fn key(rng: &mut Rng) -> Bytes {
-    let n = rng.u8(0..16);
+pub(super) fn key(rng: &mut Rng, keys: u8) -> Bytes {
+    let n = rng.u8(0..keys);
     match rng.u8(0..12) {
         0 => Bytes::from(vec![0xFF, n]),
         1 => Bytes::from(vec![0x00, n]),
-        2 => Bytes::from(vec![0xFF; usize::from(n) + 1]),
+        2 => Bytes::from(vec![0xFF; usize::from(n % 16) + 1]),
         _ => {
             let prefix = char::from(b'a' + rng.u8(0..4));
             Bytes::from(format!("{prefix}{n:02}"))

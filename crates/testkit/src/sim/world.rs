@@ -6,7 +6,7 @@ use bytes::Bytes;
 use replikv_core::{Keyspace, Op};
 use replikv_proto::View;
 
-use super::context::{Context, Happening, MILLI, Moment, Node, Owner};
+use super::context::{Context, Happening, MILLI, Moment, Node, Owner, Passing};
 use super::link::{Conn, Ends, Side};
 use super::master::Master;
 use super::oracle::Invariant;
@@ -55,6 +55,8 @@ pub(super) struct World {
     deadline: Moment,
     settled: bool,
     outcome: (usize, usize),
+    /// Nobody writes for a while.
+    pub(super) rests: bool,
 }
 
 /// No run needs as many; one that does runs in circles.
@@ -78,6 +80,7 @@ impl World {
             deadline: (config.millis + config.heal_millis) * MILLI,
             settled: false,
             outcome: (0, 0),
+            rests: false,
         };
         world.populate(config);
         world
@@ -88,8 +91,10 @@ impl World {
         for _ in 0..masters {
             let mut image = Maps::default();
             if self.ctx.work_rng.u8(0..10) < 3 {
-                for _ in 0..20 {
-                    let (key, value) = (work::key(&mut self.ctx.work_rng), work::value(&mut self.ctx.work_rng));
+                let keys = self.ctx.sizes.keys;
+                for _ in 0..u64::from(keys) * 2 {
+                    let rng = &mut self.ctx.work_rng;
+                    let (key, value) = (work::key(rng, keys), work::value(rng));
                     image.change(Keyspace::Data, Op::Put { key: &key, value: &value });
                 }
             }
@@ -107,6 +112,8 @@ impl World {
             }
         }
         self.ctx.after(1, Happening::Work);
+        let last_act = self.chaos_ends.saturating_sub(100 * MILLI);
+        self.ctx.after(last_act, Happening::Pass(Passing::LastAct));
         self.ctx.after(self.ctx.sizes.fault_delay, Happening::Fault);
     }
 
@@ -163,6 +170,7 @@ impl World {
             Happening::Wake(node) => self.wake(node),
             Happening::Work => self.work(),
             Happening::Fault => self.fault(),
+            Happening::OneFault => self.one_fault(),
             Happening::Pass(passing) => self.pass(passing),
             Happening::Check => self.check(),
         }
@@ -293,6 +301,9 @@ impl World {
         if self.ctx.healing {
             return;
         }
+        if self.rests {
+            return self.ctx.after(20 * MILLI, Happening::Work);
+        }
         let delay = self.ctx.sizes.work_delay;
         let (next, burst) = {
             let rng = &mut self.ctx.work_rng;
@@ -303,19 +314,20 @@ impl World {
             (0..self.masters.len()).filter(|node| self.masters[*node].opened().is_some()).collect();
         if !running.is_empty() {
             let node = running[self.ctx.work_rng.usize(0..running.len())];
-            self.write(node, if self.ctx.config.quiet { 1 } else { burst });
+            let quiet = self.ctx.config.quiet;
+            self.write(node, if quiet { 1 } else { burst }, quiet);
         }
         self.ctx.after(next, Happening::Work);
     }
 
-    /// Somebody writes so many batches at once.
-    pub(super) fn write(&mut self, node: usize, batches: u64) {
+    /// Somebody writes so many batches at once; plain puts, if `quiet`.
+    pub(super) fn write(&mut self, node: usize, batches: u64, quiet: bool) {
         let store = self.masters[node].store;
         for _ in 0..batches {
             self.tickets += 1;
-            let now = self.ctx.stores[store].visible.of(Keyspace::Data);
-            let quiet = self.ctx.config.quiet;
-            let (work, promise) = work::draw(&mut self.ctx.work_rng, self.tickets, now, quiet, &mut self.ctx.coverage);
+            let Context { work_rng, sizes, coverage, stores, .. } = &mut self.ctx;
+            let now = stores[store].visible.of(Keyspace::Data);
+            let (work, promise) = work::draw(work_rng, self.tickets, now, (sizes.keys, quiet), coverage);
             self.masters[node].submit(&mut self.ctx, self.tickets, work, promise);
         }
         if self.ctx.work_rng.u8(0..40) == 0 && !self.masters[node].extra {
