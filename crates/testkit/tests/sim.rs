@@ -14,6 +14,7 @@ fn env(name: &str) -> Option<u64> {
 
 // One line that reproduces it, and the smallest run that shows the same.
 fn explain(report: &Report) -> String {
+    println!("{report}");
     format!("{report}\nmade smaller:\n{}", shrink(report))
 }
 
