@@ -19,6 +19,18 @@ deny:
 bench:
     cargo run --release -p replikv-cli -- bench
 
+# The hot paths of what decides, without a store.
+hot-paths:
+    cargo bench --bench hot_paths
+
 # Seeded tests, over and over with new seeds.
 soak ROUNDS="100":
     for i in $(seq {{ROUNDS}}); do REPLIKV_SEED=$RANDOM$i cargo test --all-features --test cross_backend --test cuts --test kill || exit 1; done
+
+# One fuzz target (decoder, record, session, applier) for so many seconds; what it finds new stays out of the corpus.
+fuzz TARGET SECONDS="60":
+    mkdir -p fuzz/target/corpus/{{TARGET}}
+    cd fuzz && RUSTC_BOOTSTRAP=1 cargo fuzz run -s none {{TARGET}} target/corpus/{{TARGET}} corpus/{{TARGET}} -- -max_total_time={{SECONDS}} -max_len=4096
+
+# Every fuzz target for an hour.
+fuzz-long: (fuzz "decoder" "3600") (fuzz "record" "3600") (fuzz "session" "3600") (fuzz "applier" "3600")

@@ -14,9 +14,9 @@ pub use open::{OpenUrlError, open};
 pub use replikv_blocking as blocking;
 pub use replikv_core::meta;
 pub use replikv_core::{
-    Batch, Condition, Coverage, Cursor, DataReader, Digest, Durability, Epoch, KeyRange, Keyspace, LinkId, Op, Outcome,
-    Page, PageBuilder, Position, ReplicaStore, ReplicaStoreExt, ScanOptions, Seq, SourceId, StoreError, StoreLimits,
-    Subspace, Table, Token, WriteSet, table,
+    Batch, Chunk, Condition, Coverage, Cursor, DataReader, Digest, Durability, EncodedOps, Epoch, InvalidLinkId,
+    KeyRange, Keyspace, LinkId, Op, Outcome, Page, PageBuilder, Position, Precondition, ReplicaStore, ReplicaStoreExt,
+    ScanOptions, Seq, SourceId, StoreError, StoreLimits, Subspace, Table, Token, WriteSet, table,
 };
 pub use replikv_memory::MemoryStore;
 pub use replikv_node::*;

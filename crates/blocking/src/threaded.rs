@@ -229,7 +229,10 @@ impl<B: BlockingStore> Shared<B> {
     fn set_broken(&self, reason: String) {
         let mut state = self.state.write().unwrap_or_else(PoisonError::into_inner);
         if matches!(*state, State::Open { .. }) {
-            tracing::error!(%reason, "the store is used no more until it is opened again");
+            tracing::error!(
+                target: "replikv::store", error = %reason,
+                "the store is used no more until it is opened again"
+            );
             *state = State::Broken { reason };
         }
     }

@@ -11,7 +11,8 @@ Exit codes:
   0    done; the answer is yes
   1    the answer is no: no such key, stores differ, not healthy
   2    it could not be done; one line on standard error says why
-  130  interrupted by Ctrl-C or SIGTERM before it was done";
+  130  interrupted by Ctrl-C or SIGTERM before it was done; what runs until
+       then (serve, follow without --once, log --follow) ends with 0";
 
 /// Replication for embedded key-value stores.
 ///
@@ -104,6 +105,9 @@ pub(crate) struct Serve {
     /// Allow an address that is not loopback: whoever reaches it can read everything.
     #[arg(long)]
     pub(crate) insecure: bool,
+    /// Answer GET /metrics there, in the text format of Prometheus. Port 0 takes a free one; the address is printed.
+    #[arg(long, value_name = "ADDR")]
+    pub(crate) metrics: Option<SocketAddr>,
 }
 
 #[derive(Debug, Group)]
@@ -120,6 +124,15 @@ pub(crate) struct Follow {
     /// End when everything the master has published is here.
     #[arg(long)]
     pub(crate) once: bool,
+    /// Answer `replikv status --from` there. Port 0 takes a free one; the address is printed.
+    #[arg(long, value_name = "ADDR")]
+    pub(crate) status: Option<SocketAddr>,
+    /// Answer GET /metrics there, in the text format of Prometheus. Port 0 takes a free one; the address is printed.
+    #[arg(long, value_name = "ADDR")]
+    pub(crate) metrics: Option<SocketAddr>,
+    /// Allow addresses that are not loopback for --status and --metrics: whoever reaches them can read those.
+    #[arg(long)]
+    pub(crate) insecure: bool,
 }
 
 #[derive(Debug, Group)]
@@ -206,16 +219,16 @@ pub(crate) struct Scan {
 
 #[derive(Debug, Group)]
 pub(crate) struct Status {
-    /// Ask the master that serves at this address, HOST:PORT.
+    /// Ask the master that serves at this address, or the slave that follows with --status, HOST:PORT.
     #[arg(long, value_name = "ADDR", conflicts_with = "store", required_unless_present = "store")]
     pub(crate) from: Option<String>,
     /// Look into this store, which nobody has open.
     #[arg(long, value_name = "URL")]
     pub(crate) store: Option<String>,
     /// Answer by exit code: 0 if all is well, 1 if not.
-    #[arg(long, requires = "from")]
+    #[arg(long, conflicts_with = "store")]
     pub(crate) check: bool,
-    /// With --check: a slave that is further behind is not well. For example 5s, 500ms, 2m.
+    /// With --check: a slave that is further behind, or whose lag nobody knows, is not well. For example 5s, 500ms, 2m.
     #[arg(long, value_name = "TIME", requires = "check", value_parser = duration)]
     pub(crate) max_lag: Option<Duration>,
 }
@@ -241,6 +254,9 @@ pub(crate) struct Log {
     /// At most so many records.
     #[arg(long)]
     pub(crate) limit: Option<usize>,
+    /// Go on: print records as they come, until interrupted.
+    #[arg(long)]
+    pub(crate) follow: bool,
 }
 
 #[derive(Debug, Group)]

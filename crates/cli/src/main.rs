@@ -1,15 +1,18 @@
 //! The program `replikv`.
 
 mod args;
+#[macro_use]
+mod ui;
 mod commands;
 mod formats;
 mod interrupt;
+mod metrics;
 mod store;
-mod ui;
 
 use std::process::ExitCode;
 
 use clap::Parser;
+use clap::error::ErrorKind;
 
 use crate::args::Args;
 
@@ -17,7 +20,10 @@ use crate::args::Args;
 const FAILED: u8 = 2;
 
 fn main() -> ExitCode {
-    let args = Args::parse();
+    let args = match Args::try_parse() {
+        Ok(args) => args,
+        Err(error) => return answer_of_clap(&error),
+    };
     ui::log_to_stderr(args.verbose);
     let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
         Ok(runtime) => runtime,
@@ -31,14 +37,26 @@ fn main() -> ExitCode {
 
 fn fail(error: &anyhow::Error) -> ExitCode {
     // Whoever reads our output has enough of it: `replikv scan ... | head`.
-    if error.chain().filter_map(|cause| cause.downcast_ref::<std::io::Error>()).any(is_broken_pipe) {
+    if ui::is_reader_gone(error) {
         return ExitCode::SUCCESS;
     }
-    let words = format!("{error:#}").replace('\n', " ");
-    eprintln!("replikv: {words}");
+    note!("replikv: {}", ui::one_line(&format!("{error:#}")));
     ExitCode::from(FAILED)
 }
 
-fn is_broken_pipe(error: &std::io::Error) -> bool {
-    error.kind() == std::io::ErrorKind::BrokenPipe
+// Help as it is; what is wrong in one line, like every other error.
+fn answer_of_clap(error: &clap::Error) -> ExitCode {
+    if matches!(error.kind(), ErrorKind::DisplayHelp | ErrorKind::DisplayVersion) {
+        drop(error.print());
+        return ExitCode::SUCCESS;
+    }
+    if error.kind() == ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand {
+        drop(error.print());
+        return ExitCode::from(FAILED);
+    }
+    let words = error.to_string();
+    let words = words.strip_prefix("error: ").unwrap_or(&words);
+    let end = ["\n\nUsage:", "\n\nFor more information"].iter().filter_map(|mark| words.find(mark)).min();
+    note!("replikv: {}; see --help", ui::one_line(&words[..end.unwrap_or(words.len())]));
+    ExitCode::from(FAILED)
 }

@@ -3,11 +3,12 @@
 use std::path::Path;
 use std::sync::Arc;
 
-use anyhow::{Context, bail};
+use anyhow::{Context, anyhow, bail};
 use bytes::Bytes;
 use futures_util::TryStreamExt;
 use replikv::{
-    KeyRange, Keyspace, Master, MasterConfig, Page, ReplicaStore, ReplicaStoreExt, ScanOptions, StoreLimits,
+    KeyRange, Keyspace, LmdbOptions, LmdbStore, Master, MasterConfig, OpenError, OpenUrlError, Page, ReplicaStore,
+    ReplicaStoreExt, Role, ScanOptions, StoreError, StoreLimits,
 };
 
 pub(crate) type Store = Arc<dyn ReplicaStore>;
@@ -17,12 +18,20 @@ pub(crate) const LIMITS: StoreLimits = StoreLimits { max_key: 511, max_value: 32
 
 /// Opens a store, and makes it if it is not there.
 pub(crate) fn open(url: &str) -> anyhow::Result<Store> {
-    replikv::open(url).with_context(|| url.to_string())
+    replikv::open(url).map_err(|error| match error {
+        OpenUrlError::Store(StoreError::Busy { .. }) => anyhow!(
+            "{url}: it is in use by another process: end that one first; \
+             if it is a master, ask it with status --from ADDR, or copy it with follow --from ADDR"
+        ),
+        OpenUrlError::Store(error) => anyhow::Error::new(error).context(url.to_string()),
+        // These name the URL themselves.
+        error => error.into(),
+    })
 }
 
 /// Opens a store that is there: a command that only reads leaves nothing behind.
 pub(crate) fn open_existing(url: &str) -> anyhow::Result<Store> {
-    let marker = match url.split_once(':') {
+    let marker = match url.split_once(':').filter(|(_, path)| !path.is_empty()) {
         Some(("lmdb", path)) => Some(Path::new(path).join("data.mdb")),
         Some(("sled", path)) => Some(Path::new(path).join("conf")),
         _ => None,
@@ -33,9 +42,24 @@ pub(crate) fn open_existing(url: &str) -> anyhow::Result<Store> {
     open(url)
 }
 
+/// Opens a store that is there to read its log. LMDB can be read while another process has it open.
+pub(crate) fn open_shared(url: &str) -> anyhow::Result<Store> {
+    match url.split_once(':') {
+        Some(("lmdb", path)) if Path::new(path).join("data.mdb").exists() => {
+            Ok(Arc::new(LmdbStore::open_read_only(path, LmdbOptions::default()).with_context(|| url.to_string())?))
+        }
+        _ => open_existing(url),
+    }
+}
+
 /// Opens a store as a master's, so that what is written goes through the log.
 pub(crate) async fn open_master(store: Store, url: &str, config: MasterConfig) -> anyhow::Result<Master<Store>> {
-    Master::open(store, config.limits(LIMITS)).await.with_context(|| url.to_string())
+    Master::open(store, config.limits(LIMITS)).await.map_err(|error| match error {
+        OpenError::Role { found: Role::Slave, .. } => {
+            anyhow!("{url}: it is a slave's store, and only its master changes it: write to the master instead")
+        }
+        error => anyhow::Error::new(error).context(url.to_string()),
+    })
 }
 
 /// Reads the entries of a store in order, a page at a time.

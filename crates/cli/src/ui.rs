@@ -1,9 +1,78 @@
 //! What people see: logs, progress, figures.
 
+use std::fmt;
+use std::io::{self, StdoutLock, Write};
 use std::time::Duration;
 
 use indicatif::{ProgressBar, ProgressStyle};
 use tracing_subscriber::EnvFilter;
+
+/// Prints a line on standard output at once, or fails: `println!` would panic when the reader is gone.
+macro_rules! say {
+    ($($words:tt)*) => {
+        $crate::ui::say(format_args!($($words)*))
+    };
+}
+
+/// Prints a line on standard error. If nobody reads it, that is no reason to end.
+macro_rules! note {
+    ($($words:tt)*) => {
+        drop(std::io::Write::write_fmt(&mut std::io::stderr(), format_args!("{}\n", format_args!($($words)*))))
+    };
+}
+
+pub(crate) fn say(words: fmt::Arguments<'_>) -> io::Result<()> {
+    let mut output = stdout();
+    writeln!(output, "{words}")?;
+    output.flush()
+}
+
+/// Standard output. An error that says that its reader is gone can be told from a broken connection.
+pub(crate) fn stdout() -> Stdout {
+    Stdout(io::stdout().lock())
+}
+
+#[derive(Debug)]
+pub(crate) struct Stdout(StdoutLock<'static>);
+
+impl Write for Stdout {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.0.write(bytes).map_err(reader_gone)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.0.flush().map_err(reader_gone)
+    }
+}
+
+#[derive(Debug)]
+struct ReaderGone;
+
+impl fmt::Display for ReaderGone {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("nobody reads standard output")
+    }
+}
+
+impl std::error::Error for ReaderGone {}
+
+fn reader_gone(error: io::Error) -> io::Error {
+    match error.kind() {
+        io::ErrorKind::BrokenPipe => io::Error::new(io::ErrorKind::BrokenPipe, ReaderGone),
+        _ => error,
+    }
+}
+
+/// True if whoever reads standard output has enough of it.
+pub(crate) fn is_reader_gone(error: &anyhow::Error) -> bool {
+    let io_errors = error.chain().filter_map(|cause| cause.downcast_ref::<io::Error>());
+    io_errors.filter_map(io::Error::get_ref).any(<dyn std::error::Error + Send + Sync>::is::<ReaderGone>)
+}
+
+/// Words of several lines in one.
+pub(crate) fn one_line(words: &str) -> String {
+    words.split_whitespace().collect::<Vec<_>>().join(" ")
+}
 
 /// Logs go to standard error, and are silent unless asked for.
 pub(crate) fn log_to_stderr(verbose: u8) {
@@ -14,7 +83,7 @@ pub(crate) fn log_to_stderr(verbose: u8) {
         _ => "trace",
     };
     let filter = EnvFilter::try_from_env("REPLIKV_LOG").unwrap_or_else(|_| EnvFilter::new(level));
-    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).init();
+    tracing_subscriber::fmt().with_env_filter(filter).with_writer(io::stderr).init();
 }
 
 /// A bar on standard error with rate and time left; nothing if that is no terminal.
@@ -86,6 +155,13 @@ mod tests {
         assert_eq!(thousands(999), "999");
         assert_eq!(thousands(1_000), "1,000");
         assert_eq!(thousands(1_234_567), "1,234,567");
+    }
+
+    #[test]
+    fn a_broken_connection_is_no_gone_reader() {
+        let pipe = || io::Error::from(io::ErrorKind::BrokenPipe);
+        assert!(is_reader_gone(&anyhow::Error::new(reader_gone(pipe())).context("scanning")));
+        assert!(!is_reader_gone(&anyhow::Error::new(pipe()).context("the master cannot be asked")));
     }
 
     #[test]

@@ -17,11 +17,11 @@ pub(crate) type Database = heed::Database<'static, Bytes, Bytes>;
 pub(crate) struct Environment {
     env: Env<WithoutTls>,
     databases: [Database; 3],
-    /// Held shared by every transaction, exclusively while the map is resized.
-    gate: RwLock<usize>,
+    /// The size of the map; `None` once it is lost. Held shared by every transaction, exclusively while it is resized.
+    gate: RwLock<Option<usize>>,
     max_map_size: usize,
-    /// Other processes may read the environment; only one may be its replikv store.
-    _lock: File,
+    /// Other processes may read the environment; only one may be its replikv store. `None` for one that only reads.
+    lock: Option<File>,
 }
 
 /// What is kept beyond the largest map, for write sets that only delete.
@@ -31,22 +31,38 @@ const GRAIN: usize = 1 << 20;
 
 impl Environment {
     pub(crate) fn open(path: &Path, options: &LmdbOptions) -> Result<Self, StoreError> {
-        std::fs::create_dir_all(path).map_err(|error| at(path, "cannot be created", &error))?;
+        std::fs::create_dir_all(path).map_err(|error| match error.kind() {
+            std::io::ErrorKind::AlreadyExists => StoreError::backend(format!("{} is no directory", path.display())),
+            _ => at(path, "cannot be created", &error),
+        })?;
         let lock = lock(path)?;
-        let map_size = grain(options.map_size);
-        let env = Self::map(path, options, map_size)?;
+        let env = Self::map(path, options, grain(options.map_size), EnvFlags::empty())?;
         env.clear_stale_readers().map_err(|error| broken(&error))?;
-        let databases = databases(&env, &options.data_database)?;
-        let max_map_size = grain(options.max_map_size).max(map_size);
-        Ok(Self { env, databases, gate: RwLock::new(map_size), max_map_size, _lock: lock })
+        let databases = databases(&env, path, &options.databases)?;
+        Ok(Self::new(env, databases, options, Some(lock)))
+    }
+
+    pub(crate) fn open_read_only(path: &Path, options: &LmdbOptions) -> Result<Self, StoreError> {
+        let env = Self::map(path, options, grain(options.map_size), EnvFlags::READ_ONLY)?;
+        let [Some(data), Some(log), Some(meta)] = existing_databases(&env, &options.databases)? else {
+            return Err(StoreError::backend(format!("{} holds no store", path.display())));
+        };
+        Ok(Self::new(env, [data, log, meta], options, None))
+    }
+
+    fn new(env: Env<WithoutTls>, databases: [Database; 3], options: &LmdbOptions, lock: Option<File>) -> Self {
+        // A file that is larger than it was asked to be is mapped as a whole.
+        let size = env.info().map_size;
+        let max_map_size = grain(options.max_map_size).max(grain(options.map_size));
+        Self { env, databases, gate: RwLock::new(Some(size)), max_map_size, lock }
     }
 
     #[allow(unsafe_code, reason = "LMDB maps a file; heed asks its caller to vouch for that")]
-    fn map(path: &Path, options: &LmdbOptions, map_size: usize) -> Result<Env<WithoutTls>, StoreError> {
+    fn map(path: &Path, options: &LmdbOptions, map_size: usize, mode: EnvFlags) -> Result<Env<WithoutTls>, StoreError> {
         let flags = match options.sync {
-            LmdbSync::Full => EnvFlags::empty(),
-            LmdbSync::NoMetaSync => EnvFlags::NO_META_SYNC,
-            LmdbSync::DangerouslyNone => EnvFlags::NO_SYNC,
+            LmdbSync::Full => mode,
+            LmdbSync::NoMetaSync => mode | EnvFlags::NO_META_SYNC,
+            LmdbSync::DangerouslyNone => mode | EnvFlags::NO_SYNC,
         };
         let mut open = EnvOpenOptions::new().read_txn_without_tls();
         open.map_size(map_size).max_readers(options.max_readers).max_dbs(options.max_databases.max(4));
@@ -73,61 +89,155 @@ impl Environment {
     }
 
     /// Keeps the map where it is, for as long as the guard lives.
-    pub(crate) fn hold(&self) -> RwLockReadGuard<'_, usize> {
+    ///
+    /// # Errors
+    /// `Fatal` if there is no map any more.
+    pub(crate) fn hold(&self) -> Result<RwLockReadGuard<'_, Option<usize>>, StoreError> {
         // Nothing under this lock can panic half way.
-        self.gate.read().unwrap_or_else(PoisonError::into_inner)
+        let size = self.gate.read().unwrap_or_else(PoisonError::into_inner);
+        if size.is_some() { Ok(size) } else { Err(lost()) }
     }
 
     pub(crate) fn env(&self) -> &Env<WithoutTls> {
         &self.env
     }
 
-    pub(crate) fn read_txn(&self) -> Result<RoTxn<'_, WithoutTls>, StoreError> {
-        self.env.read_txn().map_err(|error| match error {
-            heed::Error::Mdb(heed::MdbError::ReadersFull) => {
-                StoreError::Transient { reason: "all reader slots are taken; raise max_readers".into() }
+    /// True if it was opened for reading only.
+    pub(crate) fn is_read_only(&self) -> bool {
+        self.lock.is_none()
+    }
+
+    /// Reads in one transaction, with the map held where it is.
+    pub(crate) fn read<T>(
+        &self,
+        read: impl FnOnce(&RoTxn<'_, WithoutTls>) -> Result<T, StoreError>,
+    ) -> Result<T, StoreError> {
+        let mut cleared = false;
+        loop {
+            let open = self.hold()?;
+            match self.env.read_txn() {
+                Ok(txn) => return read(&txn),
+                Err(heed::Error::Mdb(heed::MdbError::MapResized)) => {
+                    drop(open);
+                    self.adopt_size()?;
+                }
+                Err(heed::Error::Mdb(heed::MdbError::ReadersFull)) if !cleared => {
+                    self.clear_stale_readers();
+                    cleared = true;
+                }
+                Err(heed::Error::Mdb(heed::MdbError::ReadersFull)) => {
+                    return Err(StoreError::Transient {
+                        reason: "all reader slots are taken; raise max_readers".into(),
+                    });
+                }
+                Err(error) => return Err(broken(&error)),
             }
-            error => broken(&error),
-        })
+        }
+    }
+
+    /// Forgets readers of other processes that died while they read: the pages that they saw could not be used again.
+    pub(crate) fn clear_stale_readers(&self) {
+        match self.env.clear_stale_readers() {
+            Ok(0) => {}
+            Ok(cleared) => tracing::warn!(target: "replikv::store", cleared, "readers had died while they read"),
+            Err(error) => tracing::warn!(target: "replikv::store", %error, "stale readers could not be cleared"),
+        }
     }
 
     /// Makes the map larger. `reserve`: also with what is kept for deletes.
     ///
     /// # Errors
-    /// `StoreFull` if it is as large as it may be, or cannot be mapped.
-    #[allow(unsafe_code, reason = "resizing is sound only without a transaction, which the gate ensures")]
+    /// `StoreFull` if it is as large as it may be; `Fatal` if it could not be mapped again.
     pub(crate) fn grow(&self, reserve: bool) -> Result<(), StoreError> {
-        let mut size = self.gate.write().unwrap_or_else(PoisonError::into_inner);
+        let mut gate = self.gate.write().unwrap_or_else(PoisonError::into_inner);
+        let size = gate.ok_or_else(lost)?;
         let cap = if reserve { self.max_map_size.saturating_add(RESERVE) } else { self.max_map_size };
         let wanted = size.saturating_mul(2).min(cap);
-        if wanted <= *size {
-            let needed = size.saturating_mul(2);
+        if wanted <= size {
+            let needed = self.max_map_size.saturating_mul(2);
             let hint =
                 format!("its map has {size} bytes and may not grow; raise max_map_size, to {needed} for example");
             return Err(StoreError::StoreFull { hint });
         }
-        // SAFETY: every transaction of this process is begun and ended under the shared side of this gate, which is
-        // held exclusively here: none is open.
-        let resized = unsafe { self.env.resize(wanted) };
-        if let Err(error) = resized {
-            let hint = format!("its map of {size} bytes cannot grow to {wanted}: {error}");
-            return Err(StoreError::StoreFull { hint });
+        self.resize(&mut gate, wanted)?;
+        tracing::info!(target: "replikv::store", from = size, to = wanted, "the map has grown");
+        Ok(())
+    }
+
+    /// Takes back what [`grow`](Self::grow) gave of the reserve: what puts could use is no reserve.
+    pub(crate) fn give_back_reserve(&self) -> Result<(), StoreError> {
+        if self.hold()?.is_some_and(|size| size <= self.max_map_size) {
+            return Ok(());
         }
-        tracing::info!(from = *size, to = wanted, "the map has grown");
-        *size = wanted;
+        let mut gate = self.gate.write().unwrap_or_else(PoisonError::into_inner);
+        // LMDB keeps what is in use.
+        self.resize(&mut gate, self.max_map_size)
+    }
+
+    /// Takes over the size that another process gave to the environment.
+    pub(crate) fn adopt_size(&self) -> Result<(), StoreError> {
+        let mut gate = self.gate.write().unwrap_or_else(PoisonError::into_inner);
+        self.resize(&mut gate, 0)
+    }
+
+    #[allow(unsafe_code, reason = "resizing is sound only without a transaction, which the gate ensures")]
+    fn resize(&self, gate: &mut Option<usize>, wanted: usize) -> Result<(), StoreError> {
+        // LMDB would map nothing, and every later access would be to nowhere.
+        let size = gate.take().ok_or_else(lost)?;
+        // SAFETY: every transaction of this process is begun and ended under the shared side of the gate, whose
+        // exclusive side is held by whoever can lend its content here: none is open.
+        let resized = unsafe { self.env.resize(wanted) };
+        resized.map_err(|error| StoreError::Fatal {
+            reason: format!("the map of {size} bytes could not be made anew with {wanted}: {error}"),
+        })?;
+        *gate = Some(self.env.info().map_size);
         Ok(())
     }
 }
 
-fn databases(env: &Env<WithoutTls>, data: &str) -> Result<[Database; 3], StoreError> {
-    refuse_special_order(env, data)?;
+fn lost() -> StoreError {
+    StoreError::Fatal { reason: "the map was lost when it was resized".into() }
+}
+
+fn databases(env: &Env<WithoutTls>, path: &Path, names: &[String; 3]) -> Result<[Database; 3], StoreError> {
+    let found = existing_databases(env, names)?;
+    let [_, log, meta] = names;
+    // They are made together. One alone is the application's, and would be written over.
+    if found[1].is_some() != found[2].is_some() {
+        let (name, option) = if found[1].is_some() { (log, "log_database") } else { (meta, "meta_database") };
+        let path = path.display();
+        return Err(StoreError::backend(format!("{path} has a database {name} of its own: choose another {option}")));
+    }
     let wtxn = env.write_txn().map_err(|error| broken(&error))?;
     let created = env.create_databases_and_commit(wtxn, |opener, wtxn| {
         let mut create = |name: &str| opener.create_database::<Bytes, Bytes>(wtxn, Some(name));
-        let databases = [create(data)?, create("log")?, create("meta")?];
+        let [data, log, meta] = names;
+        let databases = [create(data)?, create(log)?, create(meta)?];
         Ok::<_, heed::Error>(CommitOrAbort::<_, ()>::Commit(databases))
     });
     created.map(CommitOrAbort::unwrap_commit).map_err(|error| broken(&error))
+}
+
+fn existing_databases(env: &Env<WithoutTls>, names: &[String; 3]) -> Result<[Option<Database>; 3], StoreError> {
+    let [data, log, meta] = names;
+    if data == log || log == meta || meta == data {
+        return Err(StoreError::backend(format!("{data}, {log} and {meta} must be three databases")));
+    }
+    if let Some(name) = names.iter().find(|name| name.is_empty() || name.contains('\0')) {
+        return Err(StoreError::backend(format!("{name:?} cannot name a database")));
+    }
+    for name in names {
+        refuse_special_order(env, name)?;
+    }
+    let rtxn = env.read_txn().map_err(|error| broken(&error))?;
+    let opened = env.open_databases_and_commit(rtxn, |opener, rtxn| {
+        let mut found = [None; 3];
+        for (found, name) in found.iter_mut().zip(names) {
+            *found = opener.open_database::<Bytes, Bytes>(rtxn, Some(name))?;
+        }
+        Ok::<_, heed::Error>(CommitOrAbort::<_, ()>::Commit(found))
+    });
+    opened.map(CommitOrAbort::unwrap_commit).map_err(|error| broken(&error))
 }
 
 // LMDB keeps a named database as an entry of the unnamed one, whose value begins with four bytes of padding and two of

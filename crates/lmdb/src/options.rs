@@ -26,7 +26,8 @@ pub struct LmdbOptions {
     pub(crate) max_map_size: usize,
     pub(crate) max_readers: u32,
     pub(crate) max_databases: u32,
-    pub(crate) data_database: String,
+    /// Of data, log and meta.
+    pub(crate) databases: [String; 3],
 }
 
 const GIB: usize = 1 << 30;
@@ -41,7 +42,7 @@ impl Default for LmdbOptions {
             max_map_size: if wide { GIB.saturating_mul(4096) } else { GIB },
             max_readers: 1024,
             max_databases: 16,
-            data_database: "data".into(),
+            databases: ["data".into(), "log".into(), "meta".into()],
         }
     }
 }
@@ -91,7 +92,22 @@ impl LmdbOptions {
     /// outside, and must not be used.
     #[must_use]
     pub fn data_database(mut self, name: impl Into<String>) -> Self {
-        self.data_database = name.into();
+        self.databases[0] = name.into();
+        self
+    }
+
+    /// Keeps the change log in a named database of another name, where the application has one of this name. Default:
+    /// `log`. A store must always be opened with the same names.
+    #[must_use]
+    pub fn log_database(mut self, name: impl Into<String>) -> Self {
+        self.databases[1] = name.into();
+        self
+    }
+
+    /// Keeps cursors, identity and checkpoints in a named database of another name. Default: `meta`.
+    #[must_use]
+    pub fn meta_database(mut self, name: impl Into<String>) -> Self {
+        self.databases[2] = name.into();
         self
     }
 }

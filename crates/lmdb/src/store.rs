@@ -1,6 +1,7 @@
 //! The store.
 
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU32, Ordering};
 
 use async_trait::async_trait;
 use bytes::Bytes;
@@ -10,7 +11,7 @@ use replikv_core::{
 };
 
 use crate::env::Environment;
-use crate::write::{Failed, MAX_KEY, apply, bounds};
+use crate::write::{Failed, MAX_KEY, apply, bounds, settle};
 use crate::{LmdbOptions, LmdbSync};
 
 /// An LMDB environment as a [`ReplicaStore`].
@@ -34,7 +35,22 @@ impl LmdbStore {
         let path = path.as_ref().to_path_buf();
         let directory = path.clone();
         let threaded = Threaded::open("lmdb", ThreadedOptions::default(), move || {
-            Ok(Blocking { environment: Environment::open(&directory, &options)?, sync: options.sync })
+            Ok(Blocking::new(Environment::open(&directory, &options)?, options.sync))
+        })?;
+        Ok(Self { threaded, path })
+    }
+
+    /// Opens an environment that is there to read it, also while this store is a master's or a slave's in another
+    /// process. Every write is refused. Pages show what is committed, which may be more than is on stable storage yet.
+    ///
+    /// # Errors
+    /// `Busy` if this process has it open; `Corrupt` if the directory holds something else; and with the path and the
+    /// reason if it holds no store or cannot be read.
+    pub fn open_read_only(path: impl AsRef<Path>, options: LmdbOptions) -> Result<Self, StoreError> {
+        let path = path.as_ref().to_path_buf();
+        let directory = path.clone();
+        let threaded = Threaded::open("lmdb", ThreadedOptions::default(), move || {
+            Ok(Blocking::new(Environment::open_read_only(&directory, &options)?, options.sync))
         })?;
         Ok(Self { threaded, path })
     }
@@ -48,15 +64,42 @@ impl LmdbStore {
 /// What LMDB could hold is more; this keeps one write set, and the memory for it, within reason.
 const LIMITS: StoreLimits = StoreLimits { max_key: MAX_KEY, max_value: 256 << 20, max_batch: 1 << 30 };
 
+/// After so many write sets, readers that died are looked for: cheap beside them, and soon enough for the file not to
+/// grow much.
+const SWEEP: u32 = 256;
+
 #[derive(Debug)]
 struct Blocking {
     environment: Environment,
     sync: LmdbSync,
+    /// How many write sets came, those included that failed.
+    calls: AtomicU32,
 }
 
 impl Blocking {
+    fn new(environment: Environment, sync: LmdbSync) -> Self {
+        Self { environment, sync, calls: AtomicU32::new(0) }
+    }
+
+    // What a transaction frees can be used by the next but one, and a transaction that does not commit is none: without
+    // a commit in between, a store that was full could not use what a delete has just freed.
+    fn settle(&self) -> Result<(), StoreError> {
+        let mut settled = settle(&self.environment);
+        if matches!(settled, Err(Failed::MapFull)) && self.environment.grow(true).is_ok() {
+            settled = settle(&self.environment);
+        }
+        let given_back = self.environment.give_back_reserve();
+        match settled {
+            Err(Failed::Unknown(error)) => Err(error),
+            _ => given_back,
+        }
+    }
+
     fn force_sync(&self) -> Result<(), StoreError> {
-        let _open = self.environment.hold();
+        let _open = self.environment.hold()?;
+        if self.environment.is_read_only() {
+            return Ok(());
+        }
         self.environment
             .env()
             .force_sync()
@@ -66,14 +109,32 @@ impl Blocking {
 
 impl BlockingStore for Blocking {
     fn apply(&self, writes: &WriteSet, durability: Durability) -> Result<(), StoreError> {
+        if self.environment.is_read_only() {
+            return Err(StoreError::backend("it was opened for reading only"));
+        }
+        if self.calls.fetch_add(1, Ordering::Relaxed) % SWEEP == SWEEP - 1 {
+            self.environment.clear_stale_readers();
+        }
         // What only deletes, and keeps books about it, may use the reserve: trimming makes room.
         let makes_room = !writes.ops().any(|(keyspace, op)| keyspace != Keyspace::Meta && matches!(op, Op::Put { .. }));
+        let mut settled = false;
         loop {
             match apply(&self.environment, writes) {
                 Ok(()) => break,
-                Err(Failed::MapFull) => self.environment.grow(makes_room)?,
+                Err(Failed::MapFull) => match self.environment.grow(makes_room) {
+                    Err(StoreError::StoreFull { .. }) if !settled => {
+                        self.settle()?;
+                        settled = true;
+                    }
+                    grown => grown?,
+                },
+                Err(Failed::MapResized) => self.environment.adopt_size()?,
                 Err(Failed::Unchanged(error) | Failed::Unknown(error)) => return Err(error),
             }
+        }
+        // Where that fails, the next call says so: this write set is applied.
+        if makes_room && let Err(error) = self.environment.give_back_reserve() {
+            tracing::error!(target: "replikv::store", %error, "the reserve could not be given back");
         }
         match (self.sync, durability) {
             (LmdbSync::Full, _) | (_, Durability::Buffered) => Ok(()),
@@ -82,10 +143,10 @@ impl BlockingStore for Blocking {
     }
 
     fn get(&self, keyspace: Keyspace, key: &[u8]) -> Result<Option<Bytes>, StoreError> {
-        let _open = self.environment.hold();
-        let txn = self.environment.read_txn()?;
-        let value = self.environment.database(keyspace).get(&txn, key).map_err(read_failed)?;
-        Ok(value.map(Bytes::copy_from_slice))
+        self.environment.read(|txn| {
+            let value = self.environment.database(keyspace).get(txn, key).map_err(read_failed)?;
+            Ok(value.map(Bytes::copy_from_slice))
+        })
     }
 
     fn scan(&self, keyspace: Keyspace, range: KeyRange, options: ScanOptions) -> Result<Page, StoreError> {
@@ -93,26 +154,26 @@ impl BlockingStore for Blocking {
         if range.is_empty() {
             return Ok(page.finish());
         }
-        let _open = self.environment.hold();
-        let txn = self.environment.read_txn()?;
         let database = self.environment.database(keyspace);
         let bounds = bounds(&range);
-        if options.reverse {
-            for entry in database.rev_range(&txn, &bounds).map_err(read_failed)? {
-                let (key, value) = entry.map_err(read_failed)?;
-                if page.push(key, value).is_full() {
-                    break;
+        self.environment.read(|txn| {
+            if options.reverse {
+                for entry in database.rev_range(txn, &bounds).map_err(read_failed)? {
+                    let (key, value) = entry.map_err(read_failed)?;
+                    if page.push(key, value).is_full() {
+                        break;
+                    }
+                }
+            } else {
+                for entry in database.range(txn, &bounds).map_err(read_failed)? {
+                    let (key, value) = entry.map_err(read_failed)?;
+                    if page.push(key, value).is_full() {
+                        break;
+                    }
                 }
             }
-        } else {
-            for entry in database.range(&txn, &bounds).map_err(read_failed)? {
-                let (key, value) = entry.map_err(read_failed)?;
-                if page.push(key, value).is_full() {
-                    break;
-                }
-            }
-        }
-        Ok(page.finish())
+            Ok(page.finish())
+        })
     }
 
     fn sync(&self) -> Result<(), StoreError> {

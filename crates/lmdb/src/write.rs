@@ -16,6 +16,8 @@ pub(crate) const MAX_KEY: usize = 511;
 pub(crate) enum Failed {
     /// The map is full: grow it, and apply again.
     MapFull,
+    /// Another process has made the map larger: take that over, and apply again.
+    MapResized,
     /// Nothing was written.
     Unchanged(StoreError),
     /// Nobody knows.
@@ -23,7 +25,7 @@ pub(crate) enum Failed {
 }
 
 pub(crate) fn apply(environment: &Environment, writes: &WriteSet) -> Result<(), Failed> {
-    let _open = environment.hold();
+    let _open = environment.hold().map_err(Failed::Unchanged)?;
     let mut txn = environment.env().write_txn().map_err(unchanged)?;
     let meta = environment.database(Keyspace::Meta);
     for required in writes.preconditions() {
@@ -38,7 +40,23 @@ pub(crate) fn apply(environment: &Environment, writes: &WriteSet) -> Result<(), 
             change(database, &mut txn, &mut tail, op).map_err(unchanged)?;
         }
     }
-    // Only here can an error leave doubt: pages are on their way to the disk.
+    commit(txn)
+}
+
+/// Commits a transaction that changes nothing.
+pub(crate) fn settle(environment: &Environment) -> Result<(), Failed> {
+    const KEY: &[u8] = b"\0settle";
+    let _open = environment.hold().map_err(Failed::Unchanged)?;
+    let mut txn = environment.env().write_txn().map_err(unchanged)?;
+    let meta = environment.database(Keyspace::Meta);
+    // LMDB does not commit what touches no page.
+    meta.put(&mut txn, KEY, &[]).map_err(unchanged)?;
+    meta.delete(&mut txn, KEY).map_err(unchanged)?;
+    commit(txn)
+}
+
+// Only here can an error leave doubt: pages are on their way to the disk.
+fn commit(txn: RwTxn<'_>) -> Result<(), Failed> {
     txn.commit().map_err(|error| match classify(error) {
         Failed::Unchanged(error @ StoreError::StoreFull { .. }) => Failed::Unchanged(error),
         Failed::Unchanged(error) => Failed::Unknown(StoreError::backend_unknown(error)),
@@ -114,6 +132,7 @@ fn classify(error: heed::Error) -> Failed {
     let full = |hint: String| Failed::Unchanged(StoreError::StoreFull { hint });
     match error {
         heed::Error::Mdb(heed::MdbError::MapFull) => Failed::MapFull,
+        heed::Error::Mdb(heed::MdbError::MapResized) => Failed::MapResized,
         heed::Error::Mdb(heed::MdbError::TxnFull) => {
             Failed::Unchanged(StoreError::Transient { reason: "the transaction touches too many pages".into() })
         }

@@ -3,11 +3,13 @@
 //! Everything that is decided, is decided in `replikv-proto`; what stands here moves bytes, reads clocks, calls stores
 //! and waits.
 
+mod blocking;
 mod changes;
 mod clock;
 mod error;
 mod health;
 mod master;
+pub mod metrics;
 mod reader;
 mod slave;
 mod stored;
@@ -15,12 +17,15 @@ mod transport;
 
 pub(crate) use error::error_chain;
 
-pub use changes::{Change, ChangeOp, Changes, ChangesError, ChangesFrom};
+pub use blocking::{Blocking, BlockingChanges, BlockingEntries, BlockingError, BlockingMaster, BlockingSlave};
+#[cfg(feature = "tcp")]
+pub use blocking::{Following, Serving};
+pub use changes::{Change, ChangeOp, Changes, ChangesError, ChangesFrom, Consumer, ConsumerError};
 pub use error::OpenError;
 pub use health::{Health, HealthState};
 pub use master::{
-    BlockingError, BlockingMaster, Commit, LogError, Master, MasterConfig, MasterProgress, MasterStatus, Replicated,
-    ServeError, SlaveSeen, Write, WriteError, read_log, remote_status,
+    Commit, LogError, Master, MasterConfig, MasterProgress, MasterStatus, Replicated, ServeError, SlaveSeen, SlotSeen,
+    Write, WriteError, read_log, remote_status,
 };
 pub use reader::{Reader, ReaderStatus};
 pub use slave::{

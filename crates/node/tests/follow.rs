@@ -33,7 +33,7 @@ async fn contents(store: &MemoryStore) -> Contents {
 }
 
 async fn soon<T>(future: impl Future<Output = T>) -> T {
-    timeout(Duration::from_secs(20), future).await.expect("it does not take that long")
+    timeout(Duration::from_secs(90), future).await.expect("it does not take that long")
 }
 
 #[tokio::test]

@@ -188,6 +188,16 @@ impl Checkpoint {
         })
     }
 
+    /// Adds it to `kept`, a list in order that it comes after, and takes out those that go when it comes: as in a store.
+    pub fn keep_in(self, kept: &mut Vec<Self>) {
+        for key in self.expired_keys() {
+            if let Ok(at) = kept.binary_search_by(|held| held.key().cmp(&key)) {
+                kept.remove(at);
+            }
+        }
+        kept.push(self);
+    }
+
     fn key_of(seq: u64) -> Bytes {
         Bytes::from([Self::PREFIX, &seq.to_be_bytes()].concat())
     }
@@ -231,5 +241,19 @@ mod tests {
         }
         assert!(kept.len() <= 4 * Checkpoint::KEEP as usize, "{} are kept", kept.len());
         assert!(kept.len() > Checkpoint::KEEP as usize);
+    }
+
+    #[test]
+    fn a_list_of_checkpoints_is_thinned_as_a_store_is() {
+        let (mut stored, mut listed) = (BTreeSet::new(), Vec::new());
+        for index in 1..100_000u64 {
+            let checkpoint = Checkpoint::at(position(index * Checkpoint::EVERY));
+            stored.insert(checkpoint.key());
+            checkpoint.expired_keys().for_each(|key| {
+                stored.remove(&key);
+            });
+            checkpoint.keep_in(&mut listed);
+        }
+        assert!(listed.iter().map(Checkpoint::key).eq(stored));
     }
 }

@@ -16,6 +16,7 @@ mod planted;
 mod record;
 mod retention;
 mod session;
+mod slots;
 mod time;
 mod wire;
 
@@ -29,6 +30,7 @@ pub use session::{
     Located, LogAnswer, MasterAction, MasterSession, MasterSessionConfig, ProtocolError, Refusal, SlaveAction,
     SlaveSession, SlaveSessionConfig, SourceFacts, View,
 };
+pub use slots::{Slot, SlotKind, SlotLimits, SlotName, SlotState, SlotTime, SlotView, Slots};
 pub use time::Now;
 pub use wire::{
     Ack, Content, DecodeError, Decoder, DecoderLimits, EncodeError, Encoder, EpochStart, Event, FRAME_HEADER_LEN,

@@ -1,4 +1,6 @@
-//! The macro.
+//! The macro, and the list of laws that it expands to.
+
+use crate::Open;
 
 /// Expands to one `#[test]` for each law of the store contract.
 ///
@@ -7,7 +9,54 @@
 #[macro_export]
 macro_rules! conformance_suite {
     ($open:path, volatile) => {
-        $crate::law_tests! { $open:
+        $crate::law_list! { law_tests $open, Nothing }
+    };
+    ($open:path, persistent) => {
+        $crate::law_list! { law_tests $open, Nothing }
+        $crate::law_list! { law_tests $open, Persistence }
+        $crate::law_list! { law_tests $open, Process }
+    };
+}
+
+/// One law of the store contract.
+#[derive(Debug, Clone, Copy)]
+#[non_exhaustive]
+pub struct Law {
+    /// Its name: a sentence.
+    pub name: &'static str,
+    /// What a store must be for the law to apply to it.
+    pub needs: Needs,
+    /// Tries it, as [`run`](crate::run) does: panics if it does not hold.
+    pub check: fn(Open, &'static str),
+}
+
+/// What a store must be for a law to apply to it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Needs {
+    /// Every store.
+    Nothing,
+    /// A store that can be closed and opened again.
+    Persistence,
+    /// A store that outlives its process; the law starts its own test as another process.
+    Process,
+}
+
+/// Every law, from the very list that [`conformance_suite!`] expands to.
+pub fn laws() -> Vec<Law> {
+    let mut laws = Vec::new();
+    crate::law_list! { law_entries laws, Nothing };
+    crate::law_list! { law_entries laws, Persistence };
+    crate::law_list! { law_entries laws, Process };
+    laws
+}
+
+// The one list. Whoever wants something of every law passes the name of a macro of this crate.
+#[doc(hidden)]
+#[macro_export]
+macro_rules! law_list {
+    ($each:ident $argument:path, Nothing) => {
+        $crate::$each! { $argument, Nothing:
             entries {
                 a_fresh_store_holds_nothing what_is_put_is_read a_put_replaces a_delete_removes_its_key_alone
                 keyspaces_are_apart an_empty_value_is_a_value every_byte_is_kept the_largest_entries_are_kept
@@ -53,13 +102,16 @@ macro_rules! conformance_suite {
             }
         }
     };
-    ($open:path, persistent) => {
-        $crate::conformance_suite!($open, volatile);
-        $crate::law_tests! { $open:
+    ($each:ident $argument:path, Persistence) => {
+        $crate::$each! { $argument, Persistence:
             persistence {
                 what_was_applied_is_there_after_reopening deletes_are_kept a_cursor_is_kept
                 a_closed_store_can_be_opened_at_once a_second_open_is_busy
             }
+        }
+    };
+    ($each:ident $argument:path, Process) => {
+        $crate::$each! { $argument, Process:
             kills { a_kill_leaves_whole_sets synced_sets_survive_a_kill a_kill_does_not_part_data_and_cursor }
         }
     };
@@ -68,11 +120,25 @@ macro_rules! conformance_suite {
 #[doc(hidden)]
 #[macro_export]
 macro_rules! law_tests {
-    ($open:path: $($module:ident { $($law:ident)* })*) => {$($(
+    ($open:path, $needs:ident: $($module:ident { $($law:ident)* })*) => {$($(
         #[test]
         fn $law() {
             let test = concat!(module_path!(), "::", stringify!($law));
             $crate::run($open, test, $crate::laws::$module::$law);
         }
     )*)*};
+}
+
+#[doc(hidden)]
+#[macro_export]
+macro_rules! law_entries {
+    ($laws:path, $needs:ident: $($module:ident { $($law:ident)* })*) => {
+        $laws.extend([$($(
+            $crate::Law {
+                name: stringify!($law),
+                needs: $crate::Needs::$needs,
+                check: |open, test| $crate::run(open, test, $crate::laws::$module::$law),
+            },
+        )*)*])
+    };
 }

@@ -9,6 +9,7 @@ use replikv::{Batch, Durability, Keyspace, MasterConfig, Slave, SlaveConfig, Wri
 use tokio::net::TcpListener;
 
 use crate::args;
+use crate::interrupt::{INTERRUPTED, Interrupt};
 use crate::store::{self, Store};
 use crate::ui;
 
@@ -16,6 +17,16 @@ use crate::ui;
 const WRITES: usize = 201;
 
 pub(crate) async fn run(args: args::Bench, json: bool) -> anyhow::Result<ExitCode> {
+    let mut interrupt = Interrupt::new()?;
+    tokio::select! {
+        biased;
+        // The stores go with the guards of their directories.
+        () = interrupt.wait() => Ok(ExitCode::from(INTERRUPTED)),
+        measured = measure(args, json) => measured,
+    }
+}
+
+async fn measure(args: args::Bench, json: bool) -> anyhow::Result<ExitCode> {
     ensure!(args.batch > 0 && args.entries > 0 && args.rounds > 0, "a measurement needs at least one of everything");
     ensure!(args.value <= store::LIMITS.max_value / 2, "such a value does not fit into a batch");
     let parent = args.dir.clone().unwrap_or_else(std::env::temp_dir);
@@ -32,16 +43,16 @@ pub(crate) async fn run(args: args::Bench, json: bool) -> anyhow::Result<ExitCod
     }
     bar.finish_and_clear();
     if json {
-        println!("{}", serde_json::to_string(&rows)?);
+        say!("{}", serde_json::to_string(&rows)?)?;
         return Ok(ExitCode::SUCCESS);
     }
-    println!(
+    say!(
         "{} entries, random 16-byte keys, {}-byte values, {} a batch, synced; medians of {} rounds",
         ui::thousands(args.entries as u64),
         args.value,
         args.batch,
         args.rounds
-    );
+    )?;
     let mut table =
         ui::table(["store", "raw store", "master", "to raw", "catch-up of a slave", "to raw", "live latency"]);
     for row in &rows {
@@ -55,7 +66,7 @@ pub(crate) async fn run(args: args::Bench, json: bool) -> anyhow::Result<ExitCod
             format!("{:.2} ms", row.latency_ms),
         ]);
     }
-    println!("{table}");
+    say!("{table}")?;
     Ok(ExitCode::SUCCESS)
 }
 

@@ -43,9 +43,9 @@ pub(crate) async fn run(args: args::Demo, json: bool) -> anyhow::Result<ExitCode
     let Some(result) = result else { return Ok(ExitCode::from(INTERRUPTED)) };
     let figures = result?;
     if json {
-        println!("{}", serde_json::to_string(&figures)?);
+        say!("{}", serde_json::to_string(&figures)?)?;
     } else {
-        figures.print();
+        figures.print()?;
     }
     Ok(if figures.equal { ExitCode::SUCCESS } else { ExitCode::from(NO) })
 }
@@ -126,7 +126,7 @@ impl<'a> Demo<'a> {
         for slave in [&sled, &lmdb] {
             let bar = ui::bar("comparing", None);
             let tell = |key: &bytes::Bytes, difference| {
-                eprintln!("{}: {difference:?}", ui::printable(key));
+                note!("{}: {difference:?}", ui::printable(key));
             };
             let found = store::compare(master.store(), slave.store(), tell, |n| bar.set_position(n)).await?;
             bar.finish_and_clear();
@@ -143,7 +143,7 @@ impl<'a> Demo<'a> {
         let (following, address) = (slave.clone(), self.address);
         tokio::spawn(async move {
             if let Err(error) = following.follow_tcp(address).await {
-                eprintln!("replikv: a slave stopped: {error}");
+                note!("replikv: a slave stopped: {error}");
             }
         });
         Ok(slave)
@@ -227,11 +227,11 @@ async fn live_latency(master: &Master<Store>, slave: &Slave<Store>) -> anyhow::R
 }
 
 fn step(words: &str) {
-    eprintln!("- {words}");
+    note!("- {words}");
 }
 
 impl Figures {
-    fn print(&self) {
+    fn print(&self) -> std::io::Result<()> {
         let per_second = |count: u64, seconds: f64| ui::rate_words(ui::rate(count, Duration::from_secs_f64(seconds)));
         let seconds = |seconds| ui::time_words(Duration::from_secs_f64(seconds));
         let mut table = ui::table(["what", "entries or records", "time", "rate"]);
@@ -242,11 +242,11 @@ impl Figures {
         row("copy to the sled slave, from the start of it", self.entries, self.copy_to_sled_seconds);
         let missed = self.head_at_resume.saturating_sub(self.killed_at);
         row("records that the killed slave made up for", missed, self.resume_seconds);
-        println!("{table}");
-        println!("a write is readable on the sled slave after {:.2} ms (median)", self.live_latency_ms);
+        say!("{table}")?;
+        say!("a write is readable on the sled slave after {:.2} ms (median)", self.live_latency_ms)?;
         match self.equal {
-            true => println!("master and both slaves are equal: {} entries each", ui::thousands(self.compared)),
-            false => println!("master and slaves DIFFER"),
+            true => say!("master and both slaves are equal: {} entries each", ui::thousands(self.compared)),
+            false => say!("master and slaves DIFFER"),
         }
     }
 }

@@ -10,26 +10,37 @@ use replikv::KeyRange;
 
 use crate::args::{self, Format};
 use crate::formats::{self, Writer};
+use crate::interrupt::{INTERRUPTED, Interrupt};
 use crate::store::{self, Store};
 use crate::ui;
 
-pub(crate) async fn run(args: args::Export) -> anyhow::Result<ExitCode> {
+pub(crate) async fn run(args: args::Export, json: bool) -> anyhow::Result<ExitCode> {
     let format = formats::of(&args.file, args.format)?;
     let store = store::open_existing(&args.store)?;
     if formats::is_standard(&args.file) {
-        write_all(&store, format, BufWriter::new(std::io::stdout().lock())).await?;
+        write_all(&store, format, BufWriter::new(ui::stdout())).await?;
     } else {
+        let mut interrupt = Interrupt::new()?;
         let name = || args.file.display().to_string();
         // A file that is there is whole: it gets its name when it is complete.
         let dir = args.file.parent().filter(|dir| !dir.as_os_str().is_empty()).unwrap_or(Path::new("."));
         let mut file = tempfile::Builder::new().prefix(".replikv-export-").tempfile_in(dir).with_context(name)?;
-        let entries = write_all(&store, format, BufWriter::new(file.as_file_mut())).await.with_context(name)?;
+        let entries = tokio::select! {
+            biased;
+            // The file goes with its guard.
+            () = interrupt.wait() => return Ok(ExitCode::from(INTERRUPTED)),
+            entries = write_all(&store, format, BufWriter::new(file.as_file_mut())) => entries.with_context(name)?,
+        };
         file.as_file().sync_all().with_context(name)?;
         #[cfg(unix)]
         std::fs::set_permissions(file.path(), std::os::unix::fs::PermissionsExt::from_mode(0o644))
             .with_context(name)?;
         file.persist(&args.file).map_err(|error| error.error).with_context(name)?;
-        eprintln!("exported {} entries", ui::thousands(entries));
+        if json {
+            say!("{}", serde_json::json!({ "entries": entries }))?;
+        } else {
+            note!("exported {} entries", ui::thousands(entries));
+        }
     }
     store.close().await?;
     Ok(ExitCode::SUCCESS)

@@ -19,19 +19,31 @@ pub(crate) async fn run(args: args::Follow, json: bool) -> anyhow::Result<ExitCo
     // Before anything else: a bad name leaves nothing behind.
     LinkId::new(args.id.as_str())?;
     let config = SlaveConfig::new(&args.id);
+    let config = if args.once { config.temporary() } else { config };
     let mut interrupt = Interrupt::new()?;
     // Before the store is made: a name that leads nowhere leaves nothing behind.
-    let addresses = tokio::net::lookup_host(&args.from).await.with_context(|| args.from.clone())?;
-    if addresses.count() == 0 {
-        return Err(anyhow!("{} has no address", args.from));
-    }
+    super::check_address(&args.from).await?;
     let first = if args.once { Some(connect(&args.from).await?) } else { None };
+    let probes = match args.status {
+        Some(address) => Some(super::listen(address, args.insecure).await?),
+        None => None,
+    };
+    super::expose_metrics(args.metrics, args.insecure, json).await?;
     let slave = Slave::open(store::open(&args.store)?, config).await.with_context(|| args.store.clone())?;
+    if let Some(listener) = probes {
+        let address = listener.local_addr()?;
+        tokio::spawn(slave.clone().serve_status_tcp(listener));
+        if json {
+            say!("{}", serde_json::json!({ "status": address.to_string() }))?;
+        } else {
+            say!("status on {address}")?;
+        }
+    }
     let result = tokio::select! {
         biased;
         () = interrupt.wait() => Ok(Some(ExitCode::from(if args.once { INTERRUPTED } else { 0 }))),
         result = follow(&slave, &args, first) => result.map(|()| None),
-        () = announce(&slave, &args, json) => Ok(None),
+        result = announce(&slave, &args, json) => result.map(|()| None),
     };
     let progress = slave.status();
     let closed = slave.shutdown().await.with_context(|| args.store.clone());
@@ -40,9 +52,9 @@ pub(crate) async fn run(args: args::Follow, json: bool) -> anyhow::Result<ExitCo
     if args.once && code.is_none() {
         let seq = progress.position.map_or(0, |position| position.seq.as_u64());
         if json {
-            println!("{}", serde_json::json!({ "caught_up": true, "seq": seq, "records": progress.records }));
+            say!("{}", serde_json::json!({ "caught_up": true, "seq": seq, "records": progress.records }))?;
         } else {
-            println!("caught up at record {seq}, {} records applied", ui::thousands(progress.records));
+            say!("caught up at record {seq}, {} records applied", ui::thousands(progress.records))?;
         }
     }
     Ok(code.unwrap_or(ExitCode::SUCCESS))
@@ -71,7 +83,7 @@ fn refused(error: FollowError, args: &args::Follow) -> anyhow::Error {
 }
 
 // Says once that the connection stands, shows progress, and returns when everything is here if that is what is asked.
-async fn announce(slave: &Slave<Store>, args: &args::Follow, json: bool) {
+async fn announce(slave: &Slave<Store>, args: &args::Follow, json: bool) -> anyhow::Result<()> {
     let bar = ui::bar("following", None);
     let mut unreachable_said = args.once;
     let mut progress = slave.subscribe();
@@ -79,19 +91,19 @@ async fn announce(slave: &Slave<Store>, args: &args::Follow, json: bool) {
         tokio::select! {
             biased;
             changed = progress.changed() => if changed.is_err() {
-                return;
+                return Ok(());
             },
             () = sleep(Duration::from_secs(1)), if !unreachable_said => {
                 unreachable_said = true;
                 let reason = slave.status().health.reason;
-                eprintln!("replikv: no connection to {} yet ({reason}); trying again", args.from);
+                note!("replikv: no connection to {} yet ({reason}); trying again", args.from);
             }
         }
     }
     if json {
-        println!("{}", serde_json::json!({ "following": args.from, "store": args.store, "id": args.id }));
+        say!("{}", serde_json::json!({ "following": args.from, "store": args.store, "id": args.id }))?;
     } else {
-        println!("following {} into {} as {}", args.from, args.store, args.id);
+        say!("following {} into {} as {}", args.from, args.store, args.id)?;
     }
     let show = async {
         loop {
@@ -117,4 +129,5 @@ async fn announce(slave: &Slave<Store>, args: &args::Follow, json: bool) {
         () = show => {}
     }
     bar.finish_and_clear();
+    Ok(())
 }

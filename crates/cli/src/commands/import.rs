@@ -37,14 +37,14 @@ pub(crate) async fn run(args: args::Import, json: bool) -> anyhow::Result<ExitCo
     let took = start.elapsed();
     if json {
         let entries = imported.entries;
-        println!(
+        say!(
             "{}",
             serde_json::json!({ "entries": entries, "complete": imported.complete, "seconds": took.as_secs_f64() })
-        );
+        )?;
     } else {
         let (entries, rate) = (ui::thousands(imported.entries), ui::rate_words(ui::rate(imported.entries, took)));
         let stopped = if imported.complete { "" } else { ", interrupted" };
-        eprintln!("imported {entries} entries in {} ({rate}){stopped}", ui::time_words(took));
+        note!("imported {entries} entries in {} ({rate}){stopped}", ui::time_words(took));
     }
     Ok(if imported.complete { ExitCode::SUCCESS } else { ExitCode::from(INTERRUPTED) })
 }

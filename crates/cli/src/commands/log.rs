@@ -2,57 +2,80 @@
 
 use std::io::{BufWriter, Write};
 use std::process::ExitCode;
+use std::time::Duration;
 
-use replikv::{Op, Record, Seq, read_log};
+use anyhow::ensure;
+use replikv::{Op, Record, Role, Seq, read_log, role};
+use serde_json::{Map, Value, json};
+use tokio::time::sleep;
 
 use crate::args;
-use crate::{store, ui};
+use crate::formats::add_bytes;
+use crate::interrupt::Interrupt;
+use crate::store::{self, Store};
+use crate::ui;
 
 const PAGE: usize = 1000;
+/// How often a log is looked at for new records.
+const POLL: Duration = Duration::from_millis(200);
 
 pub(crate) async fn run(args: args::Log, json: bool) -> anyhow::Result<ExitCode> {
-    let store = store::open_existing(&args.store)?;
-    let mut after = Seq::new(args.from.saturating_sub(1));
-    let mut left = args.limit.unwrap_or(usize::MAX);
-    let mut output = BufWriter::new(std::io::stdout().lock());
-    while left > 0 {
-        let records = read_log(&store, after, left.min(PAGE)).await?;
-        let Some(last) = records.last() else { break };
-        after = last.header().seq;
-        left -= records.len();
-        for record in &records {
-            print(record, json, &mut output)?;
+    let store = store::open_shared(&args.store)?;
+    let role = role(&store).await?;
+    ensure!(role != Some(Role::Slave), "{}: it is a slave's store, which keeps no log: ask its master", args.store);
+    if args.follow {
+        let mut interrupt = Interrupt::new()?;
+        tokio::select! {
+            biased;
+            () = interrupt.wait() => {}
+            printed = print_all(&store, &args, json) => printed?,
         }
+    } else {
+        print_all(&store, &args, json).await?;
     }
-    output.flush()?;
-    drop(output);
     store.close().await?;
     Ok(ExitCode::SUCCESS)
 }
 
+async fn print_all(store: &Store, args: &args::Log, json: bool) -> anyhow::Result<()> {
+    let mut after = Seq::new(args.from.saturating_sub(1));
+    let mut left = args.limit.unwrap_or(usize::MAX);
+    let mut output = BufWriter::new(ui::stdout());
+    while left > 0 {
+        let records = read_log(store, after, left.min(PAGE)).await?;
+        for record in &records {
+            print(record, json, &mut output)?;
+        }
+        left -= records.len();
+        match records.last() {
+            Some(last) => after = last.header().seq,
+            None if args.follow => {
+                output.flush()?;
+                sleep(POLL).await;
+            }
+            None => break,
+        }
+    }
+    Ok(output.flush()?)
+}
+
 fn print(record: &Record, json: bool, output: &mut impl Write) -> anyhow::Result<()> {
     let header = record.header();
-    let ops = record.body().iter().map(|op| match op {
-        Op::Put { key, value } => ("put", ui::printable(key), Some(ui::printable(value))),
-        Op::Delete { key } => ("delete", ui::printable(key), None),
-        Op::DeleteRange { start, end } => ("delete_range", ui::printable(start), end.map(ui::printable)),
-    });
+    let kind = format!("{:?}", header.kind).to_lowercase();
     if json {
-        let ops = ops.map(|(op, key, value)| match (op, value) {
-            ("put", value) => serde_json::json!({ "op": op, "key": key, "value": value }),
-            ("delete_range", end) => serde_json::json!({ "op": op, "start": key, "end": end }),
-            (op, _) => serde_json::json!({ "op": op, "key": key }),
-        });
-        let ops: Vec<_> = ops.collect();
-        let note = ui::printable(&header.note);
-        let line = serde_json::json!({
-            "seq": header.seq, "epoch": header.epoch.number, "time": header.time, "digest": header.digest,
-            "kind": format!("{:?}", header.kind).to_lowercase(), "note": note, "bytes": record.bytes().len(), "ops": ops,
-        });
-        writeln!(output, "{line}")?;
+        let ops: Vec<Value> = record.body().iter().map(op_as_json).collect();
+        let mut line = Map::new();
+        line.insert("seq".into(), json!(header.seq));
+        line.insert("epoch".into(), json!(header.epoch.number));
+        line.insert("time".into(), json!(header.time));
+        line.insert("digest".into(), json!(header.digest.to_string()));
+        line.insert("kind".into(), json!(kind));
+        add_bytes(&mut line, "note", &header.note);
+        line.insert("bytes".into(), json!(record.bytes().len()));
+        line.insert("ops".into(), json!(ops));
+        writeln!(output, "{}", Value::Object(line))?;
         return Ok(());
     }
-    let kind = format!("{:?}", header.kind).to_lowercase();
     write!(
         output,
         "{} {kind} epoch {} time {} digest {}",
@@ -62,8 +85,40 @@ fn print(record: &Record, json: bool, output: &mut impl Write) -> anyhow::Result
         write!(output, " note {:?}", ui::printable(&header.note))?;
     }
     writeln!(output)?;
-    for (op, key, value) in ops {
-        writeln!(output, "    {op} {key}{}", value.map(|value| format!("  {value}")).unwrap_or_default())?;
+    for op in record.body() {
+        match op {
+            Op::Put { key, value } => writeln!(output, "    put {}  {}", ui::printable(key), ui::printable(value))?,
+            Op::Delete { key } => writeln!(output, "    delete {}", ui::printable(key))?,
+            Op::DeleteRange { start, end } => {
+                let end = end.map_or_else(|| "the end".into(), ui::printable);
+                writeln!(output, "    delete_range {}  {end}", ui::printable(start))?;
+            }
+        }
     }
     Ok(())
+}
+
+// As `serve --stdin` takes it.
+fn op_as_json(op: Op<'_>) -> Value {
+    let mut object = Map::new();
+    let name = match op {
+        Op::Put { key, value } => {
+            add_bytes(&mut object, "key", key);
+            add_bytes(&mut object, "value", value);
+            "put"
+        }
+        Op::Delete { key } => {
+            add_bytes(&mut object, "key", key);
+            "delete"
+        }
+        Op::DeleteRange { start, end } => {
+            add_bytes(&mut object, "start", start);
+            if let Some(end) = end {
+                add_bytes(&mut object, "end", end);
+            }
+            "delete_range"
+        }
+    };
+    object.insert("op".into(), name.into());
+    Value::Object(object)
 }

@@ -12,14 +12,50 @@ mod serve;
 mod status;
 mod verify;
 
+use std::io::Write;
+use std::net::SocketAddr;
 use std::process::ExitCode;
 
+use anyhow::{Context, bail};
 use clap::CommandFactory;
+use tokio::net::TcpListener;
 
 use crate::args::{Args, Command};
+use crate::{metrics, ui};
 
 /// The answer is no.
 const NO: u8 = 1;
+
+/// Looks a name up: what cannot be an address is said to be none.
+async fn check_address(address: &str) -> anyhow::Result<()> {
+    let port = address.rsplit_once(':').and_then(|(_, port)| port.parse::<u16>().ok());
+    anyhow::ensure!(port.is_some(), "{address:?} is no address: use HOST:PORT");
+    let mut found = tokio::net::lookup_host(address).await.with_context(|| format!("{address} cannot be looked up"))?;
+    anyhow::ensure!(found.next().is_some(), "{address} has no address");
+    Ok(())
+}
+
+/// Listens, on loopback unless that is waived.
+async fn listen(address: SocketAddr, insecure: bool) -> anyhow::Result<TcpListener> {
+    if !address.ip().is_loopback() && !insecure {
+        bail!("{address} is not loopback: whoever reaches it can read everything; allow that with --insecure");
+    }
+    TcpListener::bind(address).await.with_context(|| format!("cannot listen on {address}"))
+}
+
+/// Answers scrapes from now on, if that is asked for. Before a node is opened: it tells whoever listens then.
+async fn expose_metrics(address: Option<SocketAddr>, insecure: bool, json: bool) -> anyhow::Result<()> {
+    let Some(address) = address else { return Ok(()) };
+    let listener = listen(address, insecure).await?;
+    let address = listener.local_addr()?;
+    tokio::spawn(metrics::serve(listener, metrics::install()?));
+    if json {
+        say!("{}", serde_json::json!({ "metrics": address.to_string() }))?;
+    } else {
+        say!("metrics on http://{address}/metrics")?;
+    }
+    Ok(())
+}
 
 pub(crate) async fn run(args: Args) -> anyhow::Result<ExitCode> {
     let json = args.json;
@@ -28,7 +64,7 @@ pub(crate) async fn run(args: Args) -> anyhow::Result<ExitCode> {
         Command::Serve(args) => serve::run(args, json).await,
         Command::Follow(args) => follow::run(args, json).await,
         Command::Import(args) => import::run(args, json).await,
-        Command::Export(args) => export::run(args).await,
+        Command::Export(args) => export::run(args, json).await,
         Command::Get(args) => point::get(args, json).await,
         Command::Put(args) => point::put(args, json).await,
         Command::Del(args) => point::del(args, json).await,
@@ -38,7 +74,10 @@ pub(crate) async fn run(args: Args) -> anyhow::Result<ExitCode> {
         Command::Log(args) => log::run(args, json).await,
         Command::Bench(args) => bench::run(args, json).await,
         Command::Completions { shell } => {
-            clap_complete::generate(shell, &mut Args::command(), "replikv", &mut std::io::stdout());
+            // Into memory first: clap panics when the reader of a pipe is gone.
+            let mut words = Vec::new();
+            clap_complete::generate(shell, &mut Args::command(), "replikv", &mut words);
+            ui::stdout().write_all(&words)?;
             Ok(ExitCode::SUCCESS)
         }
     }

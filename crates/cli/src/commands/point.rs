@@ -1,6 +1,6 @@
 //! One key.
 
-use std::io::Write;
+use std::io::{IsTerminal, Write};
 use std::process::ExitCode;
 
 use anyhow::Context;
@@ -9,23 +9,23 @@ use replikv::{Batch, Keyspace, MasterConfig, Token};
 use super::NO;
 use crate::args::{self, Format};
 use crate::formats::Writer;
-use crate::store;
+use crate::{store, ui};
 
 pub(crate) async fn get(args: args::Get, json: bool) -> anyhow::Result<ExitCode> {
     let store = store::open_existing(&args.store)?;
     let value = store.get(Keyspace::Data, args.key.as_bytes()).await?;
     store.close().await?;
     let Some(value) = value else {
-        eprintln!("replikv: no such key");
+        note!("replikv: no such key");
         return Ok(ExitCode::from(NO));
     };
-    let mut output = std::io::stdout().lock();
+    let mut output = ui::stdout();
     if json {
         Writer::new(Format::Ndjson, &mut output)?.write(args.key.as_bytes(), &value)?;
     } else {
         output.write_all(&value)?;
         // Bytes as they are for a program, a line for a person.
-        if std::io::IsTerminal::is_terminal(&output) {
+        if std::io::stdout().is_terminal() {
             output.write_all(b"\n")?;
         }
     }
@@ -52,7 +52,7 @@ async fn write(store: store::Store, url: &str, batch: Batch, json: bool) -> anyh
     let Token { source, epoch, seq, .. } = written.with_context(|| url.to_string())?;
     closed.with_context(|| url.to_string())?;
     if json {
-        println!("{}", serde_json::json!({ "source": source, "epoch": epoch.number, "seq": seq }));
+        say!("{}", serde_json::json!({ "source": source.to_string(), "epoch": epoch.number, "seq": seq }))?;
     }
     Ok(ExitCode::SUCCESS)
 }

@@ -16,7 +16,7 @@ pub(crate) async fn run(args: args::Scan, json: bool) -> anyhow::Result<ExitCode
     let bounds = KeyRange::new(args.from.unwrap_or_default(), args.to.map(Into::into));
     range = range.intersect(&bounds);
     let mut left = args.limit.unwrap_or(usize::MAX);
-    let mut output = BufWriter::new(std::io::stdout().lock());
+    let mut output = BufWriter::new(ui::stdout());
     let mut pages = store::pages(&store, range, args.reverse);
     while left > 0
         && let Some(page) = pages.try_next().await?

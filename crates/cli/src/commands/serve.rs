@@ -2,9 +2,8 @@
 
 use std::process::ExitCode;
 
-use anyhow::{Context, bail};
+use anyhow::Context;
 use replikv::{Batch, Master, MasterConfig};
-use tokio::net::TcpListener;
 use tokio::sync::mpsc;
 
 use super::import::{Source, import};
@@ -18,34 +17,32 @@ use crate::ui;
 const PIPE_BATCH: usize = 1000;
 
 pub(crate) async fn run(args: args::Serve, json: bool) -> anyhow::Result<ExitCode> {
-    if !args.listen.ip().is_loopback() && !args.insecure {
-        bail!("{} is not loopback: whoever reaches it can read everything; allow that with --insecure", args.listen);
-    }
+    let listener = super::listen(args.listen, args.insecure).await?;
     let source = match &args.import {
         Some(path) => Some(Source::open(path, args.format, Columns::default()).await?),
         None => None,
     };
-    let listener = TcpListener::bind(args.listen).await.with_context(|| format!("cannot listen on {}", args.listen))?;
     let address = listener.local_addr()?;
+    super::expose_metrics(args.metrics, args.insecure, json).await?;
     let mut interrupt = Interrupt::new()?;
     let mut end = Interrupt::new()?;
     let master = store::open_master(store::open(&args.store)?, &args.store, MasterConfig::default()).await?;
     let serving = tokio::spawn(master.clone().serve_tcp(listener));
-    if json {
-        println!("{}", serde_json::json!({ "serving": args.store, "address": address.to_string() }));
-    } else {
-        println!("serving {} on {address}", args.store);
-    }
     let feeding = async {
+        if json {
+            say!("{}", serde_json::json!({ "serving": args.store, "address": address.to_string() }))?;
+        } else {
+            say!("serving {} on {address}", args.store)?;
+        }
         if let Some(source) = source {
             let bar = ui::bar("importing", source.entries);
             let imported = import(&master, source, &mut interrupt, |entries| bar.set_position(entries)).await?;
             bar.finish_and_clear();
-            eprintln!("imported {} entries", ui::thousands(imported.entries));
+            note!("imported {} entries", ui::thousands(imported.entries));
         }
         if args.stdin {
             let operations = apply_pipe(&master).await?;
-            tracing::info!(operations, "standard input has ended");
+            tracing::info!(target: "replikv::program", operations, "standard input has ended");
         }
         std::future::pending::<anyhow::Result<()>>().await
     };

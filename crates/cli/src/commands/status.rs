@@ -17,20 +17,21 @@ use crate::{args, ui};
 const ANSWER: Duration = Duration::from_secs(10);
 
 pub(crate) async fn run(args: args::Status, json: bool) -> anyhow::Result<ExitCode> {
-    let status = match (&args.from, &args.store) {
+    let mut status = match (&args.from, &args.store) {
         (Some(address), _) => ask(address).await?,
         (None, Some(url)) => look(url).await?,
         (None, None) => bail!("say --from ADDR or --store URL"),
     };
+    words_for_bytes(&mut status);
     let trouble = if args.check { trouble(&status, args.max_lag) } else { None };
     if json {
-        println!("{status}");
+        say!("{status}")?;
     } else {
-        print(&status, "");
+        print(&status, "")?;
     }
     match trouble {
         Some(words) => {
-            eprintln!("replikv: {words}");
+            note!("replikv: {words}");
             Ok(ExitCode::from(NO))
         }
         None => Ok(ExitCode::SUCCESS),
@@ -38,12 +39,13 @@ pub(crate) async fn run(args: args::Status, json: bool) -> anyhow::Result<ExitCo
 }
 
 async fn ask(address: &str) -> anyhow::Result<Value> {
+    super::check_address(address).await?;
     let asking = async {
         let stream = TcpStream::connect(address).await?;
         anyhow::Ok(serde_json::from_slice(&remote_status(stream).await?)?)
     };
     let answer = timeout(ANSWER, asking).await.unwrap_or_else(|_| Err(anyhow!("no answer")));
-    answer.with_context(|| format!("the master at {address} cannot be asked"))
+    answer.with_context(|| format!("the node at {address} cannot be asked"))
 }
 
 async fn look(url: &str) -> anyhow::Result<Value> {
@@ -74,11 +76,16 @@ async fn stored<V: Stored>(store: &Store, key: &[u8]) -> anyhow::Result<V> {
 
 fn trouble(status: &Value, max_lag: Option<Duration>) -> Option<String> {
     let state = status["health"]["state"].as_str().unwrap_or("unknown");
-    if state != "ready" {
+    // A slave that goes through what is being written is well for as long as it is close enough behind.
+    let close = max_lag.filter(|_| state == "catching_up").zip(lag_of(status)).is_some_and(|(max, lag)| lag <= max);
+    if state != "ready" && !close {
         let reason = status["health"]["reason"].as_str().unwrap_or_default();
         return Some(format!("not healthy: {state}: {reason}"));
     }
     let max = max_lag?;
+    if let Some(lag) = lag_of(status).filter(|lag| *lag > max) {
+        return Some(format!("it is {} behind", ui::time_words(lag)));
+    }
     let slaves = status["slaves"].as_array()?;
     slaves.iter().find_map(|slave| {
         let lag = Duration::from_millis(slave["lag_ms"].as_u64()?);
@@ -87,29 +94,53 @@ fn trouble(status: &Value, max_lag: Option<Duration>) -> Option<String> {
     })
 }
 
+// A slave's own, if it holds a state of its master and somebody knows.
+fn lag_of(status: &Value) -> Option<Duration> {
+    let lag = status["lag"]["millis"].as_u64().map(Duration::from_millis);
+    lag.filter(|_| status["state"] != "copying" && status["state"] != "empty")
+}
+
+// Identities and digests are sixteen bytes each; people and scripts know them by their digits.
+fn words_for_bytes(value: &mut Value) {
+    match value {
+        Value::Object(members) => members.values_mut().for_each(words_for_bytes),
+        Value::Array(items) => {
+            let bytes: Option<Vec<u8>> = items.iter().map(|item| item.as_u64()?.try_into().ok()).collect();
+            match bytes {
+                Some(bytes) if bytes.len() == 16 => {
+                    *value = Value::String(bytes.iter().map(|byte| format!("{byte:02x}")).collect());
+                }
+                _ => items.iter_mut().for_each(words_for_bytes),
+            }
+        }
+        _ => {}
+    }
+}
+
 // One line a fact, nested ones indented.
-fn print(value: &Value, indent: &str) {
-    let Some(members) = value.as_object() else { return };
+fn print(value: &Value, indent: &str) -> std::io::Result<()> {
+    let Some(members) = value.as_object() else { return Ok(()) };
     for (name, value) in members {
         match value {
             Value::Object(_) if value.get("seq").is_some() => {
                 let (seq, epoch, digest) = (&value["seq"], &value["epoch"]["number"], &value["digest"]);
-                println!("{indent}{name}: record {seq}, epoch {epoch}, digest {}", text(digest));
+                say!("{indent}{name}: record {seq}, epoch {epoch}, digest {}", text(digest))?;
             }
             Value::Object(_) => {
-                println!("{indent}{name}:");
-                print(value, &format!("{indent}  "));
+                say!("{indent}{name}:")?;
+                print(value, &format!("{indent}  "))?;
             }
             Value::Array(items) => {
-                println!("{indent}{name}: {}", items.len());
+                say!("{indent}{name}: {}", items.len())?;
                 for item in items {
-                    print(item, &format!("{indent}  "));
-                    println!();
+                    print(item, &format!("{indent}  "))?;
+                    say!("")?;
                 }
             }
-            value => println!("{indent}{name}: {}", text(value)),
+            value => say!("{indent}{name}: {}", text(value))?,
         }
     }
+    Ok(())
 }
 
 fn text(value: &Value) -> String {

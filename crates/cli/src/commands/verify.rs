@@ -2,15 +2,17 @@
 
 use std::process::ExitCode;
 
-use anyhow::bail;
+use anyhow::{bail, ensure};
 
 use super::NO;
 use crate::args;
+use crate::formats::add_bytes;
 use crate::store::{self, Difference};
 use crate::ui;
 
 pub(crate) async fn run(args: args::Verify, json: bool) -> anyhow::Result<ExitCode> {
     let [first, second] = &args.stores[..] else { bail!("give --store twice: two stores are compared") };
+    ensure!(first != second, "{first} is given twice: two stores are compared");
     let (one, two) = (store::open_existing(first)?, store::open_existing(second)?);
     let bar = ui::bar("comparing", None);
     let mut shown = Vec::new();
@@ -24,12 +26,17 @@ pub(crate) async fn run(args: args::Verify, json: bool) -> anyhow::Result<ExitCo
     one.close().await?;
     two.close().await?;
     if json {
-        let list = shown.iter().map(|(key, kind)| serde_json::json!({ "key": ui::printable(key), "kind": kind }));
+        let list = shown.iter().map(|(key, kind)| {
+            let mut difference = serde_json::Map::new();
+            add_bytes(&mut difference, "key", key);
+            difference.insert("kind".into(), serde_json::json!(kind));
+            difference
+        });
         let differences: Vec<_> = list.collect();
         let equal = found.is_equal();
-        println!("{}", serde_json::json!({ "equal": equal, "counts": found, "differences": differences }));
+        say!("{}", serde_json::json!({ "equal": equal, "counts": found, "differences": differences }))?;
     } else if found.is_equal() {
-        println!("equal: {} entries", ui::thousands(found.equal));
+        say!("equal: {} entries", ui::thousands(found.equal))?;
     } else {
         for (key, difference) in &shown {
             let words = match difference {
@@ -37,15 +44,15 @@ pub(crate) async fn run(args: args::Verify, json: bool) -> anyhow::Result<ExitCo
                 Difference::OnlySecond => format!("only in {second}"),
                 Difference::Values => "values differ".into(),
             };
-            println!("{}: {words}", ui::printable(key));
+            say!("{}: {words}", ui::printable(key))?;
         }
-        println!(
+        say!(
             "different: {} equal, {} values differ, {} only in {first}, {} only in {second}",
             ui::thousands(found.equal),
             ui::thousands(found.different),
             ui::thousands(found.only_first),
             ui::thousands(found.only_second),
-        );
+        )?;
     }
     Ok(if found.is_equal() { ExitCode::SUCCESS } else { ExitCode::from(NO) })
 }

@@ -8,7 +8,7 @@ use std::path::Path;
 use anyhow::bail;
 
 pub(crate) use self::read::{Columns, Operation, Reader};
-pub(crate) use self::write::Writer;
+pub(crate) use self::write::{Writer, add_bytes};
 use crate::args::Format;
 
 /// The format of a file: as asked for, or as its extension says. Standard input and output are NDJSON.

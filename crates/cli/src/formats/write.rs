@@ -44,6 +44,15 @@ fn text_or_base64(bytes: &[u8]) -> (Option<&str>, Option<String>) {
     }
 }
 
+/// Adds bytes to an object as a file of entries holds them: `name` if they are text, `name_b64` if not.
+pub(crate) fn add_bytes(object: &mut serde_json::Map<String, serde_json::Value>, name: &str, bytes: &[u8]) {
+    let (text, encoded) = text_or_base64(bytes);
+    match (text, encoded) {
+        (Some(text), _) => object.insert(name.into(), text.into()),
+        (None, encoded) => object.insert(format!("{name}_b64"), encoded.into()),
+    };
+}
+
 impl<W: Write> Writer<W> {
     pub(crate) fn new(format: Format, output: W) -> anyhow::Result<Self> {
         Ok(match format {

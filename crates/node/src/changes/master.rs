@@ -50,7 +50,7 @@ impl<S: ReplicaStore> Master<S> {
 }
 
 impl<S: ReplicaStore> Inner<S> {
-    async fn start_of(&self, from: ChangesFrom) -> Result<Position, ChangesError> {
+    pub(super) async fn start_of(&self, from: ChangesFrom) -> Result<Position, ChangesError> {
         let view = self.view();
         match from {
             ChangesFrom::Now => Ok(view.published),
@@ -60,7 +60,7 @@ impl<S: ReplicaStore> Inner<S> {
                     return Err(ChangesError::ForeignSource);
                 }
                 match self.locate(&[position]).await?[..] {
-                    [Located::Held] => Ok(position),
+                    [Located::Held { .. }] => Ok(position),
                     [Located::Below] => Err(ChangesError::Trimmed { floor: self.view().floor }),
                     _ => Err(ChangesError::NotInHistory { position }),
                 }

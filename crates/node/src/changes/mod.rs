@@ -4,6 +4,7 @@
 //! one that is slow costs a position, not a buffer. A slave that keeps no log streams what it applies, group by group,
 //! from now on.
 
+mod consumer;
 mod error;
 mod master;
 mod slave;
@@ -17,6 +18,7 @@ use futures_core::Stream;
 use futures_core::stream::BoxStream;
 use replikv_core::{EncodedOps, KeyRange, Op, Position, Seq, Token};
 
+pub use self::consumer::{Consumer, ConsumerError};
 pub use self::error::ChangesError;
 pub(crate) use self::slave::{AppliedGroup, GroupFeed};
 

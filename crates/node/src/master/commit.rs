@@ -4,7 +4,7 @@ use std::sync::{Arc, PoisonError};
 use std::time::Duration;
 
 use bytes::Bytes;
-use replikv_core::{Durability, KeyRange, Keyspace, Outcome, ReplicaStore, Seq, StoreError, WriteSet};
+use replikv_core::{Durability, KeyRange, Keyspace, Outcome, Position, ReplicaStore, Seq, StoreError, WriteSet};
 use replikv_proto::layout::{Floor, Head, Stored};
 use replikv_proto::{Answer, CommitGroup, Committer, Intent, LogEntry, Step};
 use tokio::sync::{OwnedSemaphorePermit, mpsc, oneshot};
@@ -12,7 +12,7 @@ use tokio::time::{Instant, sleep, sleep_until};
 
 use super::Inner;
 use super::config::Commit;
-use super::status::Trouble;
+use super::status::{GroupSize, Trouble};
 use crate::stored;
 
 /// Whom to answer. The permit keeps the intent's bytes counted until then.
@@ -31,9 +31,11 @@ pub(super) struct CommitTask<S> {
     committer: Committer<Ticket>,
     intents: mpsc::UnboundedReceiver<Queued>,
     floor: Floor,
-    uptime_before: u64,
-    /// Committed, not synced yet, and therefore not published.
+    /// The last record that is known to be on stable storage.
+    synced: Position,
+    /// Committed after it, and not synced yet. Not published either, unless the configuration says so.
     unsynced: Vec<LogEntry>,
+    unsynced_bytes: usize,
     sync_at: Option<Instant>,
     trim_at: Instant,
 }
@@ -49,9 +51,9 @@ impl<S: ReplicaStore> CommitTask<S> {
         intents: mpsc::UnboundedReceiver<Queued>,
         floor: Floor,
     ) -> Self {
-        let uptime_before = committer.head().uptime_ms;
-        let (unsynced, sync_at, trim_at) = (Vec::new(), None, Instant::now());
-        Self { inner, committer, intents, floor, uptime_before, unsynced, sync_at, trim_at }
+        let synced = committer.head().position;
+        let (unsynced, unsynced_bytes, sync_at, trim_at) = (Vec::new(), 0, None, Instant::now());
+        Self { inner, committer, intents, floor, synced, unsynced, unsynced_bytes, sync_at, trim_at }
     }
 
     pub(super) async fn run(mut self) {
@@ -60,8 +62,12 @@ impl<S: ReplicaStore> CommitTask<S> {
             while let Ok(intent) = self.intents.try_recv() {
                 self.committer.push(intent);
             }
-            match self.committer.step(self.inner.clock.now(), self.uptime()) {
-                Step::Fetch(keys) => self.fetch(keys).await,
+            match self.committer.step(self.inner.clock.now(), self.inner.uptime_ms()) {
+                Step::Fetch(keys) => {
+                    self.fetch(keys).await;
+                    // What was read belongs to the head that it was read at: nothing may move that before the commit.
+                    continue;
+                }
                 Step::Commit(group) => self.commit(*group).await,
                 Step::Answer(answers) => answer(answers),
                 Step::Idle if !open => break,
@@ -74,14 +80,10 @@ impl<S: ReplicaStore> CommitTask<S> {
                 self.trim().await;
             }
         }
+        self.inner.save_slots().await;
         self.sync().await;
         // Nobody can write any more: whoever waits for more is told.
         self.inner.closing.cancel();
-    }
-
-    fn uptime(&self) -> u64 {
-        let running = self.inner.clock.now().monotonic.as_millis();
-        self.uptime_before.saturating_add(u64::try_from(running).unwrap_or(u64::MAX))
     }
 
     // False once nobody can write any more.
@@ -120,7 +122,13 @@ impl<S: ReplicaStore> CommitTask<S> {
                 Ok(value) => values.push((key, value)),
                 // Such a key cannot be there; the batch that asks for it is refused for it.
                 Err(StoreError::KeyEmpty | StoreError::KeyTooLong { .. }) => values.push((key, None)),
-                Err(error) => return answer(self.committer.fetch_failed(&error)),
+                Err(error) => {
+                    answer(self.committer.fetch_failed(&error));
+                    if error.outcome() == Outcome::Unknown {
+                        self.recover(&error, None).await;
+                    }
+                    return;
+                }
             }
         }
         self.committer.fetched(values);
@@ -134,13 +142,14 @@ impl<S: ReplicaStore> CommitTask<S> {
             Commit::Synced => Durability::Synced,
             Commit::Buffered { .. } => Durability::Buffered,
         };
+        let begun = Instant::now();
         match apply(&self.inner, &group.writes, durability).await {
             Ok(()) => {
                 self.committer.committed(&group);
                 self.inner.trouble.store(Arc::default());
                 let CommitGroup { entries, checkpoints, answers, .. } = group;
-                self.inner.with_checkpoints(|kept| kept.extend(checkpoints));
-                self.inner.counters.committed(entries.len());
+                self.inner.keep_checkpoints(checkpoints);
+                self.inner.count(GroupSize::of(&entries), Some(begun.elapsed()));
                 self.committed(entries, durability);
                 answer(answers);
             }
@@ -158,42 +167,37 @@ impl<S: ReplicaStore> CommitTask<S> {
     }
 
     fn committed(&mut self, entries: Vec<LogEntry>, durability: Durability) {
+        if self.inner.config.ship_unsynced {
+            self.publish(&entries);
+        }
+        self.not_synced_yet(entries);
         match self.inner.config.commit {
             Commit::Buffered { sync_every } if durability == Durability::Buffered => {
-                self.sync_at.get_or_insert_with(|| Instant::now() + sync_every);
-                if self.inner.config.ship_unsynced {
-                    self.publish(entries);
-                } else {
-                    self.unsynced.extend(entries);
+                let now = Instant::now();
+                let at = self.sync_at.get_or_insert(now + sync_every);
+                // What waits to be published is held in memory.
+                if self.unsynced_bytes > self.inner.config.queue_bytes {
+                    *at = now;
                 }
             }
-            _ => self.publish(entries),
+            // With all before it: what an earlier sync has failed to bring there is there as well.
+            _ => self.on_stable_storage(),
         }
     }
 
     // The writers are told that nobody knows. Then the store is opened anew, and what it holds is the truth.
-    async fn settle(&mut self, group: CommitGroup<Ticket>, error: &StoreError) {
-        tracing::warn!(error = %crate::error_chain(error), "the outcome of a commit is unknown; opening the store anew");
-        self.inner.trouble.store(Arc::new(Trouble::from_commit(error)));
-        let CommitGroup { writes, head, entries, checkpoints, answers } = group;
+    async fn settle(&mut self, mut group: CommitGroup<Ticket>, error: &StoreError) {
+        let answers = std::mem::take(&mut group.answers);
         answer(answers.into_iter().map(|(ticket, decided)| (ticket, after_failure(decided, &Answer::OutcomeUnknown))));
-        let Some(found) = reopen(&self.inner).await else {
+        let size = GroupSize::of(&group.entries);
+        self.not_synced_yet(std::mem::take(&mut group.entries));
+        let Some(found) = self.recover(error, Some(&group)).await else {
             // Shut down before the store came back; the next open finds the truth.
             return answer_step(self.committer.answer_all(&Answer::OutcomeUnknown));
         };
-        let group = CommitGroup { writes, head, entries, checkpoints, answers: Vec::new() };
-        self.committer.settled(&group, found);
-        let handed = self.committer.handed();
-        self.inner.change_view(|view| view.handed = handed);
-        if self.committer.is_fenced() {
-            self.inner.trouble.store(Arc::new(Trouble::from_commit(&StoreError::HeadMoved)));
-            return;
-        }
-        self.inner.trouble.store(Arc::default());
         if found.position == group.head.position {
-            self.inner.with_checkpoints(|kept| kept.extend(group.checkpoints));
-            self.inner.counters.committed(group.entries.len());
-            self.unsynced.extend(group.entries);
+            self.inner.count(size, None);
+            self.inner.keep_checkpoints(group.checkpoints);
         }
         self.sync().await;
     }
@@ -203,25 +207,111 @@ impl<S: ReplicaStore> CommitTask<S> {
             return;
         }
         match self.inner.store.sync().await {
-            Ok(()) => {
-                let entries = std::mem::take(&mut self.unsynced);
-                self.publish(entries);
-            }
+            Ok(()) => self.on_stable_storage(),
             Err(error) => {
-                tracing::error!(error = %crate::error_chain(&error), "a sync failed; opening the store anew");
-                self.inner.trouble.store(Arc::new(Trouble::from_commit(&error)));
-                // A head that went back would be noticed by the fence of the next group.
-                if reopen(&self.inner).await.is_some() {
+                if self.recover(&error, None).await.is_some() {
                     self.sync_at = Some(Instant::now() + REOPEN_EVERY);
                 }
             }
         }
     }
 
-    fn publish(&self, entries: Vec<LogEntry>) {
-        let Some(last) = entries.last() else { return };
+    fn not_synced_yet(&mut self, entries: Vec<LogEntry>) {
+        self.unsynced_bytes += entries.iter().map(|entry| entry.bytes.len()).sum::<usize>();
+        self.unsynced.extend(entries);
+    }
+
+    fn on_stable_storage(&mut self) {
+        let entries = std::mem::take(&mut self.unsynced);
+        (self.unsynced_bytes, self.sync_at) = (0, None);
+        self.synced = entries.last().map_or(self.synced, |last| last.position);
+        self.publish(&entries);
+        if !self.committer.is_fenced() {
+            self.inner.trouble.store(Arc::default());
+        }
+    }
+
+    // The store refuses everything: it is opened anew, and what it then holds is the truth. `group` is the one whose
+    // outcome is unknown. None if the master ended before the store came back.
+    async fn recover(&mut self, error: &StoreError, group: Option<&CommitGroup<Ticket>>) -> Option<Head> {
+        tracing::error!(
+            target: "replikv::master", source = %self.inner.source, error = %crate::error_chain(error),
+            "the store must be opened anew"
+        );
+        self.inner.trouble.store(Arc::new(Trouble::from_commit(error)));
+        let (found, floor) = self.reopen().await?;
+        let own = |entry: &LogEntry| entry.position == found.position;
+        match group {
+            Some(group) if found.position == group.head.position => self.committer.settled(group, found),
+            // A head that went back has lost what was not synced, and only that.
+            _ if found.position == self.synced || self.unsynced.iter().any(own) => self.committer.rewound(found),
+            _ => {
+                self.committer.failed(&StoreError::HeadMoved);
+                self.unsynced.clear();
+                self.inner.trouble.store(Arc::new(Trouble::from_commit(&StoreError::HeadMoved)));
+                return Some(found);
+            }
+        }
+        self.forget_after(found.position);
+        self.floor = floor;
+        self.inner.change_view(|view| {
+            view.handed = found.position;
+            view.floor = floor.position;
+            view.retained_bytes = view.log_bytes.saturating_sub(floor.log_bytes);
+        });
+        self.inner.trouble.store(Arc::default());
+        Some(found)
+    }
+
+    // What is no longer there is never published, and what was shipped unsynced is no longer served.
+    fn forget_after(&mut self, position: Position) {
+        self.unsynced.retain(|entry| entry.position.seq <= position.seq);
+        self.unsynced_bytes = self.unsynced.iter().map(|entry| entry.bytes.len()).sum();
+        self.inner.with_checkpoints(|kept| kept.retain(|checkpoint| checkpoint.position.seq <= position.seq));
+        if self.inner.seen.load().published.seq > position.seq {
+            self.inner.with_ring(|ring| ring.truncate(position.seq));
+            self.inner.change_view(|view| view.published = position);
+        }
+    }
+
+    async fn reopen(&mut self) -> Option<(Head, Floor)> {
+        let inner = self.inner.clone();
+        loop {
+            match inner.store.reopen().await {
+                Ok(()) => match head_and_floor(&inner.store).await {
+                    Ok(found) => return Some(found),
+                    Err(error) => {
+                        tracing::error!(
+                            target: "replikv::master", source = %self.inner.source, error = %crate::error_chain(&error),
+                            "the head cannot be read"
+                        );
+                    }
+                },
+                Err(error) => {
+                    tracing::error!(
+                        target: "replikv::master", source = %self.inner.source, error = %crate::error_chain(&error),
+                        "the store cannot be opened again"
+                    );
+                }
+            }
+            if self.intents.is_closed() {
+                // Nobody is left who could write.
+                return None;
+            }
+            tokio::select! {
+                biased;
+                () = inner.closing.cancelled() => return None,
+                () = sleep(REOPEN_EVERY) => {}
+            }
+        }
+    }
+
+    fn publish(&self, entries: &[LogEntry]) {
+        let published = self.inner.seen.load().published.seq;
+        let fresh = entries.iter().filter(|entry| entry.position.seq > published);
+        let Some(last) = entries.last().filter(|last| last.position.seq > published) else { return };
         let (position, log_bytes) = (last.position, last.log_bytes);
-        self.inner.with_ring(|ring| entries.into_iter().for_each(|entry| ring.push(entry)));
+        self.inner.with_ring(|ring| fresh.for_each(|entry| ring.push(entry.clone())));
         let floor_bytes = self.floor.log_bytes;
         self.inner.change_view(|view| {
             view.published = position;
@@ -233,17 +323,18 @@ impl<S: ReplicaStore> CommitTask<S> {
     // One bounded step, then writers get their turn.
     async fn trim(&mut self) {
         self.trim_at = Instant::now() + TRIM_EVERY;
+        self.inner.save_slots().await;
         let damaged = self.inner.damaged.lock().unwrap_or_else(PoisonError::into_inner).take();
         if let Some(seq) = damaged {
             return self.cut(seq).await;
         }
         let published = self.inner.seen.load().published;
-        let head = Head { uptime_ms: self.uptime(), position: published, ..self.committer.head() };
+        let head = Head { uptime_ms: self.inner.uptime_ms(), position: published, ..self.committer.head() };
         let floor = self.floor.position.seq;
         let above = self.inner.with_checkpoints(|checkpoints| {
             checkpoints.iter().filter(|checkpoint| checkpoint.position.seq > floor).take(1).copied().collect::<Vec<_>>()
         });
-        let held = self.inner.sessions.slowest();
+        let held = self.inner.held();
         match self.inner.config.retention.step(&self.floor, &head, &above, held) {
             Ok(Some(trim)) => {
                 if self.move_floor(trim.floor, trim.writes).await {
@@ -252,7 +343,12 @@ impl<S: ReplicaStore> CommitTask<S> {
                 }
             }
             Ok(None) => {}
-            Err(error) => tracing::error!(error = %crate::error_chain(&error), "trimming is not possible"),
+            Err(error) => {
+                tracing::error!(
+                    target: "replikv::master", source = %self.inner.source, error = %crate::error_chain(&error),
+                    "trimming is not possible"
+                );
+            }
         }
     }
 
@@ -277,7 +373,12 @@ impl<S: ReplicaStore> CommitTask<S> {
                 let writes = writes.build();
                 self.move_floor(floor, writes).await;
             }
-            Err(error) => tracing::error!(error = %crate::error_chain(&error), "cutting the log is not possible"),
+            Err(error) => {
+                tracing::error!(
+                    target: "replikv::master", source = %self.inner.source, error = %crate::error_chain(&error),
+                    "cutting the log is not possible"
+                );
+            }
         }
     }
 
@@ -293,14 +394,12 @@ impl<S: ReplicaStore> CommitTask<S> {
                 true
             }
             Err(error) => {
-                tracing::warn!(error = %crate::error_chain(&error), "the log could not be trimmed");
-                if error.outcome() == Outcome::Unknown && reopen(&self.inner).await.is_some() {
-                    match stored::require(&self.inner.store, Floor::KEY).await {
-                        Ok(found) => self.floor = found,
-                        Err(error) => {
-                            tracing::error!(error = %crate::error_chain(&error), "the floor cannot be read");
-                        }
-                    }
+                tracing::warn!(
+                    target: "replikv::master", source = %self.inner.source, error = %crate::error_chain(&error),
+                    "the log could not be trimmed"
+                );
+                if error.outcome() == Outcome::Unknown {
+                    self.recover(&error, None).await;
                 }
                 false
             }
@@ -321,21 +420,8 @@ async fn apply<S: ReplicaStore>(inner: &Inner<S>, writes: &WriteSet, durability:
     }
 }
 
-async fn reopen<S: ReplicaStore>(inner: &Inner<S>) -> Option<Head> {
-    loop {
-        match inner.store.reopen().await {
-            Ok(()) => match stored::require(&inner.store, Head::KEY).await {
-                Ok(head) => return Some(head),
-                Err(error) => tracing::error!(error = %crate::error_chain(&error), "the head cannot be read"),
-            },
-            Err(error) => tracing::error!(error = %crate::error_chain(&error), "the store cannot be opened again"),
-        }
-        tokio::select! {
-            biased;
-            () = inner.closing.cancelled() => return None,
-            () = sleep(REOPEN_EVERY) => {}
-        }
-    }
+async fn head_and_floor<S: ReplicaStore>(store: &S) -> Result<(Head, Floor), StoreError> {
+    Ok((stored::require(store, Head::KEY).await?, stored::require(store, Floor::KEY).await?))
 }
 
 // What was refused is refused; what would have been committed, or had seen what was not, shares the group's fate.

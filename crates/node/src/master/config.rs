@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use replikv_core::StoreLimits;
-use replikv_proto::Retention;
+use replikv_proto::{Retention, SlotLimits};
 
 /// When a record is published: sent to slaves, and seen by subscribers.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -29,6 +29,7 @@ pub struct MasterConfig {
     pub(crate) queue_bytes: usize,
     pub(crate) ring_bytes: usize,
     pub(crate) retention: Retention,
+    pub(crate) slots: SlotLimits,
     pub(crate) heartbeat: Duration,
     pub(crate) handshake_timeout: Duration,
     pub(crate) max_sessions: usize,
@@ -46,6 +47,7 @@ impl Default for MasterConfig {
             queue_bytes: 64 << 20,
             ring_bytes: 64 << 20,
             retention: Retention { max_bytes: 1 << 30, max_age_ms: None, hold_back_bytes: 4 << 30 },
+            slots: SlotLimits { max: 1024, expire_after_ms: Some(7 * 24 * 3600 * 1000) },
             heartbeat: Duration::from_secs(2),
             handshake_timeout: Duration::from_secs(10),
             max_sessions: 1024,
@@ -104,11 +106,27 @@ impl MasterConfig {
         self
     }
 
-    /// How much of the log is kept on disk. Default: 1 GiB, whatever its age; slaves that are being served hold back
-    /// up to 4 GiB.
+    /// How much of the log is kept on disk. Default: 1 GiB, whatever its age; slaves and consumers hold back up to
+    /// 4 GiB, also while they are away.
     #[must_use]
     pub fn retention(mut self, retention: Retention) -> Self {
         self.retention = retention;
+        self
+    }
+
+    /// How many slots are kept, one for each slave that ever acknowledged something durably and for each named consumer.
+    /// Default: 1,024. Further slaves are served, and nothing of the log is kept for them while they are away.
+    #[must_use]
+    pub fn max_slots(mut self, slots: usize) -> Self {
+        self.slots.max = slots;
+        self
+    }
+
+    /// After how much running time of the master a slot goes whose owner was not heard of. Default: seven days. `None`:
+    /// never.
+    #[must_use]
+    pub fn slot_expiry(mut self, after: Option<Duration>) -> Self {
+        self.slots.expire_after_ms = after.map(|after| u64::try_from(after.as_millis()).unwrap_or(u64::MAX));
         self
     }
 

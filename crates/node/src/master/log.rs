@@ -4,7 +4,7 @@ use std::sync::PoisonError;
 
 use bytes::Bytes;
 use replikv_core::{KeyRange, Keyspace, Position, ReplicaStore, ReplicaStoreExt, ScanOptions, Seq, StoreError};
-use replikv_proto::{Located, LogAnswer, Record, RecordError};
+use replikv_proto::{Located, LogAnswer, Record, RecordError, origin};
 
 use super::Inner;
 
@@ -25,8 +25,8 @@ pub enum LogError {
     Store(#[from] StoreError),
 }
 
-/// Reads up to `limit` records after `after` from the log of a store, in order. For inspection: each record is checked
-/// against its own hash, not against the chain.
+/// Reads up to `limit` records after `after` from the log of a store, in order. Each record is checked against its own
+/// hash, and against the one before it; the first one only if it is the first of the history.
 ///
 /// # Errors
 /// [`LogError`].
@@ -37,11 +37,26 @@ pub async fn read_log<S: ReplicaStore>(store: &S, after: Seq, limit: usize) -> R
         let page = store.scan(Keyspace::Log, range, ScanOptions::default().max_entries(limit - records.len())).await?;
         for (key, value) in page.entries() {
             let seq = Seq::from_key(&key).unwrap_or_default();
-            records.push(Record::decode(value).map_err(|source| LogError::Record { seq, source })?);
+            let record = decode_at(seq, value, records.last()).map_err(|source| LogError::Record { seq, source })?;
+            records.push(record);
         }
         rest = page.rest().cloned();
     }
     Ok(records)
+}
+
+// The record whose key says `seq`.
+fn decode_at(seq: Seq, value: Bytes, before: Option<&Record>) -> Result<Record, RecordError> {
+    let record = Record::decode(value)?;
+    let header = record.header();
+    if header.seq != seq {
+        return Err(RecordError::Chain { seq: header.seq, what: "its key names another number" });
+    }
+    let start = (seq == Seq::new(1)).then(|| origin(header.source, header.epoch));
+    if let Some(before) = before.map(Record::position).or(start) {
+        header.verify_after(&before)?;
+    }
+    Ok(record)
 }
 
 impl<S: ReplicaStore> Inner<S> {
@@ -116,7 +131,10 @@ impl<S: ReplicaStore> Inner<S> {
 
     async fn locate_one(&self, position: &Position) -> Result<Located, StoreError> {
         let view = **self.seen.load();
-        let same = |held: Position| if held == *position { Located::Held } else { Located::Mismatch };
+        let same = |held: Position, log_bytes| {
+            if held == *position { Located::Held { log_bytes } } else { Located::Mismatch }
+        };
+        let floor_bytes = view.log_bytes.saturating_sub(view.retained_bytes);
         if position.source != self.source {
             return Ok(Located::Mismatch);
         }
@@ -124,13 +142,13 @@ impl<S: ReplicaStore> Inner<S> {
             return Ok(Located::Ahead);
         }
         if position.seq == view.published.seq {
-            return Ok(same(view.published));
+            return Ok(same(view.published, view.log_bytes));
         }
         if position.seq == view.floor.seq {
             // Before the first record there is no epoch to compare.
             let held =
                 if position.seq == Seq::ZERO { Position { epoch: position.epoch, ..view.floor } } else { view.floor };
-            return Ok(same(held));
+            return Ok(same(held, floor_bytes));
         }
         if position.seq < view.floor.seq {
             let checkpoint = self.with_checkpoints(|checkpoints| {
@@ -139,19 +157,42 @@ impl<S: ReplicaStore> Inner<S> {
             let parted = checkpoint.is_some_and(|checkpoint| checkpoint.position != *position);
             return Ok(if parted { Located::Mismatch } else { Located::Below });
         }
-        if let Some(held) = self.with_ring(|ring| ring.entry(position.seq).map(|entry| entry.position)) {
-            return Ok(same(held));
+        let entry = self.with_ring(|ring| ring.entry(position.seq).map(|entry| (entry.position, entry.log_bytes)));
+        if let Some((held, log_bytes)) = entry {
+            return Ok(same(held, log_bytes));
         }
         let Some(bytes) = self.store.get(Keyspace::Log, &position.seq.to_key()).await? else {
             return Ok(Located::Below);
         };
-        match Record::decode(bytes) {
-            Ok(record) => Ok(same(record.position())),
-            Err(error) => {
-                self.record_is_damaged(position.seq, &error);
-                Ok(Located::Below)
+        let error = match Record::decode(bytes) {
+            Ok(record) if record.position() == *position => {
+                // The log does not say how much lies before a record; the checkpoint before it does.
+                let before = self.with_checkpoints(|checkpoints| {
+                    let below = checkpoints.iter().rev().find(|checkpoint| checkpoint.position.seq <= position.seq);
+                    below.map_or(0, |checkpoint| checkpoint.log_bytes)
+                });
+                return Ok(Located::Held { log_bytes: before.max(floor_bytes) });
             }
+            // It says so itself: a record whose digest was damaged must not make the slave look as if it had diverged.
+            Ok(record) => match self.verify_stored(&record).await? {
+                Ok(()) => return Ok(Located::Mismatch),
+                Err(error) => error,
+            },
+            Err(error) => error,
+        };
+        self.record_is_damaged(position.seq, &error);
+        Ok(Located::Below)
+    }
+
+    // Whether a stored record continues the one before it.
+    async fn verify_stored(&self, record: &Record) -> Result<Result<(), RecordError>, StoreError> {
+        let floor = self.seen.load().floor;
+        let seq = Seq::new(record.header().seq.as_u64().saturating_sub(1));
+        if seq == floor.seq {
+            return Ok(record.header().verify_after(&floor));
         }
+        let before = self.store.get(Keyspace::Log, &seq.to_key()).await?.unwrap_or_default();
+        Ok(Record::decode(before).and_then(|before| record.header().verify_after(&before.position())))
     }
 
     /// The bytes of the data, or `at_most` if there are as many.
@@ -171,7 +212,10 @@ impl<S: ReplicaStore> Inner<S> {
 
     // A damaged record is never served: the log begins after it from now on, and slaves before it are told so.
     fn record_is_damaged(&self, seq: Seq, error: &RecordError) {
-        tracing::error!(%seq, %error, "a stored record is damaged; the log is cut after it");
+        tracing::error!(
+            target: "replikv::master", source = %self.source, %seq, %error,
+            "a stored record is damaged; the log is cut after it"
+        );
         let mut damaged = self.damaged.lock().unwrap_or_else(PoisonError::into_inner);
         *damaged = (*damaged).max(Some(seq));
         self.wake.notify_one();

@@ -1,6 +1,5 @@
 //! The master: takes writes, keeps the log, serves slaves.
 
-mod blocking;
 mod commit;
 mod config;
 mod error;
@@ -9,11 +8,13 @@ mod open;
 mod ring;
 mod serve;
 mod sessions;
+mod slots;
 mod status;
 #[cfg(feature = "tcp")]
 mod tcp;
 mod write;
 
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use arc_swap::ArcSwap;
@@ -28,7 +29,6 @@ use tokio::sync::{Mutex as AsyncMutex, Notify, Semaphore, mpsc, watch};
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
-pub use self::blocking::{BlockingError, BlockingMaster};
 use self::commit::{CommitTask, Queued};
 pub use self::config::{Commit, MasterConfig};
 pub use self::error::{ServeError, WriteError};
@@ -36,10 +36,13 @@ pub use self::log::{LogError, read_log};
 use self::ring::Ring;
 pub use self::serve::remote_status;
 use self::sessions::Sessions;
+use self::slots::SlotBook;
+pub use self::slots::SlotSeen;
 pub use self::status::{MasterProgress, MasterStatus, SlaveSeen};
 pub use self::write::{Replicated, Write};
 use crate::OpenError;
 use crate::clock::Clock;
+use crate::metrics::{SourceMetrics, sample_every_second};
 
 /// Takes writes to a store, keeps a log of them in the same transactions, and serves that log to slaves.
 ///
@@ -71,11 +74,17 @@ pub(crate) struct Inner<S> {
     view: watch::Sender<View>,
     /// The same view, for readers that must not wait.
     seen: ArcSwap<View>,
+    /// How often what was handed to the store has come to nothing.
+    setbacks: AtomicU64,
     trouble: ArcSwap<status::Trouble>,
     counters: status::Counters,
+    metrics: SourceMetrics,
     ring: Mutex<Ring>,
     checkpoints: Mutex<Vec<Checkpoint>>,
     sessions: Arc<Sessions>,
+    slots: SlotBook,
+    /// How long masters had run on this store when this one was opened, in milliseconds.
+    uptime_before: u64,
     session_permits: Arc<Semaphore>,
     log_reads: Semaphore,
     /// A record up to here is damaged: the log begins after it.
@@ -97,6 +106,9 @@ impl<S: ReplicaStore> Master<S> {
     /// [`OpenError::Role`] if the store is a slave's; `NewerFormat` if a newer program wrote it; what the store reports.
     pub async fn open(store: S, config: MasterConfig) -> Result<Self, OpenError> {
         let opened = open::open(&store, &config).await?;
+        // A process that was killed may have left records that are readable and not durable: none of them is published
+        // before it is.
+        store.sync().await?;
         let view = View {
             published: opened.head.position,
             handed: opened.head.position,
@@ -118,11 +130,15 @@ impl<S: ReplicaStore> Master<S> {
             limits: opened.limits,
             view: watch::Sender::new(view),
             seen: ArcSwap::from_pointee(view),
+            setbacks: AtomicU64::new(0),
             trouble: ArcSwap::default(),
             counters: status::Counters::default(),
+            metrics: SourceMetrics::new(opened.source),
             ring: Mutex::new(Ring::new(config.ring_bytes)),
             checkpoints: Mutex::new(opened.checkpoints),
             sessions: Arc::new(Sessions::new()),
+            slots: SlotBook::new(opened.slots),
+            uptime_before: opened.head.uptime_ms,
             session_permits: Arc::new(Semaphore::new(config.max_sessions)),
             log_reads: Semaphore::new(config.log_readers),
             damaged: Mutex::new(None),
@@ -136,6 +152,11 @@ impl<S: ReplicaStore> Master<S> {
         });
         let task = CommitTask::new(inner.clone(), committer, receiver, opened.floor);
         *inner.committing.lock().await = Some(tokio::spawn(task.run()));
+        tracing::info!(
+            target: "replikv::master", source = %inner.source, seq = %view.published.seq,
+            "a master was opened"
+        );
+        sample_every_second(&inner.runtime, &inner, inner.closing.clone());
         Ok(Self { inner, intents })
     }
 
@@ -196,11 +217,6 @@ impl<S: ReplicaStore> Master<S> {
         MasterProgress::new(self.inner.view.subscribe(), self.inner.closing.clone())
     }
 
-    /// A handle for synchronous code.
-    pub fn blocking(&self) -> BlockingMaster<S> {
-        BlockingMaster::new(self.clone())
-    }
-
     /// Commits what was written so far, says goodbye to slaves, and closes the store: when this returns it can be
     /// opened again.
     ///
@@ -215,7 +231,7 @@ impl<S: ReplicaStore> Master<S> {
         if let Some(task) = committing.as_mut()
             && let Err(error) = task.await
         {
-            tracing::error!(%error, "the commit task died");
+            tracing::error!(target: "replikv::master", source = %self.inner.source, %error, "the commit task died");
         }
         *committing = None;
         self.inner.store.close().await
@@ -225,6 +241,10 @@ impl<S: ReplicaStore> Master<S> {
 impl<S> Master<S> {
     pub(crate) fn inner(&self) -> &Arc<Inner<S>> {
         &self.inner
+    }
+
+    pub(crate) fn runtime(&self) -> &tokio::runtime::Handle {
+        &self.inner.runtime
     }
 }
 
@@ -240,7 +260,11 @@ impl<S> Inner<S> {
 
     fn change_view(&self, change: impl FnOnce(&mut View)) {
         self.view.send_modify(|view| {
+            let handed = view.handed.seq;
             change(view);
+            if view.handed.seq < handed {
+                self.setbacks.fetch_add(1, Ordering::SeqCst);
+            }
             self.seen.store(Arc::new(*view));
         });
     }
@@ -248,6 +272,10 @@ impl<S> Inner<S> {
     fn with_ring<R>(&self, look: impl FnOnce(&mut Ring) -> R) -> R {
         // Nothing that runs under these locks can panic half way.
         look(&mut self.ring.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    fn keep_checkpoints(&self, new: Vec<Checkpoint>) {
+        self.with_checkpoints(|kept| new.into_iter().for_each(|checkpoint| checkpoint.keep_in(kept)));
     }
 
     fn with_checkpoints<R>(&self, look: impl FnOnce(&mut Vec<Checkpoint>) -> R) -> R {

@@ -6,9 +6,10 @@ use replikv_core::{
     StoreLimits, WriteSet,
 };
 use replikv_proto::layout::{Checkpoint, Epochs, Floor, Head, Identity, Role, Stored};
-use replikv_proto::{EpochStart, PreparedRecord, RecordDraft, RecordKind, origin};
+use replikv_proto::{EpochStart, PreparedRecord, RecordDraft, RecordKind, Slots, origin};
 
 use super::MasterConfig;
+use super::slots::SlotBook;
 use crate::clock::unix_ms;
 use crate::{OpenError, stored};
 
@@ -20,6 +21,7 @@ pub(super) struct Opened {
     pub(super) floor: Floor,
     pub(super) epochs: Vec<EpochStart>,
     pub(super) checkpoints: Vec<Checkpoint>,
+    pub(super) slots: Slots,
     pub(super) limits: StoreLimits,
 }
 
@@ -46,6 +48,7 @@ pub(super) async fn open<S: ReplicaStore>(store: &S, config: &MasterConfig) -> R
         floor: stored::require(store, Floor::KEY).await?,
         epochs: epochs.0,
         checkpoints: stored::checkpoints(store, ALL_CHECKPOINTS).await?,
+        slots: SlotBook::read(store, config.slots).await?,
         limits,
     })
 }

@@ -28,6 +28,14 @@ impl Ring {
         }
     }
 
+    /// Forgets the records after `seq`: the store has lost them.
+    pub(super) fn truncate(&mut self, seq: Seq) {
+        while self.entries.back().is_some_and(|newest| newest.position.seq > seq) {
+            let Some(newest) = self.entries.pop_back() else { return };
+            self.bytes -= newest.bytes.len();
+        }
+    }
+
     /// Records after `after`, up to `max_bytes` but one at least, and the position of the last. `None` if the next
     /// one is not here.
     pub(super) fn read(&self, after: Seq, max_bytes: usize) -> Option<(Vec<Bytes>, Position)> {

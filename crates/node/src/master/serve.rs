@@ -1,13 +1,14 @@
 //! Serving one connection: the session decides, this loop moves bytes and asks the store.
 
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use bytes::Bytes;
-use replikv_core::{KeyRange, Keyspace, ReplicaStore, ScanOptions, StoreError};
+use replikv_core::{KeyRange, Keyspace, ReplicaStore, ScanOptions, Seq, StoreError};
 use replikv_proto::layout::Head;
 use replikv_proto::{
     Content, DecoderLimits, GoodbyeReason, MasterAction, MasterSession, MasterSessionConfig, Refusal, Reject,
-    RejectCode, Request, RequestBody, Response,
+    RejectCode, Request, RequestBody, Response, SlotName,
 };
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::time::{Instant, sleep_until, timeout};
@@ -37,13 +38,15 @@ impl<S: ReplicaStore> Master<S> {
         T: AsyncRead + AsyncWrite + Send,
     {
         let inner = &*self.inner;
-        let mut connection = Connection::new(stream, DecoderLimits::default());
+        let mut connection =
+            Connection::new(stream, DecoderLimits::for_hello(inner.limits.max_key)).counted(inner.metrics.traffic());
         let config = MasterSessionConfig {
             source: inner.source,
             limits: inner.limits,
             heartbeat: inner.config.heartbeat,
             handshake_timeout: inner.config.handshake_timeout,
             chunk: inner.config.chunk,
+            relay: false,
         };
         let view = **inner.seen.load();
         let mut session = MasterSession::new(config, view, inner.epochs.clone(), inner.clock.now());
@@ -52,7 +55,18 @@ impl<S: ReplicaStore> Master<S> {
             let words = "this master serves as many slaves as it may";
             session.refuse(Reject { code: RejectCode::Busy, words: words.into(), retry: true }.into());
         }
-        let result = Driver { inner, entered: None, ending: None }.run(&mut connection, &mut session).await;
+        let result = Driver { inner, entered: None, slot: None, ending: None }.run(&mut connection, &mut session).await;
+        if let Err(ServeError::Refused(refusal)) = &result {
+            inner.metrics.session_refused(refusal.code);
+        }
+        if let Err(ServeError::Store(_)) = &result {
+            // The session has ended with a goodbye, which the loop has not come to send.
+            while let Some(action) = session.poll_action() {
+                if let MasterAction::Send(message) = action {
+                    drop(connection.send(message));
+                }
+            }
+        }
         // Last words that cannot be sent are not missed by anybody.
         drop(timeout(LAST_WORDS, connection.finish()).await);
         result
@@ -62,7 +76,17 @@ impl<S: ReplicaStore> Master<S> {
 struct Driver<'a, S> {
     inner: &'a Inner<S>,
     entered: Option<Entered>,
+    /// The slot of the slave, if it is to have one.
+    slot: Option<SlotName>,
     ending: Option<Ending>,
+}
+
+impl<S> Drop for Driver<'_, S> {
+    fn drop(&mut self) {
+        if let Some(name) = &self.slot {
+            self.inner.slots.with(|slots| slots.disconnected(name, self.inner.slot_time()));
+        }
+    }
 }
 
 impl<S: ReplicaStore> Driver<'_, S> {
@@ -153,14 +177,31 @@ impl<S: ReplicaStore> Driver<'_, S> {
                 session.handle_view(**inner.seen.load());
                 session.handle_page(content);
             }
-            MasterAction::Joined { slave, .. } => {
-                tracing::info!(follower = %slave, "a slave has connected");
+            MasterAction::Joined { slave, start, temporary, .. } => {
+                tracing::info!(
+                    target: "replikv::master", source = %inner.source, follower = %slave, seq = %start,
+                    "a slave has connected"
+                );
+                inner.metrics.session_accepted();
                 connection.set_limits(DecoderLimits { control: 1 << 20, data: 1 << 20 });
-                self.entered = Some(inner.sessions.enter(&slave, inner.clock.now().monotonic));
+                self.entered = Some(inner.sessions.enter(&slave, start, inner.clock.now().monotonic));
+                if !temporary {
+                    let name = SlotName::slave(slave);
+                    inner.slots.with(|slots| slots.connected(&name, inner.slot_time()));
+                    self.slot = Some(name);
+                }
+            }
+            MasterAction::Verified(position) => {
+                if let Some(name) = &self.slot {
+                    inner.slots.with(|slots| slots.verified(name, position));
+                }
             }
             MasterAction::Progress(progress) => {
                 if let Some(entered) = &self.entered {
                     entered.progress(progress, inner.clock.now().monotonic);
+                    if let Some(name) = self.slot.as_ref().filter(|_| progress.durable > Seq::ZERO) {
+                        inner.slots.note(name.clone(), progress.durable);
+                    }
                 }
             }
             MasterAction::Answer(request) => session.respond(inner.answer(&request)),
@@ -185,14 +226,23 @@ impl<S: ReplicaStore> Driver<'_, S> {
 impl<S: ReplicaStore> Inner<S> {
     async fn read_page(&self, range: KeyRange, max_bytes: usize) -> Result<Content, StoreError> {
         let options = ScanOptions::default().max_entries(usize::MAX).max_bytes(max_bytes);
-        let page = self.store.scan(Keyspace::Data, range.clone(), options).await?;
-        // After the read has ended, not before: what it may show is known only now.
-        let head: Head = stored::require(&self.store, Head::KEY).await?;
-        let read_at = self.seen.load().handed;
-        if head.position.seq > read_at.seq {
-            // Another master writes to this store. The page may show what this one never wrote, and knows no name for.
-            return Err(StoreError::HeadMoved);
-        }
+        let (page, read_at) = loop {
+            let setbacks = self.setbacks.load(Ordering::SeqCst);
+            let page = self.store.scan(Keyspace::Data, range.clone(), options).await?;
+            let head: Head = stored::require(&self.store, Head::KEY).await?;
+            // After the read has ended, not before: what it may show is known only now.
+            let read_at = self.seen.load().handed;
+            // What came to nothing while the page was read may be in it, and `read_at` may already name what came
+            // after.
+            if self.setbacks.load(Ordering::SeqCst) != setbacks {
+                continue;
+            }
+            if head.position.seq > read_at.seq {
+                // Another master writes to this store. The page may show what this one never wrote, and cannot name.
+                return Err(StoreError::HeadMoved);
+            }
+            break (page, read_at);
+        };
         let end = page.rest().map_or_else(|| range.end().cloned(), |rest| Some(rest.start().clone()));
         let covered = KeyRange::new(range.start().clone(), end);
         Ok(Content { range: covered, read_at, entries: page.ops().clone() })

@@ -54,12 +54,13 @@ impl Sessions {
 
     /// Enters a slave. An older session of that name is told to end: the newest connection counts, since the older one
     /// may be half open for a long time.
-    pub(super) fn enter(self: &Arc<Self>, name: &str, now: Duration) -> Entered {
+    pub(super) fn enter(self: &Arc<Self>, name: &str, start: Seq, now: Duration) -> Entered {
         let session = Arc::new(Session {
             name: name.into(),
             connected_at: now,
             replaced: CancellationToken::new(),
-            applied: AtomicU64::new(0),
+            // What comes before is there, or is never sent.
+            applied: AtomicU64::new(start.as_u64()),
             durable: AtomicU64::new(0),
             heard_ms: AtomicU64::new(millis(now)),
             consistent: AtomicBool::new(false),
@@ -73,6 +74,10 @@ impl Sessions {
             older.replaced.cancel();
         }
         Entered { sessions: self.clone(), session }
+    }
+
+    pub(super) fn is_connected(&self, name: &str) -> bool {
+        self.map.load().contains_key(name)
     }
 
     pub(super) fn all(&self) -> Vec<Arc<Session>> {

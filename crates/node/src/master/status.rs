@@ -1,15 +1,18 @@
 //! What a master says of itself.
 
+use std::collections::BTreeSet;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
 
 use replikv_core::{Position, ReplicaStore, Seq, SourceId, StoreError};
-use replikv_proto::{Record, View};
+use replikv_proto::{LogEntry, Record, View};
 use serde::Serialize;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
-use super::{Inner, WriteError};
+use super::{Inner, SlotSeen, WriteError};
 use crate::health::{Health, HealthState};
+use crate::metrics::Sampled;
 
 /// Where a master is, how it is, and whom it serves.
 #[derive(Debug, Clone, PartialEq, Serialize)]
@@ -35,6 +38,8 @@ pub struct MasterStatus {
     pub groups: u64,
     /// The slaves that are being served, by name.
     pub slaves: Vec<SlaveSeen>,
+    /// The slots, of slaves and consumers, connected or not.
+    pub slots: Vec<SlotSeen>,
 }
 
 /// A slave, as its master sees it.
@@ -51,6 +56,8 @@ pub struct SlaveSeen {
     pub consistent: bool,
     /// How many published records it has not applied.
     pub lag_seqs: u64,
+    /// How many bytes they have. Where their beginning is no longer in memory, up to 255 records too many.
+    pub lag_bytes: u64,
     /// How long ago the oldest of them was committed, in milliseconds; 0 if there is none. Where that record is no
     /// longer in memory, the oldest that is.
     pub lag_ms: u64,
@@ -74,6 +81,19 @@ impl Trouble {
     }
 }
 
+/// How much a group holds.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct GroupSize {
+    records: usize,
+    bytes: u64,
+}
+
+impl GroupSize {
+    pub(super) fn of(entries: &[LogEntry]) -> Self {
+        Self { records: entries.len(), bytes: entries.iter().map(|entry| entry.bytes.len() as u64).sum() }
+    }
+}
+
 #[derive(Debug, Default)]
 pub(super) struct Counters {
     records: AtomicU64,
@@ -92,9 +112,8 @@ impl<S: ReplicaStore> Inner<S> {
     pub(super) fn status(&self) -> MasterStatus {
         let view = **self.seen.load();
         let now = self.clock.now();
-        let millis = |since: std::time::Duration| {
-            u64::try_from(now.monotonic.saturating_sub(since).as_millis()).unwrap_or(u64::MAX)
-        };
+        let millis =
+            |since: Duration| u64::try_from(now.monotonic.saturating_sub(since).as_millis()).unwrap_or(u64::MAX);
         let slaves = self.sessions.all().into_iter().map(|session| {
             let progress = session.progress();
             SlaveSeen {
@@ -103,12 +122,13 @@ impl<S: ReplicaStore> Inner<S> {
                 durable: progress.durable,
                 consistent: progress.consistent,
                 lag_seqs: view.published.seq.since(progress.applied),
+                lag_bytes: view.log_bytes.saturating_sub(self.log_bytes_at(progress.applied, &view)),
                 lag_ms: self.committed_at(progress.applied).map_or(0, |time| now.unix_ms.saturating_sub(time)),
                 last_contact_ms: millis(session.heard()),
                 connected_ms: millis(session.connected_at),
             }
         });
-        let started = now.unix_ms.saturating_sub(millis(std::time::Duration::ZERO));
+        let started = now.unix_ms.saturating_sub(millis(Duration::ZERO));
         let (state, reason, since) = match &self.trouble.load().0 {
             _ if self.closing.is_cancelled() => (HealthState::Stopped, "shut down".into(), now.unix_ms),
             Some((state, reason, since)) => (*state, reason.clone(), *since),
@@ -125,11 +145,38 @@ impl<S: ReplicaStore> Inner<S> {
             records: self.counters.records.load(Ordering::Relaxed),
             groups: self.counters.groups.load(Ordering::Relaxed),
             slaves: slaves.collect(),
+            slots: self.slots_seen(),
         }
     }
 }
 
+impl<S: ReplicaStore> Sampled for Inner<S> {
+    type Before = BTreeSet<String>;
+
+    fn sample(&self, before: &mut BTreeSet<String>) {
+        self.metrics.sample(&self.status(), before);
+    }
+}
+
 impl<S> Inner<S> {
+    /// A group is committed; `took` if it is known how long that took.
+    pub(super) fn count(&self, size: GroupSize, took: Option<Duration>) {
+        self.counters.committed(size.records);
+        self.metrics.committed(size.records, size.bytes, took);
+    }
+
+    // How many bytes of records there were up to `seq`, or up to a checkpoint not long before it.
+    fn log_bytes_at(&self, seq: Seq, view: &View) -> u64 {
+        if let Some(bytes) = self.with_ring(|ring| ring.entry(seq).map(|entry| entry.log_bytes)) {
+            return bytes;
+        }
+        let before = self.with_checkpoints(|checkpoints| {
+            let end = checkpoints.partition_point(|checkpoint| checkpoint.position.seq <= seq);
+            end.checked_sub(1).and_then(|last| checkpoints.get(last)).map(|checkpoint| checkpoint.log_bytes)
+        });
+        if seq >= view.published.seq { view.log_bytes } else { before.unwrap_or(0) }
+    }
+
     // When the record after `applied` was committed, as far as the ring goes back.
     fn committed_at(&self, applied: Seq) -> Option<u64> {
         let bytes = self.with_ring(|ring| {

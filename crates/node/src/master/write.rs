@@ -45,7 +45,7 @@ impl<S: ReplicaStore> Master<S> {
         mut transaction: impl FnMut(&TransactView<'_>, Batch) -> Result<Batch, Abort> + Send + 'static,
     ) -> Result<Token, WriteError> {
         let function = Box::new(move |view: &TransactView<'_>| transaction(view, Batch::new()));
-        self.submit(Work::Transact(function), 1024).await
+        self.submit(Work::Transact(function), 1024).await.inspect_err(|error| self.inner.metrics.refused(error))
     }
 
     async fn submit(&self, work: Work, bytes: usize) -> Result<Token, WriteError> {
@@ -62,22 +62,29 @@ impl<S: ReplicaStore> Master<S> {
     }
 
     async fn wait_replicated(&self, token: Token, wanted: usize, limit: Duration) -> Result<(), WriteError> {
-        let mut acks = self.inner.sessions.acks();
-        let enough = async {
-            while self.inner.sessions.durable(token.seq) < wanted {
-                if acks.changed().await.is_err() {
-                    std::future::pending::<()>().await;
-                }
-            }
-        };
-        tokio::select! {
-            biased;
-            () = self.inner.closing.cancelled() => {}
-            done = timeout(limit, enough) => if done.is_ok() {
-                return Ok(());
-            },
+        match timeout(limit, self.copied(token, wanted)).await {
+            Ok(true) => Ok(()),
+            _ => Err(self.not_replicated(token, wanted)),
         }
-        Err(WriteError::NotReplicated { token, acked: self.inner.sessions.durable(token.seq), wanted })
+    }
+
+    /// Waits until `wanted` slaves hold the write on stable storage; false if the master is shut down before.
+    pub(crate) async fn copied(&self, token: Token, wanted: usize) -> bool {
+        let mut acks = self.inner.sessions.acks();
+        while self.inner.sessions.durable(token.seq) < wanted {
+            tokio::select! {
+                biased;
+                () = self.inner.closing.cancelled() => return false,
+                changed = acks.changed() => if changed.is_err() {
+                    return false;
+                },
+            }
+        }
+        true
+    }
+
+    pub(crate) fn not_replicated(&self, token: Token, wanted: usize) -> WriteError {
+        WriteError::NotReplicated { token, acked: self.inner.sessions.durable(token.seq), wanted }
     }
 }
 
@@ -112,9 +119,15 @@ impl<'a, S: ReplicaStore> IntoFuture for Write<'a, S> {
 
     fn into_future(self) -> Self::IntoFuture {
         Box::pin(async move {
-            self.batch.check(&self.master.inner.limits)?;
-            let bytes = self.batch.byte_len();
-            self.master.submit(Work::Batch(self.batch), bytes).await
+            let Self { master, batch } = self;
+            let written = match batch.check(&master.inner.limits) {
+                Ok(()) => {
+                    let bytes = batch.byte_len();
+                    master.submit(Work::Batch(batch), bytes).await
+                }
+                Err(error) => Err(error.into()),
+            };
+            written.inspect_err(|error| master.inner.metrics.refused(error))
         })
     }
 }

@@ -154,6 +154,7 @@ impl<S: ReplicaStore> ApplyTask<S> {
     async fn commit(&mut self, group: Group) -> Result<Option<Group>, FollowError> {
         let durability = self.inner.config.durability;
         let mut folded = None;
+        let begun = Instant::now();
         for attempt in 0.. {
             match self.apply(&group, durability, &mut folded).await {
                 Ok(()) => break,
@@ -163,6 +164,7 @@ impl<S: ReplicaStore> ApplyTask<S> {
                 Err(error) => return Err(self.give_up(error).await),
             }
         }
+        self.inner.metrics.applied(group.records, begun.elapsed());
         if self.inner.feed.is_heard() {
             let (cursor, writes) = (group.cursor.clone(), group.writes.clone());
             self.inner.feed.tell(AppliedGroup { cursor, records: group.records, time: group.time, writes });
@@ -226,7 +228,10 @@ impl<S: ReplicaStore> ApplyTask<S> {
         if error.outcome() == Outcome::Unknown
             && let Err(reopening) = self.inner.store.reopen().await
         {
-            tracing::warn!(error = %crate::error_chain(&reopening), "the slave's store cannot be opened again");
+            tracing::warn!(
+                target: "replikv::slave", follower = %self.inner.config.name, error = %crate::error_chain(&reopening),
+                "the slave's store cannot be opened again"
+            );
         }
         error.into()
     }

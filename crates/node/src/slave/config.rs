@@ -10,6 +10,7 @@ use replikv_proto::Applier;
 pub struct SlaveConfig {
     pub(crate) name: String,
     pub(crate) link: LinkId,
+    pub(crate) temporary: bool,
     pub(crate) durability: Durability,
     pub(crate) sync_every: Duration,
     pub(crate) group_bytes: usize,
@@ -27,6 +28,7 @@ impl SlaveConfig {
         Self {
             name: name.into(),
             link: LinkId::default(),
+            temporary: false,
             durability: Durability::Synced,
             sync_every: Duration::from_secs(1),
             group_bytes: Applier::DEFAULT_TARGET,
@@ -40,6 +42,14 @@ impl SlaveConfig {
     #[must_use]
     pub fn link(mut self, link: LinkId) -> Self {
         self.link = link;
+        self
+    }
+
+    /// Comes once, or now and then: its master makes no slot for it, and keeps nothing of the log while it is away.
+    /// Default: no.
+    #[must_use]
+    pub fn temporary(mut self) -> Self {
+        self.temporary = true;
         self
     }
 

@@ -10,6 +10,7 @@ use tokio::time::{sleep_until, timeout};
 use tokio_util::sync::CancellationToken;
 
 use super::apply::{ApplyTask, Item, Queue};
+use super::status::Tracker;
 use super::{Ending, FollowError, Slave};
 use crate::stored;
 use crate::transport::{Connection, Driven};
@@ -17,7 +18,7 @@ use crate::transport::{Connection, Driven};
 /// How many of the slave's checkpoints travel in its hello.
 const CHECKPOINTS: usize = 64;
 /// How long last words may take on a connection that does not drain.
-const LAST_WORDS: Duration = Duration::from_secs(1);
+pub(super) const LAST_WORDS: Duration = Duration::from_secs(1);
 
 impl<S: ReplicaStore> Slave<S> {
     /// Follows the master at the other end of `stream`, from where the store stands, until the connection ends.
@@ -36,7 +37,9 @@ impl<S: ReplicaStore> Slave<S> {
         T: AsyncRead + AsyncWrite + Send,
     {
         let _alone = self.inner.active.clone().try_lock_owned().map_err(|_| FollowError::AlreadyFollowing)?;
+        let mut dropped = WhenDropped(Some(&self.inner.tracker));
         let result = self.follow_alone(stream).await;
+        dropped.0 = None;
         match &result {
             Ok(Ending::Shutdown) => self.inner.tracker.stopped(),
             Ok(Ending::Goodbye { words, .. }) => self.inner.tracker.disconnected(words.clone()),
@@ -72,7 +75,7 @@ impl<S: ReplicaStore> Slave<S> {
             result
         });
 
-        let mut connection = Connection::new(stream, DecoderLimits::default());
+        let mut connection = Connection::new(stream, DecoderLimits::default()).counted(inner.metrics.traffic());
         let mut session = SlaveSession::new(session, inner.clock.now());
         let driven = self.drive(&mut connection, &mut session, &queue, &backlog, &ended).await;
         drop(queue);
@@ -94,6 +97,7 @@ impl<S: ReplicaStore> Slave<S> {
             holds_data,
             checkpoints: stored::checkpoint_positions(&inner.store, CHECKPOINTS).await?,
             limits: inner.store.limits(),
+            temporary: inner.config.temporary,
             handshake_timeout: inner.config.handshake_timeout,
         })
     }
@@ -120,9 +124,21 @@ impl<S: ReplicaStore> Slave<S> {
                     SlaveAction::Begin(cursor) => queue.push(Item::Begin(cursor)),
                     SlaveAction::Apply(record) => queue.push(Item::Record(record)),
                     SlaveAction::Copy(content) => queue.push(Item::Content(content)),
+                    SlaveAction::Waiting(welcome) => {
+                        connection.set_limits(DecoderLimits::for_batches(welcome.limits.max_batch));
+                        inner.tracker.waiting();
+                    }
                     SlaveAction::Welcomed(welcome) => {
                         connection.set_limits(DecoderLimits::for_batches(welcome.limits.max_batch));
                         inner.tracker.welcomed(&welcome);
+                        inner.metrics.welcomed();
+                        tracing::info!(
+                            target: "replikv::slave",
+                            follower = %inner.config.name,
+                            source = %welcome.source,
+                            seq = %welcome.head.seq,
+                            "the master has accepted this slave"
+                        );
                     }
                     SlaveAction::Contact(source) => inner.tracker.contact(source, inner.clock.now()),
                     SlaveAction::Close(_) if closing => return Ok(Ending::Shutdown),
@@ -177,6 +193,18 @@ impl<S: ReplicaStore> Slave<S> {
         }
         // Nobody is left to hear about a failure.
         drop(timeout(LAST_WORDS, connection.finish()).await);
+    }
+}
+
+// Whoever drops the future of `follow` is told nothing, but the status is: a slave that nobody connects any more must not
+// look as if it still heard of its master.
+struct WhenDropped<'a>(Option<&'a Tracker>);
+
+impl Drop for WhenDropped<'_> {
+    fn drop(&mut self) {
+        if let Some(tracker) = self.0 {
+            tracker.disconnected("following was given up".into());
+        }
     }
 }
 

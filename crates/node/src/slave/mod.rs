@@ -4,6 +4,7 @@ mod apply;
 mod config;
 mod error;
 mod follow;
+mod probe;
 mod status;
 #[cfg(feature = "tcp")]
 mod tcp;
@@ -27,6 +28,7 @@ pub use self::status::{Lag, SlaveProgress, SlaveState, SlaveStatus};
 pub use self::wait::WaitFor;
 use crate::changes::GroupFeed;
 use crate::clock::Clock;
+use crate::metrics::{FollowerMetrics, Sampled, sample_every_second};
 use crate::{OpenError, stored};
 
 /// A copy of a master's data that follows the master's writes.
@@ -57,11 +59,14 @@ struct Inner<S> {
     clock: Clock,
     tracker: Tracker,
     feed: GroupFeed,
+    metrics: FollowerMetrics,
     /// Held while a connection is followed, and while its last write set is in flight.
     following: Arc<Mutex<()>>,
     /// Held by whoever follows.
     active: Arc<Mutex<()>>,
     closing: CancellationToken,
+    /// The runtime that it was opened in.
+    runtime: Option<tokio::runtime::Handle>,
 }
 
 impl<S: ReplicaStore> Slave<S> {
@@ -88,12 +93,21 @@ impl<S: ReplicaStore> Slave<S> {
         if identity.is_none() && (cursor.is_some() || store.is_keyspace_empty(Keyspace::Data).await?) {
             stored::write_identity(&store, &Identity::slave()).await?;
         }
+        // What a killed process left is acknowledged as durable from here on.
+        store.sync().await?;
         let nonce = getrandom::u64().map_err(|error| OpenError::Random { reason: error.to_string() })?;
         let clock = Clock::new();
         let tracker = Tracker::new(&config, cursor.as_ref());
         let (following, active, closing) = (Arc::default(), Arc::default(), CancellationToken::new());
         let feed = GroupFeed::new();
-        Ok(Self { inner: Arc::new(Inner { store, config, nonce, clock, tracker, feed, following, active, closing }) })
+        let runtime = tokio::runtime::Handle::try_current().ok();
+        let metrics = FollowerMetrics::new(&config.name);
+        let inner = Inner { store, config, nonce, clock, tracker, feed, metrics, following, active, closing, runtime };
+        let inner = Arc::new(inner);
+        if let Some(runtime) = &inner.runtime {
+            sample_every_second(runtime, &inner, inner.closing.clone());
+        }
+        Ok(Self { inner })
     }
 
     /// The value of `key`, or `None`.
@@ -138,6 +152,8 @@ impl<S: ReplicaStore> Slave<S> {
         self.inner.closing.cancel();
         let _following = self.inner.following.lock().await;
         self.inner.tracker.stopped();
+        // The last look was before that.
+        self.inner.sample(&mut ());
         self.inner.store.close().await
     }
 
@@ -151,8 +167,21 @@ impl<S> Slave<S> {
         &self.inner.feed
     }
 
+    pub(crate) fn runtime(&self) -> Option<&tokio::runtime::Handle> {
+        self.inner.runtime.as_ref()
+    }
+
     pub(crate) fn closing(&self) -> &CancellationToken {
         &self.inner.closing
+    }
+}
+
+impl<S: ReplicaStore> Sampled for Inner<S> {
+    type Before = ();
+
+    fn sample(&self, (): &mut ()) {
+        let progress = self.tracker.subscribe().borrow().clone();
+        self.metrics.sample(&self.tracker.status(self.clock.now()), &progress);
     }
 }
 

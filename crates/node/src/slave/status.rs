@@ -153,6 +153,11 @@ impl Tracker {
         });
     }
 
+    /// The master is a relay that is behind: nobody is there who could tell how far behind this slave is.
+    pub(super) fn waiting(&self) {
+        self.trouble(HealthState::CatchingUp, "waits for its master, a relay, to come as far as this slave is".into());
+    }
+
     #[cfg(feature = "tcp")]
     pub(super) fn connections(&self) -> u64 {
         self.facts.lock().unwrap_or_else(PoisonError::into_inner).connections

@@ -1,14 +1,49 @@
 //! Following over TCP, with reconnects.
 
+use std::io;
+
 use replikv_core::ReplicaStore;
 use replikv_proto::{GoodbyeReason, Refusal, RejectCode};
-use tokio::net::{TcpStream, ToSocketAddrs};
+use tokio::net::{TcpListener, TcpStream, ToSocketAddrs};
 use tokio::time::{sleep, timeout};
 
 use super::{Ending, FollowError, Slave};
-use crate::transport::ConnectionError;
+use crate::transport::{ConnectionError, accept_all};
+
+/// How many may ask for the status at once. More wait their turn.
+const PROBES: usize = 64;
 
 impl<S: ReplicaStore> Slave<S> {
+    /// Answers questions for the status on every connection that `listener` accepts, until the slave is shut down; see
+    /// [`serve_status`](Self::serve_status).
+    ///
+    /// # Cancel safety
+    /// If dropped, answering stops.
+    ///
+    /// # Errors
+    /// None while the listener works; a failed accept is logged, and tried again.
+    pub async fn serve_status_tcp(self, listener: TcpListener) -> io::Result<()> {
+        let serve = |stream, peer| {
+            let slave = self.clone();
+            async move {
+                if let Err(error) = slave.serve_status(stream).await {
+                    tracing::info!(
+                        target: "replikv::slave", follower = %slave.inner.config.name, %peer,
+                        error = %crate::error_chain(&error), "a question for the status failed"
+                    );
+                }
+            }
+        };
+        let failed = |error: &io::Error| {
+            tracing::warn!(
+                target: "replikv::slave", follower = %self.inner.config.name, %error,
+                "a connection could not be accepted"
+            );
+        };
+        accept_all(listener, &self.inner.closing, PROBES, serve, failed).await;
+        Ok(())
+    }
+
     /// Follows the master at `address`, and connects again whenever the connection ends: after a pause that doubles
     /// from try to try, is half random, and starts over after a connection that worked.
     ///
@@ -29,14 +64,24 @@ impl<S: ReplicaStore> Slave<S> {
                 }
                 Ok(Ending::Goodbye { words, .. }) => words,
                 Err(error) if error.is_retryable() => crate::error_chain(&error),
-                Err(error) => return Err(error),
+                Err(error) => {
+                    let words = crate::error_chain(&error);
+                    tracing::warn!(
+                        target: "replikv::slave", follower = %self.inner.config.name, error = %words,
+                        "following cannot go on"
+                    );
+                    return Err(error);
+                }
             };
             if self.inner.tracker.connections() > welcomes {
                 pause = first;
             }
             let half = pause / 2;
             let wait = half + half.mul_f64(fastrand::f64());
-            tracing::info!(follower = %self.inner.config.name, %reason, ?wait, "reconnecting");
+            tracing::info!(
+                target: "replikv::slave", follower = %self.inner.config.name, error = %reason, ?wait,
+                "reconnecting"
+            );
             tokio::select! {
                 biased;
                 () = self.inner.closing.cancelled() => return Ok(Ending::Shutdown),
@@ -52,7 +97,7 @@ impl<S: ReplicaStore> Slave<S> {
             biased;
             () = self.inner.closing.cancelled() => return Ok(Ending::Shutdown),
             connected = connecting => connected
-                .unwrap_or_else(|_| Err(std::io::Error::from(std::io::ErrorKind::TimedOut)))
+                .unwrap_or_else(|_| Err(io::Error::from(io::ErrorKind::TimedOut)))
                 .inspect_err(|error| self.inner.tracker.disconnected(error.to_string()))
                 .map_err(ConnectionError::from)?,
         };

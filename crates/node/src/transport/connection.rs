@@ -8,6 +8,7 @@ use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadHalf, Wr
 use tokio_util::codec::{Decoder as _, Encoder as _};
 
 use super::Codec;
+use crate::metrics::Traffic;
 
 /// A connection broke, or the peer's bytes make no sense.
 #[derive(Debug, thiserror::Error)]
@@ -47,6 +48,7 @@ pub(crate) struct Connection<T> {
     codec: Codec,
     input: BytesMut,
     output: BytesMut,
+    traffic: Traffic,
     // Until more bytes have arrived, decoding again cannot tell more.
     starved: bool,
 }
@@ -60,7 +62,13 @@ impl<T: AsyncRead + AsyncWrite> Connection<T> {
     pub(crate) fn new(stream: T, limits: DecoderLimits) -> Self {
         let (read, write) = tokio::io::split(stream);
         let (input, output) = (BytesMut::new(), BytesMut::new());
-        Self { read, write, codec: Codec::new(limits), input, output, starved: true }
+        let (codec, traffic) = (Codec::new(limits), Traffic::default());
+        Self { read, write, codec, input, output, traffic, starved: true }
+    }
+
+    /// Counts what goes over it.
+    pub(crate) fn counted(self, traffic: Traffic) -> Self {
+        Self { traffic, ..self }
     }
 
     pub(crate) fn set_limits(&mut self, limits: DecoderLimits) {
@@ -69,6 +77,7 @@ impl<T: AsyncRead + AsyncWrite> Connection<T> {
 
     /// Queues a message.
     pub(crate) fn send(&mut self, message: Message) -> Result<(), ConnectionError> {
+        self.traffic.sent_messages.add(1);
         self.codec.encode(message, &mut self.output)
     }
 
@@ -84,6 +93,7 @@ impl<T: AsyncRead + AsyncWrite> Connection<T> {
         }
         let message = self.codec.decode(&mut self.input)?;
         self.starved = message.is_none();
+        self.traffic.received_messages.add(u64::from(message.is_some()));
         Ok(message)
     }
 
@@ -99,9 +109,11 @@ impl<T: AsyncRead + AsyncWrite> Connection<T> {
         tokio::select! {
             biased;
             sent = self.write.write_buf(&mut self.output), if writing => {
-                if sent? == 0 {
+                let sent = sent?;
+                if sent == 0 {
                     return Err(ConnectionError::Closed);
                 }
+                self.traffic.sent_bytes.add(sent as u64);
                 if self.output.is_empty() {
                     if self.output.capacity() > KEEP {
                         self.output = BytesMut::new();
@@ -112,7 +124,9 @@ impl<T: AsyncRead + AsyncWrite> Connection<T> {
             }
             received = self.read.read_buf(&mut self.input), if read => {
                 self.starved = false;
-                if received? == 0 { Err(ConnectionError::Closed) } else { Ok(Driven::Read) }
+                let received = received?;
+                self.traffic.received_bytes.add(received as u64);
+                if received == 0 { Err(ConnectionError::Closed) } else { Ok(Driven::Read) }
             }
             // Nothing to write, and no wish to read: whoever polls this has other things to wait for.
             () = std::future::pending(), if !read && !writing => Ok(Driven::Wrote),
@@ -121,7 +135,9 @@ impl<T: AsyncRead + AsyncWrite> Connection<T> {
 
     /// Sends what is queued, and closes this side. For last words; nothing is read any more.
     pub(crate) async fn finish(&mut self) -> Result<(), ConnectionError> {
+        let left = self.output.len() as u64;
         self.write.write_all_buf(&mut self.output).await?;
+        self.traffic.sent_bytes.add(left);
         Ok(self.write.shutdown().await?)
     }
 }

@@ -5,7 +5,11 @@
 
 mod codec;
 mod connection;
+#[cfg(feature = "tcp")]
+mod listen;
 
 pub use codec::Codec;
 pub use connection::ConnectionError;
 pub(crate) use connection::{Connection, Driven};
+#[cfg(feature = "tcp")]
+pub(crate) use listen::accept_all;

@@ -5,6 +5,8 @@
 //! connection, or of a second process, changes nothing.
 
 mod fold;
+#[cfg(test)]
+mod tests;
 
 use std::collections::VecDeque;
 

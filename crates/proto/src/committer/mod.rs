@@ -237,6 +237,15 @@ impl<T> Committer<T> {
         self.handed = self.committed;
     }
 
+    /// The store was opened anew, and holds an earlier head than was committed: what was not synced is lost. Nothing may
+    /// be under way but a group that shares that fate.
+    pub fn rewound(&mut self, found: Head) {
+        self.in_flight = false;
+        self.committed = found;
+        self.handed = found;
+        self.known.clear();
+    }
+
     /// Gives up: everybody who waits gets `answer`.
     pub fn answer_all(&mut self, answer: &Answer) -> Step<T> {
         let mut tickets = self.building.take().map(Building::into_tickets).unwrap_or_default();

@@ -4,9 +4,9 @@ use std::collections::VecDeque;
 use std::time::Duration;
 
 use bytes::Bytes;
-use replikv_core::{Coverage, KeyRange, Position, SourceId, StoreLimits};
+use replikv_core::{Coverage, KeyRange, Position, Seq, SourceId, StoreLimits};
 
-use super::{Located, ProtocolError, Refusal};
+use super::{Located, MAX_CHECKPOINTS, MAX_NAME_LEN, ProtocolError, Refusal};
 use crate::planted::{self, Bug};
 use crate::{
     Ack, Content, EpochStart, Goodbye, GoodbyeReason, Heartbeat, Hello, Message, Mode, Now, Progress, Records,
@@ -26,6 +26,9 @@ pub struct MasterSessionConfig {
     pub handshake_timeout: Duration,
     /// The most that one page of content, or one message of records, aims for, in bytes.
     pub chunk: usize,
+    /// Whether the records come from elsewhere. A slave that is ahead of a relay waits until the relay has caught up;
+    /// a slave that is ahead of a master is refused.
+    pub relay: bool,
 }
 
 /// Where the master stands. Handed to each session whenever it changes.
@@ -69,13 +72,19 @@ pub enum MasterAction {
         /// How many bytes, roughly.
         max_bytes: usize,
     },
-    /// The slave is accepted. It may replace an older connection of the same name.
+    /// The slave is accepted, if only to wait. It may replace an older connection of the same name.
     Joined {
         /// Its name.
         slave: String,
         /// Drawn by the slave when it was opened.
         nonce: u64,
+        /// The stream of records begins after this one.
+        start: Seq,
+        /// True if nothing is to be kept for it once it is gone.
+        temporary: bool,
     },
+    /// The slave holds this position, and it was found in the history.
+    Verified(Position),
     /// The slave tells how far it is.
     Progress(Progress),
     /// Answer a question; with [`MasterSession::respond`].
@@ -98,6 +107,9 @@ pub enum LogAnswer {
     Trimmed,
 }
 
+/// How many questions of one slave may wait for an answer.
+const MAX_UNANSWERED: usize = 64;
+
 /// The master's end of one connection.
 #[derive(Debug)]
 pub struct MasterSession {
@@ -112,11 +124,23 @@ pub struct MasterSession {
 
 #[derive(Debug)]
 enum State {
-    AwaitHello { deadline: Duration },
-    Locating(Box<Hello>),
-    Measuring(Box<Hello>),
+    AwaitHello {
+        deadline: Duration,
+    },
+    Locating(Box<Applicant>),
+    Measuring(Box<Applicant>),
+    /// The slave is ahead of this relay, which had published this much when the slave was last located.
+    Waiting(Box<Applicant>, Position),
     Streaming(Box<Stream>),
     Closed,
+}
+
+/// A slave about which nothing is decided yet.
+#[derive(Debug)]
+struct Applicant {
+    hello: Hello,
+    /// It was told to wait: it has its place among the slaves, and is heard of like all others.
+    waits: bool,
 }
 
 #[derive(Debug)]
@@ -127,7 +151,6 @@ struct Stream {
     pending: Pending,
     /// Content and records take turns while a copy runs.
     records_next: bool,
-    acked: Progress,
 }
 
 /// What is under way. While it is a page, no record is framed: an old page must never overwrite a newer record.
@@ -158,19 +181,27 @@ impl MasterSession {
     pub fn handle_message(&mut self, now: Now, message: Message) -> Result<(), ProtocolError> {
         self.heard = now.monotonic;
         match (message, &mut self.state) {
-            (Message::Request(request), _) => self.queue.push_back(MasterAction::Answer(request)),
-            (Message::Goodbye(_), _) => self.close(None),
             (_, State::Closed) => {}
+            (Message::Goodbye(_), _) => self.close(None),
+            (Message::Request(request), _) => {
+                // Whoever asks without listening to the answers is not worth a queue.
+                if self.queue.iter().filter(|action| is_answer(action)).count() >= MAX_UNANSWERED {
+                    return Err(ProtocolError::misbehaved("it asks without taking the answers"));
+                }
+                self.queue.push_back(MasterAction::Answer(request));
+            }
             (Message::Hello(hello), State::AwaitHello { .. }) => self.decide(hello),
             (Message::Ack(Ack { applied, durable, consistent }), State::Streaming(stream))
             | (Message::Heartbeat(Heartbeat::Follower { applied, durable, consistent }), State::Streaming(stream)) => {
-                let progress = Progress { applied, durable, consistent };
                 if applied > stream.sent.seq || durable > applied {
                     return Err(ProtocolError::misbehaved("it acknowledged what was never sent"));
                 }
-                stream.acked = progress;
-                self.queue.push_back(MasterAction::Progress(progress));
+                // The latest counts. While nothing can be sent nothing is polled, and acks must not pile up.
+                self.queue.retain(|action| !matches!(action, MasterAction::Progress(_)));
+                self.queue.push_back(MasterAction::Progress(Progress { applied, durable, consistent }));
             }
+            // A sign of life. What it has lies beyond what this relay can judge.
+            (Message::Heartbeat(Heartbeat::Follower { .. }), state) if state.waits() => {}
             (message, _) => {
                 return Err(ProtocolError::misbehaved(format!("{} has no place here", message.name())));
             }
@@ -186,10 +217,10 @@ impl MasterSession {
     /// Where the positions asked for lie, in the order of the question.
     pub fn handle_located(&mut self, located: &[Located]) {
         match std::mem::replace(&mut self.state, State::Closed) {
-            State::Locating(hello) => self.decide_by_history(&hello, located),
+            State::Locating(applicant) => self.decide_by_history(*applicant, located),
             State::Streaming(mut stream) => {
                 if let Pending::Verifying(content) = std::mem::replace(&mut stream.pending, Pending::Nothing) {
-                    if located == [Located::Held] || planted::is(Bug::UnverifiedPage) {
+                    if matches!(located, [Located::Held { .. }]) || planted::is(Bug::UnverifiedPage) {
                         self.send_content(&mut stream, content);
                     } else {
                         // The record that the page may show was never published. What is there now is read instead.
@@ -205,11 +236,9 @@ impl MasterSession {
     /// How many bytes the data has; the limit of the question if it has more.
     pub fn handle_data_size(&mut self, bytes: u64) {
         match std::mem::replace(&mut self.state, State::Closed) {
-            State::Measuring(hello) if bytes < self.view.retained_bytes => self.start_copy(&hello),
-            State::Measuring(hello) if self.view.floor.seq.as_u64() == 0 => {
-                self.start(&hello, Mode::Resume, self.view.floor, Coverage::default());
-            }
-            State::Measuring(hello) => self.start_copy(&hello),
+            State::Measuring(applicant) if bytes < self.view.retained_bytes => self.start_copy(&applicant),
+            State::Measuring(applicant) if self.view.floor.seq.as_u64() == 0 => self.start_at_floor(&applicant),
+            State::Measuring(applicant) => self.start_copy(&applicant),
             other => self.state = other,
         }
     }
@@ -217,8 +246,10 @@ impl MasterSession {
     /// What the log answered.
     pub fn handle_records(&mut self, answer: LogAnswer) {
         let State::Streaming(stream) = &mut self.state else { return };
-        if !matches!(stream.pending, Pending::Unpublished(_)) {
-            stream.pending = Pending::Nothing;
+        match stream.pending {
+            Pending::Records => stream.pending = Pending::Nothing,
+            Pending::Unpublished(_) if planted::is(Bug::RecordsWhilePageWaits) => {}
+            _ => return,
         }
         match answer {
             LogAnswer::Records { parts, last } => {
@@ -243,17 +274,17 @@ impl MasterSession {
     /// # Errors
     /// [`ProtocolError::Silent`] if the peer was not heard of for too long.
     pub fn handle_timeout(&mut self, now: Now) -> Result<(), ProtocolError> {
-        match self.state {
-            State::AwaitHello { deadline } if now.monotonic >= deadline => {
+        match &self.state {
+            State::AwaitHello { deadline } if now.monotonic >= *deadline => {
                 let seconds = self.config.handshake_timeout.as_secs();
                 self.state = State::Closed;
                 return Err(ProtocolError::Silent { seconds });
             }
-            State::Streaming(_) if now.monotonic >= self.heard.saturating_add(self.silence()) => {
+            state if state.is_welcomed() && now.monotonic >= self.heard.saturating_add(self.silence()) => {
                 self.state = State::Closed;
                 return Err(ProtocolError::Silent { seconds: self.silence().as_secs() });
             }
-            State::Streaming(_) if now.monotonic >= self.next_heartbeat => {
+            state if state.is_welcomed() && now.monotonic >= self.next_heartbeat => {
                 self.next_heartbeat = now.monotonic.saturating_add(self.config.heartbeat);
                 let (head, log_bytes) = (self.view.published, self.view.log_bytes);
                 let beat = Message::Heartbeat(Heartbeat::Source { head, log_bytes, time: now.unix_ms });
@@ -270,21 +301,24 @@ impl MasterSession {
 
     /// When [`handle_timeout`](Self::handle_timeout) wants to be called next.
     pub fn poll_timeout(&self) -> Option<Duration> {
-        match self.state {
-            State::AwaitHello { deadline } => Some(deadline),
-            State::Streaming(_) => Some(self.next_heartbeat.min(self.heard.saturating_add(self.silence()))),
+        match &self.state {
+            State::AwaitHello { deadline } => Some(*deadline),
+            state if state.is_welcomed() => Some(self.next_heartbeat.min(self.heard.saturating_add(self.silence()))),
             _ => None,
         }
     }
 
     /// What to do next, if anything. An action that asks a question must be answered before the next one is polled.
     pub fn poll_action(&mut self) -> Option<MasterAction> {
-        if self.queue.is_empty() && matches!(self.state, State::Streaming(_)) {
+        if self.queue.is_empty() {
             // Taken out, so that it and the queue can be changed together; nothing on the way can end the session.
-            let state = std::mem::replace(&mut self.state, State::Closed);
-            if let State::Streaming(mut stream) = state {
-                self.advance(&mut stream);
-                self.state = State::Streaming(stream);
+            match std::mem::replace(&mut self.state, State::Closed) {
+                State::Streaming(mut stream) => {
+                    self.advance(&mut stream);
+                    self.state = State::Streaming(stream);
+                }
+                State::Waiting(applicant, judged_at) if judged_at != self.view.published => self.locate(applicant),
+                other => self.state = other,
             }
         }
         self.queue.pop_front()
@@ -325,6 +359,15 @@ impl MasterSession {
     }
 
     fn decide(&mut self, hello: Hello) {
+        let name = &hello.slave;
+        if name.is_empty() || name.len() > MAX_NAME_LEN || name.chars().any(char::is_control) {
+            let words = format!("the slave's name must have 1 to {MAX_NAME_LEN} bytes and no control characters");
+            return self.refuse(Refusal::new(RejectCode::Malformed, words));
+        }
+        if hello.checkpoints.len() > MAX_CHECKPOINTS {
+            let words = format!("the slave names {} checkpoints: at most {MAX_CHECKPOINTS}", hello.checkpoints.len());
+            return self.refuse(Refusal::new(RejectCode::Malformed, words));
+        }
         if !hello.limits.holds(&self.config.limits) {
             let (theirs, ours) = (hello.limits, self.config.limits);
             let words = format!(
@@ -346,10 +389,17 @@ impl MasterSession {
             );
             return self.refuse(Refusal::new(RejectCode::ForeignSource, words));
         }
-        let mut positions = vec![cursor.position];
-        positions.extend(cursor.coverage.ranges().iter().filter_map(|range| range.consistent_at));
-        self.queue.push_back(MasterAction::Locate(positions));
-        self.state = State::Locating(Box::new(hello));
+        self.locate(Box::new(Applicant { hello, waits: false }));
+    }
+
+    // Everything that the cursor stands on must be in the history: its position, and where its content was read.
+    fn locate(&mut self, applicant: Box<Applicant>) {
+        if let Some(cursor) = &applicant.hello.cursor {
+            let mut positions = vec![cursor.position];
+            positions.extend(cursor.coverage.ranges().iter().filter_map(|range| range.consistent_at));
+            self.queue.push_back(MasterAction::Locate(positions));
+        }
+        self.state = State::Locating(applicant);
     }
 
     fn decide_without_cursor(&mut self, hello: Hello) {
@@ -359,18 +409,21 @@ impl MasterSession {
             let words =
                 "the slave's store holds data that came from no master: it is not overwritten; use an empty one";
             self.refuse(Refusal::new(RejectCode::DataWithoutCursor, words));
-        } else if self.view.floor.seq.as_u64() > 0 {
-            self.start_copy(&hello);
+            return;
+        }
+        let applicant = Box::new(Applicant { hello, waits: false });
+        if self.view.floor.seq.as_u64() > 0 {
+            self.start_copy(&applicant);
         } else if self.view.retained_bytes <= CHEAP {
-            self.start(&hello, Mode::Resume, self.view.floor, Coverage::default());
+            self.start_at_floor(&applicant);
         } else {
             self.queue.push_back(MasterAction::MeasureData { at_most: self.view.retained_bytes });
-            self.state = State::Measuring(Box::new(hello));
+            self.state = State::Measuring(applicant);
         }
     }
 
-    fn decide_by_history(&mut self, hello: &Hello, located: &[Located]) {
-        let Some(cursor) = hello.cursor.clone() else { return };
+    fn decide_by_history(&mut self, applicant: Applicant, located: &[Located]) {
+        let Some(cursor) = applicant.hello.cursor.clone() else { return };
         let position = cursor.position;
         if located.contains(&Located::Mismatch) {
             let words = format!(
@@ -378,6 +431,8 @@ impl MasterSession {
                  there; copy the slave anew from an empty store"
             );
             self.refuse(Refusal::new(RejectCode::Diverged, words));
+        } else if located.contains(&Located::Ahead) && self.config.relay {
+            self.wait(applicant);
         } else if located.contains(&Located::Ahead) {
             let words = format!(
                 "the slave stands at {position}, this master's history ends at seq {}: the master lost batches, or is \
@@ -385,11 +440,12 @@ impl MasterSession {
                 self.view.published.seq
             );
             self.refuse(Refusal::new(RejectCode::SlaveAhead, words));
-        } else if located.iter().all(|place| *place == Located::Held) {
-            self.start(hello, Mode::Resume, position, cursor.coverage);
+        } else if let Some(log_bytes) = held(located) {
+            let behind = self.view.log_bytes.saturating_sub(log_bytes);
+            self.start(&applicant, Mode::Resume, behind, position, cursor.coverage);
         } else if !cursor.coverage.is_complete() {
             // A copy that was never finished is no state that anybody relies on: it begins again.
-            self.start_copy(hello);
+            self.start_copy(&applicant);
         } else {
             let words = format!(
                 "the slave stands at seq {}, the log begins after seq {}: what lies between is gone; copy the slave \
@@ -400,12 +456,32 @@ impl MasterSession {
         }
     }
 
-    fn start_copy(&mut self, hello: &Hello) {
+    fn start_copy(&mut self, applicant: &Applicant) {
         let from = self.view.published;
-        self.start(hello, Mode::Copy { from }, from, Coverage::begin(KeyRange::all()));
+        // What was published before is in the pages, and is no record that the slave still has to go through.
+        self.start(applicant, Mode::Copy { from }, 0, from, Coverage::begin(KeyRange::all()));
     }
 
-    fn start(&mut self, hello: &Hello, mode: Mode, from: Position, copy: Coverage) {
+    fn start_at_floor(&mut self, applicant: &Applicant) {
+        self.start(applicant, Mode::Resume, self.view.retained_bytes, self.view.floor, Coverage::default());
+    }
+
+    fn start(&mut self, applicant: &Applicant, mode: Mode, behind_bytes: u64, from: Position, copy: Coverage) {
+        self.welcome(applicant, mode, behind_bytes, from);
+        self.state =
+            State::Streaming(Box::new(Stream { sent: from, copy, pending: Pending::Nothing, records_next: false }));
+    }
+
+    // The slave may be right, and this relay behind: that is known once the relay has come as far as the slave.
+    fn wait(&mut self, applicant: Applicant) {
+        if !applicant.waits {
+            self.welcome(&applicant, Mode::Wait, 0, self.view.published);
+        }
+        let applicant = Box::new(Applicant { waits: true, ..applicant });
+        self.state = State::Waiting(applicant, self.view.published);
+    }
+
+    fn welcome(&mut self, Applicant { hello, waits }: &Applicant, mode: Mode, behind_bytes: u64, from: Position) {
         let welcome = Welcome {
             source: self.config.source,
             epochs: self.epochs.clone(),
@@ -415,18 +491,17 @@ impl MasterSession {
             mode,
             heartbeat_ms: u32::try_from(self.config.heartbeat.as_millis()).unwrap_or(u32::MAX),
             log_bytes: self.view.log_bytes,
-            behind_bytes: 0,
+            behind_bytes,
         };
-        self.queue.push_back(MasterAction::Joined { slave: hello.slave.clone(), nonce: hello.nonce });
+        if !waits {
+            let Hello { slave, nonce, temporary, .. } = hello;
+            let (slave, nonce, temporary) = (slave.clone(), *nonce, *temporary);
+            self.queue.push_back(MasterAction::Joined { slave, nonce, start: from.seq, temporary });
+        }
+        if mode != Mode::Wait && hello.cursor.as_ref().is_some_and(|cursor| cursor.position == from) {
+            self.queue.push_back(MasterAction::Verified(from));
+        }
         self.queue.push_back(MasterAction::Send(Message::Welcome(welcome)));
-        let acked = Progress::default();
-        self.state = State::Streaming(Box::new(Stream {
-            sent: from,
-            copy,
-            pending: Pending::Nothing,
-            records_next: false,
-            acked,
-        }));
     }
 
     fn advance(&mut self, stream: &mut Stream) {
@@ -479,4 +554,28 @@ impl MasterSession {
         stream.copy.advance(&content.range, content.read_at);
         self.queue.push_back(MasterAction::Send(Message::Ranges(content)));
     }
+}
+
+impl State {
+    fn waits(&self) -> bool {
+        matches!(self, Self::Waiting(..)) || matches!(self, Self::Locating(applicant) if applicant.waits)
+    }
+
+    // From its welcome on a slave is heard of, and hears of the master.
+    fn is_welcomed(&self) -> bool {
+        self.waits() || matches!(self, Self::Streaming(_))
+    }
+}
+
+fn is_answer(action: &MasterAction) -> bool {
+    matches!(action, MasterAction::Answer(_) | MasterAction::Send(Message::Response(_)))
+}
+
+// If all are held: how many bytes of records were published until the first one, the slave's own position.
+fn held(located: &[Located]) -> Option<u64> {
+    let bytes = |place: &Located| match place {
+        Located::Held { log_bytes } => Some(*log_bytes),
+        _ => None,
+    };
+    located.iter().map(bytes).collect::<Option<Vec<_>>>()?.first().copied()
 }

@@ -18,7 +18,11 @@ pub use slave::{SlaveAction, SlaveSession, SlaveSessionConfig, SourceFacts};
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Located {
     /// It is a point of the history, and everything after it can be sent.
-    Held,
+    Held {
+        /// How many bytes of records were published until there. Where nobody knows, a figure that is too small: a
+        /// lag is rather overstated.
+        log_bytes: u64,
+    },
     /// It is a point of the history, or too old to tell; what follows it is no longer in the log.
     Below,
     /// The history has another record there.
@@ -26,3 +30,8 @@ pub enum Located {
     /// It lies after everything that is published.
     Ahead,
 }
+
+/// The longest name of a slave, in bytes.
+const MAX_NAME_LEN: usize = 128;
+/// The most checkpoints that a hello carries.
+const MAX_CHECKPOINTS: usize = 64;

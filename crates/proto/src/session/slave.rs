@@ -3,7 +3,7 @@
 use std::collections::VecDeque;
 use std::time::Duration;
 
-use replikv_core::{Coverage, Cursor, KeyRange, Position, StoreLimits};
+use replikv_core::{Coverage, Cursor, KeyRange, Op, Position, StoreLimits};
 
 use super::{ProtocolError, Refusal};
 use crate::planted::{self, Bug};
@@ -27,6 +27,8 @@ pub struct SlaveSessionConfig {
     pub checkpoints: Vec<Position>,
     /// What the store can hold.
     pub limits: StoreLimits,
+    /// Whether it comes once, and nothing is to be kept for it.
+    pub temporary: bool,
     /// How long the master may take until its welcome.
     pub handshake_timeout: Duration,
 }
@@ -42,6 +44,9 @@ pub enum SlaveAction {
     Apply(Record),
     /// Replace a range. It continues the copy.
     Copy(Content),
+    /// The master, a relay, is behind this slave: nothing arrives until it has caught up. It says so again, with
+    /// [`Welcomed`](Self::Welcomed) or a refusal, once it knows more.
+    Waiting(Box<Welcome>),
     /// The master has accepted this slave.
     Welcomed(Box<Welcome>),
     /// The master has told where it stands.
@@ -75,8 +80,15 @@ pub struct SlaveSession {
 
 #[derive(Debug)]
 enum State {
-    AwaitWelcome { deadline: Duration },
-    Following { received: Position, coverage: Coverage },
+    AwaitWelcome {
+        deadline: Duration,
+    },
+    /// For a relay that is behind.
+    Waiting,
+    Following {
+        received: Position,
+        coverage: Coverage,
+    },
     Closed,
 }
 
@@ -92,6 +104,7 @@ impl SlaveSession {
             limits: config.limits,
             ranges: Vec::new(),
             path: Vec::new(),
+            temporary: config.temporary,
         };
         let deadline = now.monotonic.saturating_add(config.handshake_timeout);
         Self {
@@ -121,7 +134,7 @@ impl SlaveSession {
             (_, State::Closed) => {}
             (Message::Goodbye(goodbye), _) => self.close(Ok(goodbye)),
             (Message::Reject(reject), _) => self.close(Err(reject.into())),
-            (Message::Welcome(welcome), State::AwaitWelcome { .. }) => self.welcome(now, welcome),
+            (Message::Welcome(welcome), State::AwaitWelcome { .. } | State::Waiting) => self.welcome(now, welcome)?,
             (Message::Challenge(_), State::AwaitWelcome { .. }) => {
                 let words = "the master asks for credentials, and this slave has none";
                 self.give_up(Refusal::new(RejectCode::Unsupported, words));
@@ -135,12 +148,7 @@ impl SlaveSession {
                 if content.read_at.source != received.source || !goes_on {
                     return Err(ProtocolError::misbehaved("a page of content does not continue the copy"));
                 }
-                if let Some((key, _)) = outside(&content) {
-                    let key = key.escape_ascii();
-                    return Err(ProtocolError::misbehaved(format!(
-                        "a page of content holds {key}, which lies outside"
-                    )));
-                }
+                check_entries(&content)?;
                 self.queue.push_back(SlaveAction::Copy(content));
             }
             (Message::Heartbeat(Heartbeat::Source { head, log_bytes, time }), State::Following { received, .. }) => {
@@ -150,6 +158,8 @@ impl SlaveSession {
                 let source = SourceFacts { head, log_bytes, time: Some(time) };
                 self.queue.push_back(SlaveAction::Contact(source));
             }
+            // A sign of life, of one who knows less than this slave does.
+            (Message::Heartbeat(Heartbeat::Source { .. }), State::Waiting) => {}
             // Answers to questions that this session never asks.
             (Message::Response(_), _) => {}
             (message, _) => {
@@ -176,15 +186,17 @@ impl SlaveSession {
     /// [`ProtocolError::Silent`] if the master was not heard of for too long.
     pub fn handle_timeout(&mut self, now: Now) -> Result<(), ProtocolError> {
         match self.state {
-            State::AwaitWelcome { deadline } if now.monotonic >= deadline => {
+            State::Closed => {}
+            State::AwaitWelcome { deadline } if now.monotonic < deadline => {}
+            State::AwaitWelcome { .. } => {
                 self.state = State::Closed;
                 return Err(ProtocolError::Silent { seconds: self.config.handshake_timeout.as_secs() });
             }
-            State::Following { .. } if now.monotonic >= self.heard.saturating_add(self.silence()) => {
+            _ if now.monotonic >= self.heard.saturating_add(self.silence()) => {
                 self.state = State::Closed;
                 return Err(ProtocolError::Silent { seconds: self.silence().as_secs() });
             }
-            State::Following { .. } if now.monotonic >= self.next_heartbeat => {
+            _ if now.monotonic >= self.next_heartbeat => {
                 self.next_heartbeat = now.monotonic.saturating_add(self.heartbeat);
                 let Progress { applied, durable, consistent } = self.progress;
                 let beat = Message::Heartbeat(Heartbeat::Follower { applied, durable, consistent });
@@ -202,7 +214,9 @@ impl SlaveSession {
     pub fn poll_timeout(&self) -> Option<Duration> {
         match self.state {
             State::AwaitWelcome { deadline } => Some(deadline),
-            State::Following { .. } => Some(self.next_heartbeat.min(self.heard.saturating_add(self.silence()))),
+            State::Waiting | State::Following { .. } => {
+                Some(self.next_heartbeat.min(self.heard.saturating_add(self.silence())))
+            }
             State::Closed => None,
         }
     }
@@ -237,20 +251,33 @@ impl SlaveSession {
         self.heartbeat.saturating_mul(4)
     }
 
-    fn welcome(&mut self, now: Now, welcome: Welcome) {
+    fn welcome(&mut self, now: Now, welcome: Welcome) -> Result<(), ProtocolError> {
+        let from = if let Mode::Copy { from } = welcome.mode { from } else { welcome.head };
+        if [welcome.head, welcome.floor, from].iter().any(|position| position.source != welcome.source) {
+            return Err(ProtocolError::misbehaved("a welcome speaks of two sources"));
+        }
         let cursor = match self.accept(&welcome) {
             Ok(cursor) => cursor,
-            Err(refusal) => return self.give_up(refusal),
+            Err(refusal) => {
+                self.give_up(refusal);
+                return Ok(());
+            }
         };
-        let source = SourceFacts { head: welcome.head, log_bytes: welcome.log_bytes, time: None };
         self.heartbeat = Duration::from_millis(welcome.heartbeat_ms.max(1).into());
         self.next_heartbeat = now.monotonic.saturating_add(self.heartbeat);
+        if welcome.mode == Mode::Wait {
+            self.state = State::Waiting;
+            self.queue.push_back(SlaveAction::Waiting(Box::new(welcome)));
+            return Ok(());
+        }
+        let source = SourceFacts { head: welcome.head, log_bytes: welcome.log_bytes, time: None };
         self.state = State::Following { received: cursor.position, coverage: cursor.coverage.clone() };
         if self.config.cursor.as_ref() != Some(&cursor) {
             self.queue.push_back(SlaveAction::Begin(cursor));
         }
         self.queue.push_back(SlaveAction::Welcomed(Box::new(welcome)));
         self.queue.push_back(SlaveAction::Contact(source));
+        Ok(())
     }
 
     // A master decides, and the slave checks the decision against what it holds: it never lets itself be wiped.
@@ -270,7 +297,7 @@ impl SlaveSession {
         }
         match (&welcome.mode, &self.config.cursor) {
             (Mode::Resume, Some(cursor)) if planted::is(Bug::CoverageForgotten) => Ok(Cursor::at(cursor.position)),
-            (Mode::Resume, Some(cursor)) => Ok(cursor.clone()),
+            (Mode::Resume | Mode::Wait, Some(cursor)) => Ok(cursor.clone()),
             (_, None) if self.config.holds_data => {
                 let words = "the store holds data that came from no master: it is not overwritten";
                 Err(Refusal::new(RejectCode::DataWithoutCursor, words))
@@ -309,10 +336,20 @@ fn bad_record(error: impl std::error::Error) -> ProtocolError {
     ProtocolError::BadRecord { what: error.to_string() }
 }
 
-fn outside(content: &Content) -> Option<(&[u8], ())> {
-    content.entries.iter().find_map(|op| match op {
-        replikv_core::Op::Put { key, .. } if content.range.contains(key) => None,
-        replikv_core::Op::Put { key, .. } | replikv_core::Op::Delete { key } => Some((key, ())),
-        replikv_core::Op::DeleteRange { start, .. } => Some((start, ())),
-    })
+// Whole pages go to the store as they are: what is in them is checked here, once.
+fn check_entries(content: &Content) -> Result<(), ProtocolError> {
+    let mut last: &[u8] = &[];
+    for op in &content.entries {
+        let key = match op {
+            Op::Put { key, .. } if content.range.contains(key) && key > last => key,
+            Op::Put { key, .. } | Op::Delete { key } | Op::DeleteRange { start: key, .. } => {
+                let key = key.escape_ascii();
+                let what =
+                    format!("a page of content holds {key}, which lies outside, is out of order, or is no entry");
+                return Err(ProtocolError::misbehaved(what));
+            }
+        };
+        last = key;
+    }
+    Ok(())
 }

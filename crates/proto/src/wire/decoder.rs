@@ -23,6 +23,13 @@ impl Default for DecoderLimits {
 }
 
 impl DecoderLimits {
+    /// For a slave that is not known yet, of a master whose keys have up to `max_key` bytes: the hello of a slave in mid
+    /// copy names keys.
+    pub fn for_hello(max_key: usize) -> Self {
+        let Self { data, control } = Self::default();
+        Self { data, control: control.saturating_add(max_key.saturating_mul(4)) }
+    }
+
     /// For a master whose batches have up to `max_batch` bytes.
     pub fn for_batches(max_batch: usize) -> Self {
         // Room for headers, notes, and the records that travel with the largest one.

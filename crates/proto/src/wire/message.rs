@@ -1,7 +1,8 @@
 //! The messages, and their payloads.
 //!
 //! Control payloads are a version byte and postcard; a newer version may append fields, which are skipped. `Records`
-//! is records as stored, back to back; `Ranges` is a small header and a page's entries as they are.
+//! is records as stored, back to back; `Ranges` is a small header and a page's entries as they are, of exactly this
+//! version.
 
 use bytes::{Bytes, BytesMut};
 use replikv_core::{Cursor, EncodedOps, Epoch, KeyRange, Position, Seq, SourceId, StoreLimits};
@@ -43,7 +44,7 @@ pub enum Message {
 /// Who a slave is, where it stands, what it can hold and what it wants.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Hello {
-    /// Its name.
+    /// Its name: 1 to 128 bytes, no control characters.
     pub slave: String,
     /// Drawn when the slave was opened: tells a reconnect from a second slave of that name.
     pub nonce: u64,
@@ -59,6 +60,8 @@ pub struct Hello {
     pub ranges: Vec<KeyRange>,
     /// The names of the nodes above it, its own first; for relays.
     pub path: Vec<String>,
+    /// Whether it comes once, and nothing is to be kept for it when it is gone.
+    pub temporary: bool,
 }
 
 /// Where an epoch begins.
@@ -106,7 +109,7 @@ pub enum Mode {
     },
     /// Compare ranges. Reserved.
     Compare,
-    /// Wait until the master, a relay, has caught up. Reserved.
+    /// Wait until the master, a relay that is behind the slave, has caught up: another welcome or a reject follows.
     Wait,
 }
 
@@ -359,21 +362,30 @@ fn control<T: Serialize>(payload: &T) -> Result<Bytes, postcard::Error> {
     postcard::to_extend(payload, BytesMut::from(&[PAYLOAD][..])).map(BytesMut::freeze)
 }
 
+// What a newer version has appended is skipped; what this version never wrote is damage.
 fn parse<T: DeserializeOwned>(payload: &[u8]) -> Result<T, &'static str> {
-    parse_head(payload).map(|(value, _)| value)
+    match parse_head(payload)? {
+        (PAYLOAD, _, [_, ..]) => Err("bytes are left over in its payload"),
+        (_, value, _) => Ok(value),
+    }
 }
 
-fn parse_head<T: DeserializeOwned>(payload: &[u8]) -> Result<(T, &[u8]), &'static str> {
+fn parse_head<T: DeserializeOwned>(payload: &[u8]) -> Result<(u8, T, &[u8]), &'static str> {
     let Some((&version, rest)) = payload.split_first() else { return Err("its payload is empty") };
     if version < PAYLOAD {
         return Err("its payload has no version");
     }
     let (value, rest) = postcard::take_from_bytes(rest).map_err(|_| "its payload does not decode")?;
-    if version == PAYLOAD || rest.is_empty() { Ok((value, rest)) } else { Ok((value, &[])) }
+    Ok((version, value, rest))
 }
 
 fn content(payload: &Bytes) -> Result<Content, &'static str> {
-    let (ContentHeader { range, read_at }, rest) = parse_head(payload)?;
+    let (version, ContentHeader { range, read_at }, rest) = parse_head(payload)?;
+    // Nobody can tell where a longer header ends and the entries begin: a page read without its entries would empty
+    // the range.
+    if version != PAYLOAD {
+        return Err("its payload has a newer version");
+    }
     let entries = EncodedOps::from_bytes(payload.slice_ref(rest)).map_err(|_| "its entries are malformed")?;
     Ok(Content { range, read_at, entries })
 }

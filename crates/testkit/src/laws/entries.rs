@@ -69,11 +69,16 @@ pub async fn keyspaces_are_apart(bench: Arc<Bench>) {
         });
         store.apply(set, replikv_core::Durability::Synced).await.expect("the write set is applied");
     }
+    for keyspace in Keyspace::ALL {
+        let found = store.get(keyspace, b"key").await.expect("the key is read");
+        assert_eq!(found.as_deref(), Some(keyspace.name().as_bytes()));
+    }
     store
         .commit(|set| {
             set.delete(Keyspace::Log, "key").expect("a key");
         })
         .await;
+    assert_eq!(store.contents(Keyspace::Meta).await.len(), 1, "a delete keeps to its keyspace");
     store
         .commit(|set| {
             set.delete_range(Keyspace::Meta, &replikv_core::KeyRange::all());

@@ -63,6 +63,8 @@ pub enum DriverBug {
     SilenceUnnoticed,
     /// A page is sent although another master has written to the store.
     TakeoverUnnoticed,
+    /// A page is sent although a commit that it may show came to nothing while it was read.
+    SetbackUnnoticed,
 }
 
 impl DriverBug {
@@ -92,6 +94,7 @@ impl DriverBug {
         Self::DataNotLookedFor,
         Self::SilenceUnnoticed,
         Self::TakeoverUnnoticed,
+        Self::SetbackUnnoticed,
     ];
 }
 

@@ -109,6 +109,8 @@ named! {
         RangeDeleteInCopy = "range-delete-in-copy",
         /// Something was committed between a page's moment of reading and its arrival at the session.
         WriteDuringPage = "write-during-page",
+        /// A commit came to nothing while a page was read.
+        SetbackDuringPage = "setback-during-page",
         /// A page waited until what it may show was published.
         PageWaited = "page-waited",
         /// A page was read again, because the commit that it may have shown had failed.

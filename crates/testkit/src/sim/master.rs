@@ -61,6 +61,8 @@ pub(super) struct Opened {
     pub(super) view: View,
     /// Grows whenever the view changes.
     pub(super) version: u64,
+    /// Grows whenever what was handed to the store came to nothing.
+    pub(super) setbacks: u64,
     pub(super) ring: Ring,
     pub(super) checkpoints: Vec<Checkpoint>,
     pub(super) damaged: Option<Seq>,
@@ -369,6 +371,7 @@ impl Process {
             limits,
             view,
             version: 0,
+            setbacks: 0,
             ring: Ring::new(ctx.sizes.ring),
             checkpoints,
             damaged: None,
@@ -482,47 +485,29 @@ impl Process {
         let store = &ctx.stores[self.store];
         let (Some(found), Some(floor)) = (store.head(), store.floor()) else { return };
         let Some(open) = &mut self.open else { return };
-        let was = open.committer.head();
-        if let Some(group) = &group {
-            let there = found.position == group.head.position;
-            ctx.coverage.met(if there { Scene::UnknownThere } else { Scene::UnknownGone });
+        if open.committer.head().position.seq > found.position.seq {
+            ctx.coverage.met(Scene::HeadWentBack);
         }
+        let mut there = false;
         if let Some(mut group) = group {
+            there = found.position == group.head.position;
+            ctx.coverage.met(if there { Scene::UnknownThere } else { Scene::UnknownGone });
             open.unsynced.append(&mut group.entries);
             open.checkpoints.append(&mut group.checkpoints);
-            if found.position == was.position || found.position == group.head.position {
+            if there {
                 open.committer.settled(&group, found);
             }
         }
         let own = |entry: &LogEntry| entry.position == found.position;
-        if found.position != open.synced && !open.unsynced.iter().any(own) {
-            // Another master has taken over.
+        let is_own = found.position == open.synced || open.unsynced.iter().any(own);
+        if !there && !is_own {
             open.committer.failed(&StoreError::HeadMoved);
             open.unsynced.clear();
-            ctx.coverage.met(Scene::MasterFenced);
-            return;
+            return ctx.coverage.met(Scene::MasterFenced);
         }
-        if open.committer.head().position != found.position {
+        if !there {
             // What was not synced is lost, and only that.
-            ctx.coverage.met(Scene::HeadWentBack);
-            let Step::Answer(answers) = open.committer.answer_all(&Answer::OutcomeUnknown) else {
-                return self.rewound(ctx, found, floor);
-            };
-            self.tell(ctx, answers);
-        }
-        self.rewound(ctx, found, floor);
-    }
-
-    fn rewound(&mut self, ctx: &mut Context, found: Head, floor: Floor) {
-        let Some(open) = &mut self.open else { return };
-        if open.committer.head().position != found.position {
-            let config = CommitterConfig {
-                epoch: found.position.epoch,
-                group_bytes: ctx.sizes.group_bytes,
-                limits: open.limits,
-            };
-            open.committer = Committer::new(config, found);
-            open.beginning = None;
+            open.committer.rewound(found);
         }
         if !ctx.planted(DriverBug::LostRecordsPublished) {
             open.unsynced.retain(|entry| entry.position.seq <= found.position.seq);
@@ -634,6 +619,9 @@ impl Opened {
         change(&mut self.view);
         if self.view != before {
             self.version += 1;
+        }
+        if self.view.handed.seq < before.handed.seq {
+            self.setbacks += 1;
         }
     }
 }

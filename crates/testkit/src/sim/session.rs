@@ -43,11 +43,13 @@ enum Asked {
     Page {
         range: KeyRange,
         handed: Position,
+        setbacks: u64,
     },
     /// After a page: is the store still this master's?
     Head {
         range: KeyRange,
         handed: Position,
+        setbacks: u64,
         page: Page,
     },
 }
@@ -63,6 +65,7 @@ impl Session {
             heartbeat: ctx.sizes.heartbeat,
             handshake_timeout: ctx.sizes.heartbeat * 5,
             chunk: ctx.sizes.chunk,
+            relay: false,
         };
         let now = ctx.clock(wall_offset_ms);
         Self {
@@ -187,7 +190,7 @@ impl Process {
             MasterAction::Locate(positions) => {
                 let (mut known, mut wanted) = locate(ctx, open, &positions);
                 if ctx.planted(DriverBug::CoverageNotLocated) && positions.len() > 1 {
-                    known[1..].fill(Some(Located::Held));
+                    known[1..].fill(Some(Located::Held { log_bytes: 0 }));
                     wanted.truncate(known.iter().filter(|known| known.is_none()).count());
                 }
                 session.judged = Some(open.view);
@@ -217,18 +220,19 @@ impl Process {
                 ctx.call(store, owner, Request::Scan(Keyspace::Log, range, options));
                 session.asked = Some(Asked::Records(after));
             }
-            MasterAction::ReadPage { range, max_bytes } => {
-                let options = ScanOptions::default().max_entries(usize::MAX).max_bytes(max_bytes);
-                ctx.call(store, owner, Request::Scan(Keyspace::Data, range.clone(), options));
-                session.asked = Some(Asked::Page { range, handed: open.view.handed });
+            MasterAction::ReadPage { range, .. } => {
+                session.asked = Some(ask_page(ctx, store, owner, open, range));
                 if session.page_waits {
                     ctx.coverage.met(Scene::PageReadAgain);
                 }
             }
-            MasterAction::Joined { slave, .. } => {
+            // Nothing is held back for a slave that is not connected.
+            MasterAction::Verified(_) => {}
+            MasterAction::Joined { slave, start, .. } => {
                 session.conn.set_limits(DecoderLimits { control: 1 << 20, data: 1 << 20 });
                 session.name = Some(slave.clone());
-                let older = self.names.insert(slave, (id, Progress::default()));
+                let at_start = Progress { applied: start, ..Progress::default() };
+                let older = self.names.insert(slave, (id, at_start));
                 if let Some(older) = older.and_then(|(older, _)| self.sessions.get_mut(&older)) {
                     older.replaced = true;
                     ctx.coverage.met(Scene::Replaced);
@@ -287,7 +291,7 @@ impl Process {
                 }
                 session.session.handle_records(answer);
             }
-            Some(Asked::Page { range, handed }) => {
+            Some(Asked::Page { range, handed, setbacks }) => {
                 let page = match reply.page() {
                     Err(_) if ctx.planted(DriverBug::ReadErrorIsEmptyPage) => {
                         replikv_core::PageBuilder::new(range.clone(), ScanOptions::default()).finish()
@@ -297,11 +301,19 @@ impl Process {
                 // Another master on this store would make the page newer than this one knows.
                 let owner = Owner::Session { node: self.node, life: self.life, session: id };
                 ctx.call(self.store, owner, Request::Get(vec![(Keyspace::Meta, Bytes::from_static(Head::KEY))]));
-                session.asked = Some(Asked::Head { range, handed, page });
+                session.asked = Some(Asked::Head { range, handed, setbacks, page });
             }
-            Some(Asked::Head { range, handed, page }) => {
+            Some(Asked::Head { range, handed, setbacks, page }) => {
                 let head = reply.got()?.pop().flatten();
                 let head = Head::from_bytes(&head.unwrap_or_default())?;
+                // What came to nothing while the page was read may be in it, and `handed` may already name what came
+                // after.
+                if open.setbacks != setbacks && !ctx.planted(DriverBug::SetbackUnnoticed) {
+                    ctx.coverage.met(Scene::SetbackDuringPage);
+                    let owner = Owner::Session { node: self.node, life: self.life, session: id };
+                    session.asked = Some(ask_page(ctx, self.store, owner, open, range));
+                    return Ok(());
+                }
                 // After the read has ended, not before: what it may show is known only now.
                 let now = open.view.handed;
                 let unnoticed = ctx.planted(DriverBug::TakeoverUnnoticed) || ctx.planted(DriverBug::HandedToldLate);
@@ -401,6 +413,12 @@ impl Session {
     }
 }
 
+fn ask_page(ctx: &mut Context, store: usize, owner: Owner, open: &Opened, range: KeyRange) -> Asked {
+    let options = ScanOptions::default().max_entries(usize::MAX).max_bytes(ctx.sizes.chunk);
+    ctx.call(store, owner, Request::Scan(Keyspace::Data, range.clone(), options));
+    Asked::Page { range, handed: open.view.handed, setbacks: open.setbacks }
+}
+
 // Where positions lie, as far as that can be told without the store, and what must be read to tell the rest.
 fn locate(ctx: &Context, open: &Opened, positions: &[Position]) -> (Vec<Option<Located>>, Vec<(Keyspace, Bytes)>) {
     let (mut known, mut wanted) = (Vec::new(), Vec::new());
@@ -421,7 +439,7 @@ fn locate_one(ctx: &Context, open: &Opened, position: &Position) -> Option<Locat
         Some(Located::Mismatch)
     } else if seq > published.seq {
         let served = ctx.planted(DriverBug::AheadIsServed);
-        Some(if served { Located::Held } else { Located::Ahead })
+        Some(if served { Located::Held { log_bytes: 0 } } else { Located::Ahead })
     } else if seq == published.seq {
         Some(same(ctx, position, published))
     } else if seq == floor.seq {
@@ -435,7 +453,7 @@ fn locate_one(ctx: &Context, open: &Opened, position: &Position) -> Option<Locat
         let served = ctx.planted(DriverBug::BelowIsServed);
         Some(match (parted, served) {
             (true, _) => Located::Mismatch,
-            (false, true) => Located::Held,
+            (false, true) => Located::Held { log_bytes: 0 },
             (false, false) => Located::Below,
         })
     } else {
@@ -462,7 +480,8 @@ fn same(ctx: &Context, position: &Position, held: Position) -> Located {
     } else {
         *position == held
     };
-    if equal { Located::Held } else { Located::Mismatch }
+    // How far behind a slave is in bytes, nothing here depends on.
+    if equal { Located::Held { log_bytes: 0 } } else { Located::Mismatch }
 }
 
 // Stored records after `after`, as far as their digests vouch for them.

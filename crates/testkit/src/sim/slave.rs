@@ -246,6 +246,7 @@ impl Slave {
             limits: self.limits,
             ranges: Vec::new(),
             path: Vec::new(),
+            temporary: false,
         }
     }
 
@@ -319,6 +320,7 @@ impl Slave {
             cursor: hello.cursor.clone(),
             holds_data: hello.holds_data,
             checkpoints: hello.checkpoints,
+            temporary: false,
             limits: hello.limits,
             handshake_timeout: ctx.sizes.heartbeat * 5,
         };
@@ -522,7 +524,7 @@ impl Follow {
                     conn.set_limits(DecoderLimits::for_batches(welcome.limits.max_batch));
                 }
             }
-            SlaveAction::Contact(_) => {}
+            SlaveAction::Contact(_) | SlaveAction::Waiting(_) => {}
             SlaveAction::Close(Ok(goodbye)) if goodbye.reason == GoodbyeReason::Replaced => {
                 return Err(Err(Ending::Refused(RejectCode::DuplicateSlave)));
             }

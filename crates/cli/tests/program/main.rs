@@ -1,0 +1,11 @@
+//! The program, driven as people and scripts drive it: by its arguments, its output and its exit code.
+
+mod demo;
+mod deploy;
+mod files;
+mod network;
+mod output;
+mod refusals;
+mod signals;
+mod support;
+mod watched;

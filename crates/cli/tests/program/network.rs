@@ -1,0 +1,182 @@
+//! Masters and slaves, a process each.
+
+use std::io::Write;
+
+use serde_json::{Value, json};
+
+use crate::support::{Ended, Place, Running, contents, fill, run};
+
+fn follow_once(store: &str, id: &str, address: &str) -> Ended {
+    run(&["follow", "--store", store, "--id", id, "--from", address, "--once"])
+}
+
+#[test]
+fn a_slave_of_every_backend_catches_up_with_a_master_of_every_backend() {
+    let place = Place::new();
+    for master_kind in ["lmdb", "sled", "memory"] {
+        let file = place.file("entries.tsv", (0..3000).map(|n| format!("k{n:05}\t{n}\n")).collect::<String>());
+        let store = place.url(master_kind, master_kind);
+        let (master, address) = Running::master(&store, &["--import", &file]);
+        assert_eq!(master.error_line(), "imported 3,000 entries");
+        for kind in ["lmdb", "sled", "memory"] {
+            let name = format!("{kind}-of-{master_kind}");
+            let slave = place.url(kind, &name);
+            let ended = follow_once(&slave, &name, &address).ok();
+            let lines = ended.lines();
+            assert_eq!(lines[0], format!("following {address} into {slave} as {name}"));
+            assert_eq!(lines[1], "caught up at record 4, 4 records applied");
+            assert!(ended.stderr.is_empty(), "{ended:?}");
+            if kind != "memory" {
+                assert_eq!(contents(&slave).lines().count(), 3000, "{name}");
+            }
+        }
+        master.interrupt("INT").ok();
+        if master_kind != "memory" {
+            for kind in ["lmdb", "sled"] {
+                let slave = place.url(kind, &format!("{kind}-of-{master_kind}"));
+                run(&["verify", "--store", &store, "--store", &slave]).ok();
+            }
+        }
+    }
+}
+
+#[test]
+fn a_slave_goes_on_where_it_stopped() {
+    let place = Place::new();
+    let store = place.filled("master");
+    let slave = place.url("sled", "slave");
+    for round in 0..3 {
+        let (master, address) = Running::master(&store, &[]);
+        let ended = run(&["follow", "--store", &slave, "--id", "s", "--from", &address, "--once", "--json"]).ok();
+        let lines = ended.json_lines();
+        assert_eq!(lines[0], json!({ "following": address, "store": slave, "id": "s" }));
+        assert_eq!(lines[1]["caught_up"], true);
+        assert_eq!(lines[1]["seq"], 2 + round);
+        assert_eq!(lines[1]["records"], if round == 0 { 2 } else { 1 }, "only what is new");
+        master.interrupt("TERM").ok();
+        run(&["verify", "--store", &store, "--store", &slave]).ok();
+        run(&["put", "--store", &store, "round", &round.to_string()]).ok();
+        run(&["verify", "--store", &store, "--store", &slave]).code(1);
+    }
+    let status = run(&["status", "--store", &slave, "--json"]).ok().json();
+    assert_eq!(status["role"], "slave");
+    assert_eq!(status["consistent"], true);
+    assert_eq!(status["position"]["seq"], 4);
+}
+
+#[test]
+fn operations_from_a_pipe_arrive_live_on_a_slave_and_in_a_log_that_is_followed() {
+    let place = Place::new();
+    let store = place.lmdb("master");
+    let (mut master, address) = Running::master(&store, &["--stdin"]);
+    let slave = place.lmdb("slave");
+    let following = Running::spawn(&["follow", "--store", &slave, "--id", "live", "--from", &address]);
+    assert!(following.line().starts_with("following "));
+    let log = Running::spawn(&["log", "--store", &store, "--follow", "--json", "--from", "2"]);
+    let slave_log = |log: &Running| -> Value { serde_json::from_str::<Value>(&log.line()).unwrap()["ops"].take() };
+    for (line, ops) in [
+        (r#"{"key":"a","value":"1"}"#, json!([{ "op": "put", "key": "a", "value": "1" }])),
+        (r#"{"op":"put","key_b64":"/w==","value":"2"}"#, json!([{ "op": "put", "key_b64": "/w==", "value": "2" }])),
+        (r#"{"key":"b1","value":"3"}"#, json!([{ "op": "put", "key": "b1", "value": "3" }])),
+        (r#"{"key":"b2","value":"4"}"#, json!([{ "op": "put", "key": "b2", "value": "4" }])),
+        (r#"{"op":"delete","key":"a"}"#, json!([{ "op": "delete", "key": "a" }])),
+        (
+            r#"{"op":"delete_range","start":"b","end":"b2"}"#,
+            json!([{ "op": "delete_range", "start": "b", "end": "b2" }]),
+        ),
+    ] {
+        writeln!(master.input(), "{line}").unwrap();
+        // Each is there before the next one is sent.
+        assert_eq!(slave_log(&log), ops);
+    }
+    // The slave has what the master has published: ask the master what it has acknowledged.
+    loop {
+        let status = run(&["status", "--from", &address, "--json"]).ok().json();
+        let seen = status["slaves"].as_array().unwrap();
+        if seen.len() == 1 && seen[0]["applied"] == status["published"]["seq"] && status["published"]["seq"] == 7 {
+            assert_eq!(seen[0]["name"], "live");
+            break;
+        }
+    }
+    log.interrupt("INT").ok();
+    following.interrupt("INT").ok();
+    assert_eq!(contents(&slave), "{\"key\":\"b2\",\"value\":\"4\"}\n{\"key_b64\":\"/w==\",\"value\":\"2\"}\n");
+    // The end of the pipe is not the end of the master.
+    master.close_input();
+    follow_once(&slave, "live", &address).ok();
+    master.interrupt("TERM").ok();
+    run(&["verify", "--store", &store, "--store", &slave]).ok();
+}
+
+#[test]
+fn a_broken_line_of_a_pipe_ends_the_master_and_keeps_what_came_before() {
+    let place = Place::new();
+    let store = place.filled("master");
+    for (line, words) in [
+        ("{\"op\":\"drop\",\"key\":\"k\"}\n", "\"drop\" is no operation"),
+        ("{\"op\":\"delete_range\",\"start\":\"a\"}\n", "delete_range needs \"end\""),
+        ("{\"op\":\"delete\",\"key\":\"k\",\"value\":\"v\"}\n", "a member that it does not take"),
+        ("nonsense\n", "it is no entry"),
+    ] {
+        let (mut master, _) = Running::master(&store, &["--stdin"]);
+        master.input().write_all(b"{\"key\":\"new\",\"value\":\"v\"}\n").unwrap();
+        master.input().write_all(line.as_bytes()).unwrap();
+        let ended = master.end_by_itself().says(2, "standard input; the 1 operations before are applied: line 2: ");
+        assert!(ended.stderr.contains(words), "{ended:?}");
+        assert_eq!(run(&["get", "--store", &store, "new"]).ok().text(), "v");
+        assert_eq!(contents(&store).lines().count(), 5);
+        run(&["del", "--store", &store, "new"]).ok();
+    }
+}
+
+#[test]
+fn a_probe_asks_the_master_and_answers_by_its_exit_code() {
+    let place = Place::new();
+    let (master, address) = Running::master(&place.filled("master"), &[]);
+    let status = run(&["status", "--from", &address, "--json"]).ok().json();
+    assert_eq!(status["health"]["state"], "ready");
+    assert_eq!(status["published"]["seq"], 2);
+    assert_eq!(status["published"]["source"].as_str().map(str::len), Some(32));
+    let words = run(&["status", "--from", &address]).ok();
+    assert!(words.text().contains("health:\n  reason: takes writes\n"), "{words:?}");
+    assert!(words.text().contains("slaves: 0\n"), "{words:?}");
+    run(&["status", "--from", &address, "--check"]).ok();
+    run(&["status", "--from", &address, "--check", "--max-lag", "1ms"]).ok();
+    let following = Running::spawn(&["follow", "--store", "memory:", "--id", "probed", "--from", &address, "--json"]);
+    let ready: Value = serde_json::from_str(&following.line()).unwrap();
+    assert_eq!(ready["id"], "probed");
+    run(&["status", "--from", &address, "--check", "--max-lag", "2m"]).ok();
+    let words = run(&["status", "--from", &address]).ok();
+    assert!(words.text().contains("slaves: 1\n") && words.text().contains("  name: probed\n"), "{words:?}");
+    following.interrupt("INT").ok();
+    master.interrupt("INT").ok();
+}
+
+#[test]
+fn a_ready_line_names_the_address_that_is_really_bound() {
+    let place = Place::new();
+    let store = place.filled("master");
+    let serving = Running::spawn(&["serve", "--store", &store, "--listen", "127.0.0.1:0", "--json"]);
+    let ready: Value = serde_json::from_str(&serving.line()).unwrap();
+    assert_eq!(ready["serving"], store);
+    let address = ready["address"].as_str().unwrap();
+    assert!(!address.ends_with(":0"));
+    follow_once("memory:", "x", address).ok();
+    serving.interrupt("INT").ok();
+}
+
+#[test]
+fn a_slave_of_another_master_is_refused_and_keeps_what_it_has() {
+    let place = Place::new();
+    let (_one, first) = Running::master(&place.filled("one"), &[]);
+    let two = place.lmdb("two");
+    fill(&two, &[("other", "history")]);
+    let (_two, second) = Running::master(&two, &[]);
+    let slave = place.lmdb("slave");
+    follow_once(&slave, "s", &first).ok();
+    let before = contents(&slave);
+    let ended = follow_once(&slave, "s", &second).code(2);
+    assert_eq!(ended.stderr.lines().count(), 1, "{ended:?}");
+    assert!(ended.stderr.contains(&format!("{slave} cannot follow {second}: ")), "{ended:?}");
+    assert_eq!(contents(&slave), before);
+}

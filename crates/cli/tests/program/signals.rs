@@ -1,0 +1,94 @@
+//! Ctrl-C and SIGTERM end everything orderly.
+
+use std::io::Write;
+use std::net::TcpListener;
+
+use crate::support::{Place, Running, appears, contents, run};
+
+#[test]
+fn serve_and_follow_end_well_by_either_signal() {
+    let place = Place::new();
+    for signal in ["INT", "TERM"] {
+        let store = place.filled(&format!("master-{signal}"));
+        let before = contents(&store);
+        let slave = place.url("sled", &format!("slave-{signal}"));
+        let (master, address) = Running::master(&store, &["--stdin"]);
+        let following = Running::spawn(&["follow", "--store", &slave, "--id", "s", "--from", &address]);
+        following.line();
+        let ended = following.interrupt(signal).ok();
+        assert!(ended.stderr.is_empty(), "{ended:?}");
+        // Standard input is open, and is not waited for.
+        let ended = master.interrupt(signal).ok();
+        assert!(ended.stderr.is_empty(), "{ended:?}");
+        assert_eq!(contents(&store), before);
+        run(&["scan", "--store", &slave]).ok();
+    }
+}
+
+#[test]
+fn a_slave_that_waits_for_its_master_ends_well() {
+    let place = Place::new();
+    let nobody = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().to_string();
+    let slave = place.lmdb("slave");
+    let following = Running::spawn(&["follow", "--store", &slave, "--id", "s", "--from", &nobody]);
+    let said = following.error_line();
+    assert!(said.starts_with(&format!("replikv: no connection to {nobody} yet (")), "{said}");
+    following.interrupt("INT").ok();
+    assert_eq!(contents(&slave), "");
+}
+
+#[test]
+fn a_slave_that_was_to_catch_up_says_that_it_was_interrupted() {
+    let place = Place::new();
+    for signal in ["INT", "TERM"] {
+        // Takes connections, and never says a word.
+        let mute = TcpListener::bind("127.0.0.1:0").unwrap();
+        let address = mute.local_addr().unwrap().to_string();
+        let slave = place.lmdb(signal);
+        let following = Running::spawn(&["follow", "--store", &slave, "--id", "s", "--from", &address, "--once"]);
+        let _connection = mute.accept().unwrap();
+        following.interrupt(signal).code(130);
+        appears(&place.path(signal));
+    }
+}
+
+#[test]
+fn an_interrupted_import_keeps_whole_batches_and_says_how_many() {
+    let place = Place::new();
+    for (kind, signal) in [("lmdb", "INT"), ("sled", "TERM")] {
+        let store = place.url(kind, kind);
+        let mut importing = Running::spawn(&["import", "--store", &store, "-", "--json"]);
+        // More than the pipe and the queue hold: when this returns, some of it is written, or being written.
+        let lines: String = (0..30_000).map(|n| format!("{{\"key\":\"{n:06}\",\"value\":\"v\"}}\n")).collect();
+        importing.input().write_all(lines.as_bytes()).unwrap();
+        let ended = importing.interrupt(signal).code(130);
+        let said = ended.json();
+        assert_eq!(said["complete"], false);
+        let entries = said["entries"].as_u64().unwrap();
+        assert!(entries >= 1000 && entries.is_multiple_of(1000), "{ended:?}");
+        assert_eq!(contents(&store).lines().count() as u64, entries);
+        // The store is whole: it goes on.
+        run(&["put", "--store", &store, "more", "v"]).ok();
+    }
+}
+
+#[test]
+fn an_interrupted_export_leaves_no_half_of_a_file() {
+    let place = Place::new();
+    let store = place.lmdb("store");
+    std::fs::create_dir(place.path("out")).unwrap();
+    let lines: String = (0..100_000).map(|n| format!("{n:06}\t{}\n", "v".repeat(100))).collect();
+    run(&["import", "--store", &store, &place.file("in.tsv", &lines)]).ok();
+    let exporting = Running::spawn(&["export", "--store", &store, &place.name("out/all.ndjson")]);
+    // Its temporary file shows that it has begun.
+    while std::fs::read_dir(place.path("out")).unwrap().next().is_none() {
+        std::thread::sleep(std::time::Duration::from_millis(1));
+    }
+    let ended = exporting.interrupt("TERM");
+    let left: Vec<_> = std::fs::read_dir(place.path("out")).unwrap().map(|entry| entry.unwrap().file_name()).collect();
+    match ended.code {
+        Some(130) => assert!(left.is_empty(), "{left:?}"),
+        // It was done before the signal came.
+        _ => assert_eq!((ended.code, &left[..]), (Some(0), &["all.ndjson".into()][..]), "{ended:?}"),
+    }
+}

@@ -1,0 +1,226 @@
+use bytes::BytesMut;
+use replikv_core::{Batch, Epoch, Precondition, SourceId};
+
+use super::*;
+use crate::{PreparedRecord, RecordDraft, RecordKind, origin};
+
+const EPOCH: Epoch = Epoch { number: 1, nonce: 9 };
+
+fn start() -> Position {
+    origin(SourceId::from_bytes([1; 16]), EPOCH)
+}
+
+/// The records of `batches`, one after another.
+fn records(batches: impl IntoIterator<Item = Batch>) -> Vec<Record> {
+    let mut at = start();
+    let record = |batch: Batch| {
+        let body = batch.into_parts().unwrap().0;
+        let draft = RecordDraft { epoch: EPOCH, kind: RecordKind::Batch, time: 5, note: b"", body: body.as_bytes() };
+        let prepared = PreparedRecord::after(&at, &draft).unwrap();
+        let mut bytes = BytesMut::new();
+        prepared.append_to(&mut bytes);
+        at = prepared.position();
+        Record::decode(bytes.freeze()).unwrap()
+    };
+    batches.into_iter().map(record).collect()
+}
+
+fn put(key: &str, value: &str) -> Batch {
+    Batch::new().put(key, value)
+}
+
+fn applier(coverage: Coverage, target: usize) -> Applier {
+    Applier::new(LinkId::default(), Some(Cursor { position: start(), coverage }), target)
+}
+
+fn page(range: KeyRange, read_at: Position, entries: Batch) -> Content {
+    Content { range, read_at, entries: entries.into_parts().unwrap().0 }
+}
+
+fn copied_to(key: &str) -> Coverage {
+    let mut coverage = Coverage::begin(KeyRange::all());
+    assert!(coverage.advance(&KeyRange::from_bounds(..key), start()));
+    coverage
+}
+
+/// What a group does to the data, in words, in order.
+fn data(group: &Group) -> Vec<String> {
+    let text = |bytes: &[u8]| String::from_utf8(bytes.to_vec()).unwrap();
+    let words = |op: Op<'_>| match op {
+        Op::Put { key, value } => format!("{}={}", text(key), text(value)),
+        Op::Delete { key } => format!("-{}", text(key)),
+        Op::DeleteRange { start, end } => format!("-{}..{}", text(start), end.map(text).unwrap_or_default()),
+    };
+    group.writes.ops().filter(|(keyspace, _)| *keyspace == Keyspace::Data).map(|(_, op)| words(op)).collect()
+}
+
+fn only_group(applier: &mut Applier) -> Group {
+    let group = applier.next_group().unwrap().unwrap();
+    assert!(applier.next_group().unwrap().is_none());
+    group
+}
+
+#[test]
+fn the_last_change_of_a_key_wins_and_keys_come_in_order() {
+    let mut applier = applier(Coverage::default(), usize::MAX);
+    let batches = [
+        put("b", "1"),
+        put("long key 2", "1").put("long key 1", "1"),
+        put("a", "1").put("b", "2"),
+        Batch::new().delete("a"),
+    ];
+    records(batches).into_iter().for_each(|record| applier.push_record(record));
+    let group = only_group(&mut applier);
+    assert_eq!(data(&group), ["-a", "b=2", "long key 1=1", "long key 2=1"]);
+    assert_eq!((group.records, group.time), (4, Some(5)));
+}
+
+#[test]
+fn keys_that_share_their_first_bytes_stay_apart() {
+    let mut applier = applier(Coverage::default(), usize::MAX);
+    let keys = ["a", "a\0", "a\0\0\0\0\0\0\0", "a\0\0\0\0\0\0\0\0", "12345678", "123456789", "1234567"];
+    let batches = keys.iter().map(|key| put(key, key)).chain(keys.iter().map(|key| put(key, "last")));
+    records(batches).into_iter().for_each(|record| applier.push_record(record));
+    let mut sorted = keys;
+    sorted.sort_unstable();
+    assert_eq!(data(&only_group(&mut applier)), sorted.map(|key| format!("{key}=last")));
+}
+
+#[test]
+fn a_range_delete_is_a_barrier() {
+    let mut applier = applier(Coverage::default(), usize::MAX);
+    let batches = [put("b", "1"), Batch::new().delete_range("a".."c"), put("b", "2"), put("a", "2")];
+    records(batches).into_iter().for_each(|record| applier.push_record(record));
+    assert_eq!(data(&only_group(&mut applier)), ["b=1", "-a..c", "a=2", "b=2"]);
+}
+
+#[test]
+fn one_batch_on_its_own_travels_in_its_own_bytes() {
+    let mut applier = applier(Coverage::default(), usize::MAX);
+    let record = records([put("b", "1").put("a", "1")]).remove(0);
+    applier.push_record(record.clone());
+    let group = only_group(&mut applier);
+    assert_eq!(data(&group), ["b=1", "a=1"], "as it was written");
+    assert_eq!(group.writes.chunks()[0].ops.as_bytes().as_ptr(), record.body().as_bytes().as_ptr());
+}
+
+#[test]
+fn content_is_a_barrier_for_its_range_and_wire_order_is_kept() {
+    let mut applier = applier(copied_to("c"), usize::MAX);
+    let records = records([put("a", "before").put("d", "before"), put("a", "after").put("d", "after")]);
+    let read_at = records[1].position();
+    applier.push_record(records[0].clone());
+    applier.push_content(page(KeyRange::from_bounds("c"..), read_at, put("d", "page")));
+    applier.push_record(records[1].clone());
+    let group = only_group(&mut applier);
+    assert_eq!(data(&group), ["a=before", "-c..", "d=page", "a=after", "d=after"]);
+    assert_eq!(group.cursor, Cursor::at(read_at), "the stream has passed the moment of reading: the copy is done");
+}
+
+#[test]
+fn a_record_after_a_page_may_delete_what_the_page_brought() {
+    let mut applier = applier(Coverage::begin(KeyRange::all()), usize::MAX);
+    let records = records([Batch::new().delete("a"), Batch::new().delete_range("b".."z")]);
+    applier.push_content(page(KeyRange::from_bounds(.."m"), records[1].position(), put("a", "1").put("b", "1")));
+    records.into_iter().for_each(|record| applier.push_record(record));
+    assert_eq!(data(&only_group(&mut applier)), ["-..m", "a=1", "b=1", "-a", "-b..m"]);
+}
+
+#[test]
+fn keys_that_are_not_copied_yet_are_left_to_the_copy() {
+    let mut applier = applier(copied_to("c"), usize::MAX);
+    let batches = [
+        put("a", "1").put("x", "1").delete("b").delete("y"),
+        Batch::new().delete_range("b".."x").delete_range("d".."e"),
+    ];
+    records(batches).into_iter().for_each(|record| applier.push_record(record));
+    let group = only_group(&mut applier);
+    assert_eq!(data(&group), ["a=1", "-b", "-b..c"]);
+    assert_eq!(group.cursor.position.seq.as_u64(), 2, "the position moves on for what is covered");
+    assert!(!group.cursor.is_consistent());
+}
+
+#[test]
+fn a_page_that_leaves_a_gap_is_never_applied() {
+    let mut applier = applier(copied_to("c"), usize::MAX);
+    applier.push_content(page(KeyRange::from_bounds("d"..), start(), put("d", "page")));
+    assert!(matches!(applier.next_group(), Err(StoreError::Corrupt { .. })));
+    let mut empty = Applier::new(LinkId::default(), None, usize::MAX);
+    empty.push_record(records([put("a", "1")]).remove(0));
+    assert!(matches!(empty.next_group(), Err(StoreError::Corrupt { .. })));
+}
+
+#[test]
+fn groups_hold_whole_batches_up_to_the_target_and_one_at_least() {
+    let records = records((0..10).map(|n| (0..5).fold(Batch::new(), |batch, key| batch.put([b'a' + key], [b'0' + n]))));
+    let len = records[0].bytes().len();
+    for (target, per_group) in [(1, 1), (len, 1), (2 * len - 1, 1), (2 * len, 2), (3 * len, 3), (usize::MAX, 10)] {
+        let mut applier = applier(Coverage::default(), target);
+        records.iter().cloned().for_each(|record| applier.push_record(record));
+        assert_eq!(applier.pending_bytes(), 10 * len);
+        let mut taken = Vec::new();
+        let mut received = 0;
+        while let Some(group) = applier.next_group().unwrap() {
+            assert_eq!(data(&group).len(), 5, "no batch is torn");
+            received += group.bytes as u64;
+            assert_eq!(group.received, received);
+            taken.push(group.records);
+        }
+        assert!(taken[..taken.len() - 1].iter().all(|count| *count == per_group), "{taken:?}");
+        assert_eq!(taken.len(), 10usize.div_ceil(per_group), "{target}");
+        assert_eq!((taken.iter().sum::<usize>(), applier.pending_bytes(), applier.is_idle()), (10, 0, true));
+    }
+}
+
+#[test]
+fn every_group_requires_the_cursor_before_it_and_carries_the_one_after() {
+    let mut applier = Applier::new(LinkId::default(), None, 1);
+    applier.begin(Cursor::at(start()));
+    records([put("a", "1"), put("b", "1")]).into_iter().for_each(|record| applier.push_record(record));
+    let key = meta::cursor_key(&LinkId::default());
+    let mut before = None;
+    let mut groups = 0;
+    while let Some(group) = applier.next_group().unwrap() {
+        assert_eq!(group.writes.preconditions(), [Precondition { key: key.clone(), value: before }]);
+        let stored = group.writes.ops().find_map(|(keyspace, op)| match op {
+            Op::Put { key: at, value } if keyspace == Keyspace::Meta && at == key => {
+                Some(Bytes::copy_from_slice(value))
+            }
+            _ => None,
+        });
+        assert_eq!(stored, Some(group.cursor.to_bytes()));
+        before = stored;
+        groups += 1;
+    }
+    assert_eq!(groups, 3, "the beginning, and a record each");
+}
+
+#[test]
+fn a_copy_that_begins_again_forgets_what_was_covered() {
+    let mut applier = applier(copied_to("m"), usize::MAX);
+    let records = records([put("a", "1"), put("a", "2")]);
+    applier.push_record(records[0].clone());
+    applier.begin(Cursor { position: records[0].position(), coverage: Coverage::begin(KeyRange::all()) });
+    applier.push_record(records[1].clone());
+    let group = only_group(&mut applier);
+    assert_eq!(data(&group), ["a=1"], "the second one is left to the copy");
+    assert!(group.cursor.coverage.consistent_at().is_none());
+}
+
+#[test]
+fn checkpoints_are_kept_on_the_way() {
+    let mut applier = applier(Coverage::default(), usize::MAX);
+    let records = records((0..600).map(|_| put("k", "v")));
+    records.iter().cloned().for_each(|record| applier.push_record(record));
+    let group = only_group(&mut applier);
+    let kept: Vec<_> = group
+        .writes
+        .ops()
+        .filter_map(|(_, op)| match op {
+            Op::Put { key, value } if key.starts_with(Checkpoint::PREFIX) => Checkpoint::from_bytes(value).ok(),
+            _ => None,
+        })
+        .map(|checkpoint| checkpoint.position)
+        .collect();
+    assert_eq!(kept, [records[255].position(), records[511].position()]);
+}

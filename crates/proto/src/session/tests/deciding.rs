@@ -1,0 +1,210 @@
+//! What a master decides about a slave, from its hello and the history alone.
+
+use super::*;
+use crate::{Refusal, RejectCode};
+
+/// What the master decides. Checks that a refusal is all that a refused slave gets, and that an accepted one is
+/// entered before it is welcomed.
+fn decide(history: &History, view: View, data_bytes: u64, hello: Hello) -> Result<Welcome, Refusal> {
+    let mut master = MasterSession::new(master_config(), view, Vec::new(), at(0));
+    master.handle_message(at(0), Message::Hello(hello.clone())).unwrap();
+    let mut told = Vec::new();
+    loop {
+        match master.poll_action() {
+            Some(MasterAction::Locate(positions)) => master.handle_located(&history.locate(&positions)),
+            Some(MasterAction::MeasureData { at_most }) => master.handle_data_size(data_bytes.min(at_most)),
+            Some(MasterAction::Close(refusal)) => {
+                let refusal = refusal.expect("a refusal says why");
+                let [MasterAction::Send(Message::Reject(reject))] = &told[..] else { panic!("{told:?}") };
+                assert_eq!(Refusal::from(reject.clone()), refusal);
+                assert!(master.poll_action().is_none() && master.poll_timeout().is_none());
+                return Err(refusal);
+            }
+            Some(MasterAction::Send(Message::Welcome(welcome))) => {
+                let [MasterAction::Joined { slave, nonce: 1, start, .. }, verified @ ..] = &told[..] else {
+                    panic!("{told:?}")
+                };
+                assert_eq!(slave, "edge");
+                // A position that was found in the history is told, and nothing else is.
+                let resumed = hello.cursor.map(|cursor| cursor.position).filter(|_| welcome.mode == Mode::Resume);
+                match (verified, resumed) {
+                    ([], None) => {}
+                    ([MasterAction::Verified(position)], Some(held)) => {
+                        assert_eq!((*position, *start), (held, held.seq));
+                    }
+                    other => panic!("{other:?}"),
+                }
+                return Ok(welcome);
+            }
+            Some(other) => told.push(other),
+            None => panic!("nothing was decided"),
+        }
+    }
+}
+
+fn served(history: &History, hello: Hello) -> Welcome {
+    decide(history, history.view(), 0, hello).unwrap()
+}
+
+fn refused(history: &History, hello: Hello) -> RejectCode {
+    let refusal = decide(history, history.view(), 0, hello).unwrap_err();
+    assert!(!refusal.retry, "none of these goes by itself");
+    refusal.code
+}
+
+#[test]
+fn a_slave_within_the_log_resumes_and_learns_how_far_it_is_behind() {
+    let history = History::of(20).trimmed(5);
+    for seq in [5, 6, 19, 20] {
+        let welcome = served(&history, hello(Some(Cursor::at(history.position(seq)))));
+        assert_eq!((welcome.mode, welcome.head, welcome.floor), (Mode::Resume, history.head(), history.position(5)));
+        assert_eq!(welcome.behind_bytes, history.bytes_at(20) - history.bytes_at(seq));
+        assert_eq!(welcome.log_bytes, history.bytes_at(20));
+    }
+}
+
+#[test]
+fn an_unfinished_copy_resumes_if_all_it_stands_on_is_in_the_log() {
+    let history = History::of(20).trimmed(5);
+    let coverage = copied_to("m", history.position(12));
+    let welcome = served(&history, hello(Some(Cursor { position: history.position(8), coverage })));
+    assert_eq!(welcome.mode, Mode::Resume);
+    assert_eq!(welcome.behind_bytes, history.bytes_at(20) - history.bytes_at(8));
+}
+
+#[test]
+fn an_unfinished_copy_below_the_log_begins_again() {
+    let history = History::of(20).trimmed(10);
+    let coverage = copied_to("m", history.position(12));
+    let welcome = served(&history, hello(Some(Cursor { position: history.position(8), coverage })));
+    assert_eq!((welcome.mode, welcome.behind_bytes), (Mode::Copy { from: history.head() }, 0));
+}
+
+#[test]
+fn an_empty_slave_goes_through_a_short_log() {
+    let history = History::of(20);
+    let welcome = served(&history, hello(None));
+    assert_eq!((welcome.mode, welcome.floor.seq), (Mode::Resume, Seq::ZERO));
+    assert_eq!(welcome.behind_bytes, history.bytes_at(20));
+}
+
+#[test]
+fn an_empty_slave_copies_where_the_log_does_not_reach_back() {
+    let history = History::of(20).trimmed(1);
+    assert_eq!(served(&history, hello(None)).mode, Mode::Copy { from: history.head() });
+}
+
+#[test]
+fn an_empty_slave_takes_what_is_smaller_the_log_or_the_data() {
+    let history = History::of(20);
+    let view = View { retained_bytes: 10 << 20, log_bytes: 10 << 20, ..history.view() };
+    let decide = |data| decide(&history, view, data, hello(None)).unwrap();
+    assert_eq!(decide(9 << 20).mode, Mode::Copy { from: history.head() });
+    let welcome = decide(10 << 20);
+    assert_eq!((welcome.mode, welcome.behind_bytes), (Mode::Resume, 10 << 20));
+    assert_eq!(decide(u64::MAX).mode, Mode::Resume);
+}
+
+#[test]
+fn the_floor_may_rise_while_the_data_is_measured() {
+    let mut history = History::of(20);
+    let view = View { retained_bytes: 10 << 20, ..history.view() };
+    let mut master = MasterSession::new(master_config(), view, Vec::new(), at(0));
+    master.handle_message(at(0), Message::Hello(hello(None))).unwrap();
+    assert!(matches!(master.poll_action(), Some(MasterAction::MeasureData { at_most }) if at_most == 10 << 20));
+    history.floor = 3;
+    master.handle_view(View { retained_bytes: 10 << 20, ..history.view() });
+    master.handle_data_size(10 << 20);
+    assert!(matches!(master.poll_action(), Some(MasterAction::Joined { .. })));
+    let Some(MasterAction::Send(Message::Welcome(welcome))) = master.poll_action() else { panic!("a welcome") };
+    assert_eq!(welcome.mode, Mode::Copy { from: history.head() });
+}
+
+#[test]
+fn a_foreign_source_is_refused_without_a_look_at_the_history() {
+    let history = History::of(3);
+    let mut master = master(&history);
+    let cursor = Cursor::at(elsewhere(history.head()));
+    master.handle_message(at(0), Message::Hello(hello(Some(cursor.clone())))).unwrap();
+    assert!(matches!(master.poll_action(), Some(MasterAction::Send(Message::Reject(_)))));
+    assert_eq!(refused(&history, hello(Some(cursor))), RejectCode::ForeignSource);
+}
+
+#[test]
+fn a_position_that_the_history_does_not_hold_is_refused() {
+    let history = History::of(20).trimmed(5);
+    for seq in [7, 20] {
+        let cursor = Cursor::at(parted(history.position(seq)));
+        assert_eq!(refused(&history, hello(Some(cursor))), RejectCode::Diverged);
+    }
+    // The stream went on from a sound position, but a page was read from another history.
+    let coverage = copied_to("m", parted(history.position(12)));
+    let cursor = Cursor { position: history.position(8), coverage };
+    assert_eq!(refused(&history, hello(Some(cursor))), RejectCode::Diverged);
+}
+
+#[test]
+fn a_slave_ahead_of_its_master_is_refused() {
+    let history = History::of(20);
+    let mut lost = history.clone();
+    lost.published = 12;
+    lost.fail();
+    assert_eq!(refused(&lost, hello(Some(Cursor::at(history.position(13))))), RejectCode::SlaveAhead);
+    let coverage = copied_to("m", history.position(13));
+    let cursor = Cursor { position: history.position(12), coverage };
+    assert_eq!(refused(&lost, hello(Some(cursor))), RejectCode::SlaveAhead);
+}
+
+#[test]
+fn a_history_that_parted_is_named_before_one_that_is_ahead() {
+    let history = History::of(20);
+    let mut lost = history.clone();
+    lost.published = 12;
+    lost.fail();
+    let coverage = copied_to("m", history.position(13));
+    let cursor = Cursor { position: parted(history.position(9)), coverage };
+    assert_eq!(refused(&lost, hello(Some(cursor))), RejectCode::Diverged);
+}
+
+#[test]
+fn data_without_a_cursor_is_refused_whatever_the_log_holds() {
+    for floor in [0, 5] {
+        let history = History::of(20).trimmed(floor);
+        let hello = Hello { holds_data: true, ..hello(None) };
+        assert_eq!(refused(&history, hello), RejectCode::DataWithoutCursor);
+    }
+}
+
+#[test]
+fn a_whole_slave_below_the_log_is_refused_and_not_copied_over() {
+    let history = History::of(20).trimmed(10);
+    assert_eq!(refused(&history, hello(Some(Cursor::at(history.position(9))))), RejectCode::NeedsCompare);
+}
+
+#[test]
+fn a_slave_that_cannot_hold_what_the_master_accepts_is_refused() {
+    let history = History::of(3);
+    for limits in [
+        StoreLimits { max_key: LIMITS.max_key - 1, ..LIMITS },
+        StoreLimits { max_value: LIMITS.max_value - 1, ..LIMITS },
+        StoreLimits { max_batch: LIMITS.max_batch - 1, ..LIMITS },
+    ] {
+        assert_eq!(refused(&history, Hello { limits, ..hello(None) }), RejectCode::LimitsTooSmall);
+    }
+}
+
+#[test]
+fn key_ranges_are_refused_by_name() {
+    let wants = Hello { ranges: vec![KeyRange::prefix("users/")], ..hello(None) };
+    assert_eq!(refused(&History::of(3), wants), RejectCode::Unsupported);
+}
+
+#[test]
+fn a_hello_that_makes_no_sense_is_refused() {
+    let history = History::of(3);
+    for slave in [String::new(), "x".repeat(129), "a\nb".into()] {
+        assert_eq!(refused(&history, Hello { slave, ..hello(None) }), RejectCode::Malformed);
+    }
+    let checkpoints = vec![history.head(); 65];
+    assert_eq!(refused(&history, Hello { checkpoints, ..hello(None) }), RejectCode::Malformed);
+}

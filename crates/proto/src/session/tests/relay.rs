@@ -1,0 +1,169 @@
+//! A relay that is itself behind holds a slave that is ahead of it until it can verify.
+
+use super::*;
+use crate::{Heartbeat, Refusal, RejectCode};
+
+/// A relay that holds the first 12 records of 20, and the session of a slave that stands at `cursor`.
+fn relay(cursor: Cursor) -> (History, History, MasterSession) {
+    let whole = History::of(20);
+    let mut behind = whole.clone();
+    behind.published = 12;
+    behind.fail();
+    let config = MasterSessionConfig { relay: true, ..master_config() };
+    let mut relay = MasterSession::new(config, behind.view(), Vec::new(), at(0));
+    relay.handle_message(at(0), Message::Hello(hello(Some(cursor)))).unwrap();
+    (whole, behind, relay)
+}
+
+fn located(relay: &mut MasterSession, history: &History) {
+    let Some(MasterAction::Locate(positions)) = relay.poll_action() else { panic!("a question") };
+    relay.handle_located(&history.locate(&positions));
+}
+
+fn told_to_wait(relay: &mut MasterSession) -> Welcome {
+    assert!(matches!(relay.poll_action(), Some(MasterAction::Joined { .. })));
+    let Some(MasterAction::Send(Message::Welcome(welcome))) = relay.poll_action() else { panic!("a welcome") };
+    assert_eq!(welcome.mode, Mode::Wait);
+    assert!(relay.poll_action().is_none(), "and then nothing happens");
+    welcome
+}
+
+#[test]
+fn a_slave_ahead_of_a_relay_waits_and_resumes_once_the_relay_has_caught_up() {
+    let cursor = Cursor::at(History::of(20).position(15));
+    let (whole, mut behind, mut relay) = relay(cursor);
+    located(&mut relay, &behind);
+    told_to_wait(&mut relay);
+    // Nothing is published: nothing is asked. Something is, not enough: the slave hears nothing of it.
+    relay.handle_view(behind.view());
+    assert!(relay.poll_action().is_none());
+    for seq in 13..15 {
+        behind = History { published: seq, ..whole.clone() };
+        relay.handle_view(behind.view());
+        located(&mut relay, &behind);
+        assert!(relay.poll_action().is_none());
+    }
+    relay.handle_view(whole.view());
+    located(&mut relay, &whole);
+    let Some(MasterAction::Verified(position)) = relay.poll_action() else { panic!("it is told") };
+    assert_eq!(position, whole.position(15));
+    let Some(MasterAction::Send(Message::Welcome(welcome))) = relay.poll_action() else { panic!("a welcome") };
+    assert_eq!(welcome.mode, Mode::Resume);
+    assert_eq!(welcome.behind_bytes, whole.bytes_at(20) - whole.bytes_at(15));
+    let Some(MasterAction::ReadRecords { after, .. }) = relay.poll_action() else { panic!("records") };
+    assert_eq!(after, whole.position(15));
+}
+
+#[test]
+fn a_slave_that_turns_out_to_have_parted_is_refused_after_all() {
+    let cursor = Cursor::at(parted(History::of(20).position(15)));
+    let (whole, behind, mut relay) = relay(cursor);
+    located(&mut relay, &behind);
+    told_to_wait(&mut relay);
+    relay.handle_view(whole.view());
+    located(&mut relay, &whole);
+    let Some(MasterAction::Send(Message::Reject(reject))) = relay.poll_action() else { panic!("a reject") };
+    assert_eq!(reject.code, RejectCode::Diverged);
+    assert!(matches!(relay.poll_action(), Some(MasterAction::Close(Some(_)))));
+}
+
+#[test]
+fn a_slave_that_has_parted_where_the_relay_can_tell_is_refused_at_once() {
+    let whole = History::of(20);
+    let coverage = copied_to("m", whole.position(15));
+    let (_, behind, mut relay) = relay(Cursor { position: parted(whole.position(9)), coverage });
+    located(&mut relay, &behind);
+    assert!(matches!(relay.poll_action(), Some(MasterAction::Send(Message::Reject(_)))));
+}
+
+#[test]
+fn an_unfinished_copy_waits_for_the_moment_of_its_pages_too() {
+    let whole = History::of(20);
+    let coverage = copied_to("m", whole.position(15));
+    let (whole, behind, mut relay) = relay(Cursor { position: whole.position(9), coverage });
+    located(&mut relay, &behind);
+    told_to_wait(&mut relay);
+    relay.handle_view(whole.view());
+    located(&mut relay, &whole);
+    assert!(matches!(relay.poll_action(), Some(MasterAction::Verified(_))));
+    let Some(MasterAction::Send(Message::Welcome(welcome))) = relay.poll_action() else { panic!("a welcome") };
+    assert_eq!(welcome.mode, Mode::Resume);
+}
+
+#[test]
+fn a_slave_that_waits_is_kept_alive_and_must_live() {
+    let (_, behind, mut relay) = relay(Cursor::at(History::of(20).position(15)));
+    located(&mut relay, &behind);
+    told_to_wait(&mut relay);
+    let sign = || Message::Heartbeat(Heartbeat::Follower { applied: seq(15), durable: seq(15), consistent: true });
+    for seconds in (5..100).step_by(5) {
+        assert!(relay.poll_timeout().unwrap() <= at(seconds).monotonic);
+        relay.handle_timeout(at(seconds)).unwrap();
+        let Some(MasterAction::Send(Message::Heartbeat(Heartbeat::Source { head, .. }))) = relay.poll_action() else {
+            panic!("a heartbeat")
+        };
+        assert_eq!(head, behind.head());
+        relay.handle_message(at(seconds), sign()).unwrap();
+        assert!(relay.poll_action().is_none(), "what it has is beyond what the relay can judge");
+    }
+    assert_eq!(relay.handle_timeout(at(95 + 20)), Err(ProtocolError::Silent { seconds: 20 }));
+}
+
+#[test]
+fn while_it_is_located_again_a_waiting_slave_still_counts_as_one() {
+    let (whole, behind, mut relay) = relay(Cursor::at(History::of(20).position(15)));
+    located(&mut relay, &behind);
+    told_to_wait(&mut relay);
+    relay.handle_view(whole.view());
+    assert!(matches!(relay.poll_action(), Some(MasterAction::Locate(_))));
+    let sign = Message::Heartbeat(Heartbeat::Follower { applied: seq(15), durable: seq(15), consistent: true });
+    relay.handle_message(at(1), sign).unwrap();
+    assert!(relay.poll_timeout().is_some());
+}
+
+fn waiting() -> (History, SlaveSession) {
+    let whole = History::of(20);
+    let behind = History { published: 12, ..whole.clone() };
+    let mut slave = SlaveSession::new(slave_config(Some(Cursor::at(whole.position(15)))), at(0));
+    slave.poll_action();
+    slave.handle_message(at(1), Message::Welcome(welcome(&behind, Mode::Wait))).unwrap();
+    let actions = all_actions(&mut slave);
+    assert!(matches!(&actions[..], [SlaveAction::Waiting(_)]), "nothing is begun, and no head is told: {actions:?}");
+    (whole, slave)
+}
+
+#[test]
+fn a_waiting_slave_outlives_the_handshake_and_then_follows() {
+    let (whole, mut slave) = waiting();
+    for seconds in (6..60).step_by(5) {
+        slave.handle_timeout(at(seconds)).unwrap();
+        let actions = all_actions(&mut slave);
+        let beat = |action: &SlaveAction| matches!(action, SlaveAction::Send(Message::Heartbeat(_)));
+        assert!(actions.len() == 1 && actions.iter().all(beat), "{actions:?}");
+        let beat = Heartbeat::Source { head: whole.position(12), log_bytes: 1, time: 1 };
+        slave.handle_message(at(seconds), Message::Heartbeat(beat)).unwrap();
+        assert!(all_actions(&mut slave).is_empty(), "the head of one who is behind is no news");
+    }
+    slave.handle_message(at(60), Message::Welcome(welcome(&whole, Mode::Resume))).unwrap();
+    let actions = all_actions(&mut slave);
+    assert!(matches!(&actions[..], [SlaveAction::Welcomed(_), SlaveAction::Contact(_)]), "{actions:?}");
+    slave.handle_message(at(60), whole.records(15, 20)).unwrap();
+    assert_eq!(all_actions(&mut slave).len(), 5);
+}
+
+#[test]
+fn silence_ends_a_waiting_slave_too() {
+    let (_, mut slave) = waiting();
+    assert!(slave.handle_timeout(at(20)).is_ok());
+    assert_eq!(slave.handle_timeout(at(21)), Err(ProtocolError::Silent { seconds: 20 }));
+}
+
+#[test]
+fn a_waiting_slave_can_be_refused_and_takes_no_records() {
+    let (whole, mut slave) = waiting();
+    assert!(matches!(slave.handle_message(at(2), whole.records(15, 16)), Err(ProtocolError::Misbehaved { .. })));
+    let (_, mut slave) = waiting();
+    let refusal = Refusal::new(RejectCode::Diverged, "parted");
+    slave.handle_message(at(2), Message::Reject(refusal.into())).unwrap();
+    assert!(matches!(&all_actions(&mut slave)[..], [SlaveAction::Close(Err(_))]));
+}

@@ -1,0 +1,393 @@
+//! Random histories through both sessions and the applier, with a model on both sides.
+//!
+//! Whatever happens and in whatever order: when a cursor says that the slave is consistent, the slave's data is what
+//! the master's was at that cursor.
+
+use std::collections::VecDeque;
+
+use proptest::prelude::*;
+use replikv_core::{Keyspace, LinkId, PageBuilder, ScanOptions, meta};
+
+use super::*;
+use crate::{Applier, Group, Progress, RejectCode};
+
+#[derive(Debug, Clone)]
+enum Event {
+    /// The master hands a batch to its store.
+    Hand(Vec<Change>),
+    /// The store has committed what was handed over.
+    Publish,
+    /// What was handed over comes to nothing.
+    Fail,
+    /// The log is trimmed, so far back from its end.
+    Trim(usize),
+    /// The master's driver does so many things.
+    Master(u8),
+    /// The store has read the page that was asked for.
+    ReadPage,
+    /// The page, once read, reaches the session.
+    PageArrives,
+    /// The slave takes so many messages.
+    Slave(u8),
+    /// The slave commits a group.
+    Commit,
+    /// The connection breaks: what is under way is lost. The next one goes to the master, or to a relay that is so
+    /// many records behind it.
+    Cut(usize),
+    /// The relay comes one record closer.
+    CatchUp,
+}
+
+#[derive(Debug, Clone)]
+enum Change {
+    Put(u8),
+    Delete(u8),
+    DeleteRange(u8, u8),
+}
+
+fn change() -> impl Strategy<Value = Change> {
+    let key = || b'a'..b'p';
+    prop_oneof![
+        5 => key().prop_map(Change::Put),
+        2 => key().prop_map(Change::Delete),
+        1 => (key(), key()).prop_map(|(a, b)| Change::DeleteRange(a.min(b), a.max(b))),
+    ]
+}
+
+fn event() -> impl Strategy<Value = Event> {
+    prop_oneof![
+        6 => proptest::collection::vec(change(), 1..4).prop_map(Event::Hand),
+        4 => Just(Event::Publish),
+        1 => Just(Event::Fail),
+        1 => (0usize..6).prop_map(Event::Trim),
+        10 => (1u8..4).prop_map(Event::Master),
+        4 => Just(Event::ReadPage),
+        4 => Just(Event::PageArrives),
+        10 => (1u8..4).prop_map(Event::Slave),
+        6 => Just(Event::Commit),
+        1 => prop_oneof![Just(0usize), 0usize..5].prop_map(Event::Cut),
+        2 => Just(Event::CatchUp),
+    ]
+}
+
+#[derive(Debug)]
+enum Reading {
+    Asked { range: KeyRange, max_bytes: usize },
+    Read { range: KeyRange, max_bytes: usize, page: (KeyRange, EncodedOps) },
+}
+
+#[derive(Debug)]
+struct Connection {
+    master: MasterSession,
+    slave: SlaveSession,
+    applier: Applier,
+    to_master: VecDeque<Message>,
+    to_slave: VecDeque<Message>,
+    reading: Option<Reading>,
+}
+
+#[derive(Debug)]
+struct World {
+    history: History,
+    written: u64,
+    /// The slave's store: its data, and its cursor as stored.
+    data: State,
+    cursor: Option<Bytes>,
+    target: usize,
+    /// How far the parent is behind the master.
+    behind: usize,
+    connection: Option<Connection>,
+    pages: usize,
+    waits: usize,
+    consistent: usize,
+}
+
+impl World {
+    fn new(before: Vec<Vec<Change>>, trimmed: bool, target: usize) -> Self {
+        let mut world = Self {
+            history: History::new(),
+            written: 0,
+            data: State::new(),
+            cursor: None,
+            target,
+            behind: 0,
+            connection: None,
+            pages: 0,
+            waits: 0,
+            consistent: 0,
+        };
+        before.into_iter().for_each(|changes| world.hand(changes));
+        world.history.publish();
+        world.history.floor = if trimmed { world.history.published } else { 0 };
+        world
+    }
+
+    fn cursor(&self) -> Option<Cursor> {
+        self.cursor.as_ref().map(|bytes| Cursor::from_bytes(bytes).unwrap())
+    }
+
+    /// What the slave's parent has of the history: a relay has what was published, and is behind.
+    fn parent(&self) -> History {
+        let mut parent = self.history.clone();
+        if self.behind > 0 {
+            parent.published = parent.published.saturating_sub(self.behind).max(parent.floor);
+            parent.fail();
+        }
+        parent
+    }
+
+    fn hand(&mut self, changes: Vec<Change>) {
+        let mut batch = Batch::new();
+        for change in changes {
+            self.written += 1;
+            batch = match change {
+                Change::Put(key) => batch.put([key], self.written.to_be_bytes()),
+                Change::Delete(key) => batch.delete([key]),
+                Change::DeleteRange(from, to) => batch.delete_range([from]..[to]),
+            };
+        }
+        self.history.hand(batch);
+    }
+
+    fn connection(&mut self) -> &mut Connection {
+        let cursor = self.cursor();
+        let view = self.parent().view();
+        self.connection.get_or_insert_with(|| {
+            let holds_data = cursor.is_none() && !self.data.is_empty();
+            let config = MasterSessionConfig { chunk: 30, relay: true, ..master_config() };
+            Connection {
+                // A relay that is not behind decides as a master does.
+                master: MasterSession::new(config, view, Vec::new(), at(0)),
+                slave: SlaveSession::new(SlaveSessionConfig { holds_data, ..slave_config(cursor.clone()) }, at(0)),
+                applier: Applier::new(LinkId::default(), cursor, self.target),
+                to_master: VecDeque::new(),
+                to_slave: VecDeque::new(),
+                reading: None,
+            }
+        })
+    }
+
+    /// Returns whether anything was done.
+    fn run(&mut self, event: Event) -> bool {
+        match event {
+            Event::Hand(changes) => self.hand(changes),
+            Event::Publish => self.history.publish(),
+            Event::Fail => self.fail(),
+            Event::Trim(back) => {
+                self.history.floor = self.history.floor.max(self.history.published.saturating_sub(back));
+            }
+            Event::Master(times) => return (0..times).filter(|_| self.master()).count() > 0,
+            Event::ReadPage => return self.read_page(),
+            Event::PageArrives => return self.page_arrives(),
+            Event::Slave(times) => return (0..times).filter(|_| self.slave()).count() > 0,
+            Event::Commit => return self.commit(),
+            Event::Cut(behind) => {
+                self.connection = None;
+                self.behind = behind;
+            }
+            Event::CatchUp => self.behind = self.behind.saturating_sub(1),
+        }
+        true
+    }
+
+    // A page that was read before something came to nothing is read again by the driver: it cannot be told what the
+    // page shows.
+    fn fail(&mut self) {
+        self.history.fail();
+        if let Some(Connection { reading, .. }) = &mut self.connection
+            && let Some(Reading::Read { range, max_bytes, .. }) =
+                reading.take_if(|reading| matches!(reading, Reading::Read { .. }))
+        {
+            *reading = Some(Reading::Asked { range, max_bytes });
+        }
+    }
+
+    fn master(&mut self) -> bool {
+        let history = self.parent();
+        let connection = self.connection();
+        if connection.reading.is_some() {
+            return false;
+        }
+        let master = &mut connection.master;
+        master.handle_view(history.view());
+        if let Some(message) = connection.to_master.pop_front() {
+            master.handle_message(at(0), message).unwrap();
+        }
+        match master.poll_action() {
+            None => return false,
+            Some(MasterAction::Send(message)) => connection.to_slave.push_back(message),
+            Some(MasterAction::Locate(positions)) => master.handle_located(&history.locate(&positions)),
+            Some(MasterAction::MeasureData { .. }) => master.handle_data_size(0),
+            Some(MasterAction::ReadRecords { after, max_bytes }) => {
+                master.handle_records(history.read(after, max_bytes));
+            }
+            Some(MasterAction::ReadPage { range, max_bytes }) => {
+                connection.reading = Some(Reading::Asked { range, max_bytes });
+            }
+            Some(MasterAction::Joined { .. } | MasterAction::Verified(_) | MasterAction::Progress(_)) => {}
+            // The slave still reads what is under way; it ends the connection.
+            Some(MasterAction::Close(_)) => {}
+            Some(MasterAction::Answer(request)) => panic!("nobody asked {request:?}"),
+        }
+        true
+    }
+
+    // What is visible is what was handed over, committed or not.
+    fn read_page(&mut self) -> bool {
+        let parent = self.parent();
+        let Some(connection) = &mut self.connection else { return false };
+        let Some(Reading::Asked { range, max_bytes }) = &connection.reading else { return false };
+        let mut page = PageBuilder::new(range.clone(), ScanOptions::default().max_bytes(*max_bytes));
+        let visible = parent.states.last().unwrap();
+        let _ =
+            visible.iter().filter(|(key, _)| range.contains(key)).any(|(key, value)| page.push(key, value).is_full());
+        let page = page.finish();
+        let end = page.rest().map_or_else(|| range.end().cloned(), |rest| Some(rest.start().clone()));
+        let covered = KeyRange::new(range.start().clone(), end);
+        let page = (covered, page.ops().clone());
+        connection.reading = Some(Reading::Read { range: range.clone(), max_bytes: *max_bytes, page });
+        true
+    }
+
+    fn page_arrives(&mut self) -> bool {
+        let view = self.parent().view();
+        let Some(connection) = &mut self.connection else { return false };
+        let read = connection.reading.take_if(|reading| matches!(reading, Reading::Read { .. }));
+        let Some(Reading::Read { page: (range, entries), .. }) = read else { return false };
+        connection.master.handle_view(view);
+        connection.master.handle_page(Content { range, read_at: view.handed, entries });
+        self.pages += 1;
+        true
+    }
+
+    fn slave(&mut self) -> bool {
+        let connection = self.connection();
+        let slave = &mut connection.slave;
+        let message = connection.to_slave.pop_front();
+        let mut busy = message.is_some();
+        if let Some(message) = message {
+            slave.handle_message(at(0), message).unwrap();
+        }
+        let (mut ending, mut waits) = (None, 0);
+        while let Some(action) = slave.poll_action() {
+            busy = true;
+            match action {
+                SlaveAction::Send(message) => connection.to_master.push_back(message),
+                SlaveAction::Begin(cursor) => connection.applier.begin(cursor),
+                SlaveAction::Apply(record) => connection.applier.push_record(record),
+                SlaveAction::Copy(content) => connection.applier.push_content(content),
+                SlaveAction::Welcomed(_) | SlaveAction::Contact(_) => {}
+                SlaveAction::Waiting(_) => waits += 1,
+                SlaveAction::Close(end) => ending = Some(end),
+            }
+        }
+        self.waits += waits;
+        match ending {
+            None => {}
+            Some(Ok(_)) => self.connection = None,
+            Some(Err(refusal)) => {
+                // The log was trimmed past a whole slave. Its owner empties it.
+                assert_eq!(refusal.code, RejectCode::NeedsCompare, "{refusal}");
+                self.connection = None;
+                self.data.clear();
+                self.cursor = None;
+            }
+        }
+        busy
+    }
+
+    fn commit(&mut self) -> bool {
+        let Some(connection) = &mut self.connection else { return false };
+        let Some(group) = connection.applier.next_group().unwrap() else { return false };
+        let Cursor { position, .. } = group.cursor;
+        let progress =
+            Progress { applied: position.seq, durable: position.seq, consistent: group.cursor.is_consistent() };
+        connection.slave.handle_progress(progress);
+        self.apply(&group);
+        true
+    }
+
+    fn apply(&mut self, group: &Group) {
+        let key = meta::cursor_key(&LinkId::default());
+        let [required] = group.writes.preconditions() else { panic!("one precondition") };
+        assert_eq!((&required.key, &required.value), (&key, &self.cursor), "the cursor before it");
+        let before = self.cursor();
+        for (keyspace, op) in group.writes.ops() {
+            match (keyspace, op) {
+                (Keyspace::Data, op) => change_one(&mut self.data, op),
+                (Keyspace::Meta, Op::Put { key: stored, value }) if stored == key => {
+                    self.cursor = Some(Bytes::copy_from_slice(value));
+                }
+                _ => {}
+            }
+        }
+        let cursor = self.cursor().unwrap();
+        assert_eq!(cursor, group.cursor);
+        assert!(before.is_none_or(|before| before.position.seq <= cursor.position.seq), "a cursor never goes back");
+        let seq = usize::try_from(cursor.position.seq.as_u64()).unwrap();
+        assert!(seq <= self.history.published, "a slave never has what is not published");
+        assert_eq!(self.history.position(seq), cursor.position);
+        if cursor.is_consistent() {
+            self.consistent += 1;
+            assert_eq!(self.data, self.history.states[seq], "at {}", cursor.position);
+        }
+    }
+
+    /// Faults end: everything converges, within a bound.
+    fn settle(&mut self) {
+        self.history.publish();
+        self.behind = 0;
+        for _ in 0..10_000 {
+            let steps = [Event::Master(1), Event::ReadPage, Event::PageArrives, Event::Slave(1), Event::Commit];
+            if steps.into_iter().filter(|step| self.run(step.clone())).count() == 0 {
+                let cursor = self.cursor().unwrap();
+                assert_eq!(cursor, Cursor::at(self.history.head()));
+                assert_eq!(&self.data, self.history.states.last().unwrap());
+                return;
+            }
+        }
+        panic!("it does not come to rest: {self:?}");
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 1500, ..ProptestConfig::default() })]
+
+    #[test]
+    fn a_slave_that_says_it_is_consistent_is(
+        before in proptest::collection::vec(proptest::collection::vec(change(), 1..6), 0..8),
+        trimmed in proptest::bool::weighted(0.8),
+        target in prop_oneof![Just(1usize), Just(400), Just(1 << 20)],
+        events in proptest::collection::vec(event(), 0..150),
+    ) {
+        let mut world = World::new(before, trimmed, target);
+        for event in events {
+            world.run(event);
+        }
+        world.settle();
+    }
+}
+
+// A model that never copies, and never is consistent before the end, would prove nothing.
+#[test]
+fn the_model_copies_while_it_writes() {
+    let put = |key| vec![Change::Put(key)];
+    let mut world = World::new((b'a'..b'p').map(put).collect(), true, 1);
+    for round in 0..40u8 {
+        world.hand(put(b'a' + round % 15));
+        for event in
+            [Event::Master(2), Event::ReadPage, Event::Publish, Event::PageArrives, Event::Slave(2), Event::Commit]
+        {
+            world.run(event);
+        }
+    }
+    world.settle();
+    // The next connection goes to a relay that is behind the slave.
+    for event in [Event::Cut(5), Event::Slave(1), Event::Master(3), Event::Slave(3)] {
+        world.run(event);
+    }
+    assert_eq!(world.waits, 1);
+    world.hand(put(b'z'));
+    world.settle();
+    assert!(world.pages >= 4 && world.consistent > 5, "{} pages, {} consistent", world.pages, world.consistent);
+}

@@ -1,0 +1,290 @@
+//! Golden bytes: formats are promises. `tests/golden` holds one file for each thing that is sent or stored; what this
+//! program writes must be these bytes, and these bytes must mean the same to it.
+//!
+//! A file that changes is a new version of a format. `REPLIKV_REGENERATE_GOLDEN=1` writes them anew.
+
+mod support;
+
+use std::collections::BTreeMap;
+use std::fmt::Write as _;
+use std::path::{Path, PathBuf};
+
+use bytes::{Bytes, BytesMut};
+use replikv_core::{
+    Batch, Coverage, Cursor, Digest, EncodedOps, Epoch, KeyRange, Position, Seq, SourceId, StoreLimits,
+};
+use replikv_proto::layout::{Checkpoint, Epochs, Floor, Head, Identity, Role, Stored};
+use replikv_proto::{
+    Ack, Content, EpochStart, FRAME_HEADER_LEN, Goodbye, GoodbyeReason, Heartbeat, Hello, Message, Mode,
+    PreparedRecord, Record, RecordDraft, RecordHeader, RecordKind, Records, Reject, RejectCode, Request, RequestBody,
+    Response, Slot, Welcome, origin,
+};
+use support::{CRITICAL, MORE, decode_all, encode, ops, preamble, seal};
+
+fn source() -> SourceId {
+    SourceId::from_bytes(*b"a source's bytes")
+}
+
+const EPOCH: Epoch = Epoch { number: 1, nonce: 0x0102_0304_0506_0708 };
+const LIMITS: StoreLimits = StoreLimits { max_key: 511, max_value: 1 << 20, max_batch: 64 << 20 };
+
+fn position(seq: u64) -> Position {
+    Position { source: source(), epoch: EPOCH, seq: Seq::new(seq), digest: Digest::from_bytes(*b"a record's diges") }
+}
+
+fn cursor_that_copies() -> Cursor {
+    let mut coverage = Coverage::begin(KeyRange::from_bounds("users/".."users0"));
+    assert!(coverage.advance(&KeyRange::from_bounds("users/".."users/m"), position(320)));
+    Cursor { position: position(300), coverage }
+}
+
+fn messages() -> Vec<(&'static str, Message)> {
+    let hello = |cursor| Hello {
+        slave: "edge-1".into(),
+        nonce: 77,
+        cursor,
+        holds_data: false,
+        checkpoints: vec![position(256)],
+        limits: LIMITS,
+        ranges: Vec::new(),
+        path: Vec::new(),
+        temporary: false,
+    };
+    let welcome = |mode| Welcome {
+        source: source(),
+        epochs: vec![EpochStart { epoch: EPOCH, first: Seq::new(1) }],
+        head: position(1000),
+        floor: position(256),
+        limits: LIMITS,
+        mode,
+        heartbeat_ms: 5000,
+        log_bytes: 123_456,
+        behind_bytes: 78_900,
+    };
+    let records = Records { parts: records().into_iter().map(|(_, bytes)| bytes).collect() };
+    let content = Content {
+        range: KeyRange::from_bounds("users/".."users/m"),
+        read_at: position(320),
+        entries: ops(Batch::new().put("users/alice", "1").put("users/bob", "")),
+    };
+    let progress = (Seq::new(300), Seq::new(299), true);
+    let (applied, durable, consistent) = progress;
+    let words = || "in words".to_owned();
+    vec![
+        ("frame_01_hello_first", Message::Hello(hello(None))),
+        ("frame_01_hello_again", Message::Hello(hello(Some(Cursor::at(position(300)))))),
+        ("frame_01_hello_in_mid_copy", Message::Hello(hello(Some(cursor_that_copies())))),
+        ("frame_02_challenge", Message::Challenge(Bytes::from_static(b"opaque"))),
+        ("frame_03_auth", Message::Auth(Bytes::from_static(b"opaque"))),
+        ("frame_04_welcome_resume", Message::Welcome(welcome(Mode::Resume))),
+        ("frame_04_welcome_copy", Message::Welcome(welcome(Mode::Copy { from: position(1000) }))),
+        ("frame_04_welcome_compare", Message::Welcome(welcome(Mode::Compare))),
+        ("frame_04_welcome_wait", Message::Welcome(welcome(Mode::Wait))),
+        ("frame_05_reject", Message::Reject(Reject { code: RejectCode::Busy, words: words(), retry: true })),
+        ("frame_06_records", Message::Records(records)),
+        ("frame_07_ack", Message::Ack(Ack { applied, durable, consistent })),
+        (
+            "frame_08_heartbeat_source",
+            Message::Heartbeat(Heartbeat::Source { head: position(1000), log_bytes: 123_456, time: 1_700_000_000_000 }),
+        ),
+        ("frame_08_heartbeat_follower", Message::Heartbeat(Heartbeat::Follower { applied, durable, consistent })),
+        ("frame_09_compare", Message::Compare(Bytes::from_static(b"opaque"))),
+        ("frame_10_ranges", Message::Ranges(content)),
+        ("frame_11_request", Message::Request(Request { id: 5, body: RequestBody::Status })),
+        ("frame_12_response", Message::Response(Response { id: 5, body: Ok(Bytes::from_static(b"{}")) })),
+        ("frame_12_response_none", Message::Response(Response { id: 5, body: Err(words()) })),
+        ("frame_13_goodbye", Message::Goodbye(Goodbye { reason: GoodbyeReason::Trimmed, words: words() })),
+    ]
+}
+
+/// One record of each kind, with and without a note, one after another.
+fn records() -> Vec<(&'static str, Bytes)> {
+    let mut at = origin(source(), EPOCH);
+    let mut record = |name, kind, note: &'static [u8], body: EncodedOps| {
+        let draft = RecordDraft { epoch: EPOCH, kind, time: 1_700_000_000_000, note, body: body.as_bytes() };
+        let record = PreparedRecord::after(&at, &draft).unwrap();
+        at = record.position();
+        let mut bytes = BytesMut::new();
+        record.append_to(&mut bytes);
+        (name, bytes.freeze())
+    };
+    let all = Batch::new().put("key", "value").delete("old").delete_range("a".."b").delete_range("x"..);
+    vec![
+        record("record_1_epoch", RecordKind::Epoch, b"", EncodedOps::default()),
+        record("record_2_base", RecordKind::Base, b"", EncodedOps::default()),
+        record("record_3_batch", RecordKind::Batch, b"", ops(all)),
+        record("record_4_batch_note", RecordKind::Batch, b"a note", ops(Batch::new().put("key", ""))),
+        record("record_5_note_alone", RecordKind::Batch, b"a note alone", EncodedOps::default()),
+    ]
+}
+
+/// Whether a stored form means what it should.
+type Meaning = fn(&[u8]) -> bool;
+
+fn stored() -> Vec<(&'static str, Bytes, Meaning)> {
+    fn same<T: Stored + PartialEq>(bytes: &[u8], value: &T) -> bool {
+        T::from_bytes(bytes).is_ok_and(|found| found == *value)
+    }
+    fn head() -> Head {
+        Head { position: position(1000), log_bytes: 123_456, uptime_ms: 999_999 }
+    }
+    fn floor() -> Floor {
+        Floor { position: position(256), log_bytes: 44_556 }
+    }
+    fn epochs() -> Epochs {
+        let second = Epoch { number: 2, nonce: 9 };
+        let start = |epoch, first| EpochStart { epoch, first: Seq::new(first) };
+        Epochs(vec![start(EPOCH, 1), start(second, 700)])
+    }
+    fn checkpoint() -> Checkpoint {
+        Checkpoint { position: position(512), log_bytes: 55_667, uptime_ms: 777 }
+    }
+    fn slot() -> Slot {
+        Slot { position: position(300), seen_unix_ms: 1_700_000_000_000, seen_uptime_ms: 777 }
+    }
+    vec![
+        ("stored_identity_master", Identity::master(source()).to_bytes(), |b| same(b, &Identity::master(source()))),
+        ("stored_identity_slave", Identity { role: Role::Slave, source: None }.to_bytes(), |b| {
+            same(b, &Identity::slave())
+        }),
+        ("stored_head", head().to_bytes(), |b| same(b, &head())),
+        ("stored_floor", floor().to_bytes(), |b| same(b, &floor())),
+        ("stored_epochs", epochs().to_bytes(), |b| same(b, &epochs())),
+        ("stored_checkpoint", checkpoint().to_bytes(), |b| same(b, &checkpoint())),
+        ("stored_slot", slot().to_bytes(), |b| same(b, &slot())),
+        ("stored_cursor", Cursor::at(position(300)).to_bytes(), |b| {
+            Cursor::from_bytes(b) == Some(Cursor::at(position(300)))
+        }),
+        ("stored_cursor_in_mid_copy", cursor_that_copies().to_bytes(), |b| {
+            Cursor::from_bytes(b) == Some(cursor_that_copies())
+        }),
+    ]
+}
+
+/// An ack in three frames, and the headers of a message that is longer than a frame.
+fn fragments() -> [(&'static str, Vec<u8>); 2] {
+    let ack = encode(&Message::Ack(Ack { applied: Seq::new(300), durable: Seq::new(299), consistent: true }));
+    let payload = &ack[FRAME_HEADER_LEN..];
+    let cut = [
+        seal(7, CRITICAL | MORE, 0, 0, &payload[..1]),
+        seal(7, CRITICAL | MORE, 0, 0, &payload[1..4]),
+        seal(7, CRITICAL, 0, 0, &payload[4..]),
+    ];
+    let long = encode(&Message::Records(Records { parts: vec![Bytes::from(vec![b'r'; (1 << 20) + 3])] }));
+    let headers = [&long[..FRAME_HEADER_LEN], &long[FRAME_HEADER_LEN + (1 << 20)..]].concat();
+    [("fragments_of_an_ack", cut.concat()), ("fragments_of_a_long_message_headers", headers)]
+}
+
+fn everything() -> BTreeMap<&'static str, Vec<u8>> {
+    let mut all = BTreeMap::from([("preamble", preamble())]);
+    all.extend(messages().iter().map(|(name, message)| (*name, encode(message))));
+    all.extend(records().into_iter().map(|(name, bytes)| (name, bytes.to_vec())));
+    all.extend(stored().into_iter().map(|(name, bytes, _)| (name, bytes.to_vec())));
+    all.extend(fragments());
+    all
+}
+
+fn directory() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden")
+}
+
+/// Its name, then sixteen bytes a line: offset, hex, and as text what is text.
+fn to_hex(name: &str, bytes: &[u8]) -> String {
+    let mut out = format!("# {}\n", name.replace('_', " "));
+    for (index, line) in bytes.chunks(16).enumerate() {
+        let hex: Vec<_> = line.iter().map(|byte| format!("{byte:02x}")).collect();
+        let text: String = line.iter().map(|&b| if b.is_ascii_graphic() { char::from(b) } else { '.' }).collect();
+        writeln!(out, "{:<47}  # {:04x} {text}", hex.join(" "), index * 16).unwrap();
+    }
+    out
+}
+
+fn from_hex(text: &str) -> Vec<u8> {
+    let code = text.lines().map(|line| line.split('#').next().unwrap_or(""));
+    code.flat_map(str::split_whitespace).map(|byte| u8::from_str_radix(byte, 16).unwrap()).collect()
+}
+
+fn golden(name: &str) -> Vec<u8> {
+    let path = directory().join(name).with_extension("hex");
+    let text = std::fs::read_to_string(&path).unwrap_or_else(|error| panic!("{}: {error}", path.display()));
+    from_hex(&text)
+}
+
+#[test]
+fn what_is_written_is_the_golden_bytes() {
+    if std::env::var_os("REPLIKV_REGENERATE_GOLDEN").is_some() {
+        for (name, bytes) in everything() {
+            std::fs::write(directory().join(name).with_extension("hex"), to_hex(name, &bytes)).unwrap();
+        }
+    }
+    for (name, bytes) in everything() {
+        let expected = golden(name);
+        assert!(bytes == expected, "{name} has changed:\n{}was:\n{}", to_hex(name, &bytes), to_hex(name, &expected));
+    }
+}
+
+#[test]
+fn every_golden_file_is_looked_at() {
+    let files = std::fs::read_dir(directory()).unwrap().map(|entry| entry.unwrap().path());
+    let mut names: Vec<_> = files.map(|path| path.file_stem().unwrap().to_str().unwrap().to_owned()).collect();
+    names.sort_unstable();
+    assert_eq!(names, everything().into_keys().collect::<Vec<_>>());
+}
+
+#[test]
+fn the_golden_bytes_of_messages_mean_what_they_meant() {
+    assert_eq!(golden("preamble"), preamble());
+    for (name, message) in messages() {
+        let (found, error) = decode_all(&golden(name));
+        assert_eq!((found.len(), error), (1, None), "{name}");
+        let joined = |message: &Message| match message {
+            Message::Records(records) => Message::Records(Records { parts: vec![records.parts.concat().into()] }),
+            other => other.clone(),
+        };
+        assert_eq!(joined(&found[0]), joined(&message), "{name}");
+    }
+    let ack = Message::Ack(Ack { applied: Seq::new(300), durable: Seq::new(299), consistent: true });
+    assert_eq!(decode_all(&golden("fragments_of_an_ack")), (vec![ack], None));
+}
+
+#[test]
+fn the_golden_bytes_of_records_mean_what_they_meant() {
+    let mut at = origin(source(), EPOCH);
+    for (name, expected) in records() {
+        let record = Record::decode(golden(name).into()).unwrap();
+        record.header().verify_after(&at).unwrap();
+        assert_eq!(record, Record::decode(expected).unwrap(), "{name}");
+        at = record.position();
+    }
+    assert_eq!(at.digest, digest_by_hand());
+}
+
+/// The digest of the last record, computed as docs/protocol.md says.
+fn digest_by_hand() -> Digest {
+    let hash = |parts: &[&[u8]]| -> [u8; 16] { blake3::hash(&parts.concat()).as_bytes()[..16].try_into().unwrap() };
+    let mut digest = hash(&[b"replikv record chain v1", source().as_bytes()]);
+    for (_, bytes) in records() {
+        let record = Record::decode(bytes).unwrap();
+        let RecordHeader { epoch, seq, time, kind, note, .. } = record.header();
+        let body = hash(&[record.body().as_bytes()]);
+        digest = hash(&[
+            &digest,
+            &epoch.number.to_le_bytes(),
+            &epoch.nonce.to_le_bytes(),
+            &seq.as_u64().to_le_bytes(),
+            &time.to_le_bytes(),
+            &[*kind as u8],
+            &(note.len() as u64).to_le_bytes(),
+            note,
+            &body,
+        ]);
+    }
+    Digest::from_bytes(digest)
+}
+
+#[test]
+fn the_golden_bytes_of_what_is_stored_mean_what_they_meant() {
+    for (name, _, means_the_same) in stored() {
+        assert!(means_the_same(&golden(name)), "{name}");
+    }
+}

@@ -1,0 +1,213 @@
+//! What the tests of the wire share: frames made by hand, as docs/protocol.md draws them, and arbitrary messages.
+#![allow(dead_code, reason = "each test uses its part")]
+
+use bytes::{Bytes, BytesMut};
+use proptest::collection::vec;
+use proptest::prelude::*;
+use replikv_core::{
+    Batch, Coverage, Cursor, Digest, EncodedOps, Epoch, KeyRange, Position, Seq, SourceId, StoreLimits,
+};
+use replikv_proto::{
+    Ack, Content, DecodeError, Decoder, DecoderLimits, Encoder, EpochStart, Event, Goodbye, GoodbyeReason, Heartbeat,
+    Hello, Message, Mode, Records, Reject, RejectCode, Request, RequestBody, Response, Welcome,
+};
+
+pub(crate) const CRITICAL: u8 = 0x01;
+pub(crate) const MORE: u8 = 0x02;
+
+/// One frame, made without the encoder.
+pub(crate) fn seal(kind: u8, flags: u8, channel: u16, request: u32, payload: &[u8]) -> Vec<u8> {
+    let mut frame = (payload.len() as u32).to_le_bytes().to_vec();
+    frame.extend([kind, flags]);
+    frame.extend(channel.to_le_bytes());
+    frame.extend(request.to_le_bytes());
+    let crc = crc32c::crc32c_append(crc32c::crc32c(&frame), payload);
+    frame.extend(crc.to_le_bytes());
+    frame.extend(payload);
+    frame
+}
+
+pub(crate) fn preamble() -> Vec<u8> {
+    let mut out = BytesMut::new();
+    Encoder::new().encode_preamble(&mut out);
+    out.to_vec()
+}
+
+pub(crate) fn encode(message: &Message) -> Vec<u8> {
+    let mut out = BytesMut::new();
+    Encoder::new().encode(message, &mut out).unwrap();
+    out.to_vec()
+}
+
+/// A decoder for large messages that has seen the preamble.
+pub(crate) fn greeted() -> Decoder {
+    let mut decoder = Decoder::new(DecoderLimits { data: 64 << 20, control: 1 << 20 });
+    let mut input = BytesMut::from(&preamble()[..]);
+    assert_eq!(decoder.decode(&mut input), Ok(Some(Event::Preamble { version: 1 })));
+    decoder
+}
+
+/// Every message in `frames`, and the error that ended them.
+pub(crate) fn decode_all(frames: &[u8]) -> (Vec<Message>, Option<DecodeError>) {
+    let mut input = BytesMut::from(frames);
+    feed(&mut greeted(), &mut input)
+}
+
+pub(crate) fn feed(decoder: &mut Decoder, input: &mut BytesMut) -> (Vec<Message>, Option<DecodeError>) {
+    let mut messages = Vec::new();
+    loop {
+        match decoder.decode(input) {
+            Ok(Some(Event::Message(message))) => messages.push(*message),
+            Ok(Some(_)) => {}
+            Ok(None) => return (messages, None),
+            Err(error) => return (messages, Some(error)),
+        }
+    }
+}
+
+pub(crate) fn ops(batch: Batch) -> EncodedOps {
+    batch.into_parts().unwrap().0
+}
+
+fn bytes(max: usize) -> impl Strategy<Value = Bytes> {
+    vec(any::<u8>(), 0..max).prop_map(Bytes::from)
+}
+
+fn seq() -> impl Strategy<Value = Seq> {
+    prop_oneof![0u64..300, any::<u64>()].prop_map(Seq::new)
+}
+
+fn epoch() -> impl Strategy<Value = Epoch> {
+    any::<(u64, u64)>().prop_map(|(number, nonce)| Epoch { number, nonce })
+}
+
+pub(crate) fn position() -> impl Strategy<Value = Position> {
+    (any::<[u8; 16]>(), epoch(), seq(), any::<[u8; 16]>()).prop_map(|(source, epoch, seq, digest)| Position {
+        source: SourceId::from_bytes(source),
+        epoch,
+        seq,
+        digest: Digest::from_bytes(digest),
+    })
+}
+
+fn range() -> impl Strategy<Value = KeyRange> {
+    (bytes(9), proptest::option::of(bytes(9))).prop_map(|(start, end)| KeyRange::new(start, end))
+}
+
+fn limits() -> impl Strategy<Value = StoreLimits> {
+    any::<(u32, u32, u32)>().prop_map(|(key, value, batch)| StoreLimits {
+        max_key: key as usize,
+        max_value: value as usize,
+        max_batch: batch as usize,
+    })
+}
+
+fn cursor() -> impl Strategy<Value = Cursor> {
+    (position(), proptest::option::of((bytes(9), position()))).prop_map(|(position, copied)| {
+        let coverage = copied.map_or_else(Coverage::default, |(end, read_at)| {
+            let mut coverage = Coverage::begin(KeyRange::all());
+            coverage.advance(&KeyRange::new(Bytes::new(), Some(end)), read_at);
+            coverage
+        });
+        Cursor { position, coverage }
+    })
+}
+
+fn batch() -> impl Strategy<Value = EncodedOps> {
+    vec((vec(any::<u8>(), 1..9), vec(any::<u8>(), 0..200), 0u8..3), 0..9).prop_map(|changes| {
+        ops(changes.into_iter().fold(Batch::new(), |batch, (key, value, kind)| match kind {
+            0 => batch.put(key, value),
+            1 => batch.delete(key),
+            _ => batch.delete_range(key..value),
+        }))
+    })
+}
+
+fn mode() -> impl Strategy<Value = Mode> {
+    prop_oneof![
+        Just(Mode::Resume),
+        position().prop_map(|from| Mode::Copy { from }),
+        Just(Mode::Compare),
+        Just(Mode::Wait),
+    ]
+}
+
+fn code() -> impl Strategy<Value = RejectCode> {
+    prop_oneof![Just(RejectCode::ForeignSource), Just(RejectCode::Busy), Just(RejectCode::DuplicateSlave)]
+}
+
+fn reason() -> impl Strategy<Value = GoodbyeReason> {
+    prop_oneof![Just(GoodbyeReason::Closing), Just(GoodbyeReason::Trimmed), Just(GoodbyeReason::Refused)]
+}
+
+fn hello() -> impl Strategy<Value = Hello> {
+    let who = (".{0,20}", any::<u64>(), proptest::option::of(cursor()), any::<bool>(), any::<bool>());
+    (who, vec(position(), 0..4), limits(), vec(range(), 0..3), vec(".{0,9}", 0..3)).prop_map(
+        |((slave, nonce, cursor, holds_data, temporary), checkpoints, limits, ranges, path)| Hello {
+            slave,
+            nonce,
+            cursor,
+            holds_data,
+            checkpoints,
+            limits,
+            ranges,
+            path,
+            temporary,
+        },
+    )
+}
+
+fn welcome() -> impl Strategy<Value = Welcome> {
+    let epochs = vec((epoch(), seq()).prop_map(|(epoch, first)| EpochStart { epoch, first }), 0..4);
+    (epochs, position(), position(), limits(), mode(), any::<(u32, u64, u64)>()).prop_map(
+        |(epochs, head, floor, limits, mode, (heartbeat_ms, log_bytes, behind_bytes))| Welcome {
+            source: head.source,
+            epochs,
+            head,
+            floor,
+            limits,
+            mode,
+            heartbeat_ms,
+            log_bytes,
+            behind_bytes,
+        },
+    )
+}
+
+/// Any message at all.
+pub(crate) fn message() -> impl Strategy<Value = Message> {
+    let progress = || (seq(), seq(), any::<bool>());
+    prop_oneof![
+        hello().prop_map(Message::Hello),
+        welcome().prop_map(Message::Welcome),
+        (code(), ".{0,40}", any::<bool>()).prop_map(|(code, words, retry)| Message::Reject(Reject {
+            code,
+            words,
+            retry
+        })),
+        bytes(400).prop_map(|part| Message::Records(Records { parts: vec![part] })),
+        progress().prop_map(|(applied, durable, consistent)| Message::Ack(Ack { applied, durable, consistent })),
+        progress().prop_map(|(applied, durable, consistent)| Message::Heartbeat(Heartbeat::Follower {
+            applied,
+            durable,
+            consistent
+        })),
+        (position(), any::<(u64, u64)>()).prop_map(|(head, (log_bytes, time))| Message::Heartbeat(Heartbeat::Source {
+            head,
+            log_bytes,
+            time
+        })),
+        (range(), position(), batch()).prop_map(|(range, read_at, entries)| Message::Ranges(Content {
+            range,
+            read_at,
+            entries
+        })),
+        any::<u32>().prop_map(|id| Message::Request(Request { id, body: RequestBody::Status })),
+        (any::<u32>(), bytes(200)).prop_map(|(id, body)| Message::Response(Response { id, body: Ok(body) })),
+        (any::<u32>(), ".{0,40}").prop_map(|(id, words)| Message::Response(Response { id, body: Err(words) })),
+        (reason(), ".{0,40}").prop_map(|(reason, words)| Message::Goodbye(Goodbye { reason, words })),
+        bytes(40).prop_map(Message::Challenge),
+        bytes(40).prop_map(Message::Auth),
+        bytes(40).prop_map(Message::Compare),
+    ]
+}

@@ -1,0 +1,114 @@
+//! Opening: alone, again, and after a kill.
+
+mod support;
+
+use std::path::Path;
+use std::time::Duration;
+
+use replikv_core::{Durability, ReplicaStore, StoreError};
+use replikv_sled::SledStore;
+use support::{child, contents, end, put, role, says, value};
+
+#[tokio::test]
+async fn a_second_open_is_busy_in_this_and_in_another_process() {
+    const TEST: &str = "a_second_open_is_busy_in_this_and_in_another_process";
+    let busy = |path: &str| match SledStore::open(path) {
+        Err(error @ StoreError::Busy { .. }) => {
+            assert_eq!(error.to_string(), format!("the store is in use: {path} is open in this or another process"));
+        }
+        other => panic!("{other:?}"),
+    };
+    if let Some(role) = role() {
+        return busy(&role[0]);
+    }
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("store");
+    let path = path.to_str().unwrap();
+    let store = SledStore::open(path).unwrap();
+    store.apply(put("k", "v"), Durability::Synced).await.unwrap();
+    busy(path);
+    let ended = end(child(TEST, &[path]), Duration::from_secs(60)).expect("it hangs");
+    assert!(ended.status.success(), "{ended:?}");
+    assert_eq!(value(&store, "k").await.unwrap(), "v");
+    store.close().await.unwrap();
+    assert_eq!(value(&SledStore::open(path).unwrap(), "k").await.unwrap(), "v");
+}
+
+#[tokio::test]
+async fn a_store_can_be_opened_again_right_after_it_was_dropped_or_closed() {
+    let dir = tempfile::tempdir().unwrap();
+    for round in 0u32..40 {
+        let store = SledStore::open(dir.path()).unwrap_or_else(|error| panic!("round {round}: {error}"));
+        if let Some(before) = round.checked_sub(1) {
+            assert_eq!(value(&store, "round").await.unwrap(), before.to_be_bytes()[..], "round {round}");
+        }
+        store.apply(put("round", round.to_be_bytes()), Durability::Synced).await.unwrap();
+        if round % 2 == 0 {
+            store.close().await.unwrap();
+        }
+    }
+}
+
+#[test]
+fn where_no_store_can_be_the_error_names_the_place() {
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("file");
+    std::fs::write(&file, "words").unwrap();
+    for path in [&file, &file.join("below"), Path::new("/proc/replikv")] {
+        let error = SledStore::open(path).unwrap_err();
+        let words = format!("{error}: {}", std::error::Error::source(&error).expect("a cause"));
+        assert!(words.contains(&format!("{} cannot be opened: ", path.display())), "{words}");
+    }
+    assert_eq!(std::fs::read(&file).unwrap(), b"words");
+}
+
+fn large(number: u32) -> Vec<u8> {
+    // Some lie within the log, some in files of their own.
+    let len = [100, 20_000, 700_000, 3 << 20][number as usize % 4];
+    let mut bytes = vec![number as u8; len];
+    bytes[..4].copy_from_slice(&number.to_be_bytes());
+    bytes
+}
+
+#[tokio::test]
+async fn large_values_survive_a_reopen_and_a_kill() {
+    const TEST: &str = "large_values_survive_a_reopen_and_a_kill";
+    if let Some(role) = role() {
+        let store = SledStore::open(&role[0]).unwrap();
+        let first: u32 = role[1].parse().unwrap();
+        for number in first.. {
+            let key = format!("{:02}", number % 30);
+            store.apply(put(key, large(number)), Durability::Synced).await.unwrap();
+            println!("acknowledged {number}.");
+        }
+    }
+    let dir = tempfile::tempdir().unwrap();
+    let mut next = 0u32;
+    for round in 0..4 {
+        let mut writer = child(TEST, &[dir.path().to_str().unwrap(), &next.to_string()]);
+        // Each value is overwritten in the later rounds.
+        let last = next + 34;
+        says(&mut writer, &format!("acknowledged {last}."));
+        writer.kill().unwrap();
+        writer.wait().unwrap();
+        let store = SledStore::open(dir.path()).unwrap();
+        let held = contents(&store).await.unwrap();
+        assert_eq!(held.len(), 30, "round {round}");
+        let mut newest = 0;
+        for (key, value) in &held {
+            let number = u32::from_be_bytes(value[..4].try_into().unwrap());
+            assert_eq!(*key, format!("{:02}", number % 30));
+            assert!(value[..] == large(number), "round {round}: the value of {number} is whole");
+            assert!(number + 30 > last, "round {round}: {number} was overwritten, and is back");
+            newest = newest.max(number);
+        }
+        assert!(newest >= last);
+        next = newest + 1;
+        store.close().await.unwrap();
+        // What a kill left is left by an orderly end as well.
+        let store = SledStore::open(dir.path()).unwrap();
+        assert!(contents(&store).await.unwrap() == held);
+        store.close().await.unwrap();
+    }
+    assert!(std::fs::read_dir(dir.path().join("blobs")).unwrap().next().is_some(), "some are in files of their own");
+}

@@ -1,0 +1,381 @@
+//! Both ends of a session, each against a peer that sends whatever it likes, whenever it likes.
+//!
+//! Nothing panics; misbehaviour is a typed error; what waits to be done stays bounded however long nobody does it; a
+//! slave applies only what continues its history and its copy; a master frames no record while a page is under way.
+#![no_main]
+
+use std::time::Duration;
+
+use arbitrary::{Arbitrary, Unstructured};
+use bytes::Bytes;
+use libfuzzer_sys::fuzz_target;
+use replikv_core::{Coverage, Cursor, Position, Seq, StoreLimits};
+use replikv_fuzz::{LIMITS, Page, Place, RECORDS, Stand, at_most, position, record, source};
+use replikv_proto::{
+    Ack, Content, Goodbye, GoodbyeReason, Heartbeat, Hello, Located, LogAnswer, MasterAction, MasterSession,
+    MasterSessionConfig, Message, Mode, Now, Progress, ProtocolError, Records, Refusal, Reject, RejectCode, Request,
+    RequestBody, Response, SlaveAction, SlaveSession, SlaveSessionConfig, View, Welcome,
+};
+
+#[derive(Debug)]
+struct Input {
+    relay: bool,
+    stand: Option<Stand>,
+    holds_data: bool,
+    view: (u8, u8, u8),
+    events: Vec<Event>,
+}
+
+impl<'a> Arbitrary<'a> for Input {
+    fn arbitrary(u: &mut Unstructured<'a>) -> arbitrary::Result<Self> {
+        Ok(Self {
+            relay: u.arbitrary()?,
+            stand: u.arbitrary()?,
+            holds_data: u.ratio(1, 8)?,
+            view: u.arbitrary()?,
+            events: at_most(u, 300)?,
+        })
+    }
+}
+
+#[derive(Debug, Arbitrary)]
+enum Event {
+    ToMaster(Word),
+    ToSlave(Word),
+    /// As the slave would answer truthfully.
+    SlaveActs,
+    MasterActs,
+    View(u8, u8, u8),
+    /// The page that was asked for.
+    PageRead(Page),
+    Time(u8),
+    Progress(u8, u8, bool),
+    ShutMaster,
+    ShutSlave,
+}
+
+#[derive(Debug, Arbitrary)]
+enum Word {
+    Hello { stand: Option<Stand>, holds_data: bool, name: u8, limits: u8, ranges: u8 },
+    Welcome { mode: u8, head: Place, floor: Place, from: Place, heartbeat: u32, limits: u8 },
+    Reject(bool),
+    Records { from: u8, count: u8, damage: Option<(u16, u8)> },
+    Ack(u8, u8, bool),
+    Follower(u8, u8, bool),
+    Source(Place),
+    Ranges(Page),
+    NextPage(Page),
+    Request(u32),
+    Response(u32),
+    Goodbye,
+    Opaque(u8),
+}
+
+impl Word {
+    fn message(self, coverage: &Coverage) -> Message {
+        let seq = |n: u8| Seq::new(u64::from(n) % (RECORDS as u64 + 2));
+        match self {
+            Self::Hello { stand, holds_data, name, limits, ranges } => Message::Hello(Hello {
+                slave: if name == 0 { String::new() } else { "edge".into() },
+                nonce: 1,
+                cursor: stand.map(|stand| stand.cursor()),
+                holds_data,
+                checkpoints: vec![position(1); usize::from(name) / 3],
+                limits: limits_of(limits),
+                ranges: if ranges == 255 { vec![replikv_core::KeyRange::all()] } else { Vec::new() },
+                path: Vec::new(),
+                temporary: false,
+            }),
+            Self::Welcome { mode, head, floor, from, heartbeat, limits } => Message::Welcome(Welcome {
+                source: source(),
+                epochs: Vec::new(),
+                head: head.position(),
+                floor: floor.position(),
+                limits: limits_of(limits),
+                mode: [Mode::Resume, Mode::Copy { from: from.position() }, Mode::Wait, Mode::Compare]
+                    [usize::from(mode) % 4],
+                heartbeat_ms: heartbeat,
+                log_bytes: u64::from(heartbeat),
+                behind_bytes: 0,
+            }),
+            Self::Reject(retry) => Message::Reject(Reject { code: RejectCode::Busy, words: String::new(), retry }),
+            Self::Records { from, count, damage } => {
+                let from = usize::from(from) % RECORDS + 1;
+                let to = (from + usize::from(count) % 4).min(RECORDS + 1);
+                let mut parts: Vec<Bytes> = (from..to).map(|seq| record(seq).bytes().clone()).collect();
+                if let Some((place, mask)) = damage
+                    && let Some(first) = parts.first_mut()
+                {
+                    let mut bytes = first.to_vec();
+                    let place = usize::from(place) % bytes.len();
+                    bytes[place] ^= mask;
+                    *first = bytes.into();
+                }
+                Message::Records(Records { parts })
+            }
+            Self::Ack(a, d, consistent) => Message::Ack(Ack { applied: seq(a), durable: seq(d), consistent }),
+            Self::Follower(a, d, consistent) => {
+                Message::Heartbeat(Heartbeat::Follower { applied: seq(a), durable: seq(d), consistent })
+            }
+            Self::Source(head) => {
+                Message::Heartbeat(Heartbeat::Source { head: head.position(), log_bytes: 1, time: u64::MAX })
+            }
+            Self::Ranges(page) => Message::Ranges(page.content()),
+            Self::NextPage(page) => Message::Ranges(page.next(coverage).unwrap_or_else(|| page.content())),
+            Self::Request(id) => Message::Request(Request { id, body: RequestBody::Status }),
+            Self::Response(id) => Message::Response(Response { id, body: Err(String::new()) }),
+            Self::Goodbye => Message::Goodbye(Goodbye { reason: GoodbyeReason::Closing, words: String::new() }),
+            Self::Opaque(n) => {
+                let make = [Message::Challenge, Message::Auth, Message::Compare][usize::from(n) % 3];
+                make(Bytes::new())
+            }
+        }
+    }
+}
+
+fn limits_of(n: u8) -> StoreLimits {
+    if n == 255 { StoreLimits { max_key: 1, ..LIMITS } } else { LIMITS }
+}
+
+fn view((published, handed, floor): (u8, u8, u8)) -> View {
+    let published = usize::from(published) % (RECORDS + 1);
+    let handed = published + usize::from(handed) % (RECORDS + 1 - published);
+    let floor = usize::from(floor) % (published + 1);
+    // Large enough now and then for the data to be measured first.
+    let log_bytes = (published as u64) << if handed % 2 == 0 { 4 } else { 22 };
+    View {
+        published: position(published),
+        handed: position(handed),
+        floor: position(floor),
+        log_bytes,
+        retained_bytes: log_bytes / 2,
+    }
+}
+
+struct Master {
+    session: MasterSession,
+    view: View,
+    page_asked: bool,
+    /// From the request of a page until it is framed.
+    page_under_way: bool,
+}
+
+impl Master {
+    /// Does what a driver does, until nothing is left or a page must be read. Returns how much that was.
+    fn act(&mut self) -> usize {
+        let mut actions = 0;
+        while !self.page_asked {
+            let Some(action) = self.session.poll_action() else { return actions };
+            actions += 1;
+            match action {
+                MasterAction::Locate(positions) => {
+                    let located: Vec<_> = positions.iter().map(|position| self.locate(position)).collect();
+                    self.session.handle_located(&located);
+                }
+                MasterAction::MeasureData { at_most } => self.session.handle_data_size(at_most / 2),
+                MasterAction::ReadRecords { after, .. } => {
+                    assert!(after.seq < self.view.published.seq);
+                    assert!(!self.page_under_way, "no record is framed while a page is under way");
+                    self.session.handle_records(self.read(after));
+                }
+                MasterAction::ReadPage { .. } => (self.page_asked, self.page_under_way) = (true, true),
+                MasterAction::Send(Message::Ranges(content)) => {
+                    assert!(self.page_under_way && self.view.published.seq >= content.read_at.seq);
+                    self.page_under_way = false;
+                }
+                MasterAction::Send(Message::Records(_)) => assert!(!self.page_under_way),
+                MasterAction::Answer(Request { id, .. }) => {
+                    self.session.respond(Response { id, body: Ok(Bytes::new()) });
+                }
+                MasterAction::Send(_)
+                | MasterAction::Joined { .. }
+                | MasterAction::Verified(_)
+                | MasterAction::Progress(_)
+                | MasterAction::Close(_) => {}
+            }
+        }
+        actions
+    }
+
+    fn locate(&self, at: &Position) -> Located {
+        let seq = at.seq.as_u64();
+        if seq > self.view.published.seq.as_u64() {
+            Located::Ahead
+        } else if position(seq as usize) != *at {
+            Located::Mismatch
+        } else if at.seq < self.view.floor.seq {
+            Located::Below
+        } else {
+            Located::Held { log_bytes: seq }
+        }
+    }
+
+    fn read(&self, after: Position) -> LogAnswer {
+        let from = after.seq.as_u64() as usize + 1;
+        if after.seq < self.view.floor.seq {
+            return LogAnswer::Trimmed;
+        }
+        let to = (from + 1).min(self.view.published.seq.as_u64() as usize);
+        LogAnswer::Records { parts: (from..=to).map(|seq| record(seq).bytes().clone()).collect(), last: position(to) }
+    }
+}
+
+struct Slave {
+    session: SlaveSession,
+    cursor: Option<Cursor>,
+    begun_with_data: bool,
+    received: Option<Cursor>,
+}
+
+impl Slave {
+    fn act(&mut self) -> usize {
+        let mut actions = 0;
+        while let Some(action) = self.session.poll_action() {
+            actions += 1;
+            match action {
+                SlaveAction::Begin(cursor) => {
+                    let complete = self.cursor.as_ref().is_some_and(|cursor| cursor.coverage.is_complete());
+                    assert!(!complete && !self.begun_with_data, "a whole slave is never begun anew");
+                    self.received = Some(cursor);
+                }
+                SlaveAction::Apply(record) => {
+                    let cursor = self.received.as_mut().expect("records continue something");
+                    record.header().verify_after(&cursor.position).expect("and continue it without a gap");
+                    cursor.position = record.position();
+                }
+                SlaveAction::Copy(Content { range, read_at, entries }) => {
+                    let cursor = self.received.as_mut().expect("content continues something");
+                    assert!(cursor.coverage.advance(&range, read_at));
+                    assert!(
+                        entries.iter().all(|op| matches!(op, replikv_core::Op::Put { key, .. } if range.contains(key)))
+                    );
+                }
+                SlaveAction::Send(_)
+                | SlaveAction::Waiting(_)
+                | SlaveAction::Welcomed(_)
+                | SlaveAction::Contact(_)
+                | SlaveAction::Close(_) => {}
+            }
+        }
+        actions
+    }
+}
+
+/// However long nobody takes what waits, no more than this waits: a few messages, and the questions of a peer.
+const BOUND: usize = 200;
+
+fuzz_target!(|input: Input| {
+    let mut now = Now::default();
+    let cursor = input.stand.map(|stand| stand.cursor());
+    let holds_data = input.holds_data && cursor.is_none();
+    let config = MasterSessionConfig {
+        source: source(),
+        limits: LIMITS,
+        heartbeat: Duration::from_secs(5),
+        handshake_timeout: Duration::from_secs(10),
+        chunk: 64,
+        relay: input.relay,
+    };
+    let start = view(input.view);
+    let session = MasterSession::new(config, start, Vec::new(), now);
+    let mut master = Some(Master { session, view: start, page_asked: false, page_under_way: false });
+    let config = SlaveSessionConfig {
+        slave: "edge".into(),
+        nonce: 1,
+        cursor: cursor.clone(),
+        holds_data,
+        checkpoints: Vec::new(),
+        limits: LIMITS,
+        temporary: false,
+        handshake_timeout: Duration::from_secs(10),
+    };
+    let session = SlaveSession::new(config, now);
+    let mut slave = Some(Slave { session, received: cursor.clone(), cursor, begun_with_data: holds_data });
+
+    for event in input.events {
+        let mut failed_master = Ok(());
+        let mut failed_slave = Ok(());
+        match event {
+            Event::ToMaster(word) => {
+                if let Some(master) = &mut master {
+                    failed_master = master.session.handle_message(now, word.message(&Coverage::default()));
+                }
+            }
+            Event::ToSlave(word) => {
+                if let Some(slave) = &mut slave {
+                    let coverage = slave.received.as_ref().map(|cursor| cursor.coverage.clone()).unwrap_or_default();
+                    failed_slave = slave.session.handle_message(now, word.message(&coverage));
+                    // What a slave is sent, its driver takes before it reads on.
+                    assert!(slave.act() <= BOUND);
+                }
+            }
+            Event::SlaveActs => assert!(slave.as_mut().is_none_or(|slave| slave.act() <= BOUND)),
+            Event::MasterActs => {
+                let actions = master.as_mut().map_or(0, Master::act);
+                assert!(actions <= BOUND, "{actions} actions were waiting");
+            }
+            Event::View(published, handed, floor) => {
+                if let Some(master) = &mut master {
+                    let next = view((published, handed, floor));
+                    // What is published stays so, and floors only rise.
+                    if next.published.seq >= master.view.published.seq && next.floor.seq >= master.view.floor.seq {
+                        master.view = next;
+                        master.session.handle_view(next);
+                    }
+                }
+            }
+            Event::PageRead(page) => {
+                if let Some(master) = &mut master
+                    && std::mem::take(&mut master.page_asked)
+                {
+                    master.session.handle_page(Content { read_at: master.view.handed, ..page.content() });
+                }
+            }
+            Event::Time(seconds) => {
+                now.monotonic += Duration::from_secs(u64::from(seconds));
+                now.unix_ms = now.unix_ms.wrapping_mul(31).wrapping_add(u64::from(seconds));
+                if let Some(master) = &mut master {
+                    failed_master = master.session.handle_timeout(now);
+                }
+                if let Some(slave) = &mut slave {
+                    failed_slave = slave.session.handle_timeout(now);
+                }
+            }
+            Event::Progress(applied, durable, consistent) => {
+                if let Some(slave) = &mut slave {
+                    let (applied, durable) = (Seq::new(applied.into()), Seq::new(durable.into()));
+                    slave.session.handle_progress(Progress { applied, durable, consistent });
+                }
+            }
+            Event::ShutMaster => {
+                if let Some(master) = &mut master {
+                    master.session.shut(GoodbyeReason::Closing, "");
+                }
+            }
+            Event::ShutSlave => {
+                if let Some(slave) = &mut slave {
+                    slave.session.shut("");
+                }
+            }
+        }
+        // A connection whose peer has misbehaved is closed; nothing of what it sent last is done.
+        if is_over(&failed_master) {
+            master = None;
+        }
+        if is_over(&failed_slave) {
+            slave = None;
+        }
+    }
+    if let Some(mut master) = master {
+        master.session.refuse(Refusal::new(RejectCode::Busy, ""));
+        let actions = master.act();
+        assert!(actions <= BOUND, "{actions} actions were waiting");
+    }
+    if let Some(mut slave) = slave {
+        assert!(slave.act() <= BOUND);
+    }
+});
+
+fn is_over(result: &Result<(), ProtocolError>) -> bool {
+    result.as_ref().is_err_and(|error| !error.to_string().is_empty())
+}
