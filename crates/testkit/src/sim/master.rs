@@ -6,13 +6,15 @@ use bytes::Bytes;
 use replikv_core::{
     Durability, Epoch, KeyRange, Keyspace, Outcome, Position, Seq, SourceId, StoreError, StoreLimits, WriteSet,
 };
-use replikv_proto::layout::{Checkpoint, Epochs, Floor, Head, Identity, Role, Stored};
+use replikv_proto::layout::{Checkpoint, Epochs, Floor, Head, Stored};
 use replikv_proto::{
     Answer, CommitGroup, Committer, CommitterConfig, EpochStart, Intent, LogEntry, Progress, RecordKind, Retention,
     Step, View, Work,
 };
 
+use super::begin::begin;
 use super::context::{Context, MILLI, Moment, Node, Owner};
+use super::ring::Ring;
 use super::session::Session;
 use super::store::{Reply, Request};
 use super::work::{Intended, Promise};
@@ -631,100 +633,5 @@ fn after(decided: Answer, outcome: &Answer) -> Answer {
     match decided {
         Answer::Failed(error) => Answer::Failed(error),
         _ => outcome.clone(),
-    }
-}
-
-/// The beginning of a history, in one synced write set: as `replikv-node` writes it.
-fn begin(ctx: &mut Context, store: usize, wall_offset_ms: i64) {
-    use bytes::BytesMut;
-    use replikv_core::EncodedOps;
-    use replikv_proto::{PreparedRecord, RecordDraft, origin};
-
-    let source = SourceId::from_bytes(ctx.store_rng.u128(..).to_le_bytes());
-    let epoch = Epoch { number: 1, nonce: ctx.store_rng.u64(..) };
-    let time = ctx.clock(wall_offset_ms).unix_ms;
-    let holds_data = !ctx.stores[store].visible.of(Keyspace::Data).is_empty();
-    let mut at = origin(source, epoch);
-    let mut floor = Floor { position: at, log_bytes: 0 };
-    let mut log_bytes = 0;
-    let mut writes = WriteSet::builder();
-    let kinds: &[RecordKind] = if holds_data { &[RecordKind::Epoch, RecordKind::Base] } else { &[RecordKind::Epoch] };
-    for kind in kinds {
-        let body = EncodedOps::default();
-        let draft = RecordDraft { epoch, kind: *kind, time, note: b"", body: body.as_bytes() };
-        let Ok(record) = PreparedRecord::after(&at, &draft) else { return };
-        let mut bytes = BytesMut::new();
-        record.append_to(&mut bytes);
-        at = record.position();
-        log_bytes += bytes.len() as u64;
-        drop(writes.put(Keyspace::Log, at.seq.to_key(), &bytes));
-    }
-    if holds_data {
-        ctx.coverage.met(Scene::BaseRecord);
-        floor = Floor { position: at, log_bytes };
-    }
-    let head = Head { position: at, log_bytes, uptime_ms: 0 };
-    let epochs = Epochs(vec![EpochStart { epoch, first: Seq::new(1) }]);
-    let identity = Identity { role: Role::Master, source: Some(source) };
-    for (key, value) in [
-        (Identity::KEY, identity.to_bytes()),
-        (Head::KEY, head.to_bytes()),
-        (Floor::KEY, floor.to_bytes()),
-        (Epochs::KEY, epochs.to_bytes()),
-    ] {
-        drop(writes.put(Keyspace::Meta, key, value));
-    }
-    let model = &mut ctx.stores[store];
-    let writes = writes.build();
-    model.visible.apply(&writes);
-    model.durable.apply(&writes);
-    ctx.oracle.began(&ctx.stores[store], &at);
-}
-
-/// The last published records, bounded in bytes.
-#[derive(Debug)]
-pub(super) struct Ring {
-    entries: VecDeque<LogEntry>,
-    bytes: usize,
-    cap: usize,
-}
-
-impl Ring {
-    fn new(cap: usize) -> Self {
-        Self { entries: VecDeque::new(), bytes: 0, cap }
-    }
-
-    fn push(&mut self, entry: LogEntry) {
-        self.bytes += entry.bytes.len();
-        self.entries.push_back(entry);
-        while self.bytes > self.cap {
-            let Some(oldest) = self.entries.pop_front() else { return };
-            self.bytes -= oldest.bytes.len();
-        }
-    }
-
-    pub(super) fn read(&self, after: Seq, max_bytes: usize) -> Option<(Vec<Bytes>, Position)> {
-        let from = self.index(after.next()?)?;
-        let (mut records, mut bytes, mut last) = (Vec::new(), 0, None);
-        for entry in self.entries.range(from..) {
-            if last.is_some() && bytes + entry.bytes.len() > max_bytes {
-                break;
-            }
-            bytes += entry.bytes.len();
-            records.push(entry.bytes.clone());
-            last = Some(entry.position);
-        }
-        last.map(|last| (records, last))
-    }
-
-    pub(super) fn entry(&self, seq: Seq) -> Option<&LogEntry> {
-        self.entries.get(self.index(seq)?)
-    }
-
-    // Records are numbered without gaps.
-    fn index(&self, seq: Seq) -> Option<usize> {
-        let first = self.entries.front()?.position.seq;
-        let offset = seq.as_u64().checked_sub(first.as_u64())?;
-        usize::try_from(offset).ok().filter(|index| *index < self.entries.len())
     }
 }

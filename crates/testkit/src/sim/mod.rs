@@ -15,6 +15,8 @@
 //! assert_eq!(report.violation, None);
 //! ```
 
+mod apply;
+mod begin;
 mod bug;
 mod campaign;
 mod config;
@@ -27,6 +29,7 @@ mod model;
 mod oracle;
 mod print;
 mod report;
+mod ring;
 mod session;
 mod shrink;
 mod slave;

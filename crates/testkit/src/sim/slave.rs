@@ -1,15 +1,14 @@
 //! The simulated driver of a slave: what `replikv-node` does around session and applier, step by step.
 
-use std::collections::VecDeque;
-
-use replikv_core::{Cursor, Durability, Keyspace, LinkId, Outcome, Position, Seq, StoreError, StoreLimits};
+use replikv_core::{Keyspace, Position, StoreError, StoreLimits};
 use replikv_proto::layout::Identity;
 use replikv_proto::layout::Stored as _;
 use replikv_proto::{
-    Ack, Applier, Content, DecoderLimits, GoodbyeReason, Group, Heartbeat, Hello, Message, Progress, ProtocolError,
-    Record, Refusal, RejectCode, SlaveAction, SlaveSession, SlaveSessionConfig,
+    Ack, DecoderLimits, GoodbyeReason, Heartbeat, Hello, Message, ProtocolError, Refusal, RejectCode, SlaveAction,
+    SlaveSession, SlaveSessionConfig,
 };
 
+use super::apply::{Apply, Driver, Item, Tracker};
 use super::context::{Context, MILLI, Moment, Node, Owner};
 use super::link::{Broken, Conn};
 use super::store::{Reply, Request};
@@ -55,26 +54,6 @@ pub(super) struct Process {
     tracker: Tracker,
 }
 
-#[derive(Debug, Default)]
-struct Tracker {
-    position: Option<Position>,
-    durable: Seq,
-    consistent: bool,
-}
-
-impl Tracker {
-    fn progress(&self) -> Progress {
-        let applied = self.position.map_or(Seq::ZERO, |position| position.seq);
-        Progress { applied, durable: self.durable.min(applied), consistent: self.consistent }
-    }
-
-    fn rewound(&mut self, cursor: Option<&Cursor>) {
-        self.position = cursor.map(|cursor| cursor.position);
-        self.consistent = cursor.is_some_and(Cursor::is_consistent);
-        self.durable = self.durable.min(self.position.map_or(Seq::ZERO, |position| position.seq));
-    }
-}
-
 #[derive(Debug)]
 enum State {
     Opening {
@@ -97,51 +76,6 @@ struct Follow {
     over: Option<Result<(), Ending>>,
     welcomed: bool,
 }
-
-/// The task that commits.
-#[derive(Debug)]
-struct Apply {
-    items: VecDeque<Item>,
-    applier: Applier,
-    backlog: usize,
-    cap: usize,
-    folded: Option<Group>,
-    waits: Waits,
-    sync_at: Option<Moment>,
-    /// Nothing more will come.
-    closed: bool,
-    /// Only what is in flight is decided.
-    abandoned: bool,
-    ended: Option<Result<(), StoreError>>,
-}
-
-#[derive(Debug)]
-enum Item {
-    Begin(Cursor),
-    Record(Record),
-    Content(Content),
-}
-
-impl Item {
-    fn byte_len(&self) -> usize {
-        match self {
-            Self::Begin(_) => 0,
-            Self::Record(record) => record.bytes().len(),
-            Self::Content(content) => content.entries.byte_len(),
-        }
-    }
-}
-
-/// What the apply task waits for.
-#[derive(Debug)]
-enum Waits {
-    Nothing,
-    Apply { group: Box<Group>, attempt: u32, retry_at: Option<Moment> },
-    Sync(Seq),
-    Reopen(StoreError),
-}
-
-const ATTEMPTS: u32 = 6;
 
 impl Slave {
     pub(super) fn new(node: usize, name: String, store: usize, target: usize, sync_every: Option<Moment>) -> Self {
@@ -325,18 +259,7 @@ impl Slave {
             handshake_timeout: ctx.sizes.heartbeat * 5,
         };
         let target = ctx.sizes.apply_bytes;
-        let apply = Apply {
-            items: VecDeque::new(),
-            applier: Applier::new(LinkId::default(), hello.cursor, target),
-            backlog: 0,
-            cap: target * 2,
-            folded: None,
-            waits: Waits::Nothing,
-            sync_at: None,
-            closed: false,
-            abandoned: false,
-            ended: None,
-        };
+        let apply = Apply::new(hello.cursor, target);
         let session = SlaveSession::new(config, ctx.clock(self.wall_offset_ms));
         let follow = Follow { conn: Some(conn), session, apply, over: None, welcomed: false };
         process.state = State::Following(Box::new(follow));
@@ -439,17 +362,17 @@ impl Follow {
         if self.conn.is_none() {
             return false;
         }
-        let was_idle = self.apply.items.is_empty();
+        let was_idle = !self.apply.has_items();
         if let Err(over) = self.step(ctx, wall, node, store, tracker) {
             self.over = Some(over);
             self.apply.closed = true;
             self.last_words(ctx, store, tracker);
-            if !matches!(self.apply.waits, Waits::Nothing) {
+            if self.apply.is_busy() {
                 ctx.coverage.met(Scene::EndedInApply);
             }
             return true;
         }
-        was_idle && !self.apply.items.is_empty()
+        was_idle && self.apply.has_items()
     }
 
     fn step(
@@ -463,11 +386,7 @@ impl Follow {
         loop {
             let mut progress = tracker.progress();
             if ctx.planted(DriverBug::AckOnArrival) {
-                let arrived = self.apply.items.iter().filter_map(|item| match item {
-                    Item::Record(record) => Some(record.position().seq),
-                    _ => None,
-                });
-                progress.applied = arrived.max().unwrap_or(progress.applied).max(progress.applied);
+                progress.applied = self.apply.arrived().unwrap_or_default().max(progress.applied);
             }
             self.session.handle_progress(progress);
             while let Some(action) = self.session.poll_action() {
@@ -572,162 +491,5 @@ fn notice(ctx: &mut Context, broken: &Broken) -> Result<(), Ending> {
             ctx.coverage.met(Scene::DamageInFlight);
             if error.is_retryable() { Ok(()) } else { Err(Ending::Failed(error.to_string())) }
         }
-    }
-}
-
-/// What the apply task needs of its slave.
-struct Driver {
-    owner: Owner,
-    store: usize,
-    sync_every: Option<Moment>,
-}
-
-impl Apply {
-    fn has_room(&self) -> bool {
-        self.backlog < self.cap
-    }
-
-    fn is_done(&self) -> bool {
-        matches!(self.waits, Waits::Nothing) && (self.abandoned || self.ended.is_some())
-    }
-
-    fn push(&mut self, ctx: &mut Context, item: Item) {
-        self.backlog += item.byte_len();
-        ctx.oracle.backlog(&ctx.sizes, self.backlog);
-        self.items.push_back(item);
-    }
-
-    fn run(&mut self, ctx: &mut Context, driver: &Driver, node: usize, tracker: &mut Tracker) {
-        if let Waits::Apply { group, retry_at: retry_at @ Some(_), .. } = &mut self.waits {
-            match *retry_at {
-                Some(at) if at <= ctx.now => {
-                    *retry_at = None;
-                    let request = Request::Apply(group.writes.clone(), driver.durability());
-                    ctx.call(driver.store, driver.owner, request);
-                }
-                Some(at) => ctx.wake_at(Node::Slave(node), at),
-                None => {}
-            }
-        }
-        if matches!(self.waits, Waits::Apply { .. }) {
-            return self.fold_ahead();
-        }
-        while matches!(self.waits, Waits::Nothing) && self.ended.is_none() && !self.abandoned {
-            if self.sync_at.is_some_and(|at| at <= ctx.now) {
-                self.sync(ctx, driver, tracker);
-                return;
-            }
-            while let Some(item) = self.items.pop_front() {
-                self.take(item);
-            }
-            let group = match self.folded.take() {
-                Some(group) => Ok(Some(group)),
-                None => self.applier.next_group(),
-            };
-            match group {
-                Ok(Some(group)) => {
-                    if group.records > 1 {
-                        ctx.coverage.met(Scene::Folded);
-                    }
-                    let request = Request::Apply(group.writes.clone(), driver.durability());
-                    ctx.call(driver.store, driver.owner, request);
-                    self.waits = Waits::Apply { group: Box::new(group), attempt: 0, retry_at: None };
-                }
-                Ok(None) if self.closed && self.sync_at.is_some() => self.sync(ctx, driver, tracker),
-                Ok(None) if self.closed => self.end(Ok(())),
-                Ok(None) => {
-                    if let Some(at) = self.sync_at {
-                        ctx.wake_at(Node::Slave(node), at);
-                    }
-                    return;
-                }
-                Err(error) => self.end(Err(error)),
-            }
-        }
-    }
-
-    // While one group commits, the next one is folded.
-    fn fold_ahead(&mut self) {
-        while self.folded.is_none()
-            && let Some(item) = self.items.pop_front()
-        {
-            self.take(item);
-            if self.applier.pending_bytes() >= self.applier.target() {
-                match self.applier.next_group() {
-                    Ok(folded) => self.folded = folded,
-                    // It comes again once this group is decided.
-                    Err(_) => return,
-                }
-            }
-        }
-    }
-
-    fn sync(&mut self, ctx: &mut Context, driver: &Driver, tracker: &Tracker) {
-        self.sync_at = None;
-        ctx.call(driver.store, driver.owner, Request::Sync);
-        self.waits = Waits::Sync(tracker.progress().applied);
-    }
-
-    fn take(&mut self, item: Item) {
-        match item {
-            Item::Begin(cursor) => self.applier.begin(cursor),
-            Item::Record(record) => self.applier.push_record(record),
-            Item::Content(content) => self.applier.push_content(content),
-        }
-    }
-
-    fn end(&mut self, result: Result<(), StoreError>) {
-        self.waits = Waits::Nothing;
-        self.ended = Some(result);
-    }
-
-    fn answered(&mut self, ctx: &mut Context, driver: &Driver, tracker: &mut Tracker, reply: Reply) {
-        match std::mem::replace(&mut self.waits, Waits::Nothing) {
-            Waits::Nothing => {}
-            Waits::Apply { group, attempt, .. } => match reply.done() {
-                Ok(()) => self.applied(ctx, driver, tracker, &group),
-                Err(error) if error.is_retryable() && attempt < ATTEMPTS => {
-                    let retry_at = Some(ctx.now + (MILLI << attempt));
-                    self.waits = Waits::Apply { group, attempt: attempt + 1, retry_at };
-                }
-                Err(error) if ctx.planted(DriverBug::WentOnAfterFailure) && error.outcome() == Outcome::Unchanged => {
-                    self.backlog -= group.bytes;
-                }
-                Err(error) => self.give_up(ctx, driver, error),
-            },
-            Waits::Sync(seq) => match reply.done() {
-                Ok(()) => tracker.durable = tracker.durable.max(seq),
-                Err(error) => self.give_up(ctx, driver, error),
-            },
-            Waits::Reopen(error) => self.end(Err(error)),
-        }
-    }
-
-    fn applied(&mut self, ctx: &mut Context, driver: &Driver, tracker: &mut Tracker, group: &Group) {
-        tracker.position = Some(group.cursor.position);
-        tracker.consistent = group.cursor.is_consistent();
-        if driver.sync_every.is_none() || ctx.planted(DriverBug::AckBeforeDurable) {
-            tracker.durable = group.cursor.position.seq;
-        }
-        self.backlog -= group.bytes;
-        if let Some(every) = driver.sync_every {
-            self.sync_at.get_or_insert(ctx.now + every);
-        }
-    }
-
-    // After an unknown outcome the store is opened anew; what it then holds is where the next connection goes on.
-    fn give_up(&mut self, ctx: &mut Context, driver: &Driver, error: StoreError) {
-        if error.outcome() == Outcome::Unknown {
-            ctx.call(driver.store, driver.owner, Request::Reopen);
-            self.waits = Waits::Reopen(error);
-        } else {
-            self.end(Err(error));
-        }
-    }
-}
-
-impl Driver {
-    fn durability(&self) -> Durability {
-        if self.sync_every.is_some() { Durability::Buffered } else { Durability::Synced }
     }
 }
