@@ -66,7 +66,10 @@ const CHECK_EVERY: Moment = 50 * MILLI;
 impl World {
     fn new(seed: u64, config: &Config) -> Self {
         let mut ctx = Context::new(seed, config);
-        let known = Fault::ALL.iter().copied().filter(|_| ctx.fault_rng.u8(0..100) < 55).collect();
+        // Each seed knows about half of all faults; where only a few are allowed, all of these.
+        let few = Fault::ALL.iter().filter(|fault| config.allows(**fault)).count() * 2 < Fault::ALL.len();
+        let mut knows = |fault: Fault| if few { config.allows(fault) } else { ctx.fault_rng.u8(0..100) < 55 };
+        let known = Fault::ALL.iter().copied().filter(|fault| knows(*fault)).collect();
         let mut world = Self {
             ctx,
             masters: Vec::new(),
