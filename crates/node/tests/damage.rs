@@ -4,7 +4,7 @@ mod support;
 
 use replikv_core::{Keyspace, Op, ReplicaStore, ReplicaStoreExt, Seq};
 use replikv_memory::MemoryStore;
-use replikv_node::{Ending, FollowError, LogError, Master, MasterConfig, ServeError, Slave, read_log};
+use replikv_node::{Commit, Ending, FollowError, LogError, Master, MasterConfig, ServeError, Slave, read_log};
 use replikv_proto::layout::Checkpoint;
 use replikv_proto::{GoodbyeReason, RejectCode};
 use replikv_testkit::FaultStore;
@@ -96,6 +96,27 @@ async fn a_damaged_record_is_never_served_and_the_log_begins_after_it() -> Resul
         soon(fresh.wait_applied(token)).await?;
         assert_equal(&master, &fresh).await;
     }
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_cut_leaves_what_is_still_to_be_published() -> Result<(), Error> {
+    let store = store();
+    let first = long_log(&store).await;
+    let published = first.status().published;
+    drop(first);
+    let every = std::time::Duration::from_secs(3600);
+    let config = MasterConfig::default().ring_bytes(0).commit(Commit::Buffered { sync_every: every });
+    let master = master(&store, config).await;
+    // Committed, and not published before the next sync.
+    let waiting = master.put("late", "word").await?.seq;
+    let damaged = Seq::new(20);
+    store.damage(Keyspace::Log, &damaged.to_key(), |record| record.truncate(9)).await?;
+    let behind = slave(&support::store(), "behind").await;
+    connect(&master, &behind);
+    until(|| master.status().floor.seq >= damaged).await;
+    assert_eq!(master.status().floor, published, "no checkpoint lies between, and what follows is still to be sent");
+    assert!(store.get(Keyspace::Log, &waiting.to_key()).await?.is_some());
     Ok(())
 }
 

@@ -357,11 +357,13 @@ impl<S: ReplicaStore> CommitTask<S> {
         if damaged <= self.floor.position.seq {
             return;
         }
-        let head = self.committer.head();
+        // Not past what is published: what comes after it is still to be sent.
+        let view = self.inner.view();
         let next = self.inner.with_checkpoints(|checkpoints| {
-            checkpoints.iter().find(|checkpoint| checkpoint.position.seq >= damaged).copied()
+            let published = checkpoints.iter().filter(|checkpoint| checkpoint.position.seq <= view.published.seq);
+            published.copied().find(|checkpoint| checkpoint.position.seq >= damaged)
         });
-        let floor = next.map_or(Floor { position: head.position, log_bytes: head.log_bytes }, |next| Floor {
+        let floor = next.map_or(Floor { position: view.published, log_bytes: view.log_bytes }, |next| Floor {
             position: next.position,
             log_bytes: next.log_bytes,
         });

@@ -65,6 +65,8 @@ pub enum DriverBug {
     TakeoverUnnoticed,
     /// A page is sent although a commit that it may show came to nothing while it was read.
     SetbackUnnoticed,
+    /// A slave whose position differs from a stored record is taken for diverged, though the record is damaged.
+    DamageTakenForDivergence,
 }
 
 impl DriverBug {
@@ -95,6 +97,7 @@ impl DriverBug {
         Self::SilenceUnnoticed,
         Self::TakeoverUnnoticed,
         Self::SetbackUnnoticed,
+        Self::DamageTakenForDivergence,
     ];
 }
 

@@ -560,9 +560,11 @@ impl Process {
             return;
         }
         ctx.coverage.met(Scene::DamageFound);
-        let head = open.committer.head();
-        let next = open.checkpoints.iter().find(|checkpoint| checkpoint.position.seq >= damaged);
-        let floor = next.map_or(Floor { position: head.position, log_bytes: head.log_bytes }, |next| Floor {
+        // Not past what is published: what comes after it is still to be sent.
+        let view = open.view;
+        let published = open.checkpoints.iter().filter(|checkpoint| checkpoint.position.seq <= view.published.seq);
+        let next = published.copied().find(|checkpoint| checkpoint.position.seq >= damaged);
+        let floor = next.map_or(Floor { position: view.published, log_bytes: view.log_bytes }, |next| Floor {
             position: next.position,
             log_bytes: next.log_bytes,
         });

@@ -96,6 +96,9 @@ impl Judged<'_> {
 
     fn is_intact(&self, seq: Seq) -> bool {
         let stored = self.store.visible.of(Keyspace::Log).get(&seq.to_key()[..]);
-        stored.is_some_and(|bytes| Record::decode(bytes.clone()).is_ok())
+        let record = stored.and_then(|bytes| Record::decode(bytes.clone()).ok());
+        record.is_some_and(|record| {
+            self.model.point(&record.position()).is_some_and(|point| point.bytes == record.bytes())
+        })
     }
 }
