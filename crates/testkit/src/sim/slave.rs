@@ -231,6 +231,7 @@ impl Slave {
     }
 
     fn begin(&mut self, ctx: &mut Context, conn: Conn, mut hello: Hello) {
+        ctx.stores[self.store].went_back = false;
         let Some(process) = &mut self.process else { return };
         let stands = hello.cursor.as_ref().map(|cursor| cursor.position.seq);
         if process.tracker.position.is_some_and(|position| Some(position.seq) > stands) {

@@ -192,6 +192,8 @@ pub(super) struct ModelStore {
     pub(super) slow: bool,
     /// More than one process has it open. A sync that fails for one of them would prove nothing to the other.
     pub(super) shared: bool,
+    /// It went back when it was opened anew, and who uses it has not looked since.
+    pub(super) went_back: bool,
     /// Writes come one after the other.
     pub(super) writer_free_at: u64,
 }
@@ -211,6 +213,7 @@ impl ModelStore {
             full: false,
             slow: false,
             shared: false,
+            went_back: false,
             writer_free_at: 0,
         }
     }
@@ -364,7 +367,10 @@ impl ModelStore {
     fn reopen(&mut self, rng: &mut Rng) -> Effect {
         match self.poison.take() {
             // The kernel may have dropped what it could not write.
-            Some(Poison::SyncFailed) if rng.bool() && self.lose_power(rng) => Effect::Rewound,
+            Some(Poison::SyncFailed) if rng.bool() && self.lose_power(rng) => {
+                self.went_back = true;
+                Effect::Rewound
+            }
             _ => Effect::Nothing,
         }
     }
