@@ -9,7 +9,9 @@ use replikv_testkit::sim::{Bug, Config, Fault, Report, Simulation};
 /// A planted bug that is not found within so many seeds is a hole.
 const SEEDS: u64 = 1_000;
 /// Bugs that need a coincidence, and therefore many seeds. They are looked for by `just planted`, with all others.
-const RARE: [&str; 11] = [
+const RARE: [&str; 13] = [
+    "HandedToldLate",
+    "DamageTakenForDivergence",
     "ReadAtBeforeRead",
     "SetbackUnnoticed",
     "LocatedWithoutDigest",
@@ -45,6 +47,7 @@ fn config_for(bug: Bug) -> Config {
         "CoverageNotLocated" | "CheckpointIgnored" => {
             default.only(&[Fault::Restore, Fault::ClonedMaster, Fault::Repoint, Fault::Wiped, Fault::Cut])
         }
+        "DamageTakenForDivergence" => default.only(&[Fault::FlipStored, Fault::Cut, Fault::SlaveCrash]),
         "SilenceUnnoticed" => default.only(&[Fault::HalfOpen, Fault::MasterPower, Fault::SlavePower]),
         "WentOnAfterFailure" => default.only(&[Fault::Full, Fault::Transient, Fault::Wiped]),
         _ => default,

@@ -271,11 +271,13 @@ impl Context {
         let id = self.next;
         let slow = if self.stores[store].slow { 100 } else { 1 };
         let delay = |rng: &mut Rng| rng.u64(1..=self.sizes.store_delay * slow);
-        let (until_effect, until_answer) = (delay(&mut self.store_rng), delay(&mut self.store_rng));
         let writes = !matches!(request, Request::Get(_) | Request::Scan(..));
+        // Now and then a reader is held up, and a lot happens between its read and the answer.
+        let held_up = if !writes && self.store_rng.u8(0..16) == 0 { 12 } else { 1 };
+        let (until_effect, until_answer) = (delay(&mut self.store_rng), delay(&mut self.store_rng));
         let free_at = if writes { self.stores[store].writer_free_at } else { 0 };
         let effect_at = free_at.max(self.now) + until_effect;
-        let answered_at = effect_at + until_answer;
+        let answered_at = effect_at + until_answer * held_up;
         if writes {
             self.stores[store].writer_free_at = answered_at;
         }
