@@ -8,15 +8,18 @@
 //! any byte stream, into a store of its own, of any kind. A store is whatever implements [`ReplicaStore`]: LMDB
 //! (feature `lmdb`, default), sled (feature `sled`), memory, or your own.
 
+#[cfg(feature = "lmdb")]
+pub mod lmdb;
 mod open;
 
 pub use open::{OpenUrlError, open};
 pub use replikv_blocking as blocking;
 pub use replikv_core::meta;
 pub use replikv_core::{
-    Batch, Chunk, Condition, Coverage, Cursor, DataReader, Digest, Durability, EncodedOps, Epoch, InvalidLinkId,
-    KeyRange, Keyspace, LinkId, Op, Outcome, Page, PageBuilder, Position, Precondition, ReplicaStore, ReplicaStoreExt,
-    ScanOptions, Seq, SourceId, StoreError, StoreLimits, Subspace, Table, Token, WriteSet, table,
+    Batch, Chunk, Condition, Coverage, Cursor, DataReader, Digest, Durability, EncodedOps, Epoch, Fill, Fingerprint,
+    InvalidLinkId, KeyRange, Keyspace, LinkId, Op, Outcome, Page, PageBuilder, Position, Precondition, ReplicaStore,
+    ReplicaStoreExt, ScanOptions, Seq, SourceId, StoreError, StoreLimits, StoreStats, Subspace, Table, Token, WriteSet,
+    table,
 };
 pub use replikv_memory::MemoryStore;
 pub use replikv_node::*;
@@ -25,6 +28,6 @@ pub use replikv_proto::layout::Role;
 pub use replikv_proto::{Abort, Record, RejectCode, Retention, TransactView};
 
 #[cfg(feature = "lmdb")]
-pub use replikv_lmdb::{LmdbOptions, LmdbStore, LmdbSync};
+pub use replikv_lmdb::{LmdbOptions, LmdbOrder, LmdbStore, LmdbSync, heed};
 #[cfg(feature = "sled")]
-pub use replikv_sled::{SledOptions, SledStore};
+pub use replikv_sled::{SledOptions, SledStore, sled};

@@ -9,12 +9,13 @@ use std::time::Duration;
 use arbitrary::{Arbitrary, Unstructured};
 use bytes::Bytes;
 use libfuzzer_sys::fuzz_target;
-use replikv_core::{Coverage, Cursor, Position, Seq, StoreLimits};
+use replikv_core::{Coverage, Cursor, EncodedOps, Fill, Fingerprint, KeyRange, Position, Seq, StoreLimits};
 use replikv_fuzz::{LIMITS, Page, Place, RECORDS, Stand, at_most, position, record, source};
 use replikv_proto::{
-    Ack, Content, Goodbye, GoodbyeReason, Heartbeat, Hello, Located, LogAnswer, MasterAction, MasterSession,
-    MasterSessionConfig, Message, Mode, Now, Progress, ProtocolError, Records, Refusal, Reject, RejectCode, Request,
-    RequestBody, Response, SlaveAction, SlaveSession, SlaveSessionConfig, View, Welcome,
+    Ack, Compare, Compared, Content, Goodbye, GoodbyeReason, Heartbeat, Hello, Located, LogAnswer, MasterAction,
+    MasterSession, MasterSessionConfig, Message, Mode, Now, Progress, ProtocolError, RangeSummary, Records, Refusal,
+    Reject, RejectCode, Request, RequestBody, Response, SlaveAction, SlaveSession, SlaveSessionConfig, Verdict, View,
+    Welcome,
 };
 
 #[derive(Debug)]
@@ -69,6 +70,8 @@ enum Word {
     Response(u32),
     Goodbye,
     Opaque(u8),
+    Compare(Vec<(u8, Option<u8>, u32)>),
+    Compared(Place, Vec<(bool, u32)>),
 }
 
 impl Word {
@@ -92,11 +95,16 @@ impl Word {
                 head: head.position(),
                 floor: floor.position(),
                 limits: limits_of(limits),
-                mode: [Mode::Resume, Mode::Copy { from: from.position() }, Mode::Wait, Mode::Compare]
-                    [usize::from(mode) % 4],
+                mode: [
+                    Mode::Resume,
+                    Mode::Copy { from: from.position() },
+                    Mode::Wait,
+                    Mode::Compare { from: from.position() },
+                ][usize::from(mode) % 4],
                 heartbeat_ms: heartbeat,
                 log_bytes: u64::from(heartbeat),
                 behind_bytes: 0,
+                checkpoints: Vec::new(),
             }),
             Self::Reject(retry) => Message::Reject(Reject { code: RejectCode::Busy, words: String::new(), retry }),
             Self::Records { from, count, damage } => {
@@ -126,9 +134,26 @@ impl Word {
             Self::Response(id) => Message::Response(Response { id, body: Err(String::new()) }),
             Self::Goodbye => Message::Goodbye(Goodbye { reason: GoodbyeReason::Closing, words: String::new() }),
             Self::Opaque(n) => {
-                let make = [Message::Challenge, Message::Auth, Message::Compare][usize::from(n) % 3];
+                let make = [Message::Challenge, Message::Auth][usize::from(n) % 2];
                 make(Bytes::new())
             }
+            Self::Compare(questions) => Message::Compare(Compare {
+                ranges: questions
+                    .into_iter()
+                    .map(|(from, to, count)| RangeSummary {
+                        range: KeyRange::new(vec![from], to.map(|to| Bytes::from(vec![to]))),
+                        count: count.into(),
+                        fingerprint: Fingerprint::from_bytes([from; 16]),
+                    })
+                    .collect(),
+            }),
+            Self::Compared(read_at, verdicts) => Message::Compared(Compared {
+                read_at: read_at.position(),
+                verdicts: verdicts
+                    .into_iter()
+                    .map(|(equal, n)| if equal { Verdict::Equal(n) } else { Verdict::Split(n) })
+                    .collect(),
+            }),
         }
     }
 }
@@ -234,8 +259,13 @@ impl Slave {
             actions += 1;
             match action {
                 SlaveAction::Begin(cursor) => {
-                    let complete = self.cursor.as_ref().is_some_and(|cursor| cursor.coverage.is_complete());
-                    assert!(!complete && !self.begun_with_data, "a whole slave is never begun anew");
+                    let whole = self.cursor.as_ref().filter(|cursor| cursor.coverage.is_complete());
+                    let compares = cursor.coverage.fill() == Some(Fill::Compare);
+                    assert!(
+                        !self.begun_with_data && (whole.is_none() || compares),
+                        "a whole slave is never begun anew"
+                    );
+                    assert!(whole.is_none_or(|whole| whole.position.seq <= cursor.position.seq), "nor taken back");
                     self.received = Some(cursor);
                 }
                 SlaveAction::Apply(record) => {
@@ -245,12 +275,22 @@ impl Slave {
                 }
                 SlaveAction::Copy(Content { range, read_at, entries }) => {
                     let cursor = self.received.as_mut().expect("content continues something");
-                    assert!(cursor.coverage.advance(&range, read_at));
+                    assert!(match cursor.coverage.fill() {
+                        Some(Fill::Compare) => cursor.coverage.cover(&range, read_at),
+                        _ => cursor.coverage.advance(&range, read_at),
+                    });
                     assert!(
                         entries.iter().all(|op| matches!(op, replikv_core::Op::Put { key, .. } if range.contains(key)))
                     );
                 }
-                SlaveAction::Send(_)
+                SlaveAction::Covered { range, read_at } => {
+                    let cursor = self.received.as_mut().expect("what is equal continues something");
+                    assert!(cursor.coverage.cover(&range, read_at));
+                }
+                // Its store holds nothing.
+                SlaveAction::ReadPage { range, .. } => self.session.handle_page(&range, &EncodedOps::default()),
+                SlaveAction::Checkpoints(_)
+                | SlaveAction::Send(_)
                 | SlaveAction::Waiting(_)
                 | SlaveAction::Welcomed(_)
                 | SlaveAction::Contact(_)
@@ -261,8 +301,9 @@ impl Slave {
     }
 }
 
-/// However long nobody takes what waits, no more than this waits: a few messages, and the questions of a peer.
-const BOUND: usize = 200;
+/// However long nobody takes what waits, no more than this waits: a few messages, the questions of a peer, and
+/// the answer to so many ranges as one chunk holds.
+const BOUND: usize = 1_300;
 
 fuzz_target!(|input: Input| {
     let mut now = Now::default();
@@ -275,6 +316,8 @@ fuzz_target!(|input: Input| {
         handshake_timeout: Duration::from_secs(10),
         chunk: 64,
         relay: input.relay,
+        compare_bytes_per_second: None,
+        checkpoints: Vec::new(),
     };
     let start = view(input.view);
     let session = MasterSession::new(config, start, Vec::new(), now);
@@ -288,6 +331,7 @@ fuzz_target!(|input: Input| {
         limits: LIMITS,
         temporary: false,
         handshake_timeout: Duration::from_secs(10),
+        temporary: false,
     };
     let session = SlaveSession::new(config, now);
     let mut slave = Some(Slave { session, received: cursor.clone(), cursor, begun_with_data: holds_data });

@@ -1,7 +1,7 @@
 //! What a synchronous store implements.
 
 use bytes::Bytes;
-use replikv_core::{Durability, KeyRange, Keyspace, Page, ScanOptions, StoreError, StoreLimits, WriteSet};
+use replikv_core::{Durability, KeyRange, Keyspace, Page, ScanOptions, StoreError, StoreLimits, StoreStats, WriteSet};
 
 /// A store whose calls block. See `ReplicaStore` for the contract; what differs is said here.
 ///
@@ -35,6 +35,16 @@ pub trait BlockingStore: Send + Sync + 'static {
 
     /// What fits into it.
     fn limits(&self) -> StoreLimits;
+
+    /// How many bytes of operations a write set holds at best; see `ReplicaStore::preferred_write_set`. Default: 32 MiB.
+    fn preferred_write_set(&self) -> usize {
+        32 << 20
+    }
+
+    /// What it can say of itself. Called on any thread; must not wait for a write.
+    fn stats(&self) -> StoreStats {
+        StoreStats::default()
+    }
 
     /// True if `get` is so quick that it may run on the caller's thread, async or not: a memory map, a memory table.
     /// Default: false.

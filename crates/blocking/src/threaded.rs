@@ -3,14 +3,15 @@
 use std::any::Any;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicU8, Ordering};
-use std::sync::{Arc, PoisonError, RwLock};
+use std::sync::{Arc, Mutex, PoisonError, RwLock};
 use std::thread;
 
 use async_trait::async_trait;
 use bytes::Bytes;
 use futures_channel::oneshot;
 use replikv_core::{
-    Durability, KeyRange, Keyspace, Outcome, Page, ReplicaStore, ScanOptions, StoreError, StoreLimits, WriteSet,
+    Durability, KeyRange, Keyspace, Outcome, Page, ReplicaStore, ScanOptions, StoreError, StoreLimits, StoreStats,
+    WriteSet,
 };
 
 use crate::BlockingStore;
@@ -42,6 +43,7 @@ pub struct Threaded<B> {
     writer: async_channel::Sender<WriterJob>,
     readers: async_channel::Sender<ReaderJob<B>>,
     limits: StoreLimits,
+    preferred_write_set: usize,
 }
 
 type Opener<B> = Box<dyn Fn() -> Result<B, StoreError> + Send + Sync>;
@@ -58,7 +60,8 @@ enum WriterJob {
 struct Shared<B> {
     /// Readers hold it for a call; the writer thread takes it exclusively to open and to close.
     state: RwLock<State<B>>,
-    open: Opener<B>,
+    /// Gone once the store is closed: it may hold what the store is made of.
+    open: Mutex<Option<Opener<B>>>,
     gate: Gate,
 }
 
@@ -88,11 +91,10 @@ impl<B: BlockingStore> Threaded<B> {
     ) -> Result<Self, StoreError> {
         let open: Opener<B> = Box::new(open);
         let state = State::opened(guarded_open(&open)?);
-        let limits = match &state {
-            State::Open { store, .. } => store.limits(),
-            _ => return Err(StoreError::Closed),
-        };
-        let shared = Arc::new(Shared { state: RwLock::new(state), open, gate: Gate::default() });
+        let State::Open { store, .. } = &state else { return Err(StoreError::Closed) };
+        let (limits, preferred_write_set) = (store.limits(), store.preferred_write_set());
+        let shared =
+            Arc::new(Shared { state: RwLock::new(state), open: Mutex::new(Some(open)), gate: Gate::default() });
         let (writer, jobs) = async_channel::bounded(options.queue.max(1));
         let own = shared.clone();
         spawn(format!("{name}-writer"), move || write_loop(&own, &jobs))?;
@@ -105,7 +107,21 @@ impl<B: BlockingStore> Threaded<B> {
                 }
             })?;
         }
-        Ok(Self { shared, writer, readers, limits })
+        Ok(Self { shared, writer, readers, limits, preferred_write_set })
+    }
+
+    /// Calls `call` with the store, on the caller's thread, which waits for it: for what a backend offers beyond the
+    /// contract. Keep it short: the store can be neither closed nor opened anew meanwhile. A write whose caller went
+    /// away may still be under way.
+    ///
+    /// A panic of `call` passes through, and is not held against the store.
+    ///
+    /// # Errors
+    /// `Closed`, `Fatal` if the store must be reopened first, and whatever `call` returns.
+    pub fn with_store<T>(&self, call: impl FnOnce(&B) -> Result<T, StoreError>) -> Result<T, StoreError> {
+        // Shared guards are not poisoned by a panic.
+        let state = self.shared.state.read().unwrap_or_else(PoisonError::into_inner);
+        call(state.store()?)
     }
 
     // Queues a job of the writer and waits for its answer. If the caller goes away, the job is decided before any later
@@ -207,7 +223,7 @@ fn write_loop<B: BlockingStore>(shared: &Shared<B>, jobs: &async_channel::Receiv
         drop(answer.send(result));
     }
     // The last handle is gone.
-    *shared.state.write().unwrap_or_else(PoisonError::into_inner) = State::Closed;
+    shared.drop_store();
 }
 
 impl<B: BlockingStore> Shared<B> {
@@ -268,7 +284,8 @@ impl<B: BlockingStore> Shared<B> {
             State::Closed => return Err(StoreError::Closed),
             State::Broken { .. } => {}
         }
-        *state = State::opened(guarded_open(&self.open)?);
+        let open = self.open.lock().unwrap_or_else(PoisonError::into_inner);
+        *state = State::opened(guarded_open(open.as_ref().ok_or(StoreError::Closed)?)?);
         Ok(())
     }
 
@@ -278,8 +295,13 @@ impl<B: BlockingStore> Shared<B> {
             result => result,
         };
         // Dropped under the lock: when this returns, it can be opened again.
-        *self.state.write().unwrap_or_else(PoisonError::into_inner) = State::Closed;
+        self.drop_store();
         synced
+    }
+
+    fn drop_store(&self) {
+        *self.state.write().unwrap_or_else(PoisonError::into_inner) = State::Closed;
+        drop(self.open.lock().unwrap_or_else(PoisonError::into_inner).take());
     }
 
     // `None` if the call must go to a reader thread.
@@ -364,6 +386,16 @@ impl<B: BlockingStore> ReplicaStore for Threaded<B> {
 
     fn limits(&self) -> StoreLimits {
         self.limits
+    }
+
+    fn preferred_write_set(&self) -> usize {
+        self.preferred_write_set
+    }
+
+    fn stats(&self) -> StoreStats {
+        // Held exclusively only while it is opened or closed: nobody waits for that here.
+        let Ok(state) = self.shared.state.try_read() else { return StoreStats::default() };
+        state.store().map(BlockingStore::stats).unwrap_or_default()
     }
 }
 

@@ -29,7 +29,7 @@ pub(crate) fn open(url: &str) -> anyhow::Result<Store> {
     })
 }
 
-/// Opens a store that is there: a command that only reads leaves nothing behind.
+/// Opens a store that is there, to change it.
 pub(crate) fn open_existing(url: &str) -> anyhow::Result<Store> {
     let marker = match url.split_once(':').filter(|(_, path)| !path.is_empty()) {
         Some(("lmdb", path)) => Some(Path::new(path).join("data.mdb")),
@@ -42,9 +42,10 @@ pub(crate) fn open_existing(url: &str) -> anyhow::Result<Store> {
     open(url)
 }
 
-/// Opens a store that is there to read its log. LMDB can be read while another process has it open.
-pub(crate) fn open_shared(url: &str) -> anyhow::Result<Store> {
-    match url.split_once(':') {
+/// Opens a store that is there, to read it: nothing is made in it or beside it. LMDB can be read while another process
+/// has it open, and an environment that is no store stays as it is.
+pub(crate) fn open_to_read(url: &str) -> anyhow::Result<Store> {
+    match url.split_once(':').filter(|(_, path)| !path.is_empty()) {
         Some(("lmdb", path)) if Path::new(path).join("data.mdb").exists() => {
             Ok(Arc::new(LmdbStore::open_read_only(path, LmdbOptions::default()).with_context(|| url.to_string())?))
         }

@@ -1,4 +1,4 @@
-//! How far a slave has come: a position, and which ranges of content are copied so far.
+//! How far a slave has come: a position, and which ranges of content it is true of.
 
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
@@ -7,14 +7,14 @@ use crate::{KeyRange, Position, Seq};
 
 /// What a slave has of its master's history, committed in one write set with the data it speaks of.
 ///
-/// While a slave copies, `position` is the last record it went through, and [`Coverage`] tells for which keys that
-/// holds. A slave decides from its cursor alone whether it is consistent, on whatever connection, to whatever
+/// While a slave copies or compares, `position` is the last record it went through, and [`Coverage`] tells for which
+/// keys that holds. A slave decides from its cursor alone whether it is consistent, on whatever connection, to whatever
 /// parent.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Cursor {
     /// The last record that was applied to all that is covered.
     pub position: Position,
-    /// What is covered; empty when everything is.
+    /// For which keys that holds.
     pub coverage: Coverage,
 }
 
@@ -30,6 +30,12 @@ impl Cursor {
     /// True if the data is exactly what the master held at `position`.
     pub fn is_consistent(&self) -> bool {
         self.coverage.consistent_at().is_some_and(|needed| self.position.seq >= needed)
+    }
+
+    /// As it is told to a master: see [`Coverage::for_hello`].
+    #[must_use]
+    pub fn for_hello(&self) -> Self {
+        Self { position: self.position, coverage: self.coverage.for_hello() }
     }
 
     /// The stored form: a format byte, then postcard.
@@ -49,115 +55,182 @@ impl Cursor {
     }
 }
 
-/// The ranges of content that a slave is copying. The empty coverage stands for "everything, done".
+/// Which keys a slave has content of, while it copies or compares. The default stands for "everything, done".
+///
+/// Covered ranges may lie anywhere: a copy covers from the left, a comparison wherever something turned out to be
+/// equal. One moment of reading is enough for all of them, the latest: every earlier one lies on the same chain of
+/// digests, so that whoever has the latest in its history has them all.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Coverage(Vec<CopyRange>);
+#[serde(try_from = "Parts", into = "Parts")]
+pub struct Coverage {
+    filling: Option<Filling>,
+    /// Covered, disjoint, in key order, never adjacent.
+    covered: Vec<KeyRange>,
+    consistent_at: Option<Position>,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+struct Filling {
+    domain: KeyRange,
+    fill: Fill,
+}
+
+/// How what is not covered is filled.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[non_exhaustive]
+pub enum Fill {
+    /// The master sends page after page.
+    Copy,
+    /// The slave holds something there that may differ, and asks.
+    Compare,
+}
 
 impl Coverage {
     /// A copy of `range` that has not begun.
     pub fn begin(range: KeyRange) -> Self {
-        Self(vec![CopyRange { range, progress: CopyProgress::UpTo(Bytes::new()), consistent_at: None }])
+        Self::new(range, Fill::Copy)
+    }
+
+    /// Nothing of `domain` is covered, all of it is to be filled in by `fill`.
+    pub fn new(domain: KeyRange, fill: Fill) -> Self {
+        Self { filling: Some(Filling { domain, fill }), covered: Vec::new(), consistent_at: None }
     }
 
     /// Everything is covered.
     pub fn is_complete(&self) -> bool {
-        self.0.is_empty()
+        self.filling.is_none()
     }
 
-    /// The ranges, disjoint, in key order.
-    pub fn ranges(&self) -> &[CopyRange] {
-        &self.0
+    /// How the rest is filled; `None` when everything is covered.
+    pub fn fill(&self) -> Option<Fill> {
+        self.filling.as_ref().map(|filling| filling.fill)
     }
 
-    /// The first range that still has content to copy, and what of it.
+    /// The covered ranges, disjoint, in key order, adjacent ones as one.
+    pub fn ranges(&self) -> &[KeyRange] {
+        &self.covered
+    }
+
+    /// The first range that still has content to come, up to where something is covered again.
     pub fn rest(&self) -> Option<KeyRange> {
-        self.0.iter().find_map(CopyRange::rest)
+        self.holes().next()
+    }
+
+    /// What is not covered, in key order.
+    pub fn holes(&self) -> impl Iterator<Item = KeyRange> + '_ {
+        let everything = self.filling.as_ref().map(|filling| &filling.domain);
+        let starts = everything.map(KeyRange::start).into_iter().map(Some);
+        let starts = starts.chain(self.covered.iter().map(KeyRange::end));
+        let ends = self.covered.iter().map(|covered| Some(covered.start().clone()));
+        let ends = ends.chain(everything.map(|domain| domain.end().cloned()));
+        // After a covered range without an end nothing can be missing.
+        let gaps = starts.zip(ends).filter_map(|(start, end)| Some(KeyRange::new(start?.clone(), end)));
+        gaps.filter(|gap| !gap.is_empty())
+    }
+
+    /// The latest moment at which any of the content was read; the whole lineage that the coverage stands on leads up
+    /// to it. `None` before the first.
+    pub fn read_at(&self) -> Option<Position> {
+        self.consistent_at
     }
 
     /// From which record on the covered data is a state of the master, or `None` while content is missing.
     pub fn consistent_at(&self) -> Option<Seq> {
-        let mut needed = Seq::ZERO;
-        for range in &self.0 {
-            if range.rest().is_some() {
-                return None;
-            }
-            needed = needed.max(range.consistent_at.map_or(Seq::ZERO, |position| position.seq));
+        if self.rest().is_some() {
+            return None;
         }
-        Some(needed)
+        Some(self.consistent_at.map_or(Seq::ZERO, |position| position.seq))
     }
 
     /// True if records that touch `key` apply.
     pub fn covers(&self, key: &[u8]) -> bool {
-        self.0.is_empty() || self.0.iter().any(|range| range.covered().contains(key))
+        self.filling.is_none() || self.covered[..self.begun_by(key)].last().is_some_and(|range| range.contains(key))
     }
 
     /// The parts of `range` that are covered.
     pub fn clip(&self, range: &KeyRange) -> Vec<KeyRange> {
-        if self.0.is_empty() {
+        if self.filling.is_none() {
             return vec![range.clone()];
         }
-        let parts = self.0.iter().map(|copied| copied.covered().intersect(range));
-        parts.filter(|part| !part.is_empty()).collect()
+        let met = self.covered[self.begun_by(range.start()).saturating_sub(1)..].iter();
+        let met = met.take_while(|covered| range.end().is_none_or(|end| covered.start() < end));
+        met.map(|covered| covered.intersect(range)).filter(|part| !part.is_empty()).collect()
     }
 
-    /// Notes that the content of `page` was copied as it stood at `read_at`. `page` must begin where the copy of
-    /// its range stands; returns false, and changes nothing, if it does not.
-    pub fn advance(&mut self, page: &KeyRange, read_at: Position) -> bool {
-        let Some(copying) = self.0.iter_mut().find(|range| range.rest().is_some()) else { return false };
-        let Some(rest) = copying.rest() else { return false };
-        if rest.start() != page.start() || &page.intersect(&rest) != page {
+    /// Notes that `range` holds what the master held at `read_at`, and merges it with what it touches. Returns false,
+    /// and changes nothing, if it is empty, lies outside, or meets what is covered already.
+    pub fn cover(&mut self, range: &KeyRange, read_at: Position) -> bool {
+        let inside = self.filling.as_ref().is_some_and(|filling| range.intersect(&filling.domain) == *range);
+        let index = self.begun_by(range.start());
+        let before = index.checked_sub(1).map(|before| &self.covered[before]);
+        let meets_before = before.is_some_and(|before| before.end().is_none_or(|end| end > range.start()));
+        let after = self.covered.get(index);
+        let meets_after = after.is_some_and(|after| range.end().is_none_or(|end| end > after.start()));
+        if range.is_empty() || !inside || meets_before || meets_after {
             return false;
         }
-        copying.progress = match page.end() {
-            end if end == rest.end() => CopyProgress::Whole,
-            Some(end) => CopyProgress::UpTo(end.clone()),
-            None => CopyProgress::Whole,
-        };
-        if copying.consistent_at.is_none_or(|earlier| earlier.seq <= read_at.seq) {
-            copying.consistent_at = Some(read_at);
+        let joins_before = before.is_some_and(|before| before.end() == Some(range.start()));
+        let joins_after = after.is_some_and(|after| range.end() == Some(after.start()));
+        let start = before.filter(|_| joins_before).unwrap_or(range).start().clone();
+        let end = after.filter(|_| joins_after).unwrap_or(range).end().cloned();
+        let replaced = index - usize::from(joins_before)..index + usize::from(joins_after);
+        self.covered.splice(replaced, [KeyRange::new(start, end)]);
+        if self.consistent_at.is_none_or(|earlier| earlier.seq <= read_at.seq) {
+            self.consistent_at = Some(read_at);
         }
         true
     }
-}
 
-/// One range of content that is being copied.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct CopyRange {
-    /// The keys.
-    pub range: KeyRange,
-    /// How far the copy has come.
-    pub progress: CopyProgress,
-    /// The latest moment at which a page of it was read: once the stream has passed it, the range is a state of
-    /// the master. `None` before the first page.
-    pub consistent_at: Option<Position>,
-}
+    /// As [`cover`](Self::cover), for a page of a copy: it must begin where the copy stands.
+    pub fn advance(&mut self, page: &KeyRange, read_at: Position) -> bool {
+        self.rest().is_some_and(|rest| rest.start() == page.start()) && self.cover(page, read_at)
+    }
 
-/// How far the copy of a range has come.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub enum CopyProgress {
-    /// Keys below this one are copied. Empty: none.
-    UpTo(Bytes),
-    /// All are.
-    Whole,
-}
-
-impl CopyRange {
-    /// The part that is copied; records apply to it.
-    pub fn covered(&self) -> KeyRange {
-        match &self.progress {
-            CopyProgress::Whole => self.range.clone(),
-            CopyProgress::UpTo(key) if key.is_empty() => KeyRange::empty(),
-            CopyProgress::UpTo(key) => KeyRange::new(self.range.start().clone(), Some(key.clone())),
+    /// What a master needs to know to go on with it. To a comparison that is the lineage alone, since it is the slave
+    /// who asks for what is missing: a hello stays small, however much the coverage is in pieces.
+    #[must_use]
+    pub fn for_hello(&self) -> Self {
+        match self.fill() {
+            Some(Fill::Compare) => Self { covered: Vec::new(), ..self.clone() },
+            _ => self.clone(),
         }
     }
 
-    /// The part that is not, if any.
-    pub fn rest(&self) -> Option<KeyRange> {
-        match &self.progress {
-            CopyProgress::Whole => None,
-            CopyProgress::UpTo(key) if key.is_empty() => Some(self.range.clone()),
-            CopyProgress::UpTo(key) => Some(KeyRange::new(key.clone(), self.range.end().cloned())),
+    // How many covered ranges begin at or before `key`.
+    fn begun_by(&self, key: &[u8]) -> usize {
+        self.covered.partition_point(|range| &range.start()[..] <= key)
+    }
+}
+
+/// As it is stored and sent.
+#[derive(Serialize, Deserialize)]
+struct Parts {
+    filling: Option<Filling>,
+    covered: Vec<KeyRange>,
+    consistent_at: Option<Position>,
+}
+
+impl From<Coverage> for Parts {
+    fn from(Coverage { filling, covered, consistent_at }: Coverage) -> Self {
+        Self { filling, covered, consistent_at }
+    }
+}
+
+impl TryFrom<Parts> for Coverage {
+    type Error = &'static str;
+
+    // It may come from a peer: what is looked up by halving must be in order.
+    fn try_from(Parts { filling, covered, consistent_at }: Parts) -> Result<Self, &'static str> {
+        let Some(Filling { domain, .. }) = &filling else {
+            let empty = covered.is_empty() && consistent_at.is_none();
+            return empty.then(Self::default).ok_or("a coverage of everything has parts");
+        };
+        let inside = |range: &KeyRange| !range.is_empty() && range.intersect(domain) == *range;
+        let apart = |pair: &[KeyRange]| pair[0].end().is_some_and(|end| end < pair[1].start());
+        if domain.is_empty() || !covered.iter().all(inside) || !covered.windows(2).all(apart) {
+            return Err("the ranges of a coverage are not in order");
         }
+        Ok(Self { filling, covered, consistent_at })
     }
 }
 
@@ -193,13 +266,7 @@ mod tests {
     fn a_page_that_leaves_a_gap_is_refused() {
         let mut coverage = Coverage::begin(KeyRange::all());
         assert!(!coverage.advance(&KeyRange::from_bounds("b"..), position(1)));
-        assert!(coverage.covered_nothing());
-    }
-
-    impl Coverage {
-        fn covered_nothing(&self) -> bool {
-            self.clip(&KeyRange::all()).is_empty()
-        }
+        assert!(coverage.clip(&KeyRange::all()).is_empty());
     }
 
     #[test]
@@ -209,5 +276,75 @@ mod tests {
         assert_eq!(Cursor::from_bytes(&bytes), Some(cursor));
         assert_eq!(Cursor::from_bytes(&bytes[..bytes.len() - 1]), None);
         assert_eq!(Cursor::from_bytes(b""), None);
+    }
+
+    fn only(key: u8) -> KeyRange {
+        KeyRange::from_bounds([key]..[key + 1])
+    }
+
+    #[test]
+    fn what_meets_covered_ground_or_lies_outside_is_refused() {
+        let mut coverage = Coverage::new(KeyRange::from_bounds("b".."y"), Fill::Compare);
+        assert!(coverage.cover(&KeyRange::from_bounds("d".."f"), position(3)));
+        for (from, to) in [("c", "e"), ("e", "g"), ("d", "f"), ("c", "g"), ("a", "c"), ("x", "z"), ("h", "h")] {
+            let before = coverage.clone();
+            assert!(!coverage.cover(&KeyRange::from_bounds(from..to), position(4)), "{from} to {to}");
+            assert_eq!(coverage, before);
+        }
+        assert!(!Coverage::default().cover(&KeyRange::all(), position(4)), "everything is covered");
+    }
+
+    #[test]
+    fn a_coverage_that_is_out_of_order_is_no_cursor() {
+        let mut covered = vec![KeyRange::from_bounds("a".."c"), KeyRange::from_bounds("d".."e")];
+        let filling = Some(Filling { domain: KeyRange::all(), fill: Fill::Compare });
+        let read = |covered: &[KeyRange]| {
+            let parts = Parts { filling: filling.clone(), covered: covered.to_vec(), consistent_at: None };
+            Cursor::from_bytes(&postcard::to_extend(&(position(1), parts), vec![FORMAT]).unwrap())
+        };
+        assert!(read(&covered).is_some());
+        covered.reverse();
+        assert!(read(&covered).is_none());
+        assert!(read(&[KeyRange::from_bounds("a".."c"), KeyRange::from_bounds("c".."e")]).is_none());
+        assert!(read(&[KeyRange::all(), KeyRange::from_bounds("c".."e")]).is_none());
+        assert!(read(&[KeyRange::empty()]).is_none());
+    }
+
+    proptest::proptest! {
+        // Pieces come in any order; a set of keys is the model.
+        #[test]
+        fn ranges_anywhere_add_up(pieces in proptest::collection::vec((0u8..40, 1u8..6, 0u64..9), 0..40)) {
+            let mut coverage = Coverage::new(KeyRange::from_bounds([1u8]..[40]), Fill::Compare);
+            let mut model = std::collections::BTreeSet::new();
+            let mut latest = None;
+            for (from, len, seq) in pieces {
+                let keys: Vec<u8> = (from..from + len).collect();
+                let fits = keys.iter().all(|key| (1..40).contains(key) && !model.contains(key));
+                let piece = KeyRange::from_bounds([from]..[from + len]);
+                proptest::prop_assert_eq!(coverage.cover(&piece, position(seq)), fits);
+                if fits {
+                    model.extend(keys);
+                    latest = latest.max(Some(seq));
+                }
+                let bytes = Cursor { position: position(1), coverage: coverage.clone() }.to_bytes();
+                proptest::prop_assert_eq!(&Cursor::from_bytes(&bytes).unwrap().coverage, &coverage);
+            }
+            proptest::prop_assert!(coverage.ranges().windows(2).all(|pair| pair[0].end().unwrap() < pair[1].start()));
+            let holes: Vec<_> = coverage.holes().collect();
+            for key in 0..45u8 {
+                let covered = model.contains(&key);
+                proptest::prop_assert_eq!(coverage.covers(&[key]), covered);
+                proptest::prop_assert_eq!(!coverage.clip(&only(key)).is_empty(), covered);
+                let missing = holes.iter().any(|hole| hole.contains(&[key]));
+                proptest::prop_assert_eq!(missing, (1..40).contains(&key) && !covered);
+            }
+            let clipped = coverage.clip(&KeyRange::from_bounds([7u8]..[23]));
+            for key in 0..45u8 {
+                let inside = clipped.iter().any(|part| part.contains(&[key]));
+                proptest::prop_assert_eq!(inside, (7..23).contains(&key) && model.contains(&key));
+            }
+            proptest::prop_assert_eq!(coverage.read_at().map(|position| position.seq.as_u64()), latest);
+            proptest::prop_assert_eq!(coverage.consistent_at().is_some(), holes.is_empty());
+        }
     }
 }

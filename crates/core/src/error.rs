@@ -28,6 +28,14 @@ pub enum StoreError {
         /// The longest that fits.
         max: usize,
     },
+    /// Use another kind of key: the native table that this key belongs to cannot hold it.
+    #[error("the key does not fit into table {table}: {reason}")]
+    KeyUnfit {
+        /// The table, by its native name.
+        table: String,
+        /// What its keys are like.
+        reason: String,
+    },
     /// Use a smaller value.
     #[error("the value has {len} bytes, the store holds values of up to {max}")]
     ValueTooLarge {

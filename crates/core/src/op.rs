@@ -3,6 +3,8 @@
 //! An operation is a postcard enum of byte strings: a tag, then each field as a varint length and its bytes. Fields
 //! are borrowed from the buffer on the way out, so that bytes from a socket reach a store without a copy.
 
+use std::ops::Range;
+
 use bytes::{BufMut, Bytes, BytesMut};
 use serde::{Deserialize, Serialize};
 
@@ -156,6 +158,17 @@ impl EncodedOps {
     /// The operations, in order.
     pub fn iter(&self) -> Ops<'_> {
         Ops(&self.0)
+    }
+
+    /// The operations, in order, each with where it lies in the buffer.
+    pub fn spans(&self) -> impl Iterator<Item = (Op<'_>, Range<usize>)> + '_ {
+        let mut rest = &self.0[..];
+        std::iter::from_fn(move || {
+            let from = self.0.len() - rest.len();
+            let (op, next) = Op::decode(rest)?;
+            rest = next;
+            Some((op, from..self.0.len() - next.len()))
+        })
     }
 
     /// The buffer.

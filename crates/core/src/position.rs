@@ -118,6 +118,11 @@ sixteen_bytes! {
     Digest
 }
 
+sixteen_bytes! {
+    /// 128 bits that stand for the entries of a range of keys.
+    Fingerprint
+}
+
 /// A point of a history: which one, in whose reign, how far, and a digest of all that happened until then.
 ///
 /// The digest makes a position comparable: two stores that name equal positions have applied equal batches.

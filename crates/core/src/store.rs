@@ -5,7 +5,7 @@ use std::sync::Arc;
 use async_trait::async_trait;
 use bytes::Bytes;
 
-use crate::{Cursor, KeyRange, LinkId, Page, ScanOptions, StoreError, StoreLimits, WriteSet, meta};
+use crate::{Cursor, KeyRange, LinkId, Page, ScanOptions, StoreError, StoreLimits, StoreStats, WriteSet, meta};
 
 /// One of the three ordered maps of a store.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -132,6 +132,20 @@ pub trait ReplicaStore: Send + Sync + 'static {
 
     /// What fits into it. Constant while it is open.
     fn limits(&self) -> StoreLimits;
+
+    /// How many bytes of operations a write set holds at best, where there is a choice: a slave that is behind, and an
+    /// import, hand over about as much at once. A hint, for speed and memory; larger sets work all the same. Default:
+    /// 32 MiB, which suits stores whose cost is the number of pages that a transaction touches.
+    fn preferred_write_set(&self) -> usize {
+        32 << 20
+    }
+
+    /// What it can say of itself, for whoever watches it. Never waits for a write; nothing is decided by it.
+    ///
+    /// A store that wraps another one passes this on.
+    fn stats(&self) -> StoreStats {
+        StoreStats::default()
+    }
 }
 
 #[async_trait]
@@ -166,5 +180,13 @@ impl<T: ReplicaStore + ?Sized> ReplicaStore for Arc<T> {
 
     fn limits(&self) -> StoreLimits {
         (**self).limits()
+    }
+
+    fn preferred_write_set(&self) -> usize {
+        (**self).preferred_write_set()
+    }
+
+    fn stats(&self) -> StoreStats {
+        (**self).stats()
     }
 }

@@ -1,5 +1,7 @@
 //! How an environment is opened.
 
+use replikv_core::Subspace;
+
 /// What reaches the disk, and when.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 #[non_exhaustive]
@@ -18,6 +20,20 @@ pub enum LmdbSync {
     DangerouslyNone,
 }
 
+/// How a named database keeps its keys. On the wire, and in every other store, keys sort as bytes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[non_exhaustive]
+pub enum LmdbOrder {
+    /// As bytes: LMDB's own order.
+    #[default]
+    Bytes,
+    /// From the last byte to the first (`MDB_REVERSEKEY`). On the wire the bytes of a key come in that order too.
+    ReverseKeys,
+    /// As integers of the machine's own byte order, all of one width: 4 bytes or those of a `usize` (`MDB_INTEGERKEY`).
+    /// On the wire they are big-endian.
+    IntegerKeys,
+}
+
 /// The settings of an [`LmdbStore`](crate::LmdbStore). Each has a default.
 #[derive(Debug, Clone)]
 pub struct LmdbOptions {
@@ -26,8 +42,21 @@ pub struct LmdbOptions {
     pub(crate) max_map_size: usize,
     pub(crate) max_readers: u32,
     pub(crate) max_databases: u32,
-    /// Of data, log and meta.
-    pub(crate) databases: [String; 3],
+    /// `None`: the one that the store has, or `data`.
+    pub(crate) data_database: Option<String>,
+    /// As well.
+    pub(crate) log_database: Option<String>,
+    pub(crate) meta_database: Option<String>,
+    pub(crate) tables: Vec<TableOption>,
+}
+
+/// A subspace in a named database.
+#[derive(Debug, Clone)]
+pub(crate) struct TableOption {
+    pub(crate) space: Subspace,
+    pub(crate) database: String,
+    /// `None`: the one that is there.
+    pub(crate) order: Option<LmdbOrder>,
 }
 
 const GIB: usize = 1 << 30;
@@ -42,7 +71,10 @@ impl Default for LmdbOptions {
             max_map_size: if wide { GIB.saturating_mul(4096) } else { GIB },
             max_readers: 1024,
             max_databases: 16,
-            databases: ["data".into(), "log".into(), "meta".into()],
+            data_database: None,
+            log_database: None,
+            meta_database: None,
+            tables: Vec::new(),
         }
     }
 }
@@ -87,27 +119,62 @@ impl LmdbOptions {
         self
     }
 
-    /// Keeps the data in a named database that the application has already. Default: `data`. It must be of plain byte
-    /// order: integer keys, reverse keys and duplicates are refused by name; a custom comparator cannot be seen from
-    /// outside, and must not be used.
+    /// Keeps the data, as far as it lies in no [`table`](Self::table), in a named database that the application has
+    /// already. Default: `data`. It must be of plain byte order; others can be tables.
     #[must_use]
     pub fn data_database(mut self, name: impl Into<String>) -> Self {
-        self.databases[0] = name.into();
+        self.data_database = Some(name.into());
         self
     }
 
-    /// Keeps the change log in a named database of another name, where the application has one of this name. Default:
-    /// `log`. A store must always be opened with the same names.
+    /// Keeps the change log in a named database of another name. Default: `replikv-log`.
     #[must_use]
     pub fn log_database(mut self, name: impl Into<String>) -> Self {
-        self.databases[1] = name.into();
+        self.log_database = Some(name.into());
         self
     }
 
-    /// Keeps cursors, identity and checkpoints in a named database of another name. Default: `meta`.
+    /// Keeps cursors, identity and checkpoints in a named database of another name. Default: `replikv-meta`.
     #[must_use]
     pub fn meta_database(mut self, name: impl Into<String>) -> Self {
-        self.databases[2] = name.into();
+        self.meta_database = Some(name.into());
+        self
+    }
+
+    /// Keeps a subspace in a named database of its own, with keys that do without the prefix: a database that the
+    /// application has already becomes a part of what is replicated. Of the prefix and a key, 511 bytes can be used:
+    /// choose short prefixes.
+    ///
+    /// The database may keep its keys in any [`LmdbOrder`]. One that is not there is created with plain byte order; see
+    /// [`table_in_order`](Self::table_in_order). Databases with several values to a key (`DUPSORT`) are refused by name:
+    /// put key and value into one key instead. A comparator of the application's own cannot be seen from outside, and
+    /// must not be used.
+    ///
+    /// Subspaces must not overlap, and no key of theirs may be in the [`data_database`](Self::data_database): both are
+    /// refused when the store is opened. The key that is the prefix itself belongs to no table.
+    ///
+    /// A store remembers its tables. Opened without any, it has those that it had; once it is a master's or a slave's, it
+    /// is not opened with others, since what they hold would be in no log.
+    #[must_use]
+    pub fn table(mut self, subspace: Subspace, database: impl Into<String>) -> Self {
+        self.tables.push(TableOption { space: subspace, database: database.into(), order: None });
+        self
+    }
+
+    /// Makes a [`table`](Self::table) of each of these databases, in the [`Subspace::named`] as the database is.
+    #[must_use]
+    pub fn tables<N: Into<String>>(self, databases: impl IntoIterator<Item = N>) -> Self {
+        databases.into_iter().fold(self, |options, database| {
+            let database = database.into();
+            options.table(Subspace::named(&database), database)
+        })
+    }
+
+    /// As [`table`](Self::table), for a database that is created with this order if it is not there, and refused if it is
+    /// there with another: for a slave whose application reads such a database.
+    #[must_use]
+    pub fn table_in_order(mut self, subspace: Subspace, database: impl Into<String>, order: LmdbOrder) -> Self {
+        self.tables.push(TableOption { space: subspace, database: database.into(), order: Some(order) });
         self
     }
 }

@@ -2,23 +2,35 @@
 
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::{Mutex, PoisonError};
 
 use async_trait::async_trait;
 use bytes::Bytes;
 use replikv_blocking::{BlockingStore, Threaded, ThreadedOptions};
 use replikv_core::{
-    Durability, KeyRange, Keyspace, Op, Page, PageBuilder, ReplicaStore, ScanOptions, StoreError, StoreLimits, WriteSet,
+    Durability, KeyRange, Keyspace, Op, Page, PageBuilder, ReplicaStore, ScanOptions, StoreError, StoreLimits,
+    StoreStats, WriteSet,
 };
 
+use crate::LmdbOptions;
+use crate::adopt::{Adopt, AnyEnv, on_env};
+use crate::book::Book;
+use crate::entries::Entries;
 use crate::env::Environment;
-use crate::write::{Failed, MAX_KEY, apply, bounds, settle};
-use crate::{LmdbOptions, LmdbSync};
+use crate::order::MAX_KEY;
+use crate::scribe::Scribe;
+use crate::snapshot::Snapshot;
+use crate::write::{Failed, apply, settle};
 
 /// An LMDB environment as a [`ReplicaStore`].
 ///
 /// Write transactions run on one thread, from begin to commit. Point reads run where they are asked for: the data is
 /// mapped. Pages are read on a few threads, each in a transaction of its own that ends with the page, so that no long
 /// reader makes the file grow. The map grows by itself, while no transaction is open.
+///
+/// An environment of the application's ([`from_env`](Self::from_env)) is used as it is: it is never resized, its
+/// flags say what a commit means, and where its readers belong to threads (heed's `WithTls`), point reads run on the
+/// store's own threads.
 #[derive(Debug)]
 pub struct LmdbStore {
     threaded: Threaded<Blocking>,
@@ -35,7 +47,33 @@ impl LmdbStore {
         let path = path.as_ref().to_path_buf();
         let directory = path.clone();
         let threaded = Threaded::open("lmdb", ThreadedOptions::default(), move || {
-            Ok(Blocking::new(Environment::open(&directory, &options)?, options.sync))
+            Ok(Blocking::new(Environment::open(&directory, &options)?))
+        })?;
+        Ok(Self { threaded, path })
+    }
+
+    /// Makes a store of an environment that the application has open already, and goes on using: its databases, named
+    /// as [`table`](LmdbOptions::table)s, are replicated; the others are left alone.
+    ///
+    /// Of `options`, `data_database` and the tables count; the rest was decided when the environment was opened. A commit
+    /// is as durable as the environment's flags say; `Durability::Synced` brings it to stable storage where they say
+    /// less. The map is never resized: when it is full, `StoreFull` names the size to open it with. While the store is
+    /// open, the application must not resize it either.
+    ///
+    /// What the application writes to a table in transactions of its own must go through a recorder, or reaches no
+    /// slave; [`stats`](ReplicaStore::stats) counts transactions that did not. It may read as it likes.
+    ///
+    /// [`close`](ReplicaStore::close) lets go of the environment and leaves it open. Must not be called on a thread that
+    /// has a write transaction open.
+    ///
+    /// # Errors
+    /// `Busy` if the environment is a store already, here or in another process. With names and a way out: if a database
+    /// cannot be replicated, tables overlap, or `max_dbs` is too small.
+    pub fn from_env(env: impl Adopt, options: LmdbOptions) -> Result<Self, StoreError> {
+        let env = env.into_any();
+        let path = on_env!(&env, env => env.path().to_path_buf());
+        let threaded = Threaded::open("lmdb", ThreadedOptions::default(), move || {
+            Ok(Blocking::new(Environment::adopt(AnyEnv::clone(&env), &options)?))
         })?;
         Ok(Self { threaded, path })
     }
@@ -50,7 +88,7 @@ impl LmdbStore {
         let path = path.as_ref().to_path_buf();
         let directory = path.clone();
         let threaded = Threaded::open("lmdb", ThreadedOptions::default(), move || {
-            Ok(Blocking::new(Environment::open_read_only(&directory, &options)?, options.sync))
+            Ok(Blocking::new(Environment::open_read_only(&directory, &options)?))
         })?;
         Ok(Self { threaded, path })
     }
@@ -58,6 +96,41 @@ impl LmdbStore {
     /// Where it is.
     pub fn path(&self) -> &Path {
         &self.path
+    }
+
+    /// Calls `read` with the store as it is at this instant: values are read in place, and the application's own typed
+    /// databases show the same instant through [`Snapshot::txn`].
+    ///
+    /// Runs on the caller's thread. Keep it short: while it runs, LMDB can free no page, the map cannot grow, and writers
+    /// that need a larger map wait. A write whose future was dropped may or may not be seen.
+    ///
+    /// # Errors
+    /// `Closed`; and, in an environment whose readers belong to threads, if this thread has a read transaction open.
+    pub fn read<T>(&self, read: impl FnOnce(&Snapshot<'_>) -> T) -> Result<T, StoreError> {
+        self.threaded.with_store(|store| {
+            let environment = &store.environment;
+            environment.read(|txn| Ok(read(&Snapshot::new(txn, environment.tables()))))
+        })
+    }
+
+    /// For recorders: writes to the tables in a transaction of the application's. Applications use
+    /// `replikv::lmdb::LmdbMaster` instead, which also puts the record into the log.
+    ///
+    /// `limits` are those of the master.
+    ///
+    /// # Errors
+    /// `Closed`, and if the environment is not the application's: nobody else can have a transaction in it.
+    pub fn scribe(&self, limits: StoreLimits) -> Result<Scribe, StoreError> {
+        self.threaded.with_store(|store| {
+            let environment = &store.environment;
+            if !environment.is_adopted() {
+                return Err(StoreError::backend(
+                    "the store has opened its environment itself: open it in the application, and use from_env",
+                ));
+            }
+            let env = environment.env().clone();
+            Ok(Scribe::new(env, environment.tables().clone(), limits, environment.commits_are_synced()))
+        })
     }
 }
 
@@ -71,14 +144,15 @@ const SWEEP: u32 = 256;
 #[derive(Debug)]
 struct Blocking {
     environment: Environment,
-    sync: LmdbSync,
+    /// As last seen, for when it cannot be read.
+    foreign: Mutex<Option<u64>>,
     /// How many write sets came, those included that failed.
     calls: AtomicU32,
 }
 
 impl Blocking {
-    fn new(environment: Environment, sync: LmdbSync) -> Self {
-        Self { environment, sync, calls: AtomicU32::new(0) }
+    fn new(environment: Environment) -> Self {
+        Self { environment, foreign: Mutex::new(None), calls: AtomicU32::new(0) }
     }
 
     // What a transaction frees can be used by the next but one, and a transaction that does not commit is none: without
@@ -100,9 +174,7 @@ impl Blocking {
         if self.environment.is_read_only() {
             return Ok(());
         }
-        self.environment
-            .env()
-            .force_sync()
+        on_env!(self.environment.env(), env => env.force_sync())
             .map_err(|error| StoreError::Fatal { reason: format!("a sync failed: {error}") })
     }
 }
@@ -136,40 +208,26 @@ impl BlockingStore for Blocking {
         if makes_room && let Err(error) = self.environment.give_back_reserve() {
             tracing::error!(target: "replikv::store", %error, "the reserve could not be given back");
         }
-        match (self.sync, durability) {
-            (LmdbSync::Full, _) | (_, Durability::Buffered) => Ok(()),
-            _ => self.force_sync(),
+        if durability == Durability::Buffered || self.environment.commits_are_synced() {
+            return Ok(());
         }
+        self.force_sync()
     }
 
     fn get(&self, keyspace: Keyspace, key: &[u8]) -> Result<Option<Bytes>, StoreError> {
         self.environment.read(|txn| {
-            let value = self.environment.database(keyspace).get(txn, key).map_err(read_failed)?;
+            let value = self.environment.tables().table(keyspace, key).get(txn, key)?;
             Ok(value.map(Bytes::copy_from_slice))
         })
     }
 
     fn scan(&self, keyspace: Keyspace, range: KeyRange, options: ScanOptions) -> Result<Page, StoreError> {
         let mut page = PageBuilder::new(range.clone(), options);
-        if range.is_empty() {
-            return Ok(page.finish());
-        }
-        let database = self.environment.database(keyspace);
-        let bounds = bounds(&range);
         self.environment.read(|txn| {
-            if options.reverse {
-                for entry in database.rev_range(txn, &bounds).map_err(read_failed)? {
-                    let (key, value) = entry.map_err(read_failed)?;
-                    if page.push(key, value).is_full() {
-                        break;
-                    }
-                }
-            } else {
-                for entry in database.range(txn, &bounds).map_err(read_failed)? {
-                    let (key, value) = entry.map_err(read_failed)?;
-                    if page.push(key, value).is_full() {
-                        break;
-                    }
+            for entry in Entries::new(self.environment.tables(), txn, keyspace, &range, options.reverse) {
+                let (key, value) = entry?;
+                if page.push(&key, value).is_full() {
+                    break;
                 }
             }
             Ok(page.finish())
@@ -184,17 +242,20 @@ impl BlockingStore for Blocking {
         LIMITS
     }
 
-    fn reads_inline(&self) -> bool {
-        true
-    }
-}
-
-fn read_failed(error: heed::Error) -> StoreError {
-    match error {
-        heed::Error::Mdb(heed::MdbError::Corrupted | heed::MdbError::PageNotFound) => {
-            StoreError::Corrupt { what: "a page is damaged".into() }
+    fn stats(&self) -> StoreStats {
+        // Where readers belong to threads, this one may have its own open: then what was seen last must do.
+        let book = self.environment.tables().book;
+        let read = self.environment.read(|txn| Ok(Book::read(book, txn)?.map(|book| book.foreign_at(txn.id()))));
+        let mut seen = self.foreign.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Ok(foreign) = read {
+            *seen = foreign;
         }
-        error => StoreError::backend(error.to_string()),
+        seen.map_or_else(StoreStats::default, |foreign| StoreStats::default().with_foreign_commits(foreign))
+    }
+
+    fn reads_inline(&self) -> bool {
+        // A thread has one reader at a time there, and the caller's may be open.
+        !self.environment.env().has_tls()
     }
 }
 
@@ -226,5 +287,13 @@ impl ReplicaStore for LmdbStore {
 
     fn limits(&self) -> StoreLimits {
         self.threaded.limits()
+    }
+
+    fn preferred_write_set(&self) -> usize {
+        self.threaded.preferred_write_set()
+    }
+
+    fn stats(&self) -> StoreStats {
+        self.threaded.stats()
     }
 }

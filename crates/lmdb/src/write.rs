@@ -1,15 +1,13 @@
 //! Applying a write set in one transaction.
 
 use std::io;
-use std::ops::Bound;
 
-use heed::{PutFlags, RwTxn};
+use heed::RwTxn;
 use replikv_core::{KeyRange, Keyspace, Op, StoreError, WriteSet};
 
-use crate::env::{Database, Environment};
-
-/// The longest key that LMDB holds.
-pub(crate) const MAX_KEY: usize = 511;
+use crate::book::Book;
+use crate::env::Environment;
+use crate::table::{Change, Tables, Tail};
 
 /// Why a transaction did not come to a commit.
 #[derive(Debug)]
@@ -26,32 +24,17 @@ pub(crate) enum Failed {
 
 pub(crate) fn apply(environment: &Environment, writes: &WriteSet) -> Result<(), Failed> {
     let _open = environment.hold().map_err(Failed::Unchanged)?;
-    let mut txn = environment.env().write_txn().map_err(unchanged)?;
-    let meta = environment.database(Keyspace::Meta);
-    for required in writes.preconditions() {
-        if meta.get(&txn, &required.key).map_err(unchanged)? != required.value.as_deref() {
-            return Err(Failed::Unchanged(StoreError::HeadMoved));
-        }
-    }
-    for chunk in writes.chunks() {
-        let database = environment.database(chunk.keyspace);
-        let mut tail = Tail::Unknown;
-        for op in &chunk.ops {
-            change(database, &mut txn, &mut tail, op).map_err(unchanged)?;
-        }
-    }
+    let mut txn = environment.env().write_txn().map_err(classify)?;
+    write(environment.tables(), &mut txn, writes)?;
     commit(txn)
 }
 
 /// Commits a transaction that changes nothing.
 pub(crate) fn settle(environment: &Environment) -> Result<(), Failed> {
-    const KEY: &[u8] = b"\0settle";
     let _open = environment.hold().map_err(Failed::Unchanged)?;
-    let mut txn = environment.env().write_txn().map_err(unchanged)?;
-    let meta = environment.database(Keyspace::Meta);
-    // LMDB does not commit what touches no page.
-    meta.put(&mut txn, KEY, &[]).map_err(unchanged)?;
-    meta.delete(&mut txn, KEY).map_err(unchanged)?;
+    let mut txn = environment.env().write_txn().map_err(classify)?;
+    // LMDB does not commit what touches no page; this does.
+    Book::sign(environment.tables().book, &mut txn).map_err(Change::from)?;
     commit(txn)
 }
 
@@ -64,71 +47,85 @@ fn commit(txn: RwTxn<'_>) -> Result<(), Failed> {
     })
 }
 
-/// What is known of the last key of a database: beyond it, entries are appended without a search, and pages are filled
-/// to the brim.
-enum Tail {
-    Unknown,
-    /// No key is above this one.
-    AtMost(Vec<u8>),
-}
-
-impl Tail {
-    fn is_below(&mut self, database: Database, txn: &RwTxn<'_>, key: &[u8]) -> heed::Result<bool> {
-        if let Self::Unknown = self {
-            let last = database.last(txn)?;
-            *self = Self::AtMost(last.map(|(key, _)| key.to_vec()).unwrap_or_default());
-        }
-        Ok(matches!(self, Self::AtMost(last) if &last[..] < key))
-    }
-
-    fn raise(&mut self, key: &[u8]) {
-        if let Self::AtMost(last) = self {
-            last.clear();
-            last.extend_from_slice(key);
+/// Puts a write set into a transaction, if its preconditions hold. After an error the transaction must be aborted.
+pub(crate) fn write(tables: &Tables, txn: &mut RwTxn<'_>, writes: &WriteSet) -> Result<(), Failed> {
+    for required in writes.preconditions() {
+        let found = tables.table(Keyspace::Meta, &required.key).get(txn, &required.key).map_err(Failed::Unchanged)?;
+        if found != required.value.as_deref() {
+            return Err(Failed::Unchanged(StoreError::HeadMoved));
         }
     }
+    for chunk in writes.chunks() {
+        let mut tails = Tails::default();
+        for op in &chunk.ops {
+            change(tables, txn, &mut tails, chunk.keyspace, op)?;
+        }
+    }
+    // What changes nothing leaves no trace, not even this.
+    if !writes.is_empty() {
+        Book::sign(tables.book, txn).map_err(Change::from)?;
+    }
+    Ok(())
 }
 
-fn change(database: Database, txn: &mut RwTxn<'_>, tail: &mut Tail, op: Op<'_>) -> heed::Result<()> {
+/// One tail for each table of a keyspace.
+#[derive(Debug, Default)]
+pub(crate) struct Tails(Vec<Tail>);
+
+impl Tails {
+    pub(crate) fn of(&mut self, index: usize) -> &mut Tail {
+        if self.0.len() <= index {
+            self.0.resize_with(index + 1, Tail::default);
+        }
+        &mut self.0[index]
+    }
+}
+
+fn change(
+    tables: &Tables,
+    txn: &mut RwTxn<'_>,
+    tails: &mut Tails,
+    keyspace: Keyspace,
+    op: Op<'_>,
+) -> Result<(), Failed> {
     match op {
         Op::Put { key, value } => {
-            if tail.is_below(database, txn, key)? {
-                tail.raise(key);
-                database.put_with_flags(txn, PutFlags::APPEND, key, value)
-            } else {
-                database.put(txn, key, value)
-            }
+            let index = if keyspace == Keyspace::Data { tables.index(key) } else { 0 };
+            tables.table(keyspace, key).put(txn, tails.of(index), key, value)?;
         }
-        Op::Delete { key } => database.delete(txn, key).map(drop),
-        Op::DeleteRange { start: [], end: None } => database.clear(txn),
+        Op::Delete { key } => drop(tables.table(keyspace, key).delete(txn, key)?),
         Op::DeleteRange { start, end } => {
             let range = KeyRange::new(bytes::Bytes::copy_from_slice(start), end.map(bytes::Bytes::copy_from_slice));
-            if range.is_empty() { Ok(()) } else { database.delete_range(txn, &bounds(&range)).map(drop) }
+            if !range.is_empty() {
+                delete_range(tables, txn, keyspace, &range)?;
+            }
+        }
+    }
+    Ok(())
+}
+
+pub(crate) fn delete_range(
+    tables: &Tables,
+    txn: &mut RwTxn<'_>,
+    keyspace: Keyspace,
+    range: &KeyRange,
+) -> Result<(), Change> {
+    for segment in tables.segments(keyspace, range) {
+        segment.table.delete_range(txn, &segment.inner)?;
+    }
+    Ok(())
+}
+
+impl From<Change> for Failed {
+    fn from(change: Change) -> Self {
+        match change {
+            Change::Unfit(error) => Self::Unchanged(error),
+            Change::Heed(error) => classify(error),
         }
     }
 }
 
-/// The bounds of a range that is not empty, brought to the length of keys: no key lies between a longer bound and its
-/// beginning, except the beginning itself.
-pub(crate) fn bounds(range: &KeyRange) -> (Bound<&[u8]>, Bound<&[u8]>) {
-    let start = match &range.start()[..] {
-        [] => Bound::Unbounded,
-        start if start.len() > MAX_KEY => Bound::Excluded(&start[..MAX_KEY]),
-        start => Bound::Included(start),
-    };
-    let end = match range.end().map(|end| &end[..]) {
-        None => Bound::Unbounded,
-        Some(end) if end.len() > MAX_KEY => Bound::Included(&end[..MAX_KEY]),
-        Some(end) => Bound::Excluded(end),
-    };
-    (start, end)
-}
-
-fn unchanged(error: heed::Error) -> Failed {
-    classify(error)
-}
-
-fn classify(error: heed::Error) -> Failed {
+pub(crate) fn classify(error: heed::Error) -> Failed {
     let full = |hint: String| Failed::Unchanged(StoreError::StoreFull { hint });
     match error {
         heed::Error::Mdb(heed::MdbError::MapFull) => Failed::MapFull,

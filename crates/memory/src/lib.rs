@@ -92,10 +92,12 @@ fn change(map: &mut Map, op: Op<'_>) {
             if range.is_empty() {
                 return;
             }
-            let mut above = map.split_off(range.start());
-            if let Some(end) = range.end() {
-                map.append(&mut above.split_off(end));
-            }
+            // Key by key: splitting the map and joining it again would cost as much as there is above the range.
+            let met: Vec<Bytes> = match range.end() {
+                Some(end) => map.range(range.start().clone()..end.clone()).map(|(key, _)| key.clone()).collect(),
+                None => map.range(range.start().clone()..).map(|(key, _)| key.clone()).collect(),
+            };
+            met.iter().for_each(|key| drop(map.remove(key)));
         }
     }
 }

@@ -17,6 +17,8 @@ pub enum HealthState {
     Diverged,
     /// It cannot go on until somebody does something.
     Blocked,
+    /// It copies or compares again and again, and never gets to the end: its master's writers are faster.
+    Outpaced,
     /// There is no connection; it tries again.
     Disconnected,
     /// It was shut down.

@@ -13,6 +13,7 @@ pub mod planted;
 #[cfg(not(feature = "planted-bugs"))]
 #[expect(dead_code, unreachable_pub, reason = "what is left of it without the feature is one constant")]
 mod planted;
+mod reconcile;
 mod record;
 mod retention;
 mod session;
@@ -22,8 +23,10 @@ mod wire;
 
 pub use applier::{Applier, Group, Progress};
 pub use committer::{
-    Abort, Answer, CommitGroup, Committer, CommitterConfig, Intent, LogEntry, Step, TransactFn, TransactView, Work,
+    Abort, Answer, CommitGroup, Committer, CommitterConfig, Intent, LogEntry, LoneRecord, Step, TransactFn,
+    TransactView, Work,
 };
+pub use reconcile::{Compare, Compared, RangeSummary, Verdict};
 pub use record::{PreparedRecord, RECORD_FORMAT, Record, RecordDraft, RecordError, RecordHeader, RecordKind, origin};
 pub use retention::{Retention, Trim};
 pub use session::{

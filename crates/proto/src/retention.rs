@@ -5,7 +5,7 @@ use replikv_core::{KeyRange, Keyspace, Seq, StoreError, WriteSet};
 use crate::layout::{Checkpoint, Floor, Head, Stored};
 
 /// How much of the log is kept: trimmed by bytes and by age, in bounded steps, never past a slave that is being
-/// served unless it holds back more than the cap.
+/// served, or a slot of one that is away, unless that holds back more than the cap.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Retention {
     /// At most about so many bytes of records.
@@ -13,7 +13,7 @@ pub struct Retention {
     /// Records older than this go: milliseconds of accumulated running time, so that no clock that jumps, and no
     /// weekend without power, empties a log. `None`: age does not matter.
     pub max_age_ms: Option<u64>,
-    /// Sessions hold the log back up to so many bytes.
+    /// Sessions and slots hold the log back up to so many bytes.
     pub hold_back_bytes: u64,
 }
 
@@ -30,7 +30,7 @@ impl Retention {
     /// The next step, or `None` if nothing is to go. A step removes what lies before one checkpoint, so that no
     /// write set is long.
     ///
-    /// `checkpoints` are those above the floor, in order; `held` is the position of the slowest session.
+    /// `checkpoints` are those above the floor, in order; `held` is the position of the slowest session or slot.
     ///
     /// # Errors
     /// None that a caller can meet: building the write set refuses empty keys.

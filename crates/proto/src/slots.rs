@@ -227,6 +227,11 @@ impl Slots {
         self.entries.get(name).map(|entry| entry.slot)
     }
 
+    /// True if a slot stands at this very position: it was a point of the history when it was entered.
+    pub fn knows(&self, position: &Position) -> bool {
+        self.entries.values().any(|entry| entry.slot.position == *position)
+    }
+
     /// True if the owner of `name` is connected.
     pub fn is_connected(&self, name: &SlotName) -> bool {
         self.entries.get(name).is_some_and(|entry| entry.connections > 0)

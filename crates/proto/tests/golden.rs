@@ -11,13 +11,14 @@ use std::path::{Path, PathBuf};
 
 use bytes::{Bytes, BytesMut};
 use replikv_core::{
-    Batch, Coverage, Cursor, Digest, EncodedOps, Epoch, KeyRange, Position, Seq, SourceId, StoreLimits,
+    Batch, Coverage, Cursor, Digest, EncodedOps, Epoch, Fill, Fingerprint, KeyRange, Position, Seq, SourceId,
+    StoreLimits,
 };
 use replikv_proto::layout::{Checkpoint, Epochs, Floor, Head, Identity, Role, Stored};
 use replikv_proto::{
-    Ack, Content, EpochStart, FRAME_HEADER_LEN, Goodbye, GoodbyeReason, Heartbeat, Hello, Message, Mode,
-    PreparedRecord, Record, RecordDraft, RecordHeader, RecordKind, Records, Reject, RejectCode, Request, RequestBody,
-    Response, Slot, Welcome, origin,
+    Ack, Compare, Compared, Content, EpochStart, FRAME_HEADER_LEN, Goodbye, GoodbyeReason, Heartbeat, Hello, Message,
+    Mode, PreparedRecord, RangeSummary, Record, RecordDraft, RecordHeader, RecordKind, Records, Reject, RejectCode,
+    Request, RequestBody, Response, Slot, Verdict, Welcome, origin,
 };
 use support::{CRITICAL, MORE, decode_all, encode, ops, preamble, seal};
 
@@ -36,6 +37,29 @@ fn cursor_that_copies() -> Cursor {
     let mut coverage = Coverage::begin(KeyRange::from_bounds("users/".."users0"));
     assert!(coverage.advance(&KeyRange::from_bounds("users/".."users/m"), position(320)));
     Cursor { position: position(300), coverage }
+}
+
+fn cursor_that_compares() -> Cursor {
+    let mut coverage = Coverage::new(KeyRange::all(), Fill::Compare);
+    assert!(coverage.cover(&KeyRange::from_bounds("users/".."users/m"), position(320)));
+    assert!(coverage.cover(&KeyRange::from_bounds("y"..), position(310)));
+    Cursor { position: position(300), coverage }
+}
+
+fn question() -> Compare {
+    let summary = |from: &'static str, to: Option<&'static str>, count| RangeSummary {
+        range: KeyRange::new(Bytes::from_static(from.as_bytes()), to.map(|to| Bytes::from_static(to.as_bytes()))),
+        count,
+        fingerprint: Fingerprint::from_bytes(*b"sixteen bytes of"),
+    };
+    Compare {
+        ranges: vec![
+            summary("", Some("users/bo"), 256),
+            summary("users/bo", Some("users/c"), 300),
+            summary("users/x", Some("w"), 2),
+            summary("x", None, 0),
+        ],
+    }
 }
 
 fn messages() -> Vec<(&'static str, Message)> {
@@ -60,6 +84,10 @@ fn messages() -> Vec<(&'static str, Message)> {
         heartbeat_ms: 5000,
         log_bytes: 123_456,
         behind_bytes: 78_900,
+        checkpoints: match mode {
+            Mode::Copy { .. } | Mode::Compare { .. } => vec![position(256), position(512)],
+            _ => Vec::new(),
+        },
     };
     let records = Records { parts: records().into_iter().map(|(_, bytes)| bytes).collect() };
     let content = Content {
@@ -74,11 +102,12 @@ fn messages() -> Vec<(&'static str, Message)> {
         ("frame_01_hello_first", Message::Hello(hello(None))),
         ("frame_01_hello_again", Message::Hello(hello(Some(Cursor::at(position(300)))))),
         ("frame_01_hello_in_mid_copy", Message::Hello(hello(Some(cursor_that_copies())))),
+        ("frame_01_hello_in_mid_comparison", Message::Hello(hello(Some(cursor_that_compares().for_hello())))),
         ("frame_02_challenge", Message::Challenge(Bytes::from_static(b"opaque"))),
         ("frame_03_auth", Message::Auth(Bytes::from_static(b"opaque"))),
         ("frame_04_welcome_resume", Message::Welcome(welcome(Mode::Resume))),
         ("frame_04_welcome_copy", Message::Welcome(welcome(Mode::Copy { from: position(1000) }))),
-        ("frame_04_welcome_compare", Message::Welcome(welcome(Mode::Compare))),
+        ("frame_04_welcome_compare", Message::Welcome(welcome(Mode::Compare { from: position(1000) }))),
         ("frame_04_welcome_wait", Message::Welcome(welcome(Mode::Wait))),
         ("frame_05_reject", Message::Reject(Reject { code: RejectCode::Busy, words: words(), retry: true })),
         ("frame_06_records", Message::Records(records)),
@@ -88,12 +117,19 @@ fn messages() -> Vec<(&'static str, Message)> {
             Message::Heartbeat(Heartbeat::Source { head: position(1000), log_bytes: 123_456, time: 1_700_000_000_000 }),
         ),
         ("frame_08_heartbeat_follower", Message::Heartbeat(Heartbeat::Follower { applied, durable, consistent })),
-        ("frame_09_compare", Message::Compare(Bytes::from_static(b"opaque"))),
+        ("frame_09_compare", Message::Compare(question())),
         ("frame_10_ranges", Message::Ranges(content)),
         ("frame_11_request", Message::Request(Request { id: 5, body: RequestBody::Status })),
         ("frame_12_response", Message::Response(Response { id: 5, body: Ok(Bytes::from_static(b"{}")) })),
         ("frame_12_response_none", Message::Response(Response { id: 5, body: Err(words()) })),
         ("frame_13_goodbye", Message::Goodbye(Goodbye { reason: GoodbyeReason::Trimmed, words: words() })),
+        (
+            "frame_14_compared",
+            Message::Compared(Compared {
+                read_at: position(1000),
+                verdicts: vec![Verdict::Equal(300), Verdict::Split(2), Verdict::Equal(1)],
+            }),
+        ),
     ]
 }
 
@@ -157,6 +193,9 @@ fn stored() -> Vec<(&'static str, Bytes, Meaning)> {
         }),
         ("stored_cursor_in_mid_copy", cursor_that_copies().to_bytes(), |b| {
             Cursor::from_bytes(b) == Some(cursor_that_copies())
+        }),
+        ("stored_cursor_in_mid_comparison", cursor_that_compares().to_bytes(), |b| {
+            Cursor::from_bytes(b) == Some(cursor_that_compares())
         }),
     ]
 }

@@ -8,7 +8,7 @@ use std::time::Duration;
 use fastrand::Rng;
 use replikv_core::{Durability, ReplicaStore, StoreError};
 use replikv_sled::SledStore;
-use support::{child, contents, end, put, role};
+use support::{child, contents, copy, end, put, role};
 
 const PLACES: usize = 32;
 
@@ -30,19 +30,6 @@ async fn open_once_more(dir: &Path) {
 
 fn is_called(path: &Path, name: &str) -> bool {
     path.is_file() && path.file_name().is_some_and(|found| found.to_string_lossy().starts_with(name))
-}
-
-fn copy(from: &Path, to: &Path) {
-    std::fs::create_dir_all(to).unwrap();
-    for entry in std::fs::read_dir(from).unwrap() {
-        let entry = entry.unwrap();
-        let target = to.join(entry.file_name());
-        if entry.file_type().unwrap().is_dir() {
-            copy(&entry.path(), &target);
-        } else {
-            std::fs::copy(entry.path(), target).unwrap();
-        }
-    }
 }
 
 /// In a child: everything that users do. An error is an answer; a panic that reaches us ends the child.

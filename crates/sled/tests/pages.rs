@@ -5,8 +5,8 @@ mod support;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
-use replikv_core::{Durability, KeyRange, Keyspace, ReplicaStore, ScanOptions, WriteSet};
-use replikv_sled::SledStore;
+use replikv_core::{Durability, KeyRange, Keyspace, ReplicaStore, ScanOptions, Subspace, WriteSet};
+use replikv_sled::{SledOptions, SledStore};
 
 /// All keys of a prefix hold the number, and the first `number % 40` of others are there.
 fn generation(number: u32) -> WriteSet {
@@ -24,7 +24,21 @@ fn generation(number: u32) -> WriteSet {
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
 async fn a_page_never_shows_half_a_write_set() {
     let dir = tempfile::tempdir().unwrap();
-    let store = Arc::new(SledStore::open(dir.path()).unwrap());
+    no_page_is_torn(SledStore::open(dir.path()).unwrap()).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn a_page_over_several_trees_never_shows_half_a_write_set() {
+    let dir = tempfile::tempdir().unwrap();
+    let options = SledOptions::default()
+        .tree(Subspace::raw("all/0"), "first")
+        .tree(Subspace::raw("all/2"), "third")
+        .tree(Subspace::raw("some/"), "some");
+    no_page_is_torn(SledStore::open_with(dir.path(), options).unwrap()).await;
+}
+
+async fn no_page_is_torn(store: SledStore) {
+    let store = Arc::new(store);
     store.apply(generation(0), Durability::Buffered).await.unwrap();
     let done = Arc::new(AtomicBool::new(false));
     let pages = Arc::new(AtomicUsize::new(0));

@@ -16,7 +16,7 @@ use crate::ui;
 
 pub(crate) async fn run(args: args::Export, json: bool) -> anyhow::Result<ExitCode> {
     let format = formats::of(&args.file, args.format)?;
-    let store = store::open_existing(&args.store)?;
+    let store = store::open_to_read(&args.store)?;
     if formats::is_standard(&args.file) {
         write_all(&store, format, BufWriter::new(ui::stdout())).await?;
     } else {

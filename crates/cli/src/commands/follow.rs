@@ -110,6 +110,7 @@ async fn announce(slave: &Slave<Store>, args: &args::Follow, json: bool) -> anyh
             let status = slave.status();
             let state = match status.state {
                 SlaveState::Copying => "copying",
+                SlaveState::Comparing => "comparing",
                 SlaveState::Following => "up to date",
                 _ => "catching up",
             };

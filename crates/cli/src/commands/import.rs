@@ -11,14 +11,15 @@ use replikv::{Batch, Commit, Master, MasterConfig};
 use tokio::sync::mpsc;
 
 use crate::args::{self, Format};
-use crate::formats::{self, Columns, Reader};
+use crate::formats::{self, Columns, Operation, Reader};
 use crate::interrupt::{INTERRUPTED, Interrupt};
 use crate::store::{self, Store};
 use crate::ui;
 
-/// How many entries make a batch.
-const BATCH_ENTRIES: usize = 1000;
-const BATCH_BYTES: usize = 1 << 20;
+/// How much makes a batch. A store pays for the pages that a transaction touches: a large one in key order touches each
+/// of them once.
+const BATCH_ENTRIES: usize = 50_000;
+const BATCH_BYTES: usize = 4 << 20;
 
 pub(crate) async fn run(args: args::Import, json: bool) -> anyhow::Result<ExitCode> {
     let columns = Columns { key: args.key_column, value: args.value_column };
@@ -118,42 +119,54 @@ impl Source {
     }
 
     // On a thread of its own: reading blocks.
-    fn read(self, batches: &mpsc::Sender<(Batch, u64)>) -> anyhow::Result<()> {
+    fn read(self, batches: &mpsc::Sender<(Batch, u64)>, batch_bytes: usize) -> anyhow::Result<()> {
         let name = self.name;
         match self.input {
             Input::File { file, format, columns } => {
                 Reader::entries(format, BufReader::with_capacity(1 << 20, file), &columns)
-                    .and_then(|reader| send_all(reader, batches))
+                    .and_then(|reader| send_all(reader, batches, batch_bytes))
             }
             Input::Standard { format, columns } => Reader::entries(format, BufReader::new(std::io::stdin()), &columns)
-                .and_then(|reader| send_all(reader, batches)),
-            Input::Included { text, separator } => send_all(Reader::separated(text, separator), batches),
+                .and_then(|reader| send_all(reader, batches, batch_bytes)),
+            Input::Included { text, separator } => send_all(Reader::separated(text, separator), batches, batch_bytes),
         }
         .context(name)
     }
 }
 
-fn send_all(mut reader: Reader<impl std::io::BufRead>, batches: &mpsc::Sender<(Batch, u64)>) -> anyhow::Result<()> {
-    let (mut batch, mut bytes) = (Batch::new(), 0);
+fn send_all(
+    mut reader: Reader<impl std::io::BufRead>,
+    batches: &mpsc::Sender<(Batch, u64)>,
+    batch_bytes: usize,
+) -> anyhow::Result<()> {
+    let (mut waiting, mut bytes) = (Vec::new(), 0);
     loop {
         let operation = reader.next()?;
-        if let Some(operation) = &operation {
-            operation.add_to(&mut batch);
+        let is_end = operation.is_none();
+        if let Some(operation) = operation {
             bytes += operation.byte_len();
+            waiting.push(operation);
         }
-        let full = batch.len() >= BATCH_ENTRIES || bytes >= BATCH_BYTES;
-        if full || (operation.is_none() && !batch.is_empty()) {
-            let entries = batch.len() as u64;
+        if waiting.len() >= BATCH_ENTRIES || bytes >= batch_bytes || (is_end && !waiting.is_empty()) {
+            let entries = waiting.len() as u64;
             // Nobody takes it any more: the import was interrupted, or failed for another reason.
-            if batches.blocking_send((std::mem::take(&mut batch), entries)).is_err() {
+            if batches.blocking_send((in_key_order(&mut waiting), entries)).is_err() {
                 return Ok(());
             }
             bytes = 0;
         }
-        if operation.is_none() {
+        if is_end {
             return Ok(());
         }
     }
+}
+
+// Entries only, so that their order does not matter but for one key's: the last one stays last.
+fn in_key_order(entries: &mut Vec<Operation>) -> Batch {
+    entries.sort_by(|a, b| a.key().cmp(b.key()));
+    let mut batch = Batch::new();
+    entries.drain(..).for_each(|entry| entry.add_to(&mut batch));
+    batch
 }
 
 /// Writes everything to the master, in whole batches, until the end or an interruption.
@@ -164,7 +177,8 @@ pub(crate) async fn import(
     mut progress: impl FnMut(u64),
 ) -> anyhow::Result<Imported> {
     let (sender, mut batches) = mpsc::channel(8);
-    let reading = tokio::task::spawn_blocking(move || source.read(&sender));
+    let batch_bytes = BATCH_BYTES.min(master.store().preferred_write_set());
+    let reading = tokio::task::spawn_blocking(move || source.read(&sender, batch_bytes));
     let mut imported = Imported { entries: 0, complete: true, token: None };
     loop {
         let batch = tokio::select! {

@@ -20,7 +20,7 @@ const PAGE: usize = 1000;
 const POLL: Duration = Duration::from_millis(200);
 
 pub(crate) async fn run(args: args::Log, json: bool) -> anyhow::Result<ExitCode> {
-    let store = store::open_shared(&args.store)?;
+    let store = store::open_to_read(&args.store)?;
     let role = role(&store).await?;
     ensure!(role != Some(Role::Slave), "{}: it is a slave's store, which keeps no log: ask its master", args.store);
     if args.follow {

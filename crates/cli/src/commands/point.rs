@@ -12,7 +12,7 @@ use crate::formats::Writer;
 use crate::{store, ui};
 
 pub(crate) async fn get(args: args::Get, json: bool) -> anyhow::Result<ExitCode> {
-    let store = store::open_existing(&args.store)?;
+    let store = store::open_to_read(&args.store)?;
     let value = store.get(Keyspace::Data, args.key.as_bytes()).await?;
     store.close().await?;
     let Some(value) = value else {

@@ -11,7 +11,7 @@ use crate::formats::Writer;
 use crate::{store, ui};
 
 pub(crate) async fn run(args: args::Scan, json: bool) -> anyhow::Result<ExitCode> {
-    let store = store::open_existing(&args.store)?;
+    let store = store::open_to_read(&args.store)?;
     let mut range = args.prefix.as_ref().map_or_else(KeyRange::all, KeyRange::prefix);
     let bounds = KeyRange::new(args.from.unwrap_or_default(), args.to.map(Into::into));
     range = range.intersect(&bounds);

@@ -49,7 +49,7 @@ async fn ask(address: &str) -> anyhow::Result<Value> {
 }
 
 async fn look(url: &str) -> anyhow::Result<Value> {
-    let store = store::open_existing(url)?;
+    let store = store::open_to_read(url)?;
     let status = match role(&store).await? {
         None => json!({ "role": null }),
         Some(Role::Master) => {
@@ -97,7 +97,7 @@ fn trouble(status: &Value, max_lag: Option<Duration>) -> Option<String> {
 // A slave's own, if it holds a state of its master and somebody knows.
 fn lag_of(status: &Value) -> Option<Duration> {
     let lag = status["lag"]["millis"].as_u64().map(Duration::from_millis);
-    lag.filter(|_| status["state"] != "copying" && status["state"] != "empty")
+    lag.filter(|_| !["empty", "copying", "comparing"].iter().any(|state| status["state"] == *state))
 }
 
 // Identities and digests are sixteen bytes each; people and scripts know them by their digits.
@@ -145,4 +145,26 @@ fn print(value: &Value, indent: &str) -> std::io::Result<()> {
 
 fn text(value: &Value) -> String {
     value.as_str().map_or_else(|| value.to_string(), String::from)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn slave(state: &str, millis: u64) -> Value {
+        let health = json!({ "state": "catching_up", "reason": "it is not through" });
+        json!({ "state": state, "health": health, "lag": { "millis": millis }, "slaves": null })
+    }
+
+    #[test]
+    fn a_slave_that_holds_no_state_of_its_master_is_not_close() {
+        let max = Some(Duration::from_secs(5));
+        assert_eq!(trouble(&slave("catching_up", 5000), max), None);
+        assert!(trouble(&slave("catching_up", 5001), max).is_some());
+        assert!(trouble(&slave("catching_up", 0), None).is_some(), "nobody said how close is close");
+        for state in ["empty", "copying", "comparing"] {
+            let words = trouble(&slave(state, 0), max);
+            assert_eq!(words.as_deref(), Some("not healthy: catching_up: it is not through"), "{state}");
+        }
+    }
 }

@@ -13,7 +13,7 @@ use crate::ui;
 pub(crate) async fn run(args: args::Verify, json: bool) -> anyhow::Result<ExitCode> {
     let [first, second] = &args.stores[..] else { bail!("give --store twice: two stores are compared") };
     ensure!(first != second, "{first} is given twice: two stores are compared");
-    let (one, two) = (store::open_existing(first)?, store::open_existing(second)?);
+    let (one, two) = (store::open_to_read(first)?, store::open_to_read(second)?);
     let bar = ui::bar("comparing", None);
     let mut shown = Vec::new();
     let tell = |key: &bytes::Bytes, difference| {

@@ -31,6 +31,13 @@ impl Operation {
         }
     }
 
+    /// Its key; of a range, the first.
+    pub(crate) fn key(&self) -> &[u8] {
+        match self {
+            Self::Put { key, .. } | Self::Delete { key } | Self::DeleteRange { start: key, .. } => key,
+        }
+    }
+
     pub(crate) fn add_to(&self, batch: &mut Batch) {
         match self {
             Self::Put { key, value } => batch.push(Op::Put { key, value }),
@@ -147,7 +154,7 @@ fn parse_json(line: &[u8], any_op: bool) -> anyhow::Result<Operation> {
         ("put", _, _, false) => Ok(Operation::Put { key: need("key", key)?, value: need("value", value)? }),
         ("delete", None, _, false) => Ok(Operation::Delete { key: need("key", key)? }),
         ("delete_range", None, None, _) => {
-            let end = Some(need("end", end)?);
+            // Without an end, as a log shows it, it reaches to the last key.
             Ok(Operation::DeleteRange { start: need("start", start)?, end })
         }
         ("put" | "delete" | "delete_range", ..) => bail!("{op} has a member that it does not take"),
@@ -306,6 +313,10 @@ mod tests {
         let range = Operation::DeleteRange { start: b"a".to_vec(), end: Some(b"b".to_vec()) };
         assert_eq!(reader.next().unwrap(), Some(range));
         assert_eq!(reader.next().unwrap(), None);
+        let mut open = Reader::operations("{\"op\":\"delete_range\",\"start\":\"a\"}\n".as_bytes());
+        assert_eq!(open.next().unwrap(), Some(Operation::DeleteRange { start: b"a".to_vec(), end: None }));
+        let mut nowhere = Reader::operations("{\"op\":\"delete_range\",\"end\":\"b\"}\n".as_bytes());
+        assert!(format!("{:#}", nowhere.next().unwrap_err()).contains("delete_range needs \"start\""));
         let mut wrong = Reader::operations("{\"op\":\"drop\",\"key\":\"k\"}".as_bytes());
         assert!(format!("{:#}", wrong.next().unwrap_err()).contains("is no operation"));
     }

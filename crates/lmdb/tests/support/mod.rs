@@ -2,6 +2,8 @@
 
 #![allow(dead_code, reason = "each test binary uses a part of it")]
 
+pub(crate) mod app;
+
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
 

@@ -94,11 +94,12 @@ impl<S: ReplicaStore> Consumer<S> {
     /// Every batch after the acknowledged position; see [`Master::changes`].
     ///
     /// # Errors
-    /// As [`Master::changes`]; `Trimmed` if the consumer was away for so long that its slot was lost.
+    /// As [`Master::changes`]; `Trimmed` if the consumer was away for so long that its slot was lost, `Forgotten` if it was
+    /// dropped meanwhile.
     pub async fn changes(&self, ranges: impl IntoIterator<Item = KeyRange>) -> Result<Changes, ChangesError> {
         match self.position() {
             Some(position) => self.master.changes(position, ranges).await,
-            None => self.master.changes(ChangesFrom::Now, ranges).await,
+            None => Err(ChangesError::Forgotten),
         }
     }
 
@@ -121,11 +122,14 @@ impl<S: ReplicaStore> Consumer<S> {
     /// The position moves or not; an older one only keeps more of the log.
     ///
     /// # Errors
-    /// [`ChangesError::NotInHistory`] if the position is no point of this history; what the store reports.
+    /// [`ChangesError::NotInHistory`] if the position is no point of this history; `TooManySlots` if the consumer was
+    /// forgotten and there is no room for it any more; what the store reports.
     pub async fn ack(&self, position: Position) -> Result<(), ConsumerError> {
         let inner = self.master.inner();
         inner.start_of(ChangesFrom::After(position)).await?;
-        inner.slots().with(|slots| slots.acked(&self.name, position, true, inner.slot_time()));
+        if !inner.slots().with(|slots| slots.acked(&self.name, position, true, inner.slot_time())) {
+            return Err(ConsumerError::TooManySlots);
+        }
         self.write().await
     }
 

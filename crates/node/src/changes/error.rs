@@ -30,6 +30,9 @@ pub enum ChangesError {
         /// How many were missed.
         groups: u64,
     },
+    /// The consumer was forgotten, and with it where it was.
+    #[error("the consumer was forgotten")]
+    Forgotten,
     /// The store failed.
     #[error(transparent)]
     Store(#[from] StoreError),

@@ -45,7 +45,7 @@ impl<S: ReplicaStore> Master<S> {
                 Err(error) => Some((Err(error), None)),
             }
         });
-        Ok(Changes { start, stream: stream.boxed() })
+        Ok(Changes { start, stream: stream.fuse().boxed() })
     }
 }
 
@@ -61,7 +61,7 @@ impl<S: ReplicaStore> Inner<S> {
                 }
                 match self.locate(&[position]).await?[..] {
                     [Located::Held { .. }] => Ok(position),
-                    [Located::Below] => Err(ChangesError::Trimmed { floor: self.view().floor }),
+                    [Located::Below | Located::Shared] => Err(ChangesError::Trimmed { floor: self.view().floor }),
                     _ => Err(ChangesError::NotInHistory { position }),
                 }
             }

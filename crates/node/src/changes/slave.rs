@@ -86,7 +86,7 @@ impl<S: ReplicaStore> Slave<S> {
                 Err(error) => Some((Err(error), None)),
             }
         });
-        Ok(Changes { start, stream: stream.boxed() })
+        Ok(Changes { start, stream: stream.fuse().boxed() })
     }
 }
 

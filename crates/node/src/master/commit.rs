@@ -4,14 +4,17 @@ use std::sync::{Arc, PoisonError};
 use std::time::Duration;
 
 use bytes::Bytes;
-use replikv_core::{Durability, KeyRange, Keyspace, Outcome, Position, ReplicaStore, Seq, StoreError, WriteSet};
-use replikv_proto::layout::{Floor, Head, Stored};
-use replikv_proto::{Answer, CommitGroup, Committer, Intent, LogEntry, Step};
+use replikv_core::{
+    Durability, KeyRange, Keyspace, Outcome, Position, ReplicaStore, ScanOptions, Seq, StoreError, WriteSet,
+};
+use replikv_proto::layout::{Checkpoint, Floor, Head, Stored};
+use replikv_proto::{Answer, CommitGroup, Committer, Intent, LogEntry, Record, Step, Trim};
 use tokio::sync::{OwnedSemaphorePermit, mpsc, oneshot};
 use tokio::time::{Instant, sleep, sleep_until};
 
 use super::Inner;
 use super::config::Commit;
+use super::recording::Pending;
 use super::status::{GroupSize, Trouble};
 use crate::stored;
 
@@ -22,7 +25,14 @@ pub(super) struct Ticket {
     pub(super) _permit: OwnedSemaphorePermit,
 }
 
-pub(super) type Queued = Intent<Ticket>;
+/// What the commit task is told.
+#[derive(Debug)]
+pub(super) enum Queued {
+    /// Something is to be committed.
+    Intent(Intent<Ticket>),
+    /// A record may have been committed beside it.
+    Recorded,
+}
 
 /// Commits one master's groups, one after the other.
 #[derive(Debug)]
@@ -31,6 +41,8 @@ pub(super) struct CommitTask<S> {
     committer: Committer<Ticket>,
     intents: mpsc::UnboundedReceiver<Queued>,
     floor: Floor,
+    /// Somebody says that there is a record which was committed beside this task.
+    look: bool,
     /// The last record that is known to be on stable storage.
     synced: Position,
     /// Committed after it, and not synced yet. Not published either, unless the configuration says so.
@@ -42,6 +54,8 @@ pub(super) struct CommitTask<S> {
 
 const ATTEMPTS: u32 = 6;
 const TRIM_EVERY: Duration = Duration::from_secs(1);
+/// The most records that one step of trimming removes.
+const TRIM_RECORDS: usize = 1024;
 const REOPEN_EVERY: Duration = Duration::from_millis(500);
 
 impl<S: ReplicaStore> CommitTask<S> {
@@ -53,14 +67,15 @@ impl<S: ReplicaStore> CommitTask<S> {
     ) -> Self {
         let synced = committer.head().position;
         let (unsynced, unsynced_bytes, sync_at, trim_at) = (Vec::new(), 0, None, Instant::now());
-        Self { inner, committer, intents, floor, synced, unsynced, unsynced_bytes, sync_at, trim_at }
+        Self { inner, committer, intents, floor, look: false, synced, unsynced, unsynced_bytes, sync_at, trim_at }
     }
 
     pub(super) async fn run(mut self) {
         let mut open = true;
         loop {
-            while let Ok(intent) = self.intents.try_recv() {
-                self.committer.push(intent);
+            self.take_all();
+            if self.look {
+                self.look_for_recorded().await;
             }
             match self.committer.step(self.inner.clock.now(), self.inner.uptime_ms()) {
                 Step::Fetch(keys) => {
@@ -80,10 +95,24 @@ impl<S: ReplicaStore> CommitTask<S> {
                 self.trim().await;
             }
         }
-        self.inner.save_slots().await;
+        self.look_for_recorded().await;
+        if !self.committer.is_fenced() {
+            self.inner.save_slots().await;
+        }
         self.sync().await;
-        // Nobody can write any more: whoever waits for more is told.
-        self.inner.closing.cancel();
+    }
+
+    fn take_all(&mut self) {
+        while let Ok(queued) = self.intents.try_recv() {
+            self.take(queued);
+        }
+    }
+
+    fn take(&mut self, queued: Queued) {
+        match queued {
+            Queued::Intent(intent) => self.committer.push(intent),
+            Queued::Recorded => self.look = true,
+        }
     }
 
     // False once nobody can write any more.
@@ -92,9 +121,9 @@ impl<S: ReplicaStore> CommitTask<S> {
         let inner = self.inner.clone();
         tokio::select! {
             biased;
-            intent = self.intents.recv() => match intent {
-                Some(intent) => {
-                    self.committer.push(intent);
+            queued = self.intents.recv() => match queued {
+                Some(queued) => {
+                    self.take(queued);
                     true
                 }
                 None => false,
@@ -102,9 +131,7 @@ impl<S: ReplicaStore> CommitTask<S> {
             () = inner.closing.cancelled() => {
                 // What was sent before is still in the channel, and is committed.
                 self.intents.close();
-                while let Ok(intent) = self.intents.try_recv() {
-                    self.committer.push(intent);
-                }
+                self.take_all();
                 false
             }
             () = inner.wake.notified() => {
@@ -121,7 +148,9 @@ impl<S: ReplicaStore> CommitTask<S> {
             match self.inner.store.get(Keyspace::Data, &key).await {
                 Ok(value) => values.push((key, value)),
                 // Such a key cannot be there; the batch that asks for it is refused for it.
-                Err(StoreError::KeyEmpty | StoreError::KeyTooLong { .. }) => values.push((key, None)),
+                Err(StoreError::KeyEmpty | StoreError::KeyTooLong { .. } | StoreError::KeyUnfit { .. }) => {
+                    values.push((key, None));
+                }
                 Err(error) => {
                     answer(self.committer.fetch_failed(&error));
                     if error.outcome() == Outcome::Unknown {
@@ -137,7 +166,8 @@ impl<S: ReplicaStore> CommitTask<S> {
     async fn commit(&mut self, group: CommitGroup<Ticket>) {
         let handed = group.head.position;
         // Before the store sees it: a page that is read from now on may show it.
-        self.inner.change_view(|view| view.handed = handed);
+        self.inner.recordings.hand(handed);
+        self.inner.hand_over(handed);
         let durability = match self.inner.config.commit {
             Commit::Synced => Durability::Synced,
             Commit::Buffered { .. } => Durability::Buffered,
@@ -146,6 +176,7 @@ impl<S: ReplicaStore> CommitTask<S> {
         match apply(&self.inner, &group.writes, durability).await {
             Ok(()) => {
                 self.committer.committed(&group);
+                self.inner.recordings.lock().committed(handed);
                 self.inner.trouble.store(Arc::default());
                 let CommitGroup { entries, checkpoints, answers, .. } = group;
                 self.inner.keep_checkpoints(checkpoints);
@@ -154,15 +185,124 @@ impl<S: ReplicaStore> CommitTask<S> {
                 answer(answers);
             }
             Err(error) if error.outcome() == Outcome::Unknown => self.settle(group, &error).await,
-            Err(error) => {
-                self.committer.failed(&error);
-                let head = self.committer.handed();
-                self.inner.change_view(|view| view.handed = head);
-                self.inner.trouble.store(Arc::new(Trouble::from_commit(&error)));
-                let fenced = matches!(error, StoreError::HeadMoved);
-                let outcome = if fenced { Answer::Fenced } else { Answer::Failed(error) };
-                answer(group.answers.into_iter().map(|(ticket, decided)| (ticket, after_failure(decided, &outcome))));
+            Err(StoreError::HeadMoved) => return self.overtaken(group).await,
+            // Each fits alone, but perhaps not together.
+            Err(error @ (StoreError::KeyUnfit { .. } | StoreError::BatchTooLarge { .. })) => {
+                match self.committer.taken_apart(group) {
+                    Ok(refused) => {
+                        answer(refused);
+                        self.inner.hand_over(self.committer.handed());
+                    }
+                    Err(group) => self.refused(*group, error),
+                }
             }
+            Err(error) => {
+                self.inner.trouble.store(Arc::new(Trouble::from_commit(&error)));
+                self.refused(group, error);
+            }
+        }
+        self.inner.recordings.decided();
+    }
+
+    // The store is unchanged.
+    fn refused(&mut self, group: CommitGroup<Ticket>, error: StoreError) {
+        self.committer.failed(&error);
+        self.inner.hand_over(self.committer.handed());
+        let outcome = match error {
+            StoreError::HeadMoved => Answer::Fenced,
+            error => Answer::Failed(error),
+        };
+        answer(group.answers.into_iter().map(|(ticket, decided)| (ticket, after_failure(decided, &outcome))));
+    }
+
+    // The head is another one: of a record that was committed beside this task, or of another master.
+    async fn overtaken(&mut self, group: CommitGroup<Ticket>) {
+        match stored::require::<S, Head>(&self.inner.store, Head::KEY).await {
+            Ok(found) => {
+                let chain = self.inner.recordings.lock().take_chain(self.committer.head().position, found.position);
+                if !chain.is_empty() {
+                    answer(self.committer.overtaken(group));
+                    // Recordings go on giving way: the group goes to the store again at once.
+                    return self.adopt(found, chain).await;
+                }
+                self.fence();
+                self.refused(group, StoreError::HeadMoved);
+            }
+            Err(error) => {
+                self.inner.trouble.store(Arc::new(Trouble::from_commit(&error)));
+                self.refused(group, error);
+            }
+        }
+        self.inner.recordings.decided();
+    }
+
+    fn fence(&self) {
+        self.inner.recordings.lock().fence();
+        self.inner.trouble.store(Arc::new(Trouble::from_commit(&StoreError::HeadMoved)));
+    }
+
+    // Records that were committed beside this task, up to the head `found`, are the history from now on.
+    async fn adopt(&mut self, found: Head, chain: Vec<Pending>) {
+        self.committer.adopted(found);
+        self.inner.hand_over(found.position);
+        let synced = chain.iter().all(|pending| pending.synced);
+        let mut entries = Vec::with_capacity(chain.len());
+        for Pending { lone, .. } in chain {
+            self.inner.keep_checkpoints(lone.checkpoints);
+            entries.push(lone.entry);
+        }
+        self.inner.count(GroupSize::of(&entries), None);
+        match self.inner.config.commit {
+            // A commit that is on stable storage has all before it there as well.
+            _ if synced => self.committed(entries, Durability::Synced),
+            Commit::Buffered { .. } => self.committed(entries, Durability::Buffered),
+            Commit::Synced => {
+                self.not_synced_yet(entries);
+                self.sync().await;
+            }
+        }
+    }
+
+    async fn look_for_recorded(&mut self) {
+        self.look = false;
+        self.adopt_what_is_there().await;
+        let released = self.inner.recordings.lock().released();
+        if released.is_empty() || self.committer.is_fenced() {
+            return;
+        }
+        // Their transactions may still be open. Whoever gets the store's write lock comes after them: what is not there
+        // then was aborted.
+        let nothing = WriteSet::builder().build();
+        match apply(&self.inner, &nothing, Durability::Buffered).await {
+            Ok(()) => {
+                self.adopt_what_is_there().await;
+                self.inner.recordings.lock().forget(&released);
+                self.inner.hand_over(self.committer.handed());
+            }
+            // Looked for again at the next trim.
+            Err(error) if error.outcome() == Outcome::Unknown => drop(self.recover(&error, None).await),
+            Err(error) => tracing::warn!(
+                target: "replikv::master", source = %self.inner.source, error = %crate::error_chain(&error),
+                "records of recorders cannot be looked for"
+            ),
+        }
+    }
+
+    async fn adopt_what_is_there(&mut self) {
+        let before = self.committer.head().position;
+        match stored::require::<S, Head>(&self.inner.store, Head::KEY).await {
+            Ok(found) => {
+                let chain = self.inner.recordings.lock().take_chain(before, found.position);
+                // A head that is nobody's of this master is the fence's to find.
+                if !chain.is_empty() {
+                    self.adopt(found, chain).await;
+                }
+            }
+            Err(error) if error.outcome() == Outcome::Unknown => drop(self.recover(&error, None).await),
+            Err(error) => tracing::warn!(
+                target: "replikv::master", source = %self.inner.source, error = %crate::error_chain(&error),
+                "the head cannot be read"
+            ),
         }
     }
 
@@ -239,7 +379,11 @@ impl<S: ReplicaStore> CommitTask<S> {
             "the store must be opened anew"
         );
         self.inner.trouble.store(Arc::new(Trouble::from_commit(error)));
-        let (found, floor) = self.reopen().await?;
+        let (stored, floor) = self.reopen().await?;
+        // What recordings have put on top is adopted afterwards.
+        let base = self.inner.recordings.lock().base_of(stored.position);
+        let heads = [stored, self.committer.head()].into_iter().chain(group.map(|group| group.head));
+        let found = heads.into_iter().find(|head| head.position == base).unwrap_or(stored);
         let own = |entry: &LogEntry| entry.position == found.position;
         match group {
             Some(group) if found.position == group.head.position => self.committer.settled(group, found),
@@ -248,18 +392,21 @@ impl<S: ReplicaStore> CommitTask<S> {
             _ => {
                 self.committer.failed(&StoreError::HeadMoved);
                 self.unsynced.clear();
-                self.inner.trouble.store(Arc::new(Trouble::from_commit(&StoreError::HeadMoved)));
+                self.fence();
                 return Some(found);
             }
         }
         self.forget_after(found.position);
         self.floor = floor;
         self.inner.change_view(|view| {
-            view.handed = found.position;
             view.floor = floor.position;
             view.retained_bytes = view.log_bytes.saturating_sub(floor.log_bytes);
         });
+        self.inner.recordings.lock().went_back(found.position);
+        self.inner.hand_over(found.position);
         self.inner.trouble.store(Arc::default());
+        // Adopted with the next look, when everything here has its place again.
+        self.look |= stored.position != found.position;
         Some(found)
     }
 
@@ -323,19 +470,31 @@ impl<S: ReplicaStore> CommitTask<S> {
     // One bounded step, then writers get their turn.
     async fn trim(&mut self) {
         self.trim_at = Instant::now() + TRIM_EVERY;
+        if self.committer.is_fenced() {
+            // Log and slots are the other master's now.
+            return;
+        }
         self.inner.save_slots().await;
+        // A store that broke under somebody's read or acknowledgement is not left so until the next write.
+        if let Err(error) = self.inner.store.get(Keyspace::Meta, Head::KEY).await
+            && error.outcome() == Outcome::Unknown
+        {
+            self.recover(&error, None).await;
+            return;
+        }
         let damaged = self.inner.damaged.lock().unwrap_or_else(PoisonError::into_inner).take();
         if let Some(seq) = damaged {
             return self.cut(seq).await;
         }
         let published = self.inner.seen.load().published;
+        self.look |= !self.inner.recordings.lock().released().is_empty();
         let head = Head { uptime_ms: self.inner.uptime_ms(), position: published, ..self.committer.head() };
         let floor = self.floor.position.seq;
         let above = self.inner.with_checkpoints(|checkpoints| {
             checkpoints.iter().filter(|checkpoint| checkpoint.position.seq > floor).take(1).copied().collect::<Vec<_>>()
         });
         let held = self.inner.held();
-        match self.inner.config.retention.step(&self.floor, &head, &above, held) {
+        match self.next_trim(&head, above, held).await {
             Ok(Some(trim)) => {
                 if self.move_floor(trim.floor, trim.writes).await {
                     // There may be more to do.
@@ -350,6 +509,31 @@ impl<S: ReplicaStore> CommitTask<S> {
                 );
             }
         }
+    }
+
+    // Old checkpoints are far apart; a step ends at a record in between, so that no write set is long.
+    async fn next_trim(
+        &mut self,
+        head: &Head,
+        mut above: Vec<Checkpoint>,
+        held: Option<Seq>,
+    ) -> Result<Option<Trim>, StoreError> {
+        let retention = self.inner.config.retention;
+        let Some(trim) = retention.step(&self.floor, head, &above, held)? else { return Ok(None) };
+        if trim.floor.position.seq.since(self.floor.position.seq) <= TRIM_RECORDS as u64 {
+            return Ok(Some(trim));
+        }
+        let range = KeyRange::all().after(&self.floor.position.seq.to_key());
+        let options = ScanOptions::default().max_entries(TRIM_RECORDS).max_bytes(usize::MAX);
+        let page = self.inner.store.scan(Keyspace::Log, range, options).await?;
+        let bytes: u64 = page.iter().map(|(_, record)| record.len() as u64).sum();
+        let last = page.entries().last().and_then(|(_, record)| Record::decode(record).ok());
+        // A record that cannot be read names no position; the checkpoint does.
+        let Some(last) = last else { return Ok(Some(trim)) };
+        let uptime_ms = above.first().map_or(0, |checkpoint| checkpoint.uptime_ms);
+        let log_bytes = self.floor.log_bytes.saturating_add(bytes);
+        above.insert(0, Checkpoint { position: last.position(), log_bytes, uptime_ms });
+        retention.step(&self.floor, head, &above, held)
     }
 
     // The log begins after a damaged record: at the next point whose digest is known.
@@ -402,8 +586,25 @@ impl<S: ReplicaStore> CommitTask<S> {
                 );
                 if error.outcome() == Outcome::Unknown {
                     self.recover(&error, None).await;
+                } else if matches!(error, StoreError::HeadMoved) {
+                    self.read_floor().await;
                 }
                 false
+            }
+        }
+    }
+}
+
+impl<S: ReplicaStore> CommitTask<S> {
+    // Somebody else has moved it.
+    async fn read_floor(&mut self) {
+        match stored::require::<S, Floor>(&self.inner.store, Floor::KEY).await {
+            Ok(floor) => self.floor = floor,
+            Err(error) => {
+                tracing::warn!(
+                    target: "replikv::master", source = %self.inner.source, error = %crate::error_chain(&error),
+                    "the floor cannot be read"
+                );
             }
         }
     }

@@ -34,6 +34,7 @@ pub struct MasterConfig {
     pub(crate) handshake_timeout: Duration,
     pub(crate) max_sessions: usize,
     pub(crate) chunk: usize,
+    pub(crate) compare_bytes_per_second: Option<u64>,
     pub(crate) log_readers: usize,
 }
 
@@ -52,6 +53,7 @@ impl Default for MasterConfig {
             handshake_timeout: Duration::from_secs(10),
             max_sessions: 1024,
             chunk: 256 << 10,
+            compare_bytes_per_second: None,
             log_readers: 4,
         }
     }
@@ -155,6 +157,15 @@ impl MasterConfig {
     #[must_use]
     pub fn chunk_bytes(mut self, bytes: usize) -> Self {
         self.chunk = bytes.max(1);
+        self
+    }
+
+    /// How many bytes of data a second are read, for each slave that compares, to answer it. Default: as many as the
+    /// slave asks for. A comparison reads all of the data once, and what differs two or three times; a bound makes it
+    /// slower and leaves more of the disk to writers.
+    #[must_use]
+    pub fn compare_bytes_per_second(mut self, bytes: u64) -> Self {
+        self.compare_bytes_per_second = Some(bytes.max(1));
         self
     }
 

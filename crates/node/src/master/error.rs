@@ -31,6 +31,10 @@ pub enum WriteError {
     /// The master was shut down.
     #[error("the master was shut down")]
     Closed,
+    /// A recorder is open on this thread: the write would wait for the transaction that it records, and the thread for
+    /// itself. Commit or drop the recorder first.
+    #[error("a recorder is open on this thread: commit or drop it first")]
+    RecorderOpen,
     /// The batch is committed and stays, but fewer slaves than wanted have acknowledged it in time.
     #[error("the batch is committed, but {acked} of {wanted} slaves hold it durably")]
     NotReplicated {

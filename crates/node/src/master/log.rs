@@ -1,12 +1,38 @@
 //! Reading the log: from the ring, or else from the store, and only what its digests vouch for.
 
 use std::sync::PoisonError;
+use std::time::Duration;
 
 use bytes::Bytes;
 use replikv_core::{KeyRange, Keyspace, Position, ReplicaStore, ReplicaStoreExt, ScanOptions, Seq, StoreError};
 use replikv_proto::{Located, LogAnswer, Record, RecordError, origin};
+use tokio::time::{Instant, timeout_at};
 
 use super::Inner;
+
+/// How long a slave waits for its welcome while the data is measured: well below its handshake's timeout, or it would
+/// come back and have the same asked again.
+const MEASURING: Duration = Duration::from_secs(2);
+/// How long the answer holds. It only decides what is cheaper.
+const MEASURED: Duration = Duration::from_secs(60);
+
+/// How much data there was.
+#[derive(Debug)]
+pub(super) struct Measured {
+    at: Instant,
+    /// Counted so far; more than anybody asks about if it took too long.
+    bytes: u64,
+    /// Whether that was all of it.
+    whole: bool,
+}
+
+impl Measured {
+    // The answer to somebody who wants to know no more than whether there is as much as this.
+    fn answer(&self, at_most: u64) -> Option<u64> {
+        let holds = self.at.elapsed() < MEASURED && (self.whole || self.bytes >= at_most);
+        holds.then(|| self.bytes.min(at_most))
+    }
+}
 
 /// A stored record that is not what it should be.
 #[derive(Debug, thiserror::Error)]
@@ -151,11 +177,7 @@ impl<S: ReplicaStore> Inner<S> {
             return Ok(same(held, floor_bytes));
         }
         if position.seq < view.floor.seq {
-            let checkpoint = self.with_checkpoints(|checkpoints| {
-                checkpoints.iter().find(|checkpoint| checkpoint.position.seq == position.seq).copied()
-            });
-            let parted = checkpoint.is_some_and(|checkpoint| checkpoint.position != *position);
-            return Ok(if parted { Located::Mismatch } else { Located::Below });
+            return Ok(self.locate_below(position));
         }
         let entry = self.with_ring(|ring| ring.entry(position.seq).map(|entry| (entry.position, entry.log_bytes)));
         if let Some((held, log_bytes)) = entry {
@@ -195,8 +217,60 @@ impl<S: ReplicaStore> Inner<S> {
         Ok(Record::decode(before).and_then(|before| record.header().verify_after(&before.position())))
     }
 
-    /// The bytes of the data, or `at_most` if there are as many.
+    // Records are gone, digests are not: checkpoints, slots and the beginnings of epochs outlive them.
+    fn locate_below(&self, position: &Position) -> Located {
+        if position.seq == Seq::ZERO {
+            let origin = origin(self.source, position.epoch);
+            return if *position == origin { Located::Shared } else { Located::Mismatch };
+        }
+        // The last epoch that had begun by then. Where an epoch is known, so is what came after it.
+        let reigning = self.epochs.iter().rfind(|start| start.first <= position.seq);
+        if reigning.is_none_or(|start| start.epoch != position.epoch) {
+            return Located::Mismatch;
+        }
+        let checkpoint = self.with_checkpoints(|checkpoints| {
+            let index = checkpoints.binary_search_by_key(&position.seq, |checkpoint| checkpoint.position.seq);
+            index.ok().map(|index| checkpoints[index].position)
+        });
+        match checkpoint {
+            Some(held) if held == *position => Located::Shared,
+            Some(_) => Located::Mismatch,
+            None if self.slots.with(|slots| slots.knows(position)) => Located::Shared,
+            None => Located::Below,
+        }
+    }
+
+    /// Points of the history that a slave is told to keep, oldest first.
+    pub(super) fn newest_checkpoints(&self) -> Vec<Position> {
+        const MOST: usize = 64;
+        let published = self.view().published.seq;
+        self.with_checkpoints(|checkpoints| {
+            let published =
+                checkpoints.iter().rev().map(|checkpoint| checkpoint.position).filter(|at| at.seq <= published);
+            let mut newest: Vec<_> = published.take(MOST).collect();
+            newest.reverse();
+            newest
+        })
+    }
+
+    /// The bytes of the data, or `at_most` if there are as many, or if that is not known within two seconds. Whoever
+    /// asks within a minute gets what is known already, and there is one count at a time.
     pub(super) async fn measure_data(&self, at_most: u64) -> Result<u64, StoreError> {
+        let deadline = Instant::now() + MEASURING;
+        let Ok(mut measured) = timeout_at(deadline, self.measured.lock()).await else { return Ok(at_most) };
+        if let Some(bytes) = measured.as_ref().and_then(|measured| measured.answer(at_most)) {
+            return Ok(bytes);
+        }
+        let (bytes, whole) = match timeout_at(deadline, self.count_data(at_most)).await {
+            Ok(counted) => counted?,
+            Err(_) => (u64::MAX, false),
+        };
+        *measured = Some(Measured { at: Instant::now(), bytes, whole });
+        Ok(bytes.min(at_most))
+    }
+
+    // The bytes of the data, and whether these are all: counting ends at `at_most`.
+    async fn count_data(&self, at_most: u64) -> Result<(u64, bool), StoreError> {
         use futures_util::TryStreamExt;
         let options = ScanOptions::default().max_entries(usize::MAX).max_bytes(4 << 20);
         let mut pages = self.store.pages(Keyspace::Data, KeyRange::all(), options);
@@ -204,10 +278,10 @@ impl<S: ReplicaStore> Inner<S> {
         while let Some(page) = pages.try_next().await? {
             bytes += page.ops().byte_len() as u64;
             if bytes >= at_most {
-                return Ok(at_most);
+                return Ok((bytes, false));
             }
         }
-        Ok(bytes)
+        Ok((bytes, true))
     }
 
     // A damaged record is never served: the log begins after it from now on, and slaves before it are told so.

@@ -5,6 +5,7 @@ mod config;
 mod error;
 mod log;
 mod open;
+mod recording;
 mod ring;
 mod serve;
 mod sessions;
@@ -21,7 +22,7 @@ use arc_swap::ArcSwap;
 use async_trait::async_trait;
 use bytes::Bytes;
 use replikv_core::{
-    Batch, DataReader, KeyRange, Keyspace, Page, ReplicaStore, ScanOptions, SourceId, StoreError, StoreLimits,
+    Batch, DataReader, KeyRange, Keyspace, Page, Position, ReplicaStore, ScanOptions, SourceId, StoreError, StoreLimits,
 };
 use replikv_proto::layout::Checkpoint;
 use replikv_proto::{Committer, CommitterConfig, EpochStart, View};
@@ -33,6 +34,8 @@ use self::commit::{CommitTask, Queued};
 pub use self::config::{Commit, MasterConfig};
 pub use self::error::{ServeError, WriteError};
 pub use self::log::{LogError, read_log};
+use self::recording::Recordings;
+pub use self::recording::{Recording, Sealed};
 use self::ring::Ring;
 pub use self::serve::remote_status;
 use self::sessions::Sessions;
@@ -71,6 +74,8 @@ pub(crate) struct Inner<S> {
     source: SourceId,
     epochs: Vec<EpochStart>,
     limits: StoreLimits,
+    committer: CommitterConfig,
+    recordings: Recordings,
     view: watch::Sender<View>,
     /// The same view, for readers that must not wait.
     seen: ArcSwap<View>,
@@ -87,6 +92,8 @@ pub(crate) struct Inner<S> {
     uptime_before: u64,
     session_permits: Arc<Semaphore>,
     log_reads: Semaphore,
+    /// How much data there was when somebody last asked. Whoever counts holds it.
+    measured: AsyncMutex<Option<log::Measured>>,
     /// A record up to here is damaged: the log begins after it.
     damaged: Mutex<Option<replikv_core::Seq>>,
     wake: Notify,
@@ -116,18 +123,20 @@ impl<S: ReplicaStore> Master<S> {
             log_bytes: opened.head.log_bytes,
             retained_bytes: opened.head.log_bytes.saturating_sub(opened.floor.log_bytes),
         };
-        let committer = CommitterConfig {
+        let committer_config = CommitterConfig {
             epoch: opened.head.position.epoch,
             group_bytes: config.group_bytes,
             limits: opened.limits,
         };
-        let committer = Committer::new(committer, opened.head);
+        let committer = Committer::new(committer_config, opened.head);
         let (intents, receiver) = mpsc::unbounded_channel();
         let inner = Arc::new(Inner {
             clock: Clock::new(),
             source: opened.source,
             epochs: opened.epochs,
             limits: opened.limits,
+            committer: committer_config,
+            recordings: Recordings::new(opened.head.position),
             view: watch::Sender::new(view),
             seen: ArcSwap::from_pointee(view),
             setbacks: AtomicU64::new(0),
@@ -141,6 +150,7 @@ impl<S: ReplicaStore> Master<S> {
             uptime_before: opened.head.uptime_ms,
             session_permits: Arc::new(Semaphore::new(config.max_sessions)),
             log_reads: Semaphore::new(config.log_readers),
+            measured: AsyncMutex::new(None),
             damaged: Mutex::new(None),
             wake: Notify::new(),
             queue: Arc::new(Semaphore::new(write::permits(config.queue_bytes))),
@@ -151,7 +161,13 @@ impl<S: ReplicaStore> Master<S> {
             config,
         });
         let task = CommitTask::new(inner.clone(), committer, receiver, opened.floor);
-        *inner.committing.lock().await = Some(tokio::spawn(task.run()));
+        // However it ends, nobody can write any more, and whoever waits for more is told.
+        let ended = inner.closing.clone().drop_guard();
+        let committing = tokio::spawn(async move {
+            let _ended = ended;
+            task.run().await;
+        });
+        *inner.committing.lock().await = Some(committing);
         tracing::info!(
             target: "replikv::master", source = %inner.source, seq = %view.published.seq,
             "a master was opened"
@@ -226,6 +242,11 @@ impl<S: ReplicaStore> Master<S> {
     /// # Errors
     /// As [`ReplicaStore::close`].
     pub async fn shutdown(&self) -> Result<(), StoreError> {
+        if self.records_here() {
+            return Err(StoreError::Busy {
+                holder: "a recorder is open on this thread: commit or drop it first".into(),
+            });
+        }
         self.inner.closing.cancel();
         let mut committing = self.inner.committing.lock().await;
         if let Some(task) = committing.as_mut()
@@ -256,6 +277,13 @@ impl<S> Inner<S> {
     /// Where the master stands. Never waits.
     pub(crate) fn view(&self) -> View {
         **self.seen.load()
+    }
+
+    /// Tells what a page may show from now on, if `handed` is the last record of the commit task's.
+    fn hand_over(&self, handed: Position) {
+        // Under this lock, so that no recording comes in between.
+        let recordings = self.recordings.lock();
+        self.change_view(|view| view.handed = recordings.handed(handed));
     }
 
     fn change_view(&self, change: impl FnOnce(&mut View)) {

@@ -46,6 +46,8 @@ impl<S: ReplicaStore> Master<S> {
             heartbeat: inner.config.heartbeat,
             handshake_timeout: inner.config.handshake_timeout,
             chunk: inner.config.chunk,
+            compare_bytes_per_second: inner.config.compare_bytes_per_second,
+            checkpoints: inner.newest_checkpoints(),
             relay: false,
         };
         let view = **inner.seen.load();
@@ -83,6 +85,8 @@ struct Driver<'a, S> {
 
 impl<S> Drop for Driver<'_, S> {
     fn drop(&mut self) {
+        // First: a slot that is made meanwhile must not take it for connected.
+        self.entered = None;
         if let Some(name) = &self.slot {
             self.inner.slots.with(|slots| slots.disconnected(name, self.inner.slot_time()));
         }
@@ -183,7 +187,8 @@ impl<S: ReplicaStore> Driver<'_, S> {
                     "a slave has connected"
                 );
                 inner.metrics.session_accepted();
-                connection.set_limits(DecoderLimits { control: 1 << 20, data: 1 << 20 });
+                // A question of a comparison is the longest that a slave has to say.
+                connection.set_limits(DecoderLimits { control: 2 << 20, data: 1 << 20 });
                 self.entered = Some(inner.sessions.enter(&slave, start, inner.clock.now().monotonic));
                 if !temporary {
                     let name = SlotName::slave(slave);

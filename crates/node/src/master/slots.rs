@@ -121,10 +121,12 @@ impl<S: ReplicaStore> Inner<S> {
     pub(super) async fn save_slots(&self) {
         let now = self.slot_time();
         for (name, seq) in self.slots.take_acks() {
-            let connected = self.sessions.is_connected(&name.name);
             match self.position_at(seq).await {
                 Ok(Some(position)) => {
-                    if !self.slots.with(|slots| slots.acked(&name, position, connected, now)) {
+                    // Looked up under the lock: whoever leaves does so in the other order, and is counted once.
+                    let acked =
+                        |slots: &mut Slots| slots.acked(&name, position, self.sessions.is_connected(&name.name), now);
+                    if !self.slots.with(acked) {
                         tracing::warn!(
                             target: "replikv::master", source = %self.source, follower = %name.name,
                             "there are too many slots; nothing is kept for this one"

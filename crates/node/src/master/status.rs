@@ -36,6 +36,9 @@ pub struct MasterStatus {
     pub records: u64,
     /// Store transactions since the master was opened.
     pub groups: u64,
+    /// Transactions that somebody else has committed to the database of the store; `None` if the store cannot tell. What
+    /// they changed is in no log: if it is replicated data, slaves do not have it.
+    pub foreign_commits: Option<u64>,
     /// The slaves that are being served, by name.
     pub slaves: Vec<SlaveSeen>,
     /// The slots, of slaves and consumers, connected or not.
@@ -144,6 +147,7 @@ impl<S: ReplicaStore> Inner<S> {
             retained_bytes: view.retained_bytes,
             records: self.counters.records.load(Ordering::Relaxed),
             groups: self.counters.groups.load(Ordering::Relaxed),
+            foreign_commits: self.store.stats().foreign_commits,
             slaves: slaves.collect(),
             slots: self.slots_seen(),
         }

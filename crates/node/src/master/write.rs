@@ -1,15 +1,17 @@
 //! Writing.
 
 use std::future::{Future, IntoFuture};
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::pin::Pin;
 use std::time::Duration;
 
+use bytes::Bytes;
 use replikv_core::{Batch, ReplicaStore, Token};
 use replikv_proto::{Abort, Intent, TransactView, Work};
 use tokio::sync::oneshot;
 use tokio::time::timeout;
 
-use super::commit::Ticket;
+use super::commit::{Queued, Ticket};
 use super::{Master, WriteError};
 
 type BoxFuture<'a, T> = Pin<Box<dyn Future<Output = T> + Send + 'a>>;
@@ -44,7 +46,11 @@ impl<S: ReplicaStore> Master<S> {
         &self,
         mut transaction: impl FnMut(&TransactView<'_>, Batch) -> Result<Batch, Abort> + Send + 'static,
     ) -> Result<Token, WriteError> {
-        let function = Box::new(move |view: &TransactView<'_>| transaction(view, Batch::new()));
+        // It runs on the task that commits, which must outlive whatever it does.
+        let function = Box::new(move |view: &TransactView<'_>| {
+            let run = AssertUnwindSafe(|| transaction(view, Batch::new()));
+            catch_unwind(run).unwrap_or_else(|_| Err(Abort::refuse("it panicked")))
+        });
         self.submit(Work::Transact(function), 1024).await.inspect_err(|error| self.inner.metrics.refused(error))
     }
 
@@ -52,11 +58,14 @@ impl<S: ReplicaStore> Master<S> {
         if self.inner.closing.is_cancelled() {
             return Err(WriteError::Closed);
         }
+        if self.records_here() {
+            return Err(WriteError::RecorderOpen);
+        }
         let wanted = u32::try_from(permits(bytes).min(permits(self.inner.config.queue_bytes))).unwrap_or(u32::MAX);
         let permit = self.inner.queue.clone().acquire_many_owned(wanted).await.map_err(|_| WriteError::Closed)?;
         let (answer, answered) = oneshot::channel();
         let intent = Intent { ticket: Ticket { answer, _permit: permit }, work };
-        self.intents.send(intent).map_err(|_| WriteError::Closed)?;
+        self.intents.send(Queued::Intent(intent)).map_err(|_| WriteError::Closed)?;
         let answer = answered.await.map_err(|_| WriteError::Closed)?;
         WriteError::from_answer(answer).map(Token::from)
     }
@@ -122,7 +131,10 @@ impl<'a, S: ReplicaStore> IntoFuture for Write<'a, S> {
             let Self { master, batch } = self;
             let written = match batch.check(&master.inner.limits) {
                 Ok(()) => {
-                    let bytes = batch.byte_len();
+                    // Conditions wait in memory as well.
+                    let conditions = batch.conditions().iter();
+                    let conditions = conditions.map(|it| it.key.len() + it.value.as_ref().map_or(0, Bytes::len));
+                    let bytes = batch.byte_len() + conditions.sum::<usize>();
                     master.submit(Work::Batch(batch), bytes).await
                 }
                 Err(error) => Err(error.into()),

@@ -89,7 +89,7 @@ metrics! {
     SOURCE_LOG_BYTES = COUNTER, Bytes, SOURCE, "replikv_source_log_bytes_total",
         "Bytes of records committed to the log.";
     SOURCE_WRITES_REFUSED = COUNTER, Count, &["source", "kind"], "replikv_source_writes_refused_total",
-        "Writes that failed, by kind of error: conflict, aborted, limits, store_full, store, outcome_unknown, fenced, closed.";
+        "Writes that failed, by kind of error: conflict, aborted, limits, store_full, store, outcome_unknown, fenced, closed, recorder_open.";
     SOURCE_COMMIT_SECONDS = TIME, Seconds, SOURCE, "replikv_source_commit_seconds",
         "How long the store took to commit a group, retries included.";
     SOURCE_GROUP_RECORDS = SIZE, Count, SOURCE, "replikv_source_group_records",
@@ -139,7 +139,7 @@ metrics! {
     FOLLOWER_SOURCE_SEQ = GAUGE, Count, FOLLOWER, "replikv_follower_source_seq",
         "The last record that the master has published, as last told; NaN before it has told.";
     FOLLOWER_CONSISTENT = GAUGE, Count, FOLLOWER, "replikv_follower_consistent",
-        "1 if the data is a state that the master had, 0 before the first copy is complete.";
+        "1 if the data is a state that the master had, 0 before the first copy is complete, and while it compares.";
     FOLLOWER_HEALTH = GAUGE, Count, &["follower", "state"], "replikv_follower_health",
         "1 for the state that the slave is in, 0 for the others.";
     FOLLOWER_CONNECTIONS = COUNTER, Count, FOLLOWER, "replikv_follower_connections_total",

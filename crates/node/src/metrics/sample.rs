@@ -48,19 +48,34 @@ async fn run<T: Sampled>(node: Weak<T>, closing: CancellationToken) {
     }
 }
 
-const STATES: [(HealthState, &str); 7] = [
-    (HealthState::Ready, "ready"),
-    (HealthState::CatchingUp, "catching_up"),
-    (HealthState::Stale, "stale"),
-    (HealthState::Diverged, "diverged"),
-    (HealthState::Blocked, "blocked"),
-    (HealthState::Disconnected, "disconnected"),
-    (HealthState::Stopped, "stopped"),
+const STATES: [HealthState; 8] = [
+    HealthState::Ready,
+    HealthState::CatchingUp,
+    HealthState::Stale,
+    HealthState::Diverged,
+    HealthState::Blocked,
+    HealthState::Outpaced,
+    HealthState::Disconnected,
+    HealthState::Stopped,
 ];
 
+// As a label. A state that is added here belongs into the list above as well.
+fn label_of(state: HealthState) -> &'static str {
+    match state {
+        HealthState::Ready => "ready",
+        HealthState::CatchingUp => "catching_up",
+        HealthState::Stale => "stale",
+        HealthState::Diverged => "diverged",
+        HealthState::Blocked => "blocked",
+        HealthState::Outpaced => "outpaced",
+        HealthState::Disconnected => "disconnected",
+        HealthState::Stopped => "stopped",
+    }
+}
+
 pub(super) fn set_health(metric: &Metric, label: (&'static str, &str), health: &Health) {
-    for (state, name) in STATES {
-        set_gauge(metric, &[label, ("state", name)], if health.state == state { 1.0 } else { 0.0 });
+    for state in STATES {
+        set_gauge(metric, &[label, ("state", label_of(state))], if health.state == state { 1.0 } else { 0.0 });
     }
 }
 
@@ -72,4 +87,16 @@ pub(super) fn float(number: u64) -> f64 {
 
 pub(super) fn seconds(millis: u64) -> f64 {
     float(millis) / 1e3
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_state_has_the_label_that_the_status_names_it_by() {
+        for state in STATES {
+            assert_eq!(serde_json::to_value(state).unwrap(), label_of(state));
+        }
+    }
 }

@@ -121,11 +121,13 @@ fn kind(error: &WriteError) -> &'static str {
         WriteError::Aborted { .. } => "aborted",
         WriteError::Fenced => "fenced",
         WriteError::OutcomeUnknown => "outcome_unknown",
+        WriteError::RecorderOpen => "recorder_open",
         WriteError::Closed | WriteError::Store(StoreError::Closed) => "closed",
         WriteError::Store(StoreError::StoreFull { .. }) => "store_full",
         WriteError::Store(
             StoreError::KeyEmpty
             | StoreError::KeyTooLong { .. }
+            | StoreError::KeyUnfit { .. }
             | StoreError::ValueTooLarge { .. }
             | StoreError::BatchTooLarge { .. },
         ) => "limits",

@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
-use replikv_core::{Cursor, Durability, Outcome, ReplicaStore, StoreError};
+use replikv_core::{Cursor, Durability, KeyRange, Outcome, Position, ReplicaStore, StoreError};
 use replikv_proto::{Applier, Content, Group, Record};
 use tokio::sync::{Notify, mpsc};
 use tokio::time::{Instant, sleep, sleep_until};
@@ -20,6 +20,8 @@ pub(super) enum Item {
     Begin(Cursor),
     Record(Record),
     Content(Content),
+    Covered(KeyRange, Position),
+    Checkpoints(Vec<Position>),
 }
 
 impl Item {
@@ -28,6 +30,8 @@ impl Item {
             Self::Begin(_) => 0,
             Self::Record(record) => record.bytes().len(),
             Self::Content(content) => content.entries.byte_len(),
+            Self::Covered(range, _) => Applier::covered_len(range),
+            Self::Checkpoints(_) => 0,
         }
     }
 }
@@ -147,6 +151,8 @@ impl<S: ReplicaStore> ApplyTask<S> {
             Item::Begin(cursor) => self.applier.begin(cursor),
             Item::Record(record) => self.applier.push_record(record),
             Item::Content(content) => self.applier.push_content(content),
+            Item::Covered(range, read_at) => self.applier.push_covered(range, read_at),
+            Item::Checkpoints(checkpoints) => self.applier.push_checkpoints(checkpoints),
         }
     }
 

@@ -3,7 +3,6 @@
 use std::time::Duration;
 
 use replikv_core::{Durability, LinkId};
-use replikv_proto::Applier;
 
 /// The settings of a [`Slave`](super::Slave). Every setting but the name has a default.
 #[derive(Debug, Clone)]
@@ -13,7 +12,7 @@ pub struct SlaveConfig {
     pub(crate) temporary: bool,
     pub(crate) durability: Durability,
     pub(crate) sync_every: Duration,
-    pub(crate) group_bytes: usize,
+    pub(crate) group_bytes: Option<usize>,
     pub(crate) handshake_timeout: Duration,
     pub(crate) backoff: (Duration, Duration),
     pub(crate) stale_after: Duration,
@@ -31,7 +30,7 @@ impl SlaveConfig {
             temporary: false,
             durability: Durability::Synced,
             sync_every: Duration::from_secs(1),
-            group_bytes: Applier::DEFAULT_TARGET,
+            group_bytes: None,
             handshake_timeout: Duration::from_secs(10),
             backoff: (Duration::from_millis(100), Duration::from_secs(10)),
             stale_after: Duration::from_secs(30),
@@ -68,11 +67,11 @@ impl SlaveConfig {
         self
     }
 
-    /// How many bytes of records go into one store transaction when the slave is behind. Default: 32 MiB. The slave
-    /// holds about twice as much in memory.
+    /// How many bytes of records go into one store transaction when the slave is behind. Default: what the store prefers,
+    /// 32 MiB for most. The slave holds about twice as much in memory.
     #[must_use]
     pub fn group_bytes(mut self, bytes: usize) -> Self {
-        self.group_bytes = bytes.max(1);
+        self.group_bytes = Some(bytes.max(1));
         self
     }
 

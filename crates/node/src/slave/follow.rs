@@ -2,7 +2,9 @@
 
 use std::time::Duration;
 
-use replikv_core::{Keyspace, ReplicaStore, ReplicaStoreExt, StoreError};
+use replikv_core::{
+    EncodedOps, KeyRange, Keyspace, ReplicaStore, ReplicaStoreExt, ScanOptions, StoreError, StoreLimits,
+};
 use replikv_proto::{Applier, DecoderLimits, SlaveAction, SlaveSession, SlaveSessionConfig};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::task::JoinHandle;
@@ -60,10 +62,12 @@ impl<S: ReplicaStore> Slave<S> {
         }
         inner.store.reopen().await?;
         let session = self.session().await?;
-        let applier = Applier::new(inner.config.link.clone(), session.cursor.clone(), inner.config.group_bytes);
+        let target = inner.config.group_bytes.unwrap_or_else(|| inner.store.preferred_write_set());
+        let target = target.min(usable(inner.store.limits()).max_batch).max(1);
+        let applier = Applier::new(inner.config.link.clone(), session.cursor.clone(), target);
         inner.tracker.rewound(session.cursor.as_ref());
 
-        let (queue, items, backlog) = Queue::new(inner.config.group_bytes.saturating_mul(2));
+        let (queue, items, backlog) = Queue::new(target.saturating_mul(2));
         let abandoned = CancellationToken::new();
         let task = ApplyTask::new(inner.clone(), items, backlog.clone(), applier, abandoned.clone());
         let _abandon_on_drop = abandoned.drop_guard();
@@ -96,7 +100,7 @@ impl<S: ReplicaStore> Slave<S> {
             cursor,
             holds_data,
             checkpoints: stored::checkpoint_positions(&inner.store, CHECKPOINTS).await?,
-            limits: inner.store.limits(),
+            limits: usable(inner.store.limits()),
             temporary: inner.config.temporary,
             handshake_timeout: inner.config.handshake_timeout,
         })
@@ -118,12 +122,22 @@ impl<S: ReplicaStore> Slave<S> {
         let mut closing = false;
         loop {
             session.handle_progress(inner.tracker.progress());
+            let mut more = false;
             while let Some(action) = session.poll_action() {
                 match action {
                     SlaveAction::Send(message) => connection.send(message)?,
                     SlaveAction::Begin(cursor) => queue.push(Item::Begin(cursor)),
                     SlaveAction::Apply(record) => queue.push(Item::Record(record)),
                     SlaveAction::Copy(content) => queue.push(Item::Content(content)),
+                    SlaveAction::Covered { range, read_at } => queue.push(Item::Covered(range, read_at)),
+                    SlaveAction::Checkpoints(checkpoints) => queue.push(Item::Checkpoints(checkpoints)),
+                    SlaveAction::ReadPage { range, max_bytes } => {
+                        let (covered, entries) = self.read_own(range, max_bytes).await?;
+                        session.handle_page(&covered, &entries);
+                        // One page, then the connection has its turn: answers to earlier questions may be there.
+                        more = true;
+                        break;
+                    }
                     SlaveAction::Waiting(welcome) => {
                         connection.set_limits(DecoderLimits::for_batches(welcome.limits.max_batch));
                         inner.tracker.waiting();
@@ -175,8 +189,17 @@ impl<S: ReplicaStore> Slave<S> {
                 () = sleep_until(deadline.unwrap_or_else(tokio::time::Instant::now)), if deadline.is_some() => {
                     session.handle_timeout(inner.clock.now())?;
                 }
+                () = tokio::task::yield_now(), if more => {}
             }
         }
+    }
+
+    // What is compared is not covered, and nothing else writes to it: no moment has to be named.
+    async fn read_own(&self, range: KeyRange, max_bytes: usize) -> Result<(KeyRange, EncodedOps), StoreError> {
+        let options = ScanOptions::default().max_entries(usize::MAX).max_bytes(max_bytes);
+        let page = self.inner.store.scan(Keyspace::Data, range.clone(), options).await?;
+        let end = page.rest().map_or_else(|| range.end().cloned(), |rest| Some(rest.start().clone()));
+        Ok((KeyRange::new(range.start().clone(), end), page.ops().clone()))
     }
 
     // The last ack and the goodbye, as far as the connection still takes them.
@@ -206,6 +229,13 @@ impl Drop for WhenDropped<'_> {
             tracker.disconnected("following was given up".into());
         }
     }
+}
+
+// What a write set holds beside records: a cursor, which is long in the middle of a comparison, and checkpoints.
+fn usable(limits: StoreLimits) -> StoreLimits {
+    const BESIDE: usize = 2 << 20;
+    let beside = BESIDE.min(limits.max_batch / 8);
+    StoreLimits { max_batch: limits.max_batch - beside, ..limits }
 }
 
 async fn join(task: JoinHandle<Result<(), FollowError>>) -> Result<(), FollowError> {

@@ -3,8 +3,8 @@
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
-use replikv_core::{Cursor, Position, Seq, StoreError};
-use replikv_proto::{EpochStart, Now, Progress, RejectCode, SourceFacts, Welcome};
+use replikv_core::{Cursor, Fill, Position, Seq, StoreError};
+use replikv_proto::{EpochStart, Mode, Now, Progress, RejectCode, SourceFacts, Welcome};
 use serde::Serialize;
 use tokio::sync::watch;
 
@@ -20,6 +20,8 @@ pub enum SlaveState {
     Empty,
     /// It copies: what is here is not yet a state that the master had.
     Copying,
+    /// It compares what it holds with its master: some of it may be older than the rest.
+    Comparing,
     /// It holds a state that the master had, and goes through what came after.
     CatchingUp,
     /// It holds what the master had when it last told.
@@ -82,6 +84,9 @@ pub struct SlaveStatus {
     pub groups: u64,
     /// Connections that got as far as a welcome, since the slave was opened.
     pub connections: u64,
+    /// How often it began to compare what it holds with its master, since the slave was opened: what it missed was no
+    /// longer in the log, or more than there is data.
+    pub comparisons: u64,
 }
 
 /// Keeps the facts; the status is made of them when somebody asks.
@@ -109,7 +114,16 @@ struct Facts {
     records: u64,
     groups: u64,
     connections: u64,
+    comparisons: u64,
+    /// How what is not covered is filled, as committed.
+    fill: Option<Fill>,
+    /// Copies and comparisons that were begun since the data was last a state of the master.
+    begun: u64,
 }
+
+/// So many copies or comparisons begun in a row, and none finished: the slave is slower than its master's writers. A
+/// restart of either side begins none, since a slave goes on where it was; only a log that was trimmed meanwhile does.
+const OUTPACED: u64 = 4;
 
 impl Tracker {
     pub(super) fn new(config: &SlaveConfig, cursor: Option<&Cursor>) -> Self {
@@ -146,9 +160,15 @@ impl Tracker {
             facts.applied_bytes = 0;
             facts.trouble = None;
             facts.connections += 1;
+            facts.comparisons += u64::from(matches!(welcome.mode, Mode::Compare { .. }));
+            facts.begun += u64::from(matches!(welcome.mode, Mode::Compare { .. } | Mode::Copy { .. }));
         });
+        let begins = matches!(welcome.mode, Mode::Compare { .. } | Mode::Copy { .. });
         self.progress.send_modify(|progress| {
             progress.connected = true;
+            // In one step: who waits must not see a connection, and the head of an earlier one.
+            progress.head = Some(welcome.head);
+            progress.consistent &= !begins;
             progress.epochs = welcome.epochs.clone();
         });
     }
@@ -184,6 +204,7 @@ impl Tracker {
             facts.applied_time = group.time.or(facts.applied_time);
             facts.records += group.records as u64;
             facts.groups += 1;
+            facts.filled_in(Some(&group.cursor));
         });
         self.progress.send_modify(|progress| {
             progress.position = Some(group.cursor.position);
@@ -203,6 +224,7 @@ impl Tracker {
 
     /// The cursor was read from the store again.
     pub(super) fn rewound(&self, cursor: Option<&Cursor>) {
+        self.change(|facts| facts.filled_in(cursor));
         self.progress.send_modify(|progress| {
             progress.position = cursor.map(|cursor| cursor.position);
             progress.consistent = cursor.is_some_and(Cursor::is_consistent);
@@ -239,6 +261,7 @@ impl Tracker {
         let caught_up = lag.is_some_and(|lag| lag.seqs == 0);
         let state = match progress.position {
             None => SlaveState::Empty,
+            Some(_) if !progress.consistent && facts.fill == Some(Fill::Compare) => SlaveState::Comparing,
             Some(_) if !progress.consistent => SlaveState::Copying,
             Some(_) if caught_up => SlaveState::Following,
             Some(_) => SlaveState::CatchingUp,
@@ -250,6 +273,17 @@ impl Tracker {
                 (HealthState::Stale, "nothing was heard of the master for too long".into())
             }
             None if state == SlaveState::Following => (HealthState::Ready, "holds what the master holds".into()),
+            None if facts.begun >= OUTPACED => {
+                let begun = facts.begun;
+                let reason = format!(
+                    "has begun {begun} copies or comparisons and finished none: the log is trimmed faster than this \
+                     slave takes it; let the master keep more log, or give the slave a faster store"
+                );
+                (HealthState::Outpaced, reason)
+            }
+            None if state == SlaveState::Comparing => {
+                (HealthState::CatchingUp, "compares what it holds with the master".into())
+            }
             None if state == SlaveState::Copying => (HealthState::CatchingUp, "copies the master's data".into()),
             None => (HealthState::CatchingUp, "goes through what it missed".into()),
         };
@@ -269,6 +303,7 @@ impl Tracker {
             records: facts.records,
             groups: facts.groups,
             connections: facts.connections,
+            comparisons: facts.comparisons,
         }
     }
 
@@ -279,6 +314,15 @@ impl Tracker {
 
     fn change(&self, change: impl FnOnce(&mut Facts)) {
         change(&mut self.facts.lock().unwrap_or_else(PoisonError::into_inner));
+    }
+}
+
+impl Facts {
+    fn filled_in(&mut self, cursor: Option<&Cursor>) {
+        self.fill = cursor.and_then(|cursor| cursor.coverage.fill());
+        if cursor.is_some_and(Cursor::is_consistent) {
+            self.begun = 0;
+        }
     }
 }
 
@@ -305,4 +349,42 @@ fn lag(facts: &Facts, progress: &SlaveProgress, now: Now) -> Option<Lag> {
     let source_now = now.unix_ms.saturating_add_signed(facts.clock_offset);
     let millis = facts.applied_time.map_or(0, |time| source_now.saturating_sub(time));
     Some(Lag { seqs, bytes, millis })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use replikv_core::{Digest, Epoch, SourceId, StoreLimits};
+
+    // Whoever waits for a slave to have caught up may look between any two steps.
+    #[test]
+    fn a_slave_that_was_caught_up_is_not_so_once_it_is_welcomed_to_more() {
+        let position = |seq| Position {
+            source: SourceId::from_bytes([7; 16]),
+            epoch: Epoch { number: 1, nonce: 9 },
+            seq: Seq::new(seq),
+            digest: Digest::from_bytes([3; 16]),
+        };
+        let from = position(9);
+        for (mode, consistent) in [(Mode::Compare { from }, false), (Mode::Copy { from }, false), (Mode::Resume, true)]
+        {
+            let tracker = Tracker::new(&SlaveConfig::new("edge"), Some(&Cursor::at(position(5))));
+            tracker.progress.send_modify(|progress| progress.head = Some(position(5)));
+            let mut seen = tracker.subscribe();
+            tracker.welcomed(&Welcome {
+                source: from.source,
+                epochs: Vec::new(),
+                head: from,
+                floor: position(8),
+                limits: StoreLimits { max_key: 1, max_value: 1, max_batch: 1 },
+                mode,
+                heartbeat_ms: 1,
+                log_bytes: 0,
+                behind_bytes: 0,
+                checkpoints: Vec::new(),
+            });
+            let seen = seen.borrow_and_update();
+            assert_eq!((seen.connected, seen.head, seen.consistent), (true, Some(from), consistent), "{mode:?}");
+        }
+    }
 }

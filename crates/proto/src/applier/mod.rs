@@ -12,7 +12,7 @@ use std::collections::VecDeque;
 
 use bytes::Bytes;
 use replikv_core::{
-    Coverage, Cursor, EncodedOps, KeyRange, Keyspace, LinkId, Op, Position, Seq, StoreError, WriteSet, meta,
+    Coverage, Cursor, EncodedOps, Fill, KeyRange, Keyspace, LinkId, Op, Position, Seq, StoreError, WriteSet, meta,
 };
 
 use self::fold::Fold;
@@ -39,6 +39,8 @@ enum Item {
     Begin(Cursor),
     Record(Record),
     Content(Content),
+    Covered(KeyRange, Position),
+    Checkpoints(Vec<Position>),
 }
 
 /// One write set of a slave, and what is true once it is committed.
@@ -76,14 +78,27 @@ impl Applier {
 
     /// A record whose place in the chain was verified.
     pub fn push_record(&mut self, record: Record) {
-        self.pending_bytes += record.bytes().len();
-        self.pending.push_back(Item::Record(record));
+        self.push(Item::Record(record));
     }
 
     /// A page that replaces its range.
     pub fn push_content(&mut self, content: Content) {
-        self.pending_bytes += content.entries.byte_len();
-        self.pending.push_back(Item::Content(content));
+        self.push(Item::Content(content));
+    }
+
+    /// A range that holds what the master held at `read_at`: records that come after this apply to it.
+    pub fn push_covered(&mut self, range: KeyRange, read_at: Position) {
+        self.push(Item::Covered(range, read_at));
+    }
+
+    /// What an equal range counts for in [`pending_bytes`](Self::pending_bytes).
+    pub fn covered_len(range: &KeyRange) -> usize {
+        range.start().len() + range.end().map_or(0, Bytes::len)
+    }
+
+    /// Points of the history that the data stands on: they are kept.
+    pub fn push_checkpoints(&mut self, checkpoints: Vec<Position>) {
+        self.push(Item::Checkpoints(checkpoints));
     }
 
     /// How much waits. Whoever reads from a connection stops at [`target`](Self::target).
@@ -107,12 +122,12 @@ impl Applier {
     /// committed either; begin again with a new applier from the cursor that the store then holds.
     ///
     /// # Errors
-    /// `Corrupt` if a page does not continue the copy, or a record came before any position: the session checks both
-    /// before.
+    /// `Corrupt` if a page or an equal range meets what is covered already, or a record came before any position: the
+    /// session checks all of it before.
     pub fn next_group(&mut self) -> Result<Option<Group>, StoreError> {
         let items = self.take_items();
         let before = self.stored.clone();
-        let mut bytes = 0;
+        let bytes = items.iter().map(Item::byte_len).sum();
         let mut records = 0;
         let mut out = WriteSet::builder();
         if !planted::is(Bug::CursorNotRequired) {
@@ -130,7 +145,6 @@ impl Applier {
                 }
                 Item::Record(record) => {
                     let cursor = self.cursor.as_mut().ok_or_else(|| corrupt("a record came before a position"))?;
-                    bytes += record.bytes().len();
                     records += 1;
                     if plain {
                         // One batch on its own goes to the store in the very bytes that came from the connection.
@@ -145,9 +159,12 @@ impl Applier {
                 }
                 Item::Content(content) => {
                     let cursor = self.cursor.as_mut().ok_or_else(|| corrupt("content came before a position"))?;
-                    bytes += content.entries.byte_len();
-                    if !cursor.coverage.advance(&content.range, content.read_at) && !planted::is(Bug::PageNotChecked) {
-                        return Err(corrupt("a page of content does not continue the copy"));
+                    let covered = match cursor.coverage.fill() {
+                        Some(Fill::Compare) => cursor.coverage.cover(&content.range, content.read_at),
+                        _ => cursor.coverage.advance(&content.range, content.read_at),
+                    };
+                    if !covered && !planted::is(Bug::PageNotChecked) {
+                        return Err(corrupt("a page of content leaves a gap, or meets what is covered already"));
                     }
                     if planted::is(Bug::ContentIsNoBarrier) {
                         late.push(content);
@@ -156,6 +173,15 @@ impl Applier {
                     }
                     complete(cursor);
                 }
+                Item::Covered(range, read_at) => {
+                    let cursor = self.cursor.as_mut().ok_or_else(|| corrupt("a range came before a position"))?;
+                    // No barrier: nothing that was folded so far touches the range, since it was not covered.
+                    if !cursor.coverage.cover(range, *read_at) {
+                        return Err(corrupt("an equal range meets what is covered already"));
+                    }
+                    complete(cursor);
+                }
+                Item::Checkpoints(_) => {}
             }
         }
         fold.flush(&mut out)?;
@@ -163,6 +189,10 @@ impl Applier {
             fold.replace(&content.range, content.entries.clone(), &mut out)?;
         }
         let Some(cursor) = self.cursor.clone().filter(|_| !items.is_empty()) else { return Ok(None) };
+        for position in items.iter().flat_map(Item::checkpoints) {
+            let checkpoint = Checkpoint::at(*position);
+            out.put(Keyspace::Meta, checkpoint.key(), checkpoint.to_bytes())?;
+        }
         for position in items.iter().filter_map(Item::checkpoint) {
             let checkpoint = Checkpoint::at(position);
             out.put(Keyspace::Meta, checkpoint.key(), checkpoint.to_bytes())?;
@@ -177,6 +207,11 @@ impl Applier {
         self.received += records_bytes(&items);
         let time = items.iter().rev().find_map(Item::time);
         Ok(Some(Group { writes: out.build(), cursor, records, bytes, received: self.received, time }))
+    }
+
+    fn push(&mut self, item: Item) {
+        self.pending_bytes += item.byte_len();
+        self.pending.push_back(item);
     }
 
     fn take_items(&mut self) -> Vec<Item> {
@@ -205,6 +240,15 @@ impl Item {
             Self::Begin(_) => 0,
             Self::Record(record) => record.bytes().len(),
             Self::Content(content) => content.entries.byte_len(),
+            Self::Covered(range, _) => Applier::covered_len(range),
+            Self::Checkpoints(_) => 0,
+        }
+    }
+
+    fn checkpoints(&self) -> &[Position] {
+        match self {
+            Self::Checkpoints(checkpoints) => checkpoints,
+            _ => &[],
         }
     }
 

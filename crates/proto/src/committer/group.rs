@@ -1,8 +1,12 @@
 //! A group of records that are committed together.
 
+use std::sync::{Mutex, PoisonError};
+
 use bytes::{BufMut, Bytes, BytesMut};
 use replikv_core::{EncodedOps, Keyspace, Position, StoreError, WriteSet};
 
+use super::job::{Job, Waiting};
+use super::lone::LoneRecord;
 use super::view::Overlay;
 use super::{Answer, CommitterConfig};
 use crate::layout::{Checkpoint, Head, Stored};
@@ -23,6 +27,24 @@ pub struct CommitGroup<T> {
     /// Whom to tell, once the store has answered: conflicts wait too, since they may have seen what is not committed
     /// yet.
     pub answers: Vec<(T, Answer)>,
+    /// What each of them wants, for when the group is overtaken. Never locked: functions are `Send` alone, and a group
+    /// is shared.
+    jobs: Mutex<Vec<Job>>,
+}
+
+impl<T> CommitGroup<T> {
+    /// What must be decided anew, and whom to tell already: what was refused for what it is, is refused.
+    pub(super) fn into_waiting(self) -> (Vec<Waiting<T>>, Vec<(T, Answer)>) {
+        let (mut waiting, mut refused) = (Vec::new(), Vec::new());
+        let jobs = self.jobs.into_inner().unwrap_or_else(PoisonError::into_inner);
+        for ((ticket, answer), job) in self.answers.into_iter().zip(jobs) {
+            match answer {
+                Answer::Failed(_) => refused.push((ticket, answer)),
+                _ => waiting.push(Waiting { ticket, job }),
+            }
+        }
+        (waiting, refused)
+    }
 }
 
 /// A record of a group: the bytes that are stored, kept in the ring and sent, without a copy.
@@ -49,6 +71,8 @@ pub(super) struct Building<T> {
     body_bytes: usize,
     checkpoints: Vec<Checkpoint>,
     answers: Vec<(T, Answer)>,
+    /// One for each answer.
+    jobs: Vec<Job>,
     decided: Option<Answer>,
     /// Made when somebody looks; `seen` bodies are in it.
     overlay: Overlay,
@@ -69,6 +93,7 @@ impl<T> Building<T> {
             body_bytes: 0,
             checkpoints: Vec::new(),
             answers: Vec::new(),
+            jobs: Vec::new(),
             decided: None,
             overlay: Overlay::default(),
             seen: 0,
@@ -104,8 +129,9 @@ impl<T> Building<T> {
         self.decided.take()
     }
 
-    pub(super) fn answer(&mut self, ticket: T, answer: Answer) {
-        self.answers.push((ticket, answer));
+    pub(super) fn answer(&mut self, waiting: Waiting<T>, answer: Answer) {
+        self.answers.push((waiting.ticket, answer));
+        self.jobs.push(waiting.job);
     }
 
     pub(super) fn record(&mut self, config: &CommitterConfig, kind: RecordKind, ops: EncodedOps, note: &Bytes) {
@@ -136,14 +162,32 @@ impl<T> Building<T> {
                 let entries = self.entries.into_iter();
                 let entry = |(position, range, log_bytes)| LogEntry { position, bytes: log.slice(range), log_bytes };
                 let (head, checkpoints, answers) = (self.head, self.checkpoints, self.answers);
-                Ok(CommitGroup { writes, head, entries: entries.map(entry).collect(), checkpoints, answers })
+                let jobs = Mutex::new(self.jobs);
+                Ok(CommitGroup { writes, head, entries: entries.map(entry).collect(), checkpoints, answers, jobs })
             }
             Err(error) => Err((self.answers, error)),
         }
     }
 
+    /// As [`finish`](Self::finish), for one record whose operations are in the store's transaction already: without them.
+    pub(super) fn finish_alone(self, before: Head) -> Result<Option<LoneRecord>, StoreError> {
+        if let Some(Answer::Failed(error)) = self.decided {
+            return Err(error);
+        }
+        let log = self.log.freeze();
+        let Some((position, range, log_bytes)) = self.entries.into_iter().next() else { return Ok(None) };
+        let writes = Self::writes(&before, &self.head, &log, &[], &self.checkpoints)?;
+        let entry = LogEntry { position, bytes: log.slice(range), log_bytes };
+        Ok(Some(LoneRecord { before: before.position, writes, head: self.head, entry, checkpoints: self.checkpoints }))
+    }
+
     pub(super) fn into_answers(self) -> Vec<(T, Answer)> {
         self.answers
+    }
+
+    pub(super) fn into_waiting(self) -> Vec<Waiting<T>> {
+        let all = self.answers.into_iter().zip(self.jobs);
+        all.map(|((ticket, _), job)| Waiting { ticket, job }).collect()
     }
 
     pub(super) fn into_tickets(self) -> Vec<T> {

@@ -7,6 +7,8 @@
 //! write two records of one number.
 
 mod group;
+mod job;
+mod lone;
 #[cfg(test)]
 mod tests;
 mod view;
@@ -18,6 +20,8 @@ use replikv_core::{Batch, Condition, EncodedOps, Epoch, Position, StoreError};
 
 use self::group::Building;
 pub use self::group::{CommitGroup, LogEntry};
+use self::job::{Job, PreparedBatch, Waiting};
+pub use self::lone::LoneRecord;
 pub use self::view::{Abort, TransactView};
 use crate::layout::Head;
 use crate::planted::{self, Bug};
@@ -108,7 +112,9 @@ pub struct CommitterConfig {
 #[derive(Debug)]
 pub struct Committer<T> {
     config: CommitterConfig,
-    queue: VecDeque<Intent<T>>,
+    queue: VecDeque<Waiting<T>>,
+    /// So many of the first ones go in groups of their own.
+    singles: usize,
     /// What the store holds.
     committed: Head,
     /// What it holds once the group in flight is committed.
@@ -126,6 +132,7 @@ impl<T> Committer<T> {
         Self {
             config,
             queue: VecDeque::new(),
+            singles: 0,
             committed: head,
             handed: head,
             in_flight: false,
@@ -137,7 +144,7 @@ impl<T> Committer<T> {
 
     /// Takes an intent; its place in the queue is its place in the history.
     pub fn push(&mut self, intent: Intent<T>) {
-        self.queue.push_back(intent);
+        self.queue.push_back(intent.into());
     }
 
     /// The head that the store holds, as far as is known.
@@ -169,22 +176,30 @@ impl<T> Committer<T> {
             None => Building::new(self.committed, now, uptime_ms),
         };
         while building.byte_len() < self.config.group_bytes {
-            let Some(mut intent) = self.queue.pop_front() else { break };
-            if let Err(missing) = self.take(&mut building, &mut intent.work) {
-                let keys = self.missing(missing, &intent);
-                self.queue.push_front(intent);
+            let Some(mut waiting) = self.queue.pop_front() else { break };
+            if let Err(missing) = self.take(&mut building, &mut waiting.job) {
+                let keys = self.missing(missing, &waiting);
+                self.queue.push_front(waiting);
                 self.building = Some(building);
                 return Step::Fetch(keys);
             } else if let Some(answer) = building.last_answer() {
-                building.answer(intent.ticket, answer);
+                building.answer(waiting, answer);
+            }
+            if self.singles > 0 {
+                break;
             }
         }
         if !building.has_records() {
-            return Step::Answer(building.into_answers());
+            let answers = building.into_answers();
+            self.singles = self.singles.saturating_sub(answers.len());
+            // Nothing is committed that would outdate it; it would only grow.
+            self.known.clear();
+            return Step::Answer(answers);
         }
         match building.finish(self.committed) {
             Ok(group) => {
                 self.in_flight = true;
+                self.singles = self.singles.saturating_sub(group.answers.len());
                 self.handed = group.head;
                 if !planted::is(Bug::OldValuesKept) {
                     self.known.clear();
@@ -206,7 +221,7 @@ impl<T> Committer<T> {
     /// Values that [`Step::Fetch`] asked for could not be read: whoever waits is told, and nothing is written.
     pub fn fetch_failed(&mut self, error: &StoreError) -> Vec<(T, Answer)> {
         let mut answers: Vec<_> = self.building.take().map(Building::into_tickets).unwrap_or_default();
-        answers.extend(self.queue.drain(..).map(|intent| intent.ticket));
+        answers.extend(self.queue.drain(..).map(|waiting| waiting.ticket));
         answers.into_iter().map(|ticket| (ticket, Answer::Failed(error.clone()))).collect()
     }
 
@@ -224,6 +239,51 @@ impl<T> Committer<T> {
         }
         self.in_flight = false;
         self.fenced |= matches!(error, StoreError::HeadMoved);
+    }
+
+    /// The store has refused the group, because this master itself has moved the head by other means: everything in the
+    /// group is decided anew, in its old order and before all that waits, once [`adopted`](Self::adopted) has told the
+    /// head. Returns what needs no new decision: whom to tell that theirs was refused for what it is.
+    pub fn overtaken(&mut self, group: CommitGroup<T>) -> Vec<(T, Answer)> {
+        self.in_flight = false;
+        self.handed = self.committed;
+        let (waiting, answers) = group.into_waiting();
+        self.put_back(waiting);
+        answers
+    }
+
+    /// The store has refused the group for something in it, and is unchanged: each intent is decided anew, in a group of
+    /// its own, so that only the culprit is refused. Returns whom to tell already.
+    ///
+    /// # Errors
+    /// The group itself, if there is only one intent in it: that is the culprit.
+    pub fn taken_apart(&mut self, group: CommitGroup<T>) -> Result<Vec<(T, Answer)>, Box<CommitGroup<T>>> {
+        if group.answers.len() < 2 {
+            return Err(Box::new(group));
+        }
+        let before = self.queue.len();
+        let answers = self.overtaken(group);
+        self.singles = self.queue.len() - before;
+        Ok(answers)
+    }
+
+    /// This master has moved the head by other means, up to `head`: what comes next builds upon that. No group may be in
+    /// flight. What was read for conditions is read again.
+    pub fn adopted(&mut self, head: Head) {
+        self.committed = head;
+        self.handed = head;
+        self.known.clear();
+        if let Some(building) = self.building.take() {
+            let waiting = building.into_waiting();
+            self.put_back(waiting);
+        }
+    }
+
+    fn put_back(&mut self, waiting: Vec<Waiting<T>>) {
+        for waiting in waiting.into_iter().rev() {
+            self.queue.push_front(waiting);
+        }
+        self.known.clear();
     }
 
     /// Nobody knows whether the store has committed the group. It was opened anew, and this is the head that it holds.
@@ -249,7 +309,7 @@ impl<T> Committer<T> {
     /// Gives up: everybody who waits gets `answer`.
     pub fn answer_all(&mut self, answer: &Answer) -> Step<T> {
         let mut tickets = self.building.take().map(Building::into_tickets).unwrap_or_default();
-        tickets.extend(self.queue.drain(..).map(|intent| intent.ticket));
+        tickets.extend(self.queue.drain(..).map(|waiting| waiting.ticket));
         if tickets.is_empty() {
             return Step::Idle;
         }
@@ -257,65 +317,58 @@ impl<T> Committer<T> {
     }
 
     // Puts one intent into the group, or names a key that must be read before that can be decided.
-    fn take(&mut self, building: &mut Building<T>, work: &mut Work) -> Result<(), Bytes> {
-        let batch = match work {
-            Work::Mark(kind) => {
-                building.record(&self.config, *kind, EncodedOps::default(), &Bytes::new());
-                return Ok(());
-            }
-            Work::Batch(batch) => std::mem::take(batch),
-            Work::Transact(function) => {
+    fn take(&mut self, building: &mut Building<T>, job: &mut Job) -> Result<(), Bytes> {
+        if let Err(error) = job.prepare(&self.config.limits) {
+            building.decide(Answer::Failed(error));
+            return Ok(());
+        }
+        match job {
+            Job::Mark(kind) => building.record(&self.config, *kind, EncodedOps::default(), &Bytes::new()),
+            Job::Batch(_) => {}
+            Job::Prepared(batch) => return self.take_batch(building, batch),
+            Job::Transact(function) => {
                 let view = TransactView::new(building.overlay(), &self.known);
-                match function(&view) {
+                let batch = match function(&view) {
                     Ok(batch) => batch,
                     Err(Abort::Missing(key)) => return Err(key),
                     Err(Abort::Refused(reason)) => {
                         building.decide(Answer::Aborted { reason });
                         return Ok(());
                     }
+                };
+                match PreparedBatch::new(batch, &self.config.limits) {
+                    Ok(batch) => return self.take_batch(building, &batch),
+                    Err(error) => building.decide(Answer::Failed(error)),
                 }
             }
-        };
-        if let Err(error) = batch.check(&self.config.limits) {
-            building.decide(Answer::Failed(error));
-            return Ok(());
         }
-        if !batch.conditions().is_empty() {
+        Ok(())
+    }
+
+    fn take_batch(&self, building: &mut Building<T>, batch: &PreparedBatch) -> Result<(), Bytes> {
+        if !batch.conditions.is_empty() {
             let view = TransactView::new(building.overlay(), &self.known);
-            match holds(&view, batch.conditions()) {
-                Ok(None) => {}
-                Ok(Some(key)) => {
-                    building.decide(Answer::Conflict { key });
-                    return Ok(());
-                }
-                Err(key) => {
-                    // Kept for the next try: conditions are asked again once the key is known.
-                    if let Work::Batch(kept) = work {
-                        *kept = batch;
-                    }
-                    return Err(key);
-                }
+            // Where a key must be read first, conditions are asked again once it is known.
+            if let Some(key) = holds(&view, &batch.conditions)? {
+                building.decide(Answer::Conflict { key });
+                return Ok(());
             }
         }
-        if batch.is_empty() {
+        if batch.ops.is_empty() && batch.note.is_empty() {
             building.decide(Answer::Committed(building.position()));
-            return Ok(());
-        }
-        match batch.into_parts() {
-            Ok((ops, _, note)) => building.record(&self.config, RecordKind::Batch, ops, &note),
-            Err(error) => building.decide(Answer::Failed(error)),
+        } else {
+            building.record(&self.config, RecordKind::Batch, batch.ops.clone(), &batch.note);
         }
         Ok(())
     }
 
     // One round trip for everything that waits, instead of one for each.
-    fn missing(&self, first: Bytes, intent: &Intent<T>) -> Vec<Bytes> {
+    fn missing(&self, first: Bytes, waiting: &Waiting<T>) -> Vec<Bytes> {
         let mut keys = BTreeSet::from([first]);
-        for waiting in std::iter::once(intent).chain(self.queue.iter().take(1024)) {
-            if let Work::Batch(batch) = &waiting.work {
-                let unknown = batch.conditions().iter().filter(|condition| !self.known.contains_key(&condition.key));
-                keys.extend(unknown.map(|condition| condition.key.clone()));
-            }
+        for waiting in std::iter::once(waiting).chain(self.queue.iter().take(1024)) {
+            let conditions = waiting.job.conditions();
+            let unknown = conditions.iter().filter(|condition| !self.known.contains_key(&condition.key));
+            keys.extend(unknown.map(|condition| condition.key.clone()));
         }
         keys.into_iter().collect()
     }

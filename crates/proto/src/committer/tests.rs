@@ -1,6 +1,7 @@
 use replikv_core::{Digest, Epoch, KeyRange, Keyspace, Op, Seq, SourceId, StoreLimits};
 
 use super::*;
+use crate::layout::Checkpoint;
 use crate::{Record, origin};
 
 const EPOCH: Epoch = Epoch { number: 1, nonce: 9 };
@@ -184,4 +185,100 @@ fn a_group_is_bounded_in_bytes_and_checkpoints_are_kept() {
     assert_eq!(first.checkpoints[0].position, first.entries[255].position);
     committer.committed(&first);
     assert_eq!(group(&mut committer).entries[0].position.seq, Seq::new(first.entries.len() as u64 + 1));
+}
+
+#[test]
+fn an_overtaken_group_is_decided_anew_in_its_old_order() {
+    let mut committer = committer();
+    push(&mut committer, 0, Batch::new().expect_absent("k").put("k", "0"));
+    push(&mut committer, 1, Batch::new().put("", "refused"));
+    committer.push(Intent {
+        ticket: 2,
+        work: Work::Transact(Box::new(|view| Ok(Batch::new().put("seen", view.get("k")?.unwrap_or_default())))),
+    });
+    assert!(matches!(committer.step(Now::default(), 0), Step::Fetch(_)));
+    committer.fetched([(Bytes::from("k"), None)]);
+    let first = group(&mut committer);
+    assert_eq!(first.entries.len(), 2);
+    push(&mut committer, 3, Batch::new().put("later", "3"));
+    // Somebody of this master has put `k`, at the number that the group had taken.
+    let body = Batch::new().put("k", "theirs");
+    let other = LoneRecord::new(&committer.config, committer.head(), body, Now::default(), 0).unwrap().unwrap();
+    let told = committer.overtaken(first);
+    assert!(matches!(&told[..], [(1, Answer::Failed(StoreError::KeyEmpty))]), "{told:?}");
+    committer.adopted(other.head);
+    assert!(!committer.is_fenced());
+    assert!(matches!(committer.step(Now::default(), 0), Step::Fetch(_)), "what was read before counts no more");
+    committer.fetched([(Bytes::from("k"), Some(Bytes::from("theirs")))]);
+    let second = group(&mut committer);
+    let outcomes: Vec<_> =
+        second.answers.iter().map(|(ticket, answer)| (*ticket, matches!(answer, Answer::Committed(_)))).collect();
+    assert_eq!(outcomes, [(0, false), (2, true), (3, true)], "the condition does not hold any more");
+    let seen = Record::decode(second.entries[0].bytes.clone()).unwrap();
+    assert_eq!(seen.body().iter().next(), Some(Op::Put { key: b"seen", value: b"theirs" }));
+    seen.header().verify_after(&other.head.position).unwrap();
+}
+
+#[test]
+fn a_group_that_gathers_while_the_head_moves_begins_anew() {
+    let mut committer = committer();
+    push(&mut committer, 0, Batch::new().put("a", ""));
+    push(&mut committer, 1, Batch::new().put("", ""));
+    push(&mut committer, 2, Batch::new().expect_absent("k").put("k", ""));
+    assert!(matches!(committer.step(Now::default(), 0), Step::Fetch(_)));
+    committer.fetched([(Bytes::from("k"), None)]);
+    let body = Batch::new().put("k", "theirs");
+    let other = LoneRecord::new(&committer.config, committer.head(), body, Now::default(), 0).unwrap().unwrap();
+    committer.adopted(other.head);
+    assert!(matches!(committer.step(Now::default(), 0), Step::Fetch(_)));
+    committer.fetched([(Bytes::from("k"), Some(Bytes::from("theirs")))]);
+    let group = group(&mut committer);
+    assert_eq!(group.entries.iter().map(|entry| entry.position.seq.as_u64()).collect::<Vec<_>>(), [2]);
+    assert!(matches!(
+        &group.answers[..],
+        [(0, Answer::Committed(_)), (1, Answer::Failed(_)), (2, Answer::Conflict { .. })]
+    ));
+}
+
+#[test]
+fn a_lone_record_carries_everything_but_its_operations() {
+    let committer = committer();
+    let config = committer.config;
+    let mut head = committer.head();
+    for seq in 1..=Checkpoint::EVERY {
+        let batch = Batch::new().put("key", "value").note("note");
+        let lone = LoneRecord::new(&config, head, batch, Now::default(), seq).unwrap().unwrap();
+        let record = Record::decode(lone.entry.bytes.clone()).unwrap();
+        record.header().verify_after(&head.position).unwrap();
+        assert!(lone.writes.ops().all(|(keyspace, _)| keyspace != Keyspace::Data));
+        assert_eq!(lone.writes.preconditions().len(), 1);
+        assert_eq!(lone.head.log_bytes, head.log_bytes + lone.entry.bytes.len() as u64);
+        assert_eq!(lone.checkpoints.len(), usize::from(seq == Checkpoint::EVERY));
+        head = lone.head;
+    }
+    assert!(LoneRecord::new(&config, head, Batch::new(), Now::default(), 0).unwrap().is_none());
+    let large = Batch::new().put("key", vec![0; 2000]);
+    assert!(LoneRecord::new(&config, head, large, Now::default(), 0).is_err());
+}
+
+#[test]
+fn a_group_that_is_refused_for_one_of_its_batches_is_taken_apart() {
+    let mut committer = committer();
+    (0..3).for_each(|n| push(&mut committer, n, Batch::new().put([n as u8 + 1], "")));
+    let whole = group(&mut committer);
+    push(&mut committer, 3, Batch::new().put("later", ""));
+    push(&mut committer, 4, Batch::new().put("later", ""));
+    assert!(committer.taken_apart(whole).is_ok_and(|told| told.is_empty()));
+    for n in 0..3 {
+        let alone = group(&mut committer);
+        assert!(matches!(alone.answers[..], [(ticket, _)] if ticket == n));
+        if n == 1 {
+            let alone = committer.taken_apart(alone).expect_err("there is nobody else to blame");
+            committer.failed(&StoreError::KeyEmpty);
+            assert_eq!(alone.answers.len(), 1);
+        } else {
+            committer.committed(&alone);
+        }
+    }
+    assert_eq!(group(&mut committer).answers.len(), 2, "and then on as before");
 }

@@ -4,12 +4,14 @@ use std::collections::VecDeque;
 use std::time::Duration;
 
 use bytes::Bytes;
-use replikv_core::{Coverage, KeyRange, Position, Seq, SourceId, StoreLimits};
+use replikv_core::{Coverage, Cursor, Fill, KeyRange, Position, Seq, SourceId, StoreLimits};
 
 use super::{Located, MAX_CHECKPOINTS, MAX_NAME_LEN, ProtocolError, Refusal};
+use crate::layout::Checkpoint;
 use crate::planted::{self, Bug};
+use crate::reconcile::{Answer, Asked, Examination, MAX_BOUND_BYTES, MAX_ENTRIES, MAX_PIECES, bound_len};
 use crate::{
-    Ack, Content, EpochStart, Goodbye, GoodbyeReason, Heartbeat, Hello, Message, Mode, Now, Progress, Records,
+    Ack, Compare, Content, EpochStart, Goodbye, GoodbyeReason, Heartbeat, Hello, Message, Mode, Now, Progress, Records,
     RejectCode, Request, Response, Welcome,
 };
 
@@ -24,8 +26,13 @@ pub struct MasterSessionConfig {
     pub heartbeat: Duration,
     /// How long a connection may take until its hello.
     pub handshake_timeout: Duration,
-    /// The most that one page of content, or one message of records, aims for, in bytes.
+    /// The most that one page of content, or one message of records, aims for, in bytes. What is read for one answer
+    /// to a comparison as well.
     pub chunk: usize,
+    /// How many bytes a second are read to answer this slave's comparisons, at most. `None`: as many as there are.
+    pub compare_bytes_per_second: Option<u64>,
+    /// Points of the history, oldest first; at most 64.
+    pub checkpoints: Vec<Position>,
     /// Whether the records come from elsewhere. A slave that is ahead of a relay waits until the relay has caught up;
     /// a slave that is ahead of a master is refused.
     pub relay: bool,
@@ -48,12 +55,14 @@ pub struct View {
 
 /// What the driver is asked to do.
 #[derive(Debug)]
+#[allow(clippy::large_enum_variant, reason = "there is one at a time, and most are messages")]
 pub enum MasterAction {
     /// Send a message; poll again once it is written.
     Send(Message),
     /// Find these positions in the history; answer with [`MasterSession::handle_located`].
     Locate(Vec<Position>),
-    /// Count the bytes of the data, no further than this; answer with [`MasterSession::handle_data_size`].
+    /// Count the bytes of the data, no further than this; answer with [`MasterSession::handle_data_size`]. The slave
+    /// waits meanwhile, and has heard nothing: a driver that cannot tell within a few seconds answers `at_most`.
     MeasureData {
         /// Where counting may stop.
         at_most: u64,
@@ -109,6 +118,15 @@ pub enum LogAnswer {
 
 /// How many questions of one slave may wait for an answer.
 const MAX_UNANSWERED: usize = 64;
+/// How many ranges of comparisons may wait for an answer.
+const MAX_ASKED: usize = 2 * MAX_PIECES;
+/// How many bytes the bounds of these have at most. A slave keeps to far less, but for what one page of its data adds,
+/// cut at every key.
+const MAX_ASKED_BYTES: usize = 32 * MAX_BOUND_BYTES;
+/// How many ranges are answered at once.
+const MAX_EXAMINED: usize = 1024;
+/// From how many bytes of log on it is worth looking whether there is less data than that.
+const LONG: u64 = 8 << 20;
 
 /// The master's end of one connection.
 #[derive(Debug)]
@@ -120,6 +138,10 @@ pub struct MasterSession {
     queue: VecDeque<MasterAction>,
     heard: Duration,
     next_heartbeat: Duration,
+    /// The last time that was told.
+    now: Duration,
+    /// No comparison is answered before.
+    compare_from: Duration,
 }
 
 #[derive(Debug)]
@@ -128,7 +150,12 @@ enum State {
         deadline: Duration,
     },
     Locating(Box<Applicant>),
-    Measuring(Box<Applicant>),
+    /// Its own position is too old to tell: do its checkpoints lie in the history?
+    Recognising(Box<Applicant>),
+    /// Is there less data than so much log?
+    Measuring(Box<Applicant>, u64),
+    /// It could go through so much log: is there much less data than that?
+    Weighing(Box<Applicant>, u64),
     /// The slave is ahead of this relay, which had published this much when the slave was last located.
     Waiting(Box<Applicant>, Position),
     Streaming(Box<Stream>),
@@ -146,23 +173,38 @@ struct Applicant {
 #[derive(Debug)]
 struct Stream {
     sent: Position,
-    /// What of the content was framed so far.
+    /// What of the content was framed so far, in a copy.
     copy: Coverage,
+    /// Whether the slave compares, and may ask.
+    compares: bool,
+    /// What it asked about, and was not answered.
+    asked: VecDeque<Asked>,
     pending: Pending,
     /// Content and records take turns while a copy runs.
     records_next: bool,
 }
 
-/// What is under way. While it is a page, no record is framed: an old page must never overwrite a newer record.
+/// What is under way. While something is read, no record is framed: an old page must never overwrite a newer
+/// record.
 #[derive(Debug)]
 enum Pending {
     Nothing,
     Records,
+    /// A page of a copy.
     Page,
-    /// A page that may show records which are not published yet.
-    Unpublished(Content),
-    /// A page whose moment of reading is looked up in the history.
-    Verifying(Content),
+    /// The pages of an answer to a comparison.
+    Examining(Box<Examination>),
+    /// What may show records which are not published yet.
+    Unpublished(Reading),
+    /// What was read at moments that are looked up in the history.
+    Verifying(Reading),
+}
+
+/// What was read, and is sent once it is known to be of the history.
+#[derive(Debug)]
+enum Reading {
+    Page(Content),
+    Answer(Box<Answer>),
 }
 
 impl MasterSession {
@@ -171,7 +213,8 @@ impl MasterSession {
         let deadline = now.monotonic.saturating_add(config.handshake_timeout);
         let next_heartbeat = now.monotonic.saturating_add(config.heartbeat);
         let state = State::AwaitHello { deadline };
-        Self { config, view, epochs, state, queue: VecDeque::new(), heard: now.monotonic, next_heartbeat }
+        let (now, compare_from) = (now.monotonic, Duration::ZERO);
+        Self { config, view, epochs, state, queue: VecDeque::new(), heard: now, next_heartbeat, now, compare_from }
     }
 
     /// A message has arrived.
@@ -179,7 +222,7 @@ impl MasterSession {
     /// # Errors
     /// [`ProtocolError`] if it has no place here; the connection must be closed.
     pub fn handle_message(&mut self, now: Now, message: Message) -> Result<(), ProtocolError> {
-        self.heard = now.monotonic;
+        (self.heard, self.now) = (now.monotonic, now.monotonic);
         match (message, &mut self.state) {
             (_, State::Closed) => {}
             (Message::Goodbye(_), _) => self.close(None),
@@ -191,6 +234,7 @@ impl MasterSession {
                 self.queue.push_back(MasterAction::Answer(request));
             }
             (Message::Hello(hello), State::AwaitHello { .. }) => self.decide(hello),
+            (Message::Compare(compare), State::Streaming(stream)) if stream.compares => stream.ask(compare)?,
             (Message::Ack(Ack { applied, durable, consistent }), State::Streaming(stream))
             | (Message::Heartbeat(Heartbeat::Follower { applied, durable, consistent }), State::Streaming(stream)) => {
                 if applied > stream.sent.seq || durable > applied {
@@ -217,14 +261,16 @@ impl MasterSession {
     /// Where the positions asked for lie, in the order of the question.
     pub fn handle_located(&mut self, located: &[Located]) {
         match std::mem::replace(&mut self.state, State::Closed) {
-            State::Locating(applicant) => self.decide_by_history(*applicant, located),
+            State::Locating(applicant) => self.decide_by_history(applicant, located),
+            State::Recognising(applicant) => self.decide_by_checkpoints(&applicant, located),
             State::Streaming(mut stream) => {
-                if let Pending::Verifying(content) = std::mem::replace(&mut stream.pending, Pending::Nothing) {
-                    if matches!(located, [Located::Held { .. }]) || planted::is(Bug::UnverifiedPage) {
-                        self.send_content(&mut stream, content);
+                if let Pending::Verifying(reading) = std::mem::replace(&mut stream.pending, Pending::Nothing) {
+                    let held = |place: &Located| matches!(place, Located::Held { .. } | Located::Shared);
+                    if located.iter().all(held) || planted::is(Bug::UnverifiedPage) {
+                        self.send(&mut stream, reading);
                     } else {
-                        // The record that the page may show was never published. What is there now is read instead.
-                        self.read_page(&mut stream);
+                        // A record that it may show was never published. What is there now is read instead.
+                        self.read_again(&mut stream, &reading);
                     }
                 }
                 self.state = State::Streaming(stream);
@@ -236,9 +282,12 @@ impl MasterSession {
     /// How many bytes the data has; the limit of the question if it has more.
     pub fn handle_data_size(&mut self, bytes: u64) {
         match std::mem::replace(&mut self.state, State::Closed) {
-            State::Measuring(applicant) if bytes < self.view.retained_bytes => self.start_copy(&applicant),
-            State::Measuring(applicant) if self.view.floor.seq.as_u64() == 0 => self.start_at_floor(&applicant),
-            State::Measuring(applicant) => self.start_copy(&applicant),
+            // What was written meanwhile makes no difference: more log, and about as much more data.
+            State::Measuring(applicant, log) if bytes < log => self.start_copy(&applicant),
+            State::Measuring(applicant, _) if self.view.floor.seq.as_u64() == 0 => self.start_at_floor(&applicant),
+            State::Measuring(applicant, _) => self.start_copy(&applicant),
+            State::Weighing(applicant, behind) if bytes < behind / 2 => self.start_compare(&applicant),
+            State::Weighing(applicant, behind) => self.resume(&applicant, behind),
             other => self.state = other,
         }
     }
@@ -264,8 +313,19 @@ impl MasterSession {
     /// A page was read: what it covers, its entries, and what had been handed to the store when the read ended.
     pub fn handle_page(&mut self, content: Content) {
         let State::Streaming(stream) = &mut self.state else { return };
-        if matches!(stream.pending, Pending::Page) {
-            stream.pending = Pending::Unpublished(content);
+        match std::mem::replace(&mut stream.pending, Pending::Nothing) {
+            Pending::Page => stream.pending = Pending::Unpublished(Reading::Page(content)),
+            Pending::Examining(mut examination) => {
+                examination.push_page(&content);
+                stream.pending = match examination.next_read() {
+                    Some((range, max_bytes)) => {
+                        self.queue.push_back(MasterAction::ReadPage { range, max_bytes });
+                        Pending::Examining(examination)
+                    }
+                    None => Pending::Unpublished(Reading::Answer(Box::new(examination.into_answer()))),
+                };
+            }
+            other => stream.pending = other,
         }
     }
 
@@ -274,6 +334,7 @@ impl MasterSession {
     /// # Errors
     /// [`ProtocolError::Silent`] if the peer was not heard of for too long.
     pub fn handle_timeout(&mut self, now: Now) -> Result<(), ProtocolError> {
+        self.now = now.monotonic;
         match &self.state {
             State::AwaitHello { deadline } if now.monotonic >= *deadline => {
                 let seconds = self.config.handshake_timeout.as_secs();
@@ -303,7 +364,12 @@ impl MasterSession {
     pub fn poll_timeout(&self) -> Option<Duration> {
         match &self.state {
             State::AwaitHello { deadline } => Some(*deadline),
-            state if state.is_welcomed() => Some(self.next_heartbeat.min(self.heard.saturating_add(self.silence()))),
+            state if state.is_welcomed() => {
+                let contact = self.next_heartbeat.min(self.heard.saturating_add(self.silence()));
+                let waits = matches!(state, State::Streaming(stream) if !stream.asked.is_empty());
+                let budget = Some(self.compare_from).filter(|from| waits && *from > self.now);
+                Some(budget.map_or(contact, |budget| contact.min(budget)))
+            }
             _ => None,
         }
     }
@@ -324,9 +390,15 @@ impl MasterSession {
         self.queue.pop_front()
     }
 
-    /// True if [`poll_action`](Self::poll_action) has something queued already.
+    /// True if [`poll_action`](Self::poll_action) has something queued already, or a question to deal with.
     pub fn has_action(&self) -> bool {
-        !self.queue.is_empty()
+        let asked = |stream: &Stream| matches!(stream.pending, Pending::Nothing) && self.answers(stream);
+        !self.queue.is_empty() || matches!(&self.state, State::Streaming(stream) if asked(stream))
+    }
+
+    // There is a question, and budget for it.
+    fn answers(&self, stream: &Stream) -> bool {
+        !stream.asked.is_empty() && self.compare_from <= self.now
     }
 
     /// Answers a question.
@@ -395,9 +467,8 @@ impl MasterSession {
     // Everything that the cursor stands on must be in the history: its position, and where its content was read.
     fn locate(&mut self, applicant: Box<Applicant>) {
         if let Some(cursor) = &applicant.hello.cursor {
-            let mut positions = vec![cursor.position];
-            positions.extend(cursor.coverage.ranges().iter().filter_map(|range| range.consistent_at));
-            self.queue.push_back(MasterAction::Locate(positions));
+            let positions = [Some(cursor.position), cursor.coverage.read_at()];
+            self.queue.push_back(MasterAction::Locate(positions.into_iter().flatten().collect()));
         }
         self.state = State::Locating(applicant);
     }
@@ -418,21 +489,16 @@ impl MasterSession {
             self.start_at_floor(&applicant);
         } else {
             self.queue.push_back(MasterAction::MeasureData { at_most: self.view.retained_bytes });
-            self.state = State::Measuring(applicant);
+            self.state = State::Measuring(applicant, self.view.retained_bytes);
         }
     }
 
-    fn decide_by_history(&mut self, applicant: Applicant, located: &[Located]) {
-        let Some(cursor) = applicant.hello.cursor.clone() else { return };
-        let position = cursor.position;
+    fn decide_by_history(&mut self, applicant: Box<Applicant>, located: &[Located]) {
+        let Some(Cursor { position, coverage }) = &applicant.hello.cursor else { return };
         if located.contains(&Located::Mismatch) {
-            let words = format!(
-                "the slave's history parted from this master's at or before {position}: they hold different batches \
-                 there; copy the slave anew from an empty store"
-            );
-            self.refuse(Refusal::new(RejectCode::Diverged, words));
+            self.refuse_diverged(*position);
         } else if located.contains(&Located::Ahead) && self.config.relay {
-            self.wait(applicant);
+            self.wait(*applicant);
         } else if located.contains(&Located::Ahead) {
             let words = format!(
                 "the slave stands at {position}, this master's history ends at seq {}: the master lost batches, or is \
@@ -442,18 +508,60 @@ impl MasterSession {
             self.refuse(Refusal::new(RejectCode::SlaveAhead, words));
         } else if let Some(log_bytes) = held(located) {
             let behind = self.view.log_bytes.saturating_sub(log_bytes);
-            self.start(&applicant, Mode::Resume, behind, position, cursor.coverage);
-        } else if !cursor.coverage.is_complete() {
-            // A copy that was never finished is no state that anybody relies on: it begins again.
-            self.start_copy(&applicant);
+            if behind >= LONG && coverage.is_complete() {
+                // A slave that compares leaves its batch boundary for a while: it must be worth that.
+                self.queue.push_back(MasterAction::MeasureData { at_most: behind / 2 });
+                self.state = State::Weighing(applicant, behind);
+            } else {
+                self.resume(&applicant, behind);
+            }
+        } else if !coverage.is_complete() || located.first() == Some(&Located::Shared) {
+            // What was never finished is no state that anybody relies on: whatever differs may go.
+            self.start_compare(&applicant);
+        } else {
+            self.queue.push_back(MasterAction::Locate(applicant.hello.checkpoints.clone()));
+            self.state = State::Recognising(applicant);
+        }
+    }
+
+    // The position itself is too old to tell. A point that both passed through shows that it is the same history.
+    fn decide_by_checkpoints(&mut self, applicant: &Applicant, located: &[Located]) {
+        let Some(Cursor { position, .. }) = applicant.hello.cursor else { return };
+        let shared = |place: &Located| matches!(place, Located::Shared | Located::Held { .. });
+        // A nonce is drawn with each epoch: whoever was in it has its first record.
+        let began_there =
+            |start: &EpochStart| start.epoch == position.epoch && position.seq.since(start.first) < Checkpoint::EVERY;
+        if located.iter().any(|place| matches!(place, Located::Mismatch | Located::Ahead)) {
+            self.refuse_diverged(position);
+        } else if located.iter().any(shared) || self.epochs.iter().any(began_there) {
+            self.start_compare(applicant);
         } else {
             let words = format!(
-                "the slave stands at seq {}, the log begins after seq {}: what lies between is gone; copy the slave \
-                 anew from an empty store",
+                "the slave stands at seq {}, the log begins after seq {}, and nothing shows any more that they have a \
+                 history in common; copy the slave anew from an empty store",
                 position.seq, self.view.floor.seq
             );
             self.refuse(Refusal::new(RejectCode::NeedsCompare, words));
         }
+    }
+
+    fn refuse_diverged(&mut self, position: Position) {
+        let words = format!(
+            "the slave's history parted from this master's at or before {position}: they hold different batches \
+             there; copy the slave anew from an empty store"
+        );
+        self.refuse(Refusal::new(RejectCode::Diverged, words));
+    }
+
+    fn resume(&mut self, applicant: &Applicant, behind: u64) {
+        if let Some(Cursor { position, coverage }) = applicant.hello.cursor.clone() {
+            self.start(applicant, Mode::Resume, behind, position, coverage);
+        }
+    }
+
+    fn start_compare(&mut self, applicant: &Applicant) {
+        let from = self.view.published;
+        self.start(applicant, Mode::Compare { from }, 0, from, Coverage::new(KeyRange::all(), Fill::Compare));
     }
 
     fn start_copy(&mut self, applicant: &Applicant) {
@@ -466,10 +574,17 @@ impl MasterSession {
         self.start(applicant, Mode::Resume, self.view.retained_bytes, self.view.floor, Coverage::default());
     }
 
-    fn start(&mut self, applicant: &Applicant, mode: Mode, behind_bytes: u64, from: Position, copy: Coverage) {
+    fn start(&mut self, applicant: &Applicant, mode: Mode, behind_bytes: u64, from: Position, coverage: Coverage) {
         self.welcome(applicant, mode, behind_bytes, from);
-        self.state =
-            State::Streaming(Box::new(Stream { sent: from, copy, pending: Pending::Nothing, records_next: false }));
+        let compares = coverage.fill() == Some(Fill::Compare);
+        self.state = State::Streaming(Box::new(Stream {
+            sent: from,
+            copy: if compares { Coverage::default() } else { coverage },
+            compares,
+            asked: VecDeque::new(),
+            pending: Pending::Nothing,
+            records_next: false,
+        }));
     }
 
     // The slave may be right, and this relay behind: that is known once the relay has come as far as the slave.
@@ -482,6 +597,13 @@ impl MasterSession {
     }
 
     fn welcome(&mut self, Applicant { hello, waits }: &Applicant, mode: Mode, behind_bytes: u64, from: Position) {
+        let checkpoints = match mode {
+            Mode::Copy { from } | Mode::Compare { from } => {
+                let until = |checkpoint: &&Position| checkpoint.seq <= from.seq;
+                self.config.checkpoints.iter().filter(until).copied().collect()
+            }
+            Mode::Resume | Mode::Wait => Vec::new(),
+        };
         let welcome = Welcome {
             source: self.config.source,
             epochs: self.epochs.clone(),
@@ -492,6 +614,7 @@ impl MasterSession {
             heartbeat_ms: u32::try_from(self.config.heartbeat.as_millis()).unwrap_or(u32::MAX),
             log_bytes: self.view.log_bytes,
             behind_bytes,
+            checkpoints,
         };
         if !waits {
             let Hello { slave, nonce, temporary, .. } = hello;
@@ -508,8 +631,9 @@ impl MasterSession {
         match std::mem::replace(&mut stream.pending, Pending::Nothing) {
             Pending::Nothing => {
                 let behind = stream.sent.seq < self.view.published.seq;
-                if stream.copy.rest().is_some() && !(behind && stream.records_next) {
-                    self.read_page(stream);
+                let content = stream.copy.rest().is_some() || self.answers(stream);
+                if content && !(behind && stream.records_next) {
+                    self.read(stream);
                 } else if behind {
                     stream.records_next = false;
                     stream.pending = Pending::Records;
@@ -517,42 +641,113 @@ impl MasterSession {
                     self.queue.push_back(MasterAction::ReadRecords { after, max_bytes });
                 }
             }
-            Pending::Unpublished(content) if self.view.handed.seq < content.read_at.seq => {
-                // The commit that the page may show has failed.
-                drop(content);
-                self.read_page(stream);
-            }
-            Pending::Unpublished(content)
-                if self.view.published == content.read_at || planted::is(Bug::PageBeforePublished) =>
-            {
-                self.send_content(stream, content);
-            }
-            Pending::Unpublished(content) if self.view.published.seq >= content.read_at.seq => {
-                self.queue.push_back(MasterAction::Locate(vec![content.read_at]));
-                stream.pending = Pending::Verifying(content);
-            }
-            waiting => {
-                if planted::is(Bug::RecordsWhilePageWaits) && stream.sent.seq < self.view.published.seq {
-                    let (after, max_bytes) = (stream.sent, self.config.chunk);
-                    self.queue.push_back(MasterAction::ReadRecords { after, max_bytes });
+            Pending::Unpublished(reading) => match reading.read_at() {
+                // A commit that it may show has failed.
+                Some(read_at) if self.view.handed.seq < read_at.seq => self.read_again(stream, &reading),
+                Some(_) if planted::is(Bug::PageBeforePublished) => self.send(stream, reading),
+                Some(read_at) if self.view.published.seq < read_at.seq => {
+                    if planted::is(Bug::RecordsWhilePageWaits) && stream.sent.seq < self.view.published.seq {
+                        let (after, max_bytes) = (stream.sent, self.config.chunk);
+                        self.queue.push_back(MasterAction::ReadRecords { after, max_bytes });
+                    }
+                    stream.pending = Pending::Unpublished(reading);
                 }
-                stream.pending = waiting;
-            }
+                Some(_) if reading.reads() == [self.view.published] => self.send(stream, reading),
+                Some(_) => {
+                    self.queue.push_back(MasterAction::Locate(reading.reads().to_vec()));
+                    stream.pending = Pending::Verifying(reading);
+                }
+                None => {}
+            },
+            waiting => stream.pending = waiting,
         }
     }
 
-    fn read_page(&mut self, stream: &mut Stream) {
+    // A page of the copy, or pages for an answer. Which of both there is does not change within a connection.
+    fn read(&mut self, stream: &mut Stream) {
+        stream.records_next = true;
         if let Some(range) = stream.copy.rest() {
             stream.pending = Pending::Page;
-            stream.records_next = true;
             self.queue.push_back(MasterAction::ReadPage { range, max_bytes: self.config.chunk });
+        } else {
+            let asked = stream.asked.iter().take(MAX_EXAMINED).cloned().collect();
+            let examination = Examination::new(asked, self.config.chunk);
+            if let Some((range, max_bytes)) = examination.next_read() {
+                self.queue.push_back(MasterAction::ReadPage { range, max_bytes });
+                stream.pending = Pending::Examining(Box::new(examination));
+            }
         }
     }
 
-    fn send_content(&mut self, stream: &mut Stream, content: Content) {
-        stream.pending = Pending::Nothing;
-        stream.copy.advance(&content.range, content.read_at);
-        self.queue.push_back(MasterAction::Send(Message::Ranges(content)));
+    fn read_again(&mut self, stream: &mut Stream, reading: &Reading) {
+        self.spend(reading);
+        self.read(stream);
+    }
+
+    fn send(&mut self, stream: &mut Stream, reading: Reading) {
+        self.spend(&reading);
+        match reading {
+            Reading::Page(content) => {
+                stream.copy.advance(&content.range, content.read_at);
+                self.queue.push_back(MasterAction::Send(Message::Ranges(content)));
+            }
+            Reading::Answer(answer) => {
+                stream.asked.drain(..answer.answered);
+                if let Some((asked, begun)) = stream.asked.front_mut().zip(answer.begun.as_ref()) {
+                    let range = &mut asked.summary.range;
+                    *range = KeyRange::new(begun.clone(), range.end().cloned());
+                    asked.begun = true;
+                }
+                self.queue.extend(answer.into_messages().into_iter().map(MasterAction::Send));
+            }
+        }
+    }
+
+    // What was read for an answer is paid for, whether it could be sent or not.
+    fn spend(&mut self, reading: &Reading) {
+        let Reading::Answer(answer) = reading else { return };
+        let Some(rate) = self.config.compare_bytes_per_second else { return };
+        let nanos = answer.bytes as u128 * 1_000_000_000 / u128::from(rate.max(1));
+        let pause = Duration::from_nanos(u64::try_from(nanos).unwrap_or(u64::MAX));
+        self.compare_from = self.compare_from.max(self.now).saturating_add(pause);
+    }
+}
+
+impl Stream {
+    fn ask(&mut self, compare: Compare) -> Result<(), ProtocolError> {
+        let entries = compare.ranges.iter().fold(0, |sum: u64, asked| sum.saturating_add(asked.count));
+        // A question may have one range too many for its bound.
+        if self.asked.len() + compare.ranges.len() > MAX_ASKED || entries > 2 * MAX_ENTRIES {
+            return Err(ProtocolError::misbehaved("it asks about more than one question may, or without listening"));
+        }
+        let held = self.asked.iter().map(|asked| &asked.summary).chain(&compare.ranges);
+        if held.map(|summary| bound_len(&summary.range)).sum::<usize>() > MAX_ASKED_BYTES {
+            return Err(ProtocolError::misbehaved(
+                "the bounds of what it asks about are longer than those of any slave",
+            ));
+        }
+        if compare.ranges.iter().any(|asked| asked.range.is_empty()) {
+            return Err(ProtocolError::misbehaved("it asks about an empty range"));
+        }
+        self.asked.extend(compare.ranges.into_iter().map(|summary| Asked { summary, begun: false }));
+        Ok(())
+    }
+}
+
+impl Reading {
+    /// The moments at which it was read.
+    fn reads(&self) -> &[Position] {
+        match self {
+            Self::Page(content) => std::slice::from_ref(&content.read_at),
+            Self::Answer(answer) => &answer.reads,
+        }
+    }
+
+    fn read_at(&self) -> Option<Position> {
+        match self {
+            Self::Page(content) => Some(content.read_at),
+            Self::Answer(answer) => answer.read_at(),
+        }
     }
 }
 

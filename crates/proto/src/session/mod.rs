@@ -23,7 +23,9 @@ pub enum Located {
         /// lag is rather overstated.
         log_bytes: u64,
     },
-    /// It is a point of the history, or too old to tell; what follows it is no longer in the log.
+    /// It is a point of the history; what follows it is no longer in the log.
+    Shared,
+    /// It is too old to tell, and what follows it is no longer in the log.
     Below,
     /// The history has another record there.
     Mismatch,

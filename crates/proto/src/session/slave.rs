@@ -3,13 +3,14 @@
 use std::collections::VecDeque;
 use std::time::Duration;
 
-use replikv_core::{Coverage, Cursor, KeyRange, Op, Position, StoreLimits};
+use replikv_core::{Coverage, Cursor, EncodedOps, Fill, KeyRange, Op, Position, StoreLimits};
 
 use super::{ProtocolError, Refusal};
 use crate::planted::{self, Bug};
+use crate::reconcile::Comparison;
 use crate::{
-    Ack, Content, Goodbye, GoodbyeReason, Heartbeat, Hello, Message, Mode, Now, Progress, Record, Records, RejectCode,
-    Welcome,
+    Ack, Compare, Compared, Content, Goodbye, GoodbyeReason, Heartbeat, Hello, Message, Mode, Now, Progress, Record,
+    Records, RejectCode, Welcome,
 };
 
 /// What a session needs to know of its slave, once.
@@ -42,8 +43,25 @@ pub enum SlaveAction {
     Begin(Cursor),
     /// Apply a record. Its place in the chain was verified.
     Apply(Record),
-    /// Replace a range. It continues the copy.
+    /// Replace a range. It continues the copy, or was found to differ.
     Copy(Content),
+    /// A range was found to hold what the master held at that moment: from now on records apply to it.
+    Covered {
+        /// The keys.
+        range: KeyRange,
+        /// The last record that the master had handed to its store when it had read it.
+        read_at: Position,
+    },
+    /// Keep these points of the history: what the slave holds from now on stands on them.
+    Checkpoints(Vec<Position>),
+    /// Read a page of the slave's own data; answer with [`SlaveSession::handle_page`]. What is read changes for nobody
+    /// but this session: it is not covered.
+    ReadPage {
+        /// What to read, from its start on.
+        range: KeyRange,
+        /// How many bytes, roughly.
+        max_bytes: usize,
+    },
     /// The master, a relay, is behind this slave: nothing arrives until it has caught up. It says so again, with
     /// [`Welcomed`](Self::Welcomed) or a refusal, once it knows more.
     Waiting(Box<Welcome>),
@@ -66,6 +84,9 @@ pub struct SourceFacts {
     pub time: Option<u64>,
 }
 
+/// How much of its own data a slave reads at once to compare it, in bytes.
+const PAGE: usize = 256 << 10;
+
 /// The slave's end of one connection.
 #[derive(Debug)]
 pub struct SlaveSession {
@@ -79,6 +100,7 @@ pub struct SlaveSession {
 }
 
 #[derive(Debug)]
+#[allow(clippy::large_enum_variant, reason = "there is one of it, and it is the large one nearly all the time")]
 enum State {
     AwaitWelcome {
         deadline: Duration,
@@ -88,6 +110,7 @@ enum State {
     Following {
         received: Position,
         coverage: Coverage,
+        comparison: Option<Box<Comparison>>,
     },
     Closed,
 }
@@ -98,7 +121,7 @@ impl SlaveSession {
         let hello = Hello {
             slave: config.slave.clone(),
             nonce: config.nonce,
-            cursor: config.cursor.clone(),
+            cursor: config.cursor.as_ref().map(Cursor::for_hello),
             holds_data: config.holds_data,
             checkpoints: config.checkpoints.clone(),
             limits: config.limits,
@@ -143,13 +166,33 @@ impl SlaveSession {
                 let records = verify(received, records)?;
                 self.queue.extend(records.into_iter().map(SlaveAction::Apply));
             }
-            (Message::Ranges(content), State::Following { coverage, received }) => {
-                let goes_on = coverage.advance(&content.range, content.read_at) || planted::is(Bug::PageNotChecked);
-                if content.read_at.source != received.source || !goes_on {
-                    return Err(ProtocolError::misbehaved("a page of content does not continue the copy"));
+            (Message::Ranges(content), State::Following { coverage, received, comparison }) => {
+                let covered = content.read_at.source == received.source
+                    && match comparison {
+                        None => coverage.advance(&content.range, content.read_at) || planted::is(Bug::PageNotChecked),
+                        Some(comparison) => {
+                            comparison.replaced(&content.range).is_ok()
+                                && coverage.cover(&content.range, content.read_at)
+                        }
+                    };
+                if !covered {
+                    return Err(ProtocolError::misbehaved("a page of content does not continue what came before"));
                 }
                 check_entries(&content)?;
                 self.queue.push_back(SlaveAction::Copy(content));
+            }
+            (
+                Message::Compared(Compared { read_at, verdicts }),
+                State::Following { coverage, received, comparison: Some(comparison) },
+            ) => {
+                let unasked = || ProtocolError::misbehaved("it answers what was not asked");
+                let equal = comparison.answered(&verdicts).map_err(|_| unasked())?;
+                for range in equal {
+                    if read_at.source != received.source || !coverage.cover(&range, read_at) {
+                        return Err(unasked());
+                    }
+                    self.queue.push_back(SlaveAction::Covered { range, read_at });
+                }
             }
             (Message::Heartbeat(Heartbeat::Source { head, log_bytes, time }), State::Following { received, .. }) => {
                 if head.source != received.source {
@@ -167,6 +210,13 @@ impl SlaveSession {
             }
         }
         Ok(())
+    }
+
+    /// A page of the slave's own data was read: what it covers, and its entries.
+    pub fn handle_page(&mut self, covered: &KeyRange, entries: &EncodedOps) {
+        if let State::Following { comparison: Some(comparison), .. } = &mut self.state {
+            comparison.push_page(covered, entries);
+        }
     }
 
     /// A group was committed, or made durable: the master is told.
@@ -222,7 +272,18 @@ impl SlaveSession {
     }
 
     /// What to do next, if anything.
+    ///
+    /// An action that asks for a page may be answered later; nothing more is asked until then.
     pub fn poll_action(&mut self) -> Option<SlaveAction> {
+        if self.queue.is_empty()
+            && let State::Following { comparison: Some(comparison), .. } = &mut self.state
+        {
+            if let Some(range) = comparison.next_read() {
+                return Some(SlaveAction::ReadPage { range, max_bytes: PAGE });
+            }
+            let question = comparison.next_question()?;
+            return Some(SlaveAction::Send(Message::Compare(Compare { ranges: question })));
+        }
         self.queue.pop_front()
     }
 
@@ -252,8 +313,12 @@ impl SlaveSession {
     }
 
     fn welcome(&mut self, now: Now, welcome: Welcome) -> Result<(), ProtocolError> {
-        let from = if let Mode::Copy { from } = welcome.mode { from } else { welcome.head };
-        if [welcome.head, welcome.floor, from].iter().any(|position| position.source != welcome.source) {
+        let from = match welcome.mode {
+            Mode::Copy { from } | Mode::Compare { from } => from,
+            Mode::Resume | Mode::Wait => welcome.head,
+        };
+        let positions = [welcome.head, welcome.floor, from];
+        if positions.iter().chain(&welcome.checkpoints).any(|position| position.source != welcome.source) {
             return Err(ProtocolError::misbehaved("a welcome speaks of two sources"));
         }
         let cursor = match self.accept(&welcome) {
@@ -271,9 +336,15 @@ impl SlaveSession {
             return Ok(());
         }
         let source = SourceFacts { head: welcome.head, log_bytes: welcome.log_bytes, time: None };
-        self.state = State::Following { received: cursor.position, coverage: cursor.coverage.clone() };
+        let coverage = cursor.coverage.clone();
+        let compares = coverage.fill() == Some(Fill::Compare);
+        let comparison = compares.then(|| Box::new(Comparison::new(coverage.holes())));
+        self.state = State::Following { received: cursor.position, coverage, comparison };
         if self.config.cursor.as_ref() != Some(&cursor) {
             self.queue.push_back(SlaveAction::Begin(cursor));
+            if !welcome.checkpoints.is_empty() {
+                self.queue.push_back(SlaveAction::Checkpoints(welcome.checkpoints.clone()));
+            }
         }
         self.queue.push_back(SlaveAction::Welcomed(Box::new(welcome)));
         self.queue.push_back(SlaveAction::Contact(source));
@@ -306,6 +377,10 @@ impl SlaveSession {
             (Mode::Copy { .. }, Some(cursor)) if cursor.coverage.is_complete() => {
                 let words = "the master wants to replace what this slave holds, and nobody asked for that";
                 Err(Refusal::new(RejectCode::NeedsCompare, words))
+            }
+            // What is equal is kept, and what differs is the master's: the history is the same, and goes on.
+            (Mode::Compare { from }, Some(cursor)) if from.seq >= cursor.position.seq => {
+                Ok(Cursor { position: *from, coverage: Coverage::new(KeyRange::all(), Fill::Compare) })
             }
             (Mode::Copy { from }, _) => Ok(Cursor { position: *from, coverage: Coverage::begin(KeyRange::all()) }),
             _ => Err(Refusal::new(RejectCode::Unsupported, "the master offers a mode that this slave does not know")),

@@ -9,6 +9,9 @@ use replikv_core::{Cursor, EncodedOps, Epoch, KeyRange, Position, Seq, SourceId,
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
+use super::compare;
+use crate::{Compare, Compared};
+
 /// What master and slave say to each other.
 #[derive(Debug, Clone, PartialEq)]
 #[non_exhaustive]
@@ -29,8 +32,8 @@ pub enum Message {
     Ack(Ack),
     /// Either: a sign of life, with positions.
     Heartbeat(Heartbeat),
-    /// Slave: fingerprints of ranges. Reserved for comparison; opaque.
-    Compare(Bytes),
+    /// Slave: what it holds in ranges that may differ.
+    Compare(Compare),
     /// Master: the content of a range.
     Ranges(Content),
     /// Either: a question.
@@ -39,6 +42,8 @@ pub enum Message {
     Response(Response),
     /// Either: an orderly end.
     Goodbye(Goodbye),
+    /// Master: which of these ranges are equal, and which are to be asked again in pieces.
+    Compared(Compared),
 }
 
 /// Who a slave is, where it stands, what it can hold and what it wants.
@@ -94,6 +99,9 @@ pub struct Welcome {
     pub log_bytes: u64,
     /// Of these, bytes that lie after the slave's position, as far as the master can tell.
     pub behind_bytes: u64,
+    /// Points of the history that the content to come stands on, oldest first; at most 64. A slave that copies or
+    /// compares keeps them: later they prove where it comes from. Empty in other modes.
+    pub checkpoints: Vec<Position>,
 }
 
 /// What a slave is to do.
@@ -107,8 +115,11 @@ pub enum Mode {
         /// The position that the stream of records begins after.
         from: Position,
     },
-    /// Compare ranges. Reserved.
-    Compare,
+    /// Compare ranges of what it holds with the master; records follow from here on. What is equal is kept.
+    Compare {
+        /// The position that the stream of records begins after.
+        from: Position,
+    },
     /// Wait until the master, a relay that is behind the slave, has caught up: another welcome or a reject follows.
     Wait,
 }
@@ -279,6 +290,7 @@ impl Message {
             Self::Request(_) => "request",
             Self::Response(_) => "response",
             Self::Goodbye(_) => "goodbye",
+            Self::Compared(_) => "compared",
         }
     }
 
@@ -298,6 +310,7 @@ impl Message {
             Self::Request(_) => 11,
             Self::Response(_) => 12,
             Self::Goodbye(_) => 13,
+            Self::Compared(_) => 14,
         }
     }
 
@@ -319,7 +332,9 @@ impl Message {
             Self::Goodbye(goodbye) => vec![control(goodbye)?],
             Self::Request(request) => vec![control(&request.body)?],
             Self::Response(response) => vec![control(&response.body)?],
-            Self::Challenge(bytes) | Self::Auth(bytes) | Self::Compare(bytes) => vec![bytes.clone()],
+            Self::Compare(compare) => vec![compare::to_payload(compare)?],
+            Self::Compared(compared) => vec![control(compared)?],
+            Self::Challenge(bytes) | Self::Auth(bytes) => vec![bytes.clone()],
             Self::Records(records) => records.parts.clone(),
             Self::Ranges(content) => {
                 let header = ContentHeader { range: content.range.clone(), read_at: content.read_at };
@@ -339,11 +354,12 @@ impl Message {
             KIND_RECORDS => Self::Records(Records { parts: vec![payload] }),
             7 => Self::Ack(parse(&payload)?),
             8 => Self::Heartbeat(parse(&payload)?),
-            9 => Self::Compare(payload),
+            9 => Self::Compare(compare::from_payload(&payload)?),
             KIND_RANGES => Self::Ranges(content(&payload)?),
             11 => Self::Request(Request { id: request, body: parse(&payload)? }),
             12 => Self::Response(Response { id: request, body: parse(&payload)? }),
             13 => Self::Goodbye(parse(&payload)?),
+            14 => Self::Compared(parse(&payload)?),
             _ => return Ok(None),
         }))
     }
@@ -358,12 +374,12 @@ pub(super) fn carries_data(kind: u8) -> bool {
     matches!(kind, KIND_RECORDS | KIND_RANGES | 12)
 }
 
-fn control<T: Serialize>(payload: &T) -> Result<Bytes, postcard::Error> {
+pub(super) fn control<T: Serialize>(payload: &T) -> Result<Bytes, postcard::Error> {
     postcard::to_extend(payload, BytesMut::from(&[PAYLOAD][..])).map(BytesMut::freeze)
 }
 
 // What a newer version has appended is skipped; what this version never wrote is damage.
-fn parse<T: DeserializeOwned>(payload: &[u8]) -> Result<T, &'static str> {
+pub(super) fn parse<T: DeserializeOwned>(payload: &[u8]) -> Result<T, &'static str> {
     match parse_head(payload)? {
         (PAYLOAD, _, [_, ..]) => Err("bytes are left over in its payload"),
         (_, value, _) => Ok(value),

@@ -1,5 +1,6 @@
 //! The wire: a preamble, then frames, and the messages in them. docs/protocol.md draws every byte.
 
+mod compare;
 mod decoder;
 mod encoder;
 mod frame;

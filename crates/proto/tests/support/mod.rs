@@ -5,11 +5,12 @@ use bytes::{Bytes, BytesMut};
 use proptest::collection::vec;
 use proptest::prelude::*;
 use replikv_core::{
-    Batch, Coverage, Cursor, Digest, EncodedOps, Epoch, KeyRange, Position, Seq, SourceId, StoreLimits,
+    Batch, Coverage, Cursor, Digest, EncodedOps, Epoch, Fingerprint, KeyRange, Position, Seq, SourceId, StoreLimits,
 };
 use replikv_proto::{
-    Ack, Content, DecodeError, Decoder, DecoderLimits, Encoder, EpochStart, Event, Goodbye, GoodbyeReason, Heartbeat,
-    Hello, Message, Mode, Records, Reject, RejectCode, Request, RequestBody, Response, Welcome,
+    Ack, Compare, Compared, Content, DecodeError, Decoder, DecoderLimits, Encoder, EpochStart, Event, Goodbye,
+    GoodbyeReason, Heartbeat, Hello, Message, Mode, RangeSummary, Records, Reject, RejectCode, Request, RequestBody,
+    Response, Verdict, Welcome,
 };
 
 pub(crate) const CRITICAL: u8 = 0x01;
@@ -127,7 +128,7 @@ fn mode() -> impl Strategy<Value = Mode> {
     prop_oneof![
         Just(Mode::Resume),
         position().prop_map(|from| Mode::Copy { from }),
-        Just(Mode::Compare),
+        position().prop_map(|from| Mode::Compare { from }),
         Just(Mode::Wait),
     ]
 }
@@ -159,8 +160,9 @@ fn hello() -> impl Strategy<Value = Hello> {
 
 fn welcome() -> impl Strategy<Value = Welcome> {
     let epochs = vec((epoch(), seq()).prop_map(|(epoch, first)| EpochStart { epoch, first }), 0..4);
-    (epochs, position(), position(), limits(), mode(), any::<(u32, u64, u64)>()).prop_map(
-        |(epochs, head, floor, limits, mode, (heartbeat_ms, log_bytes, behind_bytes))| Welcome {
+    let checkpoints = vec(position(), 0..4);
+    (epochs, position(), position(), limits(), mode(), any::<(u32, u64, u64)>(), checkpoints).prop_map(
+        |(epochs, head, floor, limits, mode, (heartbeat_ms, log_bytes, behind_bytes), checkpoints)| Welcome {
             source: head.source,
             epochs,
             head,
@@ -170,8 +172,29 @@ fn welcome() -> impl Strategy<Value = Welcome> {
             heartbeat_ms,
             log_bytes,
             behind_bytes,
+            checkpoints,
         },
     )
+}
+
+/// Ranges that may or may not touch, with bounds that may or may not share a beginning.
+fn compare() -> impl Strategy<Value = Compare> {
+    let summary = (vec(0u8..3, 0..6), vec(0u8..3, 0..6), any::<(bool, bool)>(), any::<(u64, [u8; 16])>());
+    vec(summary, 0..20).prop_map(|summaries| {
+        let mut end = Some(Bytes::new());
+        let ranges = summaries.into_iter().map(|(start, next, (joins, has_end), (count, fingerprint))| {
+            let start = end.take().filter(|_| joins).unwrap_or(start.into());
+            end = has_end.then_some(next.into());
+            let fingerprint = Fingerprint::from_bytes(fingerprint);
+            RangeSummary { range: KeyRange::new(start, end.clone()), count, fingerprint }
+        });
+        Compare { ranges: ranges.collect() }
+    })
+}
+
+fn compared() -> impl Strategy<Value = Compared> {
+    let verdict = prop_oneof![any::<u32>().prop_map(Verdict::Equal), any::<u32>().prop_map(Verdict::Split)];
+    (position(), vec(verdict, 0..9)).prop_map(|(read_at, verdicts)| Compared { read_at, verdicts })
 }
 
 /// Any message at all.
@@ -208,6 +231,7 @@ pub(crate) fn message() -> impl Strategy<Value = Message> {
         (reason(), ".{0,40}").prop_map(|(reason, words)| Message::Goodbye(Goodbye { reason, words })),
         bytes(40).prop_map(Message::Challenge),
         bytes(40).prop_map(Message::Auth),
-        bytes(40).prop_map(Message::Compare),
+        compare().prop_map(Message::Compare),
+        compared().prop_map(Message::Compared),
     ]
 }

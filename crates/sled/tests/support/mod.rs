@@ -3,11 +3,13 @@
 #![allow(dead_code, reason = "each test binary uses a part of it")]
 
 use std::io::Read;
+use std::path::Path;
 use std::process::{Child, Command, Output, Stdio};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use replikv_core::{KeyRange, Keyspace, ReplicaStore, ScanOptions, StoreError, WriteSet};
+use replikv_sled::sled;
 
 const CHILD: &str = "REPLIKV_SLED_CHILD";
 
@@ -82,4 +84,43 @@ pub(crate) async fn contents(store: &impl ReplicaStore) -> Result<Vec<(Bytes, By
         rest = page.rest().cloned();
     }
     Ok(found)
+}
+
+/// A database as an application opens it, which knows nothing of us. One that was dropped a moment ago is waited for:
+/// sled has no event for the end of its threads.
+pub(crate) fn application(dir: &Path) -> Result<sled::Db, StoreError> {
+    let config = sled::Config::new().path(dir).cache_capacity(64 << 20);
+    for _ in 0..40 {
+        match config.open() {
+            Err(sled::Error::Io(error)) if error.to_string().contains("could not acquire lock") => {
+                std::thread::sleep(Duration::from_millis(50));
+            }
+            other => return other.map_err(StoreError::backend),
+        }
+    }
+    Err(StoreError::Busy { holder: "another handle".into() })
+}
+
+/// What the error and its cause say.
+pub(crate) fn words(error: &StoreError) -> String {
+    format!("{error}: {:?}", std::error::Error::source(error).map(ToString::to_string))
+}
+
+/// The entries of a tree, as an application reads them.
+pub(crate) fn entries(tree: &sled::Tree) -> Vec<(String, String)> {
+    let text = |bytes: sled::IVec| String::from_utf8_lossy(&bytes).into_owned();
+    tree.iter().map(|entry| entry.map(|(key, value)| (text(key), text(value))).unwrap()).collect()
+}
+
+pub(crate) fn copy(from: &Path, to: &Path) {
+    std::fs::create_dir_all(to).unwrap();
+    for entry in std::fs::read_dir(from).unwrap() {
+        let entry = entry.unwrap();
+        let target = to.join(entry.file_name());
+        if entry.file_type().unwrap().is_dir() {
+            copy(&entry.path(), &target);
+        } else {
+            std::fs::copy(entry.path(), target).unwrap();
+        }
+    }
 }

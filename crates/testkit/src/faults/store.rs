@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex as SyncMutex, PoisonError};
 use async_trait::async_trait;
 use bytes::Bytes;
 use replikv_core::{
-    Durability, KeyRange, Keyspace, Page, ReplicaStore, ScanOptions, StoreError, StoreLimits, WriteSet,
+    Durability, KeyRange, Keyspace, Page, ReplicaStore, ScanOptions, StoreError, StoreLimits, StoreStats, WriteSet,
 };
 use tokio::sync::{Mutex, watch};
 
@@ -256,6 +256,14 @@ impl<S: ReplicaStore> ReplicaStore for FaultStore<S> {
 
     fn limits(&self) -> StoreLimits {
         self.shared.inner.limits()
+    }
+
+    fn preferred_write_set(&self) -> usize {
+        self.shared.inner.preferred_write_set()
+    }
+
+    fn stats(&self) -> StoreStats {
+        self.shared.inner.stats()
     }
 }
 

@@ -2,7 +2,7 @@
 
 use std::collections::VecDeque;
 
-use replikv_core::{Cursor, Durability, LinkId, Outcome, Position, Seq, StoreError};
+use replikv_core::{Cursor, Durability, KeyRange, LinkId, Outcome, Position, Seq, StoreError};
 use replikv_proto::{Applier, Content, Group, Progress, Record};
 
 use super::context::{Context, MILLI, Moment, Node, Owner};
@@ -53,14 +53,17 @@ pub(super) enum Item {
     Begin(Cursor),
     Record(Record),
     Content(Content),
+    Covered(KeyRange, Position),
+    Checkpoints(Vec<Position>),
 }
 
 impl Item {
     fn byte_len(&self) -> usize {
         match self {
-            Self::Begin(_) => 0,
+            Self::Begin(_) | Self::Checkpoints(_) => 0,
             Self::Record(record) => record.bytes().len(),
             Self::Content(content) => content.entries.byte_len(),
+            Self::Covered(range, _) => Applier::covered_len(range),
         }
     }
 }
@@ -206,6 +209,8 @@ impl Apply {
             Item::Begin(cursor) => self.applier.begin(cursor),
             Item::Record(record) => self.applier.push_record(record),
             Item::Content(content) => self.applier.push_content(content),
+            Item::Covered(range, read_at) => self.applier.push_covered(range, read_at),
+            Item::Checkpoints(checkpoints) => self.applier.push_checkpoints(checkpoints),
         }
     }
 

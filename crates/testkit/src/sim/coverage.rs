@@ -93,10 +93,22 @@ named! {
         CopyStarted = "copy-started",
         /// A slave went on with a copy on another connection.
         CopyResumed = "copy-resumed",
-        /// A copy that could not be gone on with began again.
-        CopyRestarted = "copy-restarted",
+        /// A copy that could not be gone on with became a comparison.
+        CopyBecameComparison = "copy-became-comparison",
         /// A copy became a state of the master.
         CopyFinished = "copy-finished",
+        /// A slave that fell behind the log began to compare.
+        ComparisonStarted = "comparison-started",
+        /// A slave went on with a comparison on another connection.
+        ComparisonResumed = "comparison-resumed",
+        /// A comparison that could not be gone on with began again.
+        ComparisonRestarted = "comparison-restarted",
+        /// A comparison became a state of the master.
+        ComparisonFinished = "comparison-finished",
+        /// A range turned out to be equal, and was kept.
+        EqualKept = "equal-kept",
+        /// A range turned out to differ, and was replaced.
+        DifferenceReplaced = "difference-replaced",
         /// A slave died in the middle of a copy.
         CrashInCopy = "crash-in-copy",
         /// A master died while a slave copied.
@@ -191,8 +203,6 @@ named! {
         RefusedByCheckpoint = "refused-by-checkpoint",
         /// A slave was refused: it is ahead of its master.
         RefusedAhead = "refused-ahead",
-        /// A slave was refused: what it missed is gone.
-        RefusedNeedsCompare = "refused-needs-compare",
         /// A slave was refused: it holds data of its own.
         RefusedData = "refused-data",
         /// A slave was refused: its store is too small.

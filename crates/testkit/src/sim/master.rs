@@ -6,7 +6,7 @@ use bytes::Bytes;
 use replikv_core::{
     Durability, Epoch, KeyRange, Keyspace, Outcome, Position, Seq, SourceId, StoreError, StoreLimits, WriteSet,
 };
-use replikv_proto::layout::{Checkpoint, Epochs, Floor, Head, Stored};
+use replikv_proto::layout::{Checkpoint, Floor, Head, Stored};
 use replikv_proto::{
     Answer, CommitGroup, Committer, CommitterConfig, EpochStart, Intent, LogEntry, Progress, RecordKind, Retention,
     Step, View, Work,
@@ -350,7 +350,8 @@ impl Process {
         let store = &ctx.stores[self.store];
         let (Some(head), Some(floor)) = (store.head(), store.floor()) else { return false };
         let limits = StoreLimits { max_batch: ctx.sizes.max_batch, ..store.limits };
-        let epochs = store.visible.stored::<Epochs>(Epochs::KEY).unwrap_or_default().0;
+        // What ships begins no epoch but the first, and has no place yet to write down others.
+        let epochs = ctx.oracle.model.epochs(&head.position);
         let checkpoints = store.visible.checkpoints();
         let begun = new_epoch.map(|nonce| Epoch { number: head.position.epoch.number + 1, nonce });
         let epoch = begun.unwrap_or(head.position.epoch);
@@ -422,7 +423,10 @@ impl Process {
             Ok(()) => {
                 open.committer.committed(&group);
                 open.change(|view| view.handed = group.head.position);
-                open.checkpoints.append(&mut group.checkpoints);
+                group.checkpoints.drain(..).for_each(|checkpoint| checkpoint.keep_in(&mut open.checkpoints));
+                if open.epochs.last().is_none_or(|last| last.epoch != group.head.position.epoch) {
+                    open.epochs = ctx.oracle.model.epochs(&group.head.position);
+                }
                 let answers = std::mem::take(&mut group.answers);
                 open.unsynced.append(&mut group.entries);
                 match self.sync_every {
@@ -495,8 +499,9 @@ impl Process {
             there = found.position == group.head.position;
             ctx.coverage.met(if there { Scene::UnknownThere } else { Scene::UnknownGone });
             open.unsynced.append(&mut group.entries);
-            open.checkpoints.append(&mut group.checkpoints);
+            group.checkpoints.drain(..).for_each(|checkpoint| checkpoint.keep_in(&mut open.checkpoints));
             if there {
+                open.epochs = ctx.oracle.model.epochs(&found.position);
                 open.committer.settled(&group, found);
             }
         }
@@ -616,6 +621,15 @@ impl Opened {
             }
             None => self.intents.drain(..).for_each(|intent| self.committer.push(intent)),
         }
+    }
+
+    /// Points of the history that a slave is told to keep, oldest first.
+    pub(super) fn newest_checkpoints(&self) -> Vec<Position> {
+        let published = self.view.published.seq;
+        let positions = self.checkpoints.iter().map(|checkpoint| checkpoint.position);
+        let mut positions: Vec<Position> = positions.filter(|position| position.seq <= published).collect();
+        positions.drain(..positions.len().saturating_sub(64));
+        positions
     }
 
     pub(super) fn change(&mut self, change: impl FnOnce(&mut View)) {

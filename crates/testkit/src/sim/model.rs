@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use replikv_core::{Digest, KeyRange, Keyspace, Op, Position, Seq, SourceId};
-use replikv_proto::{Record, origin};
+use replikv_proto::{EpochStart, Record, origin};
 
 use super::print::Print;
 use super::store::Maps;
@@ -99,6 +99,34 @@ impl Model {
             point = self.before(point)?;
         }
         Some(point).filter(|point| point.position.seq == seq)
+    }
+
+    /// Every point on the way to `head`, from the origin on: its number is its index.
+    pub(super) fn path(&self, head: &Position) -> Vec<Position> {
+        let mut path = Vec::new();
+        let mut next = self.point(head);
+        while let Some(point) = next {
+            path.push(point.position);
+            next = self.before(point);
+        }
+        path.reverse();
+        path
+    }
+
+    /// Where epochs began on the way to `head`, oldest first.
+    pub(super) fn epochs(&self, head: &Position) -> Vec<EpochStart> {
+        let mut epochs: Vec<EpochStart> = Vec::new();
+        let mut next = self.point(head);
+        while let Some(point) = next.filter(|point| point.position.seq > Seq::ZERO) {
+            let Position { epoch, seq, .. } = point.position;
+            match epochs.last_mut() {
+                Some(last) if last.epoch == epoch => last.first = seq,
+                _ => epochs.push(EpochStart { epoch, first: seq }),
+            }
+            next = self.before(point);
+        }
+        epochs.reverse();
+        epochs
     }
 
     /// True if `position` lies on the way to `head`.

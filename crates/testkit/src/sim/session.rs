@@ -1,11 +1,11 @@
 //! The simulated driver of one connection at a master: what `replikv-node` does around the session, step by step.
 
 use bytes::Bytes;
-use replikv_core::{KeyRange, Keyspace, Page, Position, ScanOptions, Seq, StoreError};
+use replikv_core::{Fill, KeyRange, Keyspace, Page, Position, ScanOptions, Seq, StoreError};
 use replikv_proto::layout::{Head, Stored as _};
 use replikv_proto::{
     Content, DecoderLimits, GoodbyeReason, Hello, Located, LogAnswer, MasterAction, MasterSession, MasterSessionConfig,
-    Message, Mode, Progress, ProtocolError, Record, RejectCode, Response, View,
+    Message, Mode, Progress, ProtocolError, Record, RejectCode, Response, View, origin,
 };
 
 use super::context::{Context, Happening, MILLI, Node, Owner};
@@ -29,7 +29,7 @@ pub(super) struct Session {
     replaced: bool,
     /// What the oracle knows of it.
     hello: Option<Hello>,
-    judged: Option<View>,
+    judged: Vec<View>,
     sent: Option<Position>,
     copying: bool,
     page_waits: bool,
@@ -42,12 +42,14 @@ enum Asked {
     Records(Position),
     Page {
         range: KeyRange,
+        max_bytes: usize,
         handed: Position,
         setbacks: u64,
     },
     /// After a page: is the store still this master's?
     Head {
         range: KeyRange,
+        max_bytes: usize,
         handed: Position,
         setbacks: u64,
         page: Page,
@@ -65,6 +67,8 @@ impl Session {
             heartbeat: ctx.sizes.heartbeat,
             handshake_timeout: ctx.sizes.heartbeat * 5,
             chunk: ctx.sizes.chunk,
+            compare_bytes_per_second: None,
+            checkpoints: open.newest_checkpoints(),
             relay: false,
         };
         let now = ctx.clock(wall_offset_ms);
@@ -77,7 +81,7 @@ impl Session {
             closing: false,
             replaced: false,
             hello: None,
-            judged: None,
+            judged: Vec::new(),
             sent: None,
             copying: false,
             page_waits: false,
@@ -140,7 +144,7 @@ impl Process {
                 ctx.trace(message.name().len() as u64);
                 if let Message::Hello(hello) = &message {
                     session.hello = Some(hello.clone());
-                    session.judged = Some(open.view);
+                    session.judged = vec![open.view];
                 }
                 session.session.handle_message(ctx.clock(wall), message).map_err(|_| Over)?;
             }
@@ -193,7 +197,7 @@ impl Process {
                     known[1..].fill(Some(Located::Held { log_bytes: 0 }));
                     wanted.truncate(2 * known.iter().filter(|known| known.is_none()).count());
                 }
-                session.judged = Some(open.view);
+                session.judged.push(open.view);
                 if wanted.is_empty() {
                     let located: Vec<Located> = known.into_iter().flatten().collect();
                     session.session.handle_located(&located);
@@ -220,8 +224,8 @@ impl Process {
                 ctx.call(store, owner, Request::Scan(Keyspace::Log, range, options));
                 session.asked = Some(Asked::Records(after));
             }
-            MasterAction::ReadPage { range, .. } => {
-                session.asked = Some(ask_page(ctx, store, owner, open, range));
+            MasterAction::ReadPage { range, max_bytes } => {
+                session.asked = Some(ask_page(ctx, store, owner, open, (range, max_bytes)));
                 if session.page_waits {
                     ctx.coverage.met(Scene::PageReadAgain);
                 }
@@ -294,7 +298,7 @@ impl Process {
                 }
                 session.session.handle_records(answer);
             }
-            Some(Asked::Page { range, handed, setbacks }) => {
+            Some(Asked::Page { range, max_bytes, handed, setbacks }) => {
                 let page = match reply.page() {
                     Err(_) if ctx.planted(DriverBug::ReadErrorIsEmptyPage) => {
                         replikv_core::PageBuilder::new(range.clone(), ScanOptions::default()).finish()
@@ -304,9 +308,9 @@ impl Process {
                 // Another master on this store would make the page newer than this one knows.
                 let owner = Owner::Session { node: self.node, life: self.life, session: id };
                 ctx.call(self.store, owner, Request::Get(vec![(Keyspace::Meta, Bytes::from_static(Head::KEY))]));
-                session.asked = Some(Asked::Head { range, handed, setbacks, page });
+                session.asked = Some(Asked::Head { range, max_bytes, handed, setbacks, page });
             }
-            Some(Asked::Head { range, handed, setbacks, page }) => {
+            Some(Asked::Head { range, max_bytes, handed, setbacks, page }) => {
                 let head = reply.got()?.pop().flatten();
                 let head = Head::from_bytes(&head.unwrap_or_default())?;
                 // What came to nothing while the page was read may be in it, and `handed` may already name what came
@@ -314,7 +318,7 @@ impl Process {
                 if open.setbacks != setbacks && !ctx.planted(DriverBug::SetbackUnnoticed) {
                     ctx.coverage.met(Scene::SetbackDuringPage);
                     let owner = Owner::Session { node: self.node, life: self.life, session: id };
-                    session.asked = Some(ask_page(ctx, self.store, owner, open, range));
+                    session.asked = Some(ask_page(ctx, self.store, owner, open, (range, max_bytes)));
                     return Ok(());
                 }
                 // After the read has ended, not before: what it may show is known only now.
@@ -356,42 +360,55 @@ impl Session {
                 }
             }
             Message::Ranges(content) => {
-                ctx.oracle.content_sent(&ctx.stores[store], content);
-                self.copying = content.range.end().is_some();
+                ctx.oracle.content_sent(&ctx.stores[store], &content.read_at);
+                self.copying &= content.range.end().is_some();
+                self.page_waits = false;
+            }
+            Message::Compared(compared) => {
+                ctx.oracle.content_sent(&ctx.stores[store], &compared.read_at);
                 self.page_waits = false;
             }
             Message::Welcome(welcome) => {
                 let Some(hello) = &self.hello else { return };
                 let (verdict, sent) = match welcome.mode {
                     Mode::Copy { from } => (Verdict::Copy, from),
+                    Mode::Compare { from } => (Verdict::Compare, from),
                     _ => (Verdict::Resume, hello.cursor.as_ref().map_or(welcome.floor, |cursor| cursor.position)),
                 };
                 self.sent = Some(sent);
-                let unfinished = hello.cursor.as_ref().is_some_and(|cursor| cursor.coverage.rest().is_some());
-                self.copying = unfinished || verdict == Verdict::Copy;
+                let unfinished = hello.cursor.as_ref().and_then(|cursor| cursor.coverage.fill());
+                self.copying = verdict == Verdict::Copy || (verdict, unfinished) == (Verdict::Resume, Some(Fill::Copy));
                 ctx.coverage.met(match (verdict, unfinished) {
-                    (Verdict::Copy, true) => Scene::CopyRestarted,
-                    (Verdict::Copy, false) => Scene::CopyStarted,
-                    (_, true) => Scene::CopyResumed,
-                    (_, false) => Scene::Resumed,
+                    (Verdict::Copy, _) => Scene::CopyStarted,
+                    (Verdict::Compare, Some(Fill::Copy)) => Scene::CopyBecameComparison,
+                    (Verdict::Compare, Some(_)) => Scene::ComparisonRestarted,
+                    (Verdict::Compare, None) => Scene::ComparisonStarted,
+                    (_, Some(Fill::Copy)) => Scene::CopyResumed,
+                    (_, Some(_)) => Scene::ComparisonResumed,
+                    (_, None) => Scene::Resumed,
                 });
-                if self.copying && !ctx.healing {
-                    // A copy does not take long: something is to go wrong meanwhile.
+                let fills = verdict != Verdict::Resume || unfinished.is_some();
+                if fills && !ctx.healing {
+                    // It does not take long: something is to go wrong meanwhile.
                     let soon = ctx.fault_rng.u64(MILLI..100 * MILLI);
                     ctx.after(soon, Happening::OneFault);
                 }
                 self.judge(ctx, store, open, verdict);
             }
             Message::Reject(reject) => {
-                ctx.coverage.met(match reject.code {
-                    RejectCode::ForeignSource => Scene::RefusedForeign,
-                    RejectCode::Diverged => Scene::RefusedDiverged,
-                    RejectCode::SlaveAhead => Scene::RefusedAhead,
-                    RejectCode::NeedsCompare => Scene::RefusedNeedsCompare,
-                    RejectCode::DataWithoutCursor => Scene::RefusedData,
-                    RejectCode::LimitsTooSmall => Scene::RefusedLimits,
+                let scene = match reject.code {
+                    RejectCode::ForeignSource => Some(Scene::RefusedForeign),
+                    RejectCode::Diverged => Some(Scene::RefusedDiverged),
+                    RejectCode::SlaveAhead => Some(Scene::RefusedAhead),
+                    // Every history here has a point to share: none is refused for that today.
+                    RejectCode::NeedsCompare => None,
+                    RejectCode::DataWithoutCursor => Some(Scene::RefusedData),
+                    RejectCode::LimitsTooSmall => Some(Scene::RefusedLimits),
                     _ => return,
-                });
+                };
+                if let Some(scene) = scene {
+                    ctx.coverage.met(scene);
+                }
                 self.judge(ctx, store, open, Verdict::Refuse(reject.code));
             }
             _ => {}
@@ -401,12 +418,12 @@ impl Session {
     fn judge(&self, ctx: &mut Context, store: usize, open: &Opened, verdict: Verdict) {
         let Some(hello) = &self.hello else { return };
         // Published records may have moved on while the store was asked.
-        let views = [self.judged.unwrap_or(open.view), open.view];
+        let views: Vec<View> = self.judged.iter().copied().chain([open.view]).collect();
         let judged = |view| Judged { model: &ctx.oracle.model, store: &ctx.stores[store], view, limits: open.limits };
-        let right: Vec<Verdict> = views.into_iter().flat_map(|view| judged(view).verdicts(hello)).collect();
+        let right: Vec<Verdict> = views.iter().flat_map(|view| judged(*view).verdicts(hello)).collect();
         let position = hello.cursor.as_ref().map(|cursor| cursor.position);
-        let by_checkpoint = position.is_some_and(|position| judged(open.view).by_checkpoint(&position));
-        if by_checkpoint && verdict == Verdict::Refuse(RejectCode::Diverged) {
+        let diverged = verdict == Verdict::Refuse(RejectCode::Diverged);
+        if diverged && position.is_some_and(|position| judged(open.view).by_checkpoint(&position)) {
             ctx.coverage.met(Scene::RefusedByCheckpoint);
         }
         if !right.contains(&verdict) {
@@ -416,10 +433,16 @@ impl Session {
     }
 }
 
-fn ask_page(ctx: &mut Context, store: usize, owner: Owner, open: &Opened, range: KeyRange) -> Asked {
-    let options = ScanOptions::default().max_entries(usize::MAX).max_bytes(ctx.sizes.chunk);
+fn ask_page(
+    ctx: &mut Context,
+    store: usize,
+    owner: Owner,
+    open: &Opened,
+    (range, max_bytes): (KeyRange, usize),
+) -> Asked {
+    let options = ScanOptions::default().max_entries(usize::MAX).max_bytes(max_bytes);
     ctx.call(store, owner, Request::Scan(Keyspace::Data, range.clone(), options));
-    Asked::Page { range, handed: open.view.handed, setbacks: open.setbacks }
+    Asked::Page { range, max_bytes, handed: open.view.handed, setbacks: open.setbacks }
 }
 
 // Where positions lie, as far as that can be told without the store, and what must be read to tell the rest.
@@ -452,17 +475,30 @@ fn locate_one(ctx: &Context, open: &Opened, position: &Position) -> Option<Locat
         let epoch = if seq == Seq::ZERO { position.epoch } else { floor.epoch };
         Some(same(ctx, position, Position { epoch, ..floor }))
     } else if seq < floor.seq {
-        let checkpoint = open.checkpoints.iter().find(|checkpoint| checkpoint.position.seq == seq);
-        let parted = checkpoint.is_some_and(|checkpoint| checkpoint.position != *position);
-        let parted = parted && !ctx.planted(DriverBug::CheckpointIgnored);
-        let served = ctx.planted(DriverBug::BelowIsServed);
-        Some(match (parted, served) {
-            (true, _) => Located::Mismatch,
-            (false, true) => Located::Held { log_bytes: 0 },
-            (false, false) => Located::Below,
+        Some(match locate_below(ctx, open, position) {
+            Located::Below | Located::Shared if ctx.planted(DriverBug::BelowIsServed) => Located::Held { log_bytes: 0 },
+            located => located,
         })
     } else {
         open.ring.entry(seq).map(|entry| same(ctx, position, entry.position))
+    }
+}
+
+// What is no longer in the log is known by where epochs began, and by checkpoints.
+fn locate_below(ctx: &Context, open: &Opened, position: &Position) -> Located {
+    if position.seq == Seq::ZERO {
+        let shared = *position == origin(open.source, position.epoch);
+        return if shared { Located::Shared } else { Located::Mismatch };
+    }
+    let reigning = open.epochs.iter().rfind(|start| start.first <= position.seq);
+    if reigning.is_none_or(|start| start.epoch != position.epoch) {
+        return Located::Mismatch;
+    }
+    let checkpoint = open.checkpoints.iter().find(|checkpoint| checkpoint.position.seq == position.seq);
+    match checkpoint {
+        Some(checkpoint) if checkpoint.position == *position => Located::Shared,
+        Some(_) if !ctx.planted(DriverBug::CheckpointIgnored) => Located::Mismatch,
+        _ => Located::Below,
     }
 }
 
@@ -497,7 +533,7 @@ fn same(ctx: &Context, position: &Position, held: Position) -> Located {
     } else {
         *position == held
     };
-    // How far behind a slave is in bytes, nothing here depends on.
+    // How far behind a slave is in bytes matters from 8 MiB of log on, which no run comes to.
     if equal { Located::Held { log_bytes: 0 } } else { Located::Mismatch }
 }
 

@@ -1,11 +1,11 @@
 //! The simulated driver of a slave: what `replikv-node` does around session and applier, step by step.
 
-use replikv_core::{Keyspace, Position, StoreError, StoreLimits};
+use replikv_core::{KeyRange, Keyspace, Position, ScanOptions, StoreError, StoreLimits};
 use replikv_proto::layout::Identity;
 use replikv_proto::layout::Stored as _;
 use replikv_proto::{
-    Ack, DecoderLimits, GoodbyeReason, Heartbeat, Hello, Message, ProtocolError, Refusal, RejectCode, SlaveAction,
-    SlaveSession, SlaveSessionConfig,
+    Ack, DecoderLimits, GoodbyeReason, Heartbeat, Hello, Message, Mode, ProtocolError, Refusal, RejectCode,
+    SlaveAction, SlaveSession, SlaveSessionConfig,
 };
 
 use super::apply::{Apply, Driver, Item, Tracker};
@@ -75,6 +75,8 @@ struct Follow {
     apply: Apply,
     over: Option<Result<(), Ending>>,
     welcomed: bool,
+    /// It has read of its own data.
+    compares: bool,
 }
 
 impl Slave {
@@ -262,7 +264,7 @@ impl Slave {
         let target = ctx.sizes.apply_bytes;
         let apply = Apply::new(hello.cursor, target);
         let session = SlaveSession::new(config, ctx.clock(self.wall_offset_ms));
-        let follow = Follow { conn: Some(conn), session, apply, over: None, welcomed: false };
+        let follow = Follow { conn: Some(conn), session, apply, over: None, welcomed: false, compares: false };
         process.state = State::Following(Box::new(follow));
     }
 
@@ -277,7 +279,7 @@ impl Slave {
             State::Following(follow) => {
                 loop {
                     follow.apply.run(ctx, &driver, node, &mut process.tracker);
-                    if !follow.drive(ctx, wall, node, store, &process.tracker) {
+                    if !follow.drive(ctx, wall, node, store, &mut process.tracker) {
                         break;
                     }
                 }
@@ -359,7 +361,7 @@ impl Process {
 
 impl Follow {
     // Moves messages until something has to be waited for. True if the apply task should be looked at again.
-    fn drive(&mut self, ctx: &mut Context, wall: i64, node: usize, store: usize, tracker: &Tracker) -> bool {
+    fn drive(&mut self, ctx: &mut Context, wall: i64, node: usize, store: usize, tracker: &mut Tracker) -> bool {
         if self.conn.is_none() {
             return false;
         }
@@ -382,7 +384,7 @@ impl Follow {
         wall: i64,
         node: usize,
         store: usize,
-        tracker: &Tracker,
+        tracker: &mut Tracker,
     ) -> Result<(), Result<(), Ending>> {
         loop {
             let mut progress = tracker.progress();
@@ -390,8 +392,14 @@ impl Follow {
                 progress.applied = self.apply.arrived().unwrap_or_default().max(progress.applied);
             }
             self.session.handle_progress(progress);
+            let mut more = false;
             while let Some(action) = self.session.poll_action() {
-                self.execute(ctx, store, action)?;
+                // One page, then the connection has its turn: answers to earlier questions may be there.
+                more = matches!(action, SlaveAction::ReadPage { .. });
+                self.execute(ctx, store, tracker, action)?;
+                if more {
+                    break;
+                }
             }
             let Some(conn) = &mut self.conn else { return Ok(()) };
             let room = self.apply.has_room();
@@ -413,7 +421,7 @@ impl Follow {
             if self.apply.ended.is_some() {
                 return Err(Ok(()));
             }
-            if conn.flush(ctx) {
+            if conn.flush(ctx) || more {
                 continue;
             }
             let Some(at) = self.session.poll_timeout() else { return Ok(()) };
@@ -432,14 +440,33 @@ impl Follow {
         }
     }
 
-    fn execute(&mut self, ctx: &mut Context, store: usize, action: SlaveAction) -> Result<(), Result<(), Ending>> {
+    fn execute(
+        &mut self,
+        ctx: &mut Context,
+        store: usize,
+        tracker: &mut Tracker,
+        action: SlaveAction,
+    ) -> Result<(), Result<(), Ending>> {
         match action {
             SlaveAction::Send(message) => self.send(ctx, store, &message),
             SlaveAction::Begin(cursor) => self.apply.push(ctx, Item::Begin(cursor)),
             SlaveAction::Apply(record) => self.apply.push(ctx, Item::Record(record)),
-            SlaveAction::Copy(content) => self.apply.push(ctx, Item::Content(content)),
+            SlaveAction::Copy(content) => {
+                if self.compares {
+                    ctx.coverage.met(Scene::DifferenceReplaced);
+                }
+                self.apply.push(ctx, Item::Content(content));
+            }
+            SlaveAction::Covered { range, read_at } => {
+                ctx.coverage.met(Scene::EqualKept);
+                self.apply.push(ctx, Item::Covered(range, read_at));
+            }
+            SlaveAction::Checkpoints(checkpoints) => self.apply.push(ctx, Item::Checkpoints(checkpoints)),
+            SlaveAction::ReadPage { range, max_bytes } => self.read_own(ctx, store, &range, max_bytes),
             SlaveAction::Welcomed(welcome) => {
                 self.welcomed = true;
+                // What begins now is no state of the master, whatever was there before.
+                tracker.consistent &= !matches!(welcome.mode, Mode::Compare { .. } | Mode::Copy { .. });
                 if let Some(conn) = &mut self.conn {
                     conn.set_limits(DecoderLimits::for_batches(welcome.limits.max_batch));
                 }
@@ -453,6 +480,16 @@ impl Follow {
             SlaveAction::Close(Err(Refusal { code, .. })) => return Err(Err(Ending::Refused(code))),
         }
         Ok(())
+    }
+
+    // At once: nothing but this slave's own groups changes what it reads, and these leave alone what is not covered.
+    fn read_own(&mut self, ctx: &mut Context, store: usize, range: &KeyRange, max_bytes: usize) {
+        self.compares = true;
+        let options = ScanOptions::default().max_entries(usize::MAX).max_bytes(max_bytes.min(ctx.sizes.chunk));
+        let page = ctx.stores[store].visible.page(Keyspace::Data, range, options);
+        let rest = page.rest().filter(|_| !ctx.planted(DriverBug::OwnPageTakenForWhole));
+        let end = rest.map_or_else(|| range.end().cloned(), |rest| Some(rest.start().clone()));
+        self.session.handle_page(&KeyRange::new(range.start().clone(), end), page.ops());
     }
 
     fn send(&mut self, ctx: &mut Context, store: usize, message: &Message) {
@@ -472,7 +509,7 @@ impl Follow {
         }
     }
 
-    fn last_words(&mut self, ctx: &mut Context, store: usize, tracker: &Tracker) {
+    fn last_words(&mut self, ctx: &mut Context, store: usize, tracker: &mut Tracker) {
         self.session.handle_progress(tracker.progress());
         while let Some(action) = self.session.poll_action() {
             if let SlaveAction::Send(message) = action {

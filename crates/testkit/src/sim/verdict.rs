@@ -1,6 +1,7 @@
 //! How a slave must be served, decided from what the oracle knows.
 
 use replikv_core::{Keyspace, Position, Seq, StoreLimits};
+use replikv_proto::layout::Checkpoint;
 use replikv_proto::{Hello, Record, RejectCode, View};
 
 use super::model::Model;
@@ -11,6 +12,7 @@ use super::store::ModelStore;
 pub(super) enum Verdict {
     Resume,
     Copy,
+    Compare,
     Refuse(RejectCode),
 }
 
@@ -27,6 +29,8 @@ pub(super) struct Judged<'a> {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Place {
     Held,
+    /// A point of the history, below the log.
+    Shared,
     Below,
     Parted,
     Ahead,
@@ -49,48 +53,83 @@ impl Judged<'_> {
             return vec![Verdict::Refuse(RejectCode::ForeignSource)];
         }
         let mut positions = vec![cursor.position];
-        positions.extend(cursor.coverage.ranges().iter().filter_map(|range| range.consistent_at));
+        positions.extend(cursor.coverage.read_at());
         let decide = |damage_is_found: bool| {
-            let places: Vec<Place> = positions.iter().map(|position| self.place(position, damage_is_found)).collect();
+            let places = self.places(&positions, damage_is_found);
             if places.contains(&Place::Parted) {
                 Verdict::Refuse(RejectCode::Diverged)
             } else if places.contains(&Place::Ahead) {
                 Verdict::Refuse(RejectCode::SlaveAhead)
-            } else if !places.contains(&Place::Below) {
+            } else if places.iter().all(|place| *place == Place::Held) {
                 Verdict::Resume
-            } else if !cursor.coverage.is_complete() {
-                Verdict::Copy
+            } else if !cursor.coverage.is_complete() || places[0] == Place::Shared {
+                Verdict::Compare
             } else {
-                Verdict::Refuse(RejectCode::NeedsCompare)
+                self.by_lineage(hello, &cursor.position, damage_is_found)
             }
         };
         vec![decide(false), decide(true)]
     }
 
+    // Its position is too old to tell: what it passed through before tells, or the epoch that it is in.
+    fn by_lineage(&self, hello: &Hello, position: &Position, damage_is_found: bool) -> Verdict {
+        let places = self.places(&hello.checkpoints, damage_is_found);
+        let epochs = self.model.epochs(&self.view.published);
+        let own = epochs.iter().find(|start| start.epoch == position.epoch);
+        if places.iter().any(|place| matches!(place, Place::Parted | Place::Ahead)) {
+            Verdict::Refuse(RejectCode::Diverged)
+        } else if places.iter().any(|place| matches!(place, Place::Held | Place::Shared))
+            || own.is_some_and(|own| position.seq.since(own.first) < Checkpoint::EVERY)
+        {
+            Verdict::Compare
+        } else {
+            Verdict::Refuse(RejectCode::NeedsCompare)
+        }
+    }
+
+    fn places(&self, positions: &[Position], damage_is_found: bool) -> Vec<Place> {
+        let path = self.model.path(&self.view.published);
+        positions.iter().map(|position| self.place(&path, position, damage_is_found)).collect()
+    }
+
     /// True if only a checkpoint below the floor can tell that the histories parted.
     pub(super) fn by_checkpoint(&self, position: &Position) -> bool {
-        position.seq < self.view.floor.seq && self.place(position, true) == Place::Parted
+        position.seq < self.view.floor.seq && self.places(&[*position], true) == [Place::Parted]
     }
 
     // A damaged record is found in the store; or it is not, because memory still holds what it was.
-    fn place(&self, position: &Position, damage_is_found: bool) -> Place {
+    fn place(&self, path: &[Position], position: &Position, damage_is_found: bool) -> Place {
         let View { published, floor, .. } = self.view;
-        let on_the_way = self.model.leads_to(position, &published);
+        let own = usize::try_from(position.seq.as_u64()).ok().and_then(|seq| path.get(seq));
+        // Before the first record there is no epoch to compare.
+        let same = |own: &Position| own.digest == position.digest && (own == position || own.seq == Seq::ZERO);
+        let on_the_way = own.is_some_and(same);
         if position.seq > published.seq {
             return Place::Ahead;
         }
-        let below = if position.seq < floor.seq {
-            let checkpoints = self.store.visible.checkpoints();
-            let known = checkpoints.iter().any(|checkpoint| checkpoint.position.seq == position.seq);
-            !known || on_the_way
+        if position.seq < floor.seq {
+            let same_epoch = own.is_some_and(|own| own.epoch == position.epoch);
+            return self.place_below(position, on_the_way, same_epoch);
+        }
+        let remembered = position.seq == published.seq || position.seq == floor.seq;
+        if damage_is_found && !remembered && !self.is_intact(position.seq) {
+            Place::Below
+        } else if on_the_way {
+            Place::Held
         } else {
-            let remembered = position.seq == published.seq || position.seq == floor.seq;
-            damage_is_found && !remembered && !self.is_intact(position.seq)
-        };
-        match (below, on_the_way) {
-            (true, _) => Place::Below,
-            (false, true) => Place::Held,
-            (false, false) => Place::Parted,
+            Place::Parted
+        }
+    }
+
+    // Without records there are epochs and checkpoints: of the first record's beginning everybody knows.
+    fn place_below(&self, position: &Position, on_the_way: bool, same_epoch: bool) -> Place {
+        let checkpoints = self.store.visible.checkpoints();
+        let known =
+            position.seq == Seq::ZERO || checkpoints.iter().any(|checkpoint| checkpoint.position.seq == position.seq);
+        match (known, on_the_way) {
+            (true, true) => Place::Shared,
+            (false, _) if same_epoch => Place::Below,
+            _ => Place::Parted,
         }
     }
 

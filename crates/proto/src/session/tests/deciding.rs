@@ -1,7 +1,7 @@
 //! What a master decides about a slave, from its hello and the history alone.
 
 use super::*;
-use crate::{Refusal, RejectCode};
+use crate::{EpochStart, Refusal, RejectCode};
 
 /// What the master decides. Checks that a refusal is all that a refused slave gets, and that an accepted one is
 /// entered before it is welcomed.
@@ -73,11 +73,11 @@ fn an_unfinished_copy_resumes_if_all_it_stands_on_is_in_the_log() {
 }
 
 #[test]
-fn an_unfinished_copy_below_the_log_begins_again() {
+fn an_unfinished_copy_below_the_log_compares_what_it_has() {
     let history = History::of(20).trimmed(10);
     let coverage = copied_to("m", history.position(12));
     let welcome = served(&history, hello(Some(Cursor { position: history.position(8), coverage })));
-    assert_eq!((welcome.mode, welcome.behind_bytes), (Mode::Copy { from: history.head() }, 0));
+    assert_eq!((welcome.mode, welcome.behind_bytes), (Mode::Compare { from: history.head() }, 0));
 }
 
 #[test]
@@ -118,6 +118,21 @@ fn the_floor_may_rise_while_the_data_is_measured() {
     assert!(matches!(master.poll_action(), Some(MasterAction::Joined { .. })));
     let Some(MasterAction::Send(Message::Welcome(welcome))) = master.poll_action() else { panic!("a welcome") };
     assert_eq!(welcome.mode, Mode::Copy { from: history.head() });
+}
+
+// Who could not tell, answers with the limit: that must not look like little data beside a log that has grown.
+#[test]
+fn the_log_may_grow_while_the_data_is_measured() {
+    let history = History::of(20);
+    let view = View { retained_bytes: 10 << 20, log_bytes: 10 << 20, ..history.view() };
+    let mut master = MasterSession::new(master_config(), view, Vec::new(), at(0));
+    master.handle_message(at(0), Message::Hello(hello(None))).unwrap();
+    assert!(matches!(master.poll_action(), Some(MasterAction::MeasureData { at_most }) if at_most == 10 << 20));
+    master.handle_view(View { retained_bytes: 11 << 20, log_bytes: 11 << 20, ..view });
+    master.handle_data_size(10 << 20);
+    assert!(matches!(master.poll_action(), Some(MasterAction::Joined { .. })));
+    let Some(MasterAction::Send(Message::Welcome(welcome))) = master.poll_action() else { panic!("a welcome") };
+    assert_eq!((welcome.mode, welcome.behind_bytes), (Mode::Resume, 11 << 20));
 }
 
 #[test]
@@ -176,9 +191,91 @@ fn data_without_a_cursor_is_refused_whatever_the_log_holds() {
 }
 
 #[test]
-fn a_whole_slave_below_the_log_is_refused_and_not_copied_over() {
+fn a_whole_slave_below_the_log_compares_if_its_position_is_known() {
     let history = History::of(20).trimmed(10);
-    assert_eq!(refused(&history, hello(Some(Cursor::at(history.position(9))))), RejectCode::NeedsCompare);
+    let welcome = served(&history, hello(Some(Cursor::at(history.position(9)))));
+    assert_eq!((welcome.mode, welcome.behind_bytes), (Mode::Compare { from: history.head() }, 0));
+}
+
+/// What is decided about a slave at 9 whose position is too old to tell, by where its checkpoints lie.
+fn by_checkpoints(epochs: Vec<EpochStart>, checkpoints: &[Located]) -> Result<Mode, RejectCode> {
+    let history = History::of(20).trimmed(10);
+    let mut master = MasterSession::new(master_config(), history.view(), epochs, at(0));
+    let named = vec![history.position(5); checkpoints.len()];
+    let cursor = Some(Cursor::at(history.position(9)));
+    master.handle_message(at(0), Message::Hello(Hello { checkpoints: named.clone(), ..hello(cursor) })).unwrap();
+    assert!(matches!(master.poll_action(), Some(MasterAction::Locate(asked)) if asked == [history.position(9)]));
+    master.handle_located(&[Located::Below]);
+    assert!(matches!(master.poll_action(), Some(MasterAction::Locate(asked)) if asked == named));
+    assert!(master.poll_action().is_none(), "nothing is decided before that is known");
+    master.handle_located(checkpoints);
+    loop {
+        match master.poll_action() {
+            Some(MasterAction::Send(Message::Welcome(welcome))) => return Ok(welcome.mode),
+            Some(MasterAction::Send(Message::Reject(reject))) => return Err(reject.code),
+            Some(MasterAction::Joined { .. }) => {}
+            other => panic!("{other:?}"),
+        }
+    }
+}
+
+#[test]
+fn a_slave_too_old_to_tell_compares_if_a_checkpoint_is_shared_and_none_parted() {
+    let compares = Ok(Mode::Compare { from: History::of(20).head() });
+    assert_eq!(by_checkpoints(Vec::new(), &[Located::Shared]), compares);
+    assert_eq!(by_checkpoints(Vec::new(), &[Located::Below, Located::Held { log_bytes: 1 }]), compares);
+    assert_eq!(by_checkpoints(Vec::new(), &[Located::Shared, Located::Mismatch]), Err(RejectCode::Diverged));
+    assert_eq!(by_checkpoints(Vec::new(), &[Located::Ahead]), Err(RejectCode::Diverged));
+    assert_eq!(by_checkpoints(Vec::new(), &[]), Err(RejectCode::NeedsCompare));
+    assert_eq!(by_checkpoints(Vec::new(), &[Located::Below; 3]), Err(RejectCode::NeedsCompare));
+}
+
+// No checkpoint can lie between: the epoch's own first record is the point that both passed through.
+#[test]
+fn a_slave_shortly_after_the_beginning_of_an_epoch_needs_no_checkpoint() {
+    let start = |epoch, first| vec![EpochStart { epoch, first: seq(first) }];
+    assert!(by_checkpoints(start(EPOCH, 1), &[]).is_ok());
+    let other = Epoch { nonce: EPOCH.nonce + 1, ..EPOCH };
+    assert_eq!(by_checkpoints(start(other, 1), &[]), Err(RejectCode::NeedsCompare));
+}
+
+#[test]
+fn a_slave_behind_more_log_than_twice_the_data_compares() {
+    let history = History::of(20);
+    let view = View { log_bytes: history.bytes_at(3) + (10 << 20), ..history.view() };
+    let decide = |data, coverage| {
+        let cursor = Cursor { position: history.position(3), coverage };
+        decide(&history, view, data, hello(Some(cursor))).unwrap().mode
+    };
+    let compare = Mode::Compare { from: history.head() };
+    assert_eq!(decide((5 << 20) - 1, Coverage::default()), compare);
+    assert_eq!(decide(5 << 20, Coverage::default()), Mode::Resume);
+    // A copy that is under way is cheaper by what it has.
+    assert_eq!(decide(0, copied_to("m", history.position(5))), Mode::Resume);
+}
+
+#[test]
+fn whoever_copies_or_compares_is_told_what_the_content_stands_on() {
+    let history = History::of(20).trimmed(10);
+    let checkpoints = vec![history.position(4), history.position(12)];
+    let ahead = Position { seq: seq(21), ..history.head() };
+    let told = |cursor| {
+        let known = [&checkpoints[..], &[ahead]].concat();
+        let config = MasterSessionConfig { checkpoints: known, ..master_config() };
+        let mut master = MasterSession::new(config, history.view(), Vec::new(), at(0));
+        master.handle_message(at(0), Message::Hello(hello(cursor))).unwrap();
+        loop {
+            match master.poll_action() {
+                Some(MasterAction::Locate(positions)) => master.handle_located(&history.locate(&positions)),
+                Some(MasterAction::Send(Message::Welcome(welcome))) => return welcome.checkpoints,
+                Some(MasterAction::Joined { .. } | MasterAction::Verified(_)) => {}
+                other => panic!("{other:?}"),
+            }
+        }
+    };
+    assert_eq!(told(None), checkpoints);
+    assert_eq!(told(Some(Cursor::at(history.position(9)))), checkpoints);
+    assert_eq!(told(Some(Cursor::at(history.position(12)))), []);
 }
 
 #[test]

@@ -1,7 +1,7 @@
 //! Peers that do what they must not. Nothing of it is applied.
 
 use super::*;
-use crate::{Ack, Heartbeat, Response};
+use crate::{Ack, Compare, Compared, Heartbeat, Response};
 
 fn misbehaved(result: &Result<(), ProtocolError>) -> bool {
     matches!(result, Err(ProtocolError::Misbehaved { .. }))
@@ -40,7 +40,8 @@ fn what_only_the_other_side_says_has_no_place() {
         history.records(0, 1),
         Message::Ranges(content(KeyRange::all(), history.head(), &[])),
         Message::Response(Response { id: 1, body: Ok(Bytes::new()) }),
-        Message::Compare(Bytes::new()),
+        Message::Compare(Compare { ranges: Vec::new() }),
+        Message::Compared(Compared { read_at: history.head(), verdicts: Vec::new() }),
         Message::Auth(Bytes::new()),
         Message::Ack(Ack { applied: seq(0), durable: seq(0), consistent: false }),
         Message::Heartbeat(Heartbeat::Source { head: history.head(), log_bytes: 0, time: 0 }),
@@ -50,7 +51,8 @@ fn what_only_the_other_side_says_has_no_place() {
     for message in [
         hello(),
         Message::Welcome(welcome(&history, Mode::Resume)),
-        Message::Compare(Bytes::new()),
+        Message::Compare(Compare { ranges: Vec::new() }),
+        Message::Compared(Compared { read_at: history.head(), verdicts: Vec::new() }),
         Message::Ack(Ack { applied: seq(0), durable: seq(0), consistent: false }),
         Message::Heartbeat(Heartbeat::Follower { applied: seq(0), durable: seq(0), consistent: false }),
     ] {

@@ -1,5 +1,6 @@
 //! The two ends of a session, driven by hand: no clock, no socket, no store, only a model of each.
 
+mod comparing;
 mod copying;
 mod deciding;
 mod misbehaving;
@@ -54,6 +55,14 @@ impl History {
 
     fn trimmed(mut self, floor: usize) -> Self {
         self.floor = floor;
+        self
+    }
+
+    /// As it was after so many records.
+    fn at(mut self, seq: usize) -> Self {
+        self.entries.truncate(seq);
+        self.states.truncate(seq + 1);
+        self.published = self.published.min(seq);
         self
     }
 
@@ -120,7 +129,7 @@ impl History {
             } else if self.position(seq) != *position {
                 Located::Mismatch
             } else if seq < self.floor {
-                Located::Below
+                Located::Shared
             } else {
                 Located::Held { log_bytes: self.bytes_at(seq) }
             }
@@ -213,6 +222,8 @@ fn master_config() -> MasterSessionConfig {
         handshake_timeout,
         chunk: 64,
         relay: false,
+        compare_bytes_per_second: None,
+        checkpoints: Vec::new(),
     }
 }
 
@@ -245,6 +256,7 @@ fn welcome(history: &History, mode: Mode) -> Welcome {
         heartbeat_ms: 5000,
         log_bytes: view.log_bytes,
         behind_bytes: 0,
+        checkpoints: Vec::new(),
     }
 }
 
@@ -278,7 +290,7 @@ fn all_actions(session: &mut SlaveSession) -> Vec<SlaveAction> {
 
 /// True for what changes a store.
 fn writes(action: &SlaveAction) -> bool {
-    matches!(action, SlaveAction::Begin(_) | SlaveAction::Apply(_) | SlaveAction::Copy(_))
+    matches!(action, SlaveAction::Begin(_) | SlaveAction::Apply(_) | SlaveAction::Copy(_) | SlaveAction::Covered { .. })
 }
 
 /// A copy of everything that has come as far as `key`, by a page that was read at `read_at`.

@@ -109,8 +109,8 @@ fn limits_that_the_store_cannot_hold_are_not_accepted() {
 #[test]
 fn a_mode_that_a_slave_does_not_know_is_not_followed() {
     let history = History::of(10);
-    let cursor = Some(Cursor::at(history.position(4)));
-    assert_eq!(answer(slave_config(cursor), welcome(&history, Mode::Compare)), Err(RejectCode::Unsupported));
+    let compare = Mode::Compare { from: history.head() };
+    assert_eq!(answer(slave_config(None), welcome(&history, compare)), Err(RejectCode::Unsupported));
     assert_eq!(answer(slave_config(None), welcome(&history, Mode::Wait)), Err(RejectCode::Unsupported));
 }
 

@@ -1,0 +1,173 @@
+//! Stores that take little at once, closures that panic, and stores that break while nobody writes.
+
+mod support;
+
+use std::sync::{Arc, Mutex};
+
+use async_trait::async_trait;
+use bytes::Bytes;
+use futures_util::future::join_all;
+use replikv_core::{
+    Batch, Durability, KeyRange, Keyspace, Op, Page, ReplicaStore, ReplicaStoreExt, ScanOptions, Seq, StoreError,
+    StoreLimits, WriteSet,
+};
+use replikv_memory::MemoryStore;
+use replikv_node::{ChangesError, ChangesFrom, Master, MasterConfig, Slave, SlaveConfig, WriteError};
+use replikv_proto::layout::{Checkpoint, Floor, Stored};
+use replikv_proto::{Retention, SlotKind};
+use replikv_testkit::ApplyFault;
+use support::{Error, master, soon, store, until};
+
+/// Takes write sets of so many bytes, and remembers where the log began after each.
+#[derive(Debug, Clone)]
+struct Small {
+    inner: MemoryStore,
+    max_batch: usize,
+    floors: Arc<Mutex<Vec<u64>>>,
+}
+
+fn small(inner: &MemoryStore, max_batch: usize) -> Small {
+    Small { inner: inner.open_again(), max_batch, floors: Arc::default() }
+}
+
+#[async_trait]
+impl ReplicaStore for Small {
+    async fn apply(&self, writes: WriteSet, durability: Durability) -> Result<(), StoreError> {
+        writes.check(&self.limits())?;
+        for (_, op) in writes.ops() {
+            if let Op::Put { key: Floor::KEY, value } = op {
+                self.floors.lock().unwrap().push(Floor::from_bytes(value)?.position.seq.as_u64());
+            }
+        }
+        self.inner.apply(writes, durability).await
+    }
+
+    async fn get(&self, keyspace: Keyspace, key: &[u8]) -> Result<Option<Bytes>, StoreError> {
+        self.inner.get(keyspace, key).await
+    }
+
+    async fn scan(&self, keyspace: Keyspace, range: KeyRange, options: ScanOptions) -> Result<Page, StoreError> {
+        self.inner.scan(keyspace, range, options).await
+    }
+
+    async fn sync(&self) -> Result<(), StoreError> {
+        self.inner.sync().await
+    }
+
+    async fn reopen(&self) -> Result<(), StoreError> {
+        self.inner.reopen().await
+    }
+
+    async fn close(&self) -> Result<(), StoreError> {
+        self.inner.close().await
+    }
+
+    fn limits(&self) -> StoreLimits {
+        StoreLimits { max_batch: self.max_batch, ..self.inner.limits() }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn batches_that_do_not_fit_into_the_store_together_are_committed_apart() -> Result<(), Error> {
+    let master = Master::open(small(&MemoryStore::new(), 512 << 10), MasterConfig::default()).await?;
+    let writing = (0..40u32).map(|n| {
+        let master = master.clone();
+        tokio::spawn(async move { master.put(n.to_be_bytes(), vec![7; 100 << 10]).await })
+    });
+    for written in soon(join_all(writing)).await {
+        written??;
+    }
+    assert_eq!(master.scan(.., ScanOptions::default().max_bytes(usize::MAX)).await?.len(), 40);
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_slave_whose_store_takes_little_catches_up_all_the_same() -> Result<(), Error> {
+    let limits = StoreLimits { max_key: 511, max_value: 256 << 10, max_batch: 256 << 10 };
+    let master = Master::open(MemoryStore::new(), MasterConfig::default().limits(limits)).await?;
+    let slave = Slave::open(small(&MemoryStore::new(), 512 << 10), SlaveConfig::new("edge")).await?;
+    let mut token = None;
+    for n in 0..60u32 {
+        token = Some(master.put(n.to_be_bytes(), vec![7; 200 << 10]).await?);
+    }
+    let (here, there) = tokio::io::duplex(64 << 10);
+    let (serving, following) = (master.clone(), slave.clone());
+    tokio::spawn(async move { serving.serve(here).await });
+    let following = tokio::spawn(async move { following.follow(there).await });
+    tokio::select! {
+        waited = soon(slave.wait_applied(token.ok_or("nothing was written")?)) => waited?,
+        ended = following => return Err(format!("following has ended: {ended:?}").into()),
+    }
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_transaction_that_panics_is_given_up_and_the_master_goes_on() -> Result<(), Error> {
+    let master = Master::open(MemoryStore::new(), MasterConfig::default()).await?;
+    let panicked = master.transact(|_, _| panic!("a bug of the application's")).await;
+    assert!(matches!(panicked, Err(WriteError::Aborted { .. })), "{panicked:?}");
+    master.put("after", "v").await?;
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_step_of_trimming_is_bounded_where_checkpoints_are_far_apart() -> Result<(), Error> {
+    let store = MemoryStore::new();
+    let before = Master::open(store.open_again(), MasterConfig::default()).await?;
+    for chunk in 0..100u32 {
+        let writing = (0..100u32).map(|n| before.put((chunk * 100 + n).to_be_bytes(), "v"));
+        join_all(writing).await.into_iter().collect::<Result<Vec<_>, _>>()?;
+    }
+    before.shutdown().await?;
+    // As after millions of records: of the old checkpoints one is left.
+    let last = Seq::new(9_984);
+    let kept = Checkpoint::at(replikv_core::Position { seq: last, ..before.status().published }).key();
+    let store = store.open_again();
+    for (key, _) in support::entries(&store, Keyspace::Meta).await {
+        if key.starts_with(Checkpoint::PREFIX) && key != kept {
+            store.apply_one(Keyspace::Meta, Op::Delete { key: &key }).await?;
+        }
+    }
+    let retention = Retention { max_bytes: 1, max_age_ms: None, hold_back_bytes: 0 };
+    let small = small(&store, 1 << 30);
+    let master = Master::open(small.clone(), MasterConfig::default().retention(retention)).await?;
+    until(|| master.status().floor.seq == last).await;
+    let mut floors = small.floors.lock().unwrap().clone();
+    floors.insert(0, 0);
+    assert!(floors.windows(2).all(|pair| pair[1] > pair[0] && pair[1] - pair[0] <= 1024), "{floors:?}");
+    assert_eq!(master.status().retained_bytes, log_bytes(&store).await);
+    Ok(())
+}
+
+async fn log_bytes(store: &MemoryStore) -> u64 {
+    support::entries(store, Keyspace::Log).await.iter().map(|(_, record)| record.len() as u64).sum()
+}
+
+#[tokio::test]
+async fn a_store_that_broke_while_nobody_writes_is_opened_anew() -> Result<(), Error> {
+    let store = store();
+    let master = master(&store, MasterConfig::default()).await;
+    master.put("key", "value").await?;
+    let consumer = master.consumer("index", ChangesFrom::Now).await?;
+    store.faults().next_apply(ApplyFault::UnknownAndAbsent);
+    let position = master.status().published;
+    assert!(consumer.ack(position).await.is_err(), "the outcome is unknown");
+    soon(async {
+        while master.get("key").await.is_err() {
+            tokio::time::sleep(std::time::Duration::from_millis(10)).await;
+        }
+    })
+    .await;
+    consumer.ack(position).await?;
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_consumer_that_was_forgotten_is_told_and_skips_nothing() -> Result<(), Error> {
+    let master = Master::open(MemoryStore::new(), MasterConfig::default()).await?;
+    let consumer = master.consumer("index", ChangesFrom::Now).await?;
+    master.write(Batch::new().put("key", "value")).await?;
+    assert!(master.forget(SlotKind::Consumer, "index"));
+    assert!(matches!(consumer.changes([]).await, Err(ChangesError::Forgotten)));
+    Ok(())
+}

@@ -1,0 +1,81 @@
+//! What waits to be committed, in a form that can be decided more than once.
+
+use bytes::Bytes;
+use replikv_core::{Batch, Condition, EncodedOps, StoreError, StoreLimits};
+
+use super::{Intent, TransactFn, Work};
+use crate::RecordKind;
+
+/// An intent that waits.
+#[derive(Debug)]
+pub(super) struct Waiting<T> {
+    pub(super) ticket: T,
+    pub(super) job: Job,
+}
+
+impl<T> From<Intent<T>> for Waiting<T> {
+    fn from(Intent { ticket, work }: Intent<T>) -> Self {
+        let job = match work {
+            Work::Batch(batch) => Job::Batch(batch),
+            Work::Transact(function) => Job::Transact(function),
+            Work::Mark(kind) => Job::Mark(kind),
+        };
+        Self { ticket, job }
+    }
+}
+
+/// What is to be done. It stays with its group until that is committed: a group that was overtaken is decided anew.
+pub(super) enum Job {
+    Batch(Batch),
+    /// A batch that was looked at before. Its operations are shared with the group.
+    Prepared(PreparedBatch),
+    Transact(TransactFn),
+    Mark(RecordKind),
+}
+
+/// A batch that keeps to the limits, in its parts.
+#[derive(Debug)]
+pub(super) struct PreparedBatch {
+    pub(super) ops: EncodedOps,
+    pub(super) conditions: Vec<Condition>,
+    pub(super) note: Bytes,
+}
+
+impl PreparedBatch {
+    pub(super) fn new(batch: Batch, limits: &StoreLimits) -> Result<Self, StoreError> {
+        batch.check(limits)?;
+        let (ops, conditions, note) = batch.into_parts()?;
+        Ok(Self { ops, conditions, note })
+    }
+}
+
+impl Job {
+    /// Brings a batch into the form in which it can be decided again and again.
+    pub(super) fn prepare(&mut self, limits: &StoreLimits) -> Result<(), StoreError> {
+        if let Self::Batch(batch) = self {
+            // Before it is taken apart: what is refused now is refused again.
+            batch.check(limits)?;
+            *self = Self::Prepared(PreparedBatch::new(std::mem::take(batch), limits)?);
+        }
+        Ok(())
+    }
+
+    pub(super) fn conditions(&self) -> &[Condition] {
+        match self {
+            Self::Batch(batch) => batch.conditions(),
+            Self::Prepared(batch) => &batch.conditions,
+            Self::Transact(_) | Self::Mark(_) => &[],
+        }
+    }
+}
+
+impl std::fmt::Debug for Job {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Batch(batch) => batch.fmt(f),
+            Self::Prepared(batch) => batch.fmt(f),
+            Self::Transact(_) => f.write_str("Transact"),
+            Self::Mark(kind) => kind.fmt(f),
+        }
+    }
+}
