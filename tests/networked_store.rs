@@ -50,10 +50,25 @@ enum Line {
     HoldRequest,
 }
 
+/// What happens, and to which request: the first one that holds these bytes.
+#[derive(Debug)]
+struct Rule {
+    line: Line,
+    holding: &'static str,
+}
+
+impl Rule {
+    const NONE: Self = Self { line: Line::Open, holding: "" };
+
+    fn takes(&self, request: &[u8]) -> bool {
+        self.holding.is_empty() || request.windows(self.holding.len()).any(|part| part == self.holding.as_bytes())
+    }
+}
+
 /// A line between client and server.
 struct Proxy {
     address: SocketAddr,
-    line: Arc<Mutex<Line>>,
+    line: Arc<Mutex<Rule>>,
     /// Requests that are held back, with the connection that they were made on.
     held: mpsc::UnboundedReceiver<(Vec<u8>, TcpStream)>,
 }
@@ -61,7 +76,7 @@ struct Proxy {
 impl Proxy {
     async fn to(server: SocketAddr) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-        let (address, line) = (listener.local_addr().unwrap(), Arc::new(Mutex::new(Line::Open)));
+        let (address, line) = (listener.local_addr().unwrap(), Arc::new(Mutex::new(Rule::NONE)));
         let (hold, held) = mpsc::unbounded_channel();
         let rule = line.clone();
         tokio::spawn(async move {
@@ -75,33 +90,41 @@ impl Proxy {
     }
 
     fn next(&self, line: Line) {
-        *self.line.lock().unwrap() = line;
+        self.next_that_holds("", line);
+    }
+
+    fn next_that_holds(&self, holding: &'static str, line: Line) {
+        *self.line.lock().unwrap() = Rule { line, holding };
     }
 }
 
 async fn forward(
     mut client: TcpStream,
     mut server: TcpStream,
-    line: Arc<Mutex<Line>>,
+    rule: Arc<Mutex<Rule>>,
     hold: mpsc::UnboundedSender<(Vec<u8>, TcpStream)>,
 ) {
     let (mut requests, mut answers) = (vec![0; 64 << 10], vec![0; 64 << 10]);
+    let mut cut_answer = false;
     loop {
         tokio::select! {
             read = client.read(&mut requests) => {
                 let Ok(len @ 1..) = read else { return };
-                let rule = std::mem::replace(&mut *line.lock().unwrap(), Line::Open);
-                match rule {
-                    Line::CutRequest => return,
-                    Line::HoldRequest => return drop(hold.send((requests[..len].to_vec(), server))),
-                    kept => *line.lock().unwrap() = kept,
+                if rule.lock().unwrap().takes(&requests[..len]) {
+                    let taken = std::mem::replace(&mut *rule.lock().unwrap(), Rule::NONE);
+                    match taken.line {
+                        Line::CutRequest => return,
+                        Line::HoldRequest => return drop(hold.send((requests[..len].to_vec(), server))),
+                        Line::CutAnswer => cut_answer = true,
+                        Line::Open => {}
+                    }
                 }
                 server.write_all(&requests[..len]).await.unwrap();
             }
             read = server.read(&mut answers) => {
                 let Ok(len @ 1..) = read else { return };
-                if *line.lock().unwrap() == Line::CutAnswer {
-                    return *line.lock().unwrap() = Line::Open;
+                if cut_answer {
+                    return;
                 }
                 client.write_all(&answers[..len]).await.unwrap();
             }
@@ -175,11 +198,12 @@ async fn a_master_goes_on_after_its_store_was_cut_off() -> Result<(), Error> {
     let store: support::Store = Arc::new(NetStore::connect(proxy.address).await?);
     let master = Master::open(store, MasterConfig::default()).await?;
     master.put("before", "1").await?;
-    for (number, line) in [Line::CutAnswer, Line::CutRequest].into_iter().enumerate() {
-        proxy.next(line);
-        let unknown = soon(master.put(format!("cut {number}"), "1")).await;
+    for (key, line) in [("cut 0", Line::CutAnswer), ("cut 1", Line::CutRequest)] {
+        // The master looks after its store now and then; that request is not meant.
+        proxy.next_that_holds(key, line);
+        let unknown = soon(master.put(key, "1")).await;
         assert!(matches!(unknown, Err(WriteError::OutcomeUnknown)), "{unknown:?}");
-        soon(master.put(format!("after {number}"), "1")).await?;
+        soon(master.put(format!("after {key}"), "1")).await?;
     }
     // The one of which only the answer was lost is there, the other is not, and the log says the same.
     assert!(master.get("cut 0").await?.is_some() && master.get("cut 1").await?.is_none());

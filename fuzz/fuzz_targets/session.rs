@@ -331,7 +331,6 @@ fuzz_target!(|input: Input| {
         limits: LIMITS,
         temporary: false,
         handshake_timeout: Duration::from_secs(10),
-        temporary: false,
     };
     let session = SlaveSession::new(config, now);
     let mut slave = Some(Slave { session, received: cursor.clone(), cursor, begun_with_data: holds_data });

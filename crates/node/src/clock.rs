@@ -5,6 +5,9 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use replikv_proto::Now;
 use tokio::time::Instant;
 
+/// A timeout beyond what the clock can tell is as good as a year.
+const FAR: Duration = Duration::from_secs(365 * 24 * 3600);
+
 /// Reads both clocks. The monotonic one counts from the clock's making.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Clock {
@@ -21,10 +24,14 @@ impl Clock {
     }
 
     pub(crate) fn instant(&self, monotonic: Duration) -> Instant {
-        // A timeout beyond what the clock can tell is as good as a year.
-        let far = Duration::from_secs(365 * 24 * 3600);
-        self.start.checked_add(monotonic).unwrap_or_else(|| Instant::now() + far)
+        self.start.checked_add(monotonic).unwrap_or_else(|| Instant::now() + FAR)
     }
+}
+
+/// The instant that lies `wait` ahead.
+pub(crate) fn ahead(wait: Duration) -> Instant {
+    let now = Instant::now();
+    now.checked_add(wait).unwrap_or_else(|| now + FAR)
 }
 
 /// Milliseconds since the Unix epoch; 0 before it.

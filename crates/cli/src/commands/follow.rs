@@ -1,5 +1,6 @@
 //! A slave.
 
+use std::pin::pin;
 use std::process::ExitCode;
 use std::time::Duration;
 
@@ -39,14 +40,26 @@ pub(crate) async fn run(args: args::Follow, json: bool) -> anyhow::Result<ExitCo
             say!("status on {address}")?;
         }
     }
+    let mut following = pin!(follow(&slave, &args, first));
+    let mut ended = false;
     let result = tokio::select! {
         biased;
         () = interrupt.wait() => Ok(Some(ExitCode::from(if args.once { INTERRUPTED } else { 0 }))),
-        result = follow(&slave, &args, first) => result.map(|()| None),
+        result = &mut following => {
+            ended = true;
+            result.map(|()| None)
+        }
         result = announce(&slave, &args, json) => result.map(|()| None),
     };
     let progress = slave.status();
-    let closed = slave.shutdown().await.with_context(|| args.store.clone());
+    // The connection is polled on, for the last ack and the goodbye. What it ends with now is what it was told.
+    let goodbye = async {
+        if !ended {
+            drop(following.await);
+        }
+    };
+    let (closed, ()) = tokio::join!(slave.shutdown(), goodbye);
+    let closed = closed.with_context(|| args.store.clone());
     let code = result?;
     closed?;
     if args.once && code.is_none() {

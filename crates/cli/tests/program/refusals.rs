@@ -92,6 +92,32 @@ fn commands_that_read_leave_nothing_behind() {
 }
 
 #[test]
+fn an_environment_that_is_no_store_is_read_by_nobody_and_stays_as_it_is() {
+    use replikv::heed::types::Str;
+    use replikv::heed::{CommitOrAbort, EnvOpenOptions};
+    let place = Place::new();
+    let directory = place.path("foreign");
+    std::fs::create_dir(&directory).unwrap();
+    #[allow(unsafe_code, reason = "heed asks its caller to vouch for the map")]
+    // SAFETY: nobody else has this file open.
+    let env = unsafe { EnvOpenOptions::new().max_dbs(1).open(&directory) }.unwrap();
+    let created = env.create_databases_and_commit(env.write_txn().unwrap(), |opener, txn| {
+        let users = opener.database_options().types::<Str, Str>().name("users").create(txn)?;
+        Ok::<_, replikv::heed::Error>(CommitOrAbort::<_, ()>::Commit(users))
+    });
+    created.unwrap();
+    drop(env);
+    let before = std::fs::read(directory.join("data.mdb")).unwrap();
+    let url = place.lmdb("foreign");
+    for command in [&["get", "k"][..], &["scan"], &["export"], &["log"], &["status"], &["verify", "--store", "memory:"]]
+    {
+        refused(&[&command[..1], &["--store", &url], &command[1..]].concat(), "holds no store");
+    }
+    assert!(std::fs::read(directory.join("data.mdb")).unwrap() == before, "no database was made in it");
+    assert!(!directory.join("replikv.lock").exists());
+}
+
+#[test]
 fn a_missing_file_or_a_directory_is_named() {
     let place = Place::new();
     let store = place.filled("store");

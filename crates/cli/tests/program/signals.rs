@@ -1,7 +1,7 @@
 //! Ctrl-C and SIGTERM end everything orderly.
 
-use std::io::Write;
-use std::net::TcpListener;
+use std::io::{Read, Write};
+use std::net::{TcpListener, TcpStream};
 
 use crate::support::{Place, Running, appears, contents, run};
 
@@ -23,6 +23,36 @@ fn serve_and_follow_end_well_by_either_signal() {
         assert_eq!(contents(&store), before);
         run(&["scan", "--store", &slave]).ok();
     }
+}
+
+#[test]
+fn a_slave_that_is_interrupted_says_goodbye_to_its_master() {
+    let place = Place::new();
+    let (_master, address) = Running::master(&place.filled("master"), &["--stdin"]);
+    let between = TcpListener::bind("127.0.0.1:0").unwrap();
+    let from = between.local_addr().unwrap().to_string();
+    let following = Running::spawn(&["follow", "--store", &place.lmdb("slave"), "--id", "s", "--from", &from]);
+    let relaying = std::thread::spawn(move || {
+        let (mut slave, _) = between.accept().unwrap();
+        let mut master = TcpStream::connect(address).unwrap();
+        let (mut to_slave, mut from_master) = (slave.try_clone().unwrap(), master.try_clone().unwrap());
+        std::thread::spawn(move || std::io::copy(&mut from_master, &mut to_slave));
+        let mut said = Vec::new();
+        let mut part = [0; 4096];
+        // A connection that breaks ends it too: what was said until then counts.
+        while let Ok(read @ 1..) = slave.read(&mut part) {
+            said.extend_from_slice(&part[..read]);
+            if master.write_all(&part[..read]).is_err() {
+                break;
+            }
+        }
+        said
+    });
+    following.line();
+    following.interrupt("INT").ok();
+    let said = relaying.join().unwrap();
+    let words = b"the slave was shut down";
+    assert!(said.windows(words.len()).any(|part| part == words), "{}", said.escape_ascii());
 }
 
 #[test]

@@ -8,9 +8,10 @@ use replikv_core::{KeyRange, Keyspace, ReplicaStore, ScanOptions, Seq, StoreErro
 use replikv_proto::layout::Head;
 use replikv_proto::{
     Content, DecoderLimits, GoodbyeReason, MasterAction, MasterSession, MasterSessionConfig, Refusal, Reject,
-    RejectCode, Request, RequestBody, Response, SlotName,
+    RejectCode, Request, RequestBody, Response, SlotName, View,
 };
 use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::sync::watch;
 use tokio::time::{Instant, sleep_until, timeout};
 use tokio_util::sync::CancellationToken;
 
@@ -50,6 +51,8 @@ impl<S: ReplicaStore> Master<S> {
             checkpoints: inner.newest_checkpoints(),
             relay: false,
         };
+        // Subscribed first: what changes after the session's look at it is told.
+        let views = inner.view.subscribe();
         let view = **inner.seen.load();
         let mut session = MasterSession::new(config, view, inner.epochs.clone(), inner.clock.now());
         let permit = inner.session_permits.clone().try_acquire_owned();
@@ -57,7 +60,8 @@ impl<S: ReplicaStore> Master<S> {
             let words = "this master serves as many slaves as it may";
             session.refuse(Reject { code: RejectCode::Busy, words: words.into(), retry: true }.into());
         }
-        let result = Driver { inner, entered: None, slot: None, ending: None }.run(&mut connection, &mut session).await;
+        let driver = Driver { inner, views, entered: None, slot: None, ending: None };
+        let result = driver.run(&mut connection, &mut session).await;
         if let Err(ServeError::Refused(refusal)) = &result {
             inner.metrics.session_refused(refusal.code);
         }
@@ -77,6 +81,7 @@ impl<S: ReplicaStore> Master<S> {
 
 struct Driver<'a, S> {
     inner: &'a Inner<S>,
+    views: watch::Receiver<View>,
     entered: Option<Entered>,
     /// The slot of the slave, if it is to have one.
     slot: Option<SlotName>,
@@ -99,12 +104,18 @@ impl<S: ReplicaStore> Driver<'_, S> {
         T: AsyncRead + AsyncWrite + Send,
     {
         let inner = self.inner;
-        let mut view = inner.view.subscribe();
         let mut closing = false;
         let mut replaced = CancellationToken::new();
+        let mut leave_at = None;
         loop {
-            while connection.has_room() {
+            let (mut reads, mut more) = (0, false);
+            while connection.has_room() && !more {
                 let Some(action) = session.poll_action() else { break };
+                if reads_store(&action) {
+                    reads += 1;
+                    // The bytes have their turn, in both directions, before a further read.
+                    more = reads > 1 || connection.has_output();
+                }
                 if let Some(end) = self.execute(action, connection, session).await? {
                     return end;
                 }
@@ -121,14 +132,16 @@ impl<S: ReplicaStore> Driver<'_, S> {
             }
             // What was decided by these messages is done before anything is waited for.
             let mut wake_now = false;
-            if view.has_changed().unwrap_or(false) {
-                session.handle_view(*view.borrow_and_update());
+            if self.views.has_changed().unwrap_or(false) {
+                session.handle_view(*self.views.borrow_and_update());
                 wake_now = true;
             }
-            if wake_now || (connection.has_room() && session.has_action()) {
+            if !more && (wake_now || (connection.has_room() && session.has_action())) {
                 continue;
             }
             let deadline = session.poll_timeout().map(|at| inner.clock.instant(at));
+            // A session that has ended waits for nothing but room for its last words, which a stalled slave never makes.
+            leave_at = deadline.is_none().then(|| leave_at.unwrap_or_else(|| Instant::now() + LAST_WORDS));
             tokio::select! {
                 biased;
                 () = inner.closing.cancelled(), if !closing => {
@@ -140,13 +153,17 @@ impl<S: ReplicaStore> Driver<'_, S> {
                     closing = true;
                     session.shut(GoodbyeReason::Replaced, "another slave of this name has connected");
                 }
+                () = sleep_until(leave_at.unwrap_or_else(Instant::now)), if leave_at.is_some() => {
+                    return Ok(self.ending.take().unwrap_or(Ending::Shutdown));
+                }
                 driven = connection.drive(true) => drop(driven?),
-                changed = view.changed() => if changed.is_ok() {
-                    session.handle_view(*view.borrow_and_update());
+                changed = self.views.changed() => if changed.is_ok() {
+                    session.handle_view(*self.views.borrow_and_update());
                 },
                 () = sleep_until(deadline.unwrap_or_else(Instant::now)), if deadline.is_some() => {
                     session.handle_timeout(inner.clock.now())?;
                 }
+                () = tokio::task::yield_now(), if more => {}
             }
         }
     }
@@ -226,6 +243,16 @@ impl<S: ReplicaStore> Driver<'_, S> {
             error.into()
         })
     }
+}
+
+fn reads_store(action: &MasterAction) -> bool {
+    matches!(
+        action,
+        MasterAction::Locate(_)
+            | MasterAction::MeasureData { .. }
+            | MasterAction::ReadRecords { .. }
+            | MasterAction::ReadPage { .. }
+    )
 }
 
 impl<S: ReplicaStore> Inner<S> {

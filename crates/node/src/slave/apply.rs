@@ -10,9 +10,11 @@ use tokio::sync::{Notify, mpsc};
 use tokio::time::{Instant, sleep, sleep_until};
 use tokio_util::sync::CancellationToken;
 
+use super::follow::LAST_WORDS;
 use super::status::Applied;
 use super::{FollowError, Inner};
 use crate::changes::AppliedGroup;
+use crate::clock::ahead;
 
 /// What a connection hands over.
 #[derive(Debug)]
@@ -114,7 +116,8 @@ impl<S: ReplicaStore> ApplyTask<S> {
         Self { inner, items, backlog, applier, abandoned, sync_at: None }
     }
 
-    /// Commits until the connection has handed over its last item, or has been abandoned.
+    /// Commits until the connection has handed over its last item, or has been abandoned. Once the slave shuts down, a
+    /// connection that nobody polls is not waited for: it holds what only this task gives back.
     pub(super) async fn run(mut self) -> Result<(), FollowError> {
         let mut folded = None;
         let mut open = true;
@@ -136,6 +139,7 @@ impl<S: ReplicaStore> ApplyTask<S> {
                         Some(item) => self.push(item),
                         None => open = false,
                     },
+                    () = closing_for(&self.inner.closing, LAST_WORDS) => break,
                     () = sleep_until(self.sync_at.unwrap_or_else(Instant::now)), if self.sync_at.is_some() => {}
                 },
             }
@@ -184,7 +188,7 @@ impl<S: ReplicaStore> ApplyTask<S> {
         });
         self.backlog.remove(group.bytes);
         if durability == Durability::Buffered && self.sync_at.is_none() {
-            self.sync_at = Some(Instant::now() + self.inner.config.sync_every);
+            self.sync_at = Some(ahead(self.inner.config.sync_every));
         }
         Ok(folded)
     }
@@ -241,4 +245,10 @@ impl<S: ReplicaStore> ApplyTask<S> {
         }
         error.into()
     }
+}
+
+// Whoever is polled hands over what it has, and lets go, long before.
+async fn closing_for(closing: &CancellationToken, patience: Duration) {
+    closing.cancelled().await;
+    sleep(patience).await;
 }

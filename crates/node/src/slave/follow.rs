@@ -1,5 +1,6 @@
 //! Following one connection: the session decides, this loop moves bytes and hands work to the apply task.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use replikv_core::{
@@ -7,11 +8,12 @@ use replikv_core::{
 };
 use replikv_proto::{Applier, DecoderLimits, SlaveAction, SlaveSession, SlaveSessionConfig};
 use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::sync::{OwnedMutexGuard, oneshot};
 use tokio::task::JoinHandle;
 use tokio::time::{sleep_until, timeout};
 use tokio_util::sync::CancellationToken;
 
-use super::apply::{ApplyTask, Item, Queue};
+use super::apply::{ApplyTask, Backlog, Item, Queue};
 use super::status::Tracker;
 use super::{Ending, FollowError, Slave};
 use crate::stored;
@@ -55,29 +57,22 @@ impl<S: ReplicaStore> Slave<S> {
         T: AsyncRead + AsyncWrite + Send,
     {
         let inner = &self.inner;
-        // A write set of an earlier connection may still be in flight: where the store stands is known afterwards.
-        let turn = inner.following.clone().lock_owned().await;
-        if inner.closing.is_cancelled() {
-            return Ok(Ending::Shutdown);
-        }
-        inner.store.reopen().await?;
-        let session = self.session().await?;
-        let target = inner.config.group_bytes.unwrap_or_else(|| inner.store.preferred_write_set());
-        let target = target.min(usable(inner.store.limits()).max_batch).max(1);
-        let applier = Applier::new(inner.config.link.clone(), session.cursor.clone(), target);
-        inner.tracker.rewound(session.cursor.as_ref());
-
-        let (queue, items, backlog) = Queue::new(target.saturating_mul(2));
         let abandoned = CancellationToken::new();
-        let task = ApplyTask::new(inner.clone(), items, backlog.clone(), applier, abandoned.clone());
-        let _abandon_on_drop = abandoned.drop_guard();
+        let _abandon_on_drop = abandoned.clone().drop_guard();
         let ended = CancellationToken::new();
         let end = ended.clone().drop_guard();
+        let (ready, prepared) = oneshot::channel();
+        let slave = self.clone();
+        // The turn is waited for, held and given back by the task: a shutdown does not depend on who polls this future.
         let applying = tokio::spawn(async move {
-            let result = task.run().await;
+            let Some(turn) = slave.turn(&abandoned).await else { return Ok(()) };
+            let result = slave.take_turn(abandoned, ready).await;
             drop((turn, end));
             result
         });
+        let Ok(Prepared { session, queue, backlog }) = prepared.await else {
+            return join(applying).await.map(|()| Ending::Shutdown);
+        };
 
         let mut connection = Connection::new(stream, DecoderLimits::default()).counted(inner.metrics.traffic());
         let mut session = SlaveSession::new(session, inner.clock.now());
@@ -85,9 +80,43 @@ impl<S: ReplicaStore> Slave<S> {
         drop(queue);
         let applied = join(applying).await;
         session.handle_progress(inner.tracker.progress());
+        if inner.closing.is_cancelled() {
+            // After the last ack: behind a goodbye it would not be sent.
+            session.shut("the slave was shut down");
+        }
         self.last_words(&mut connection, &mut session).await;
         applied?;
         driven
+    }
+
+    // A write set of an earlier connection may still be in flight: where the store stands is known afterwards.
+    async fn turn(&self, abandoned: &CancellationToken) -> Option<OwnedMutexGuard<()>> {
+        tokio::select! {
+            biased;
+            () = self.inner.closing.cancelled() => None,
+            () = abandoned.cancelled() => None,
+            turn = self.inner.following.clone().lock_owned() => Some(turn),
+        }
+    }
+
+    async fn take_turn(
+        &self,
+        abandoned: CancellationToken,
+        ready: oneshot::Sender<Prepared>,
+    ) -> Result<(), FollowError> {
+        let inner = &self.inner;
+        inner.store.reopen().await?;
+        let session = self.session().await?;
+        let target = inner.config.group_bytes.unwrap_or_else(|| inner.store.preferred_write_set());
+        let target = target.min(usable(inner.store.limits()).max_batch).max(1);
+        let applier = Applier::new(inner.config.link.clone(), session.cursor.clone(), target);
+        inner.tracker.rewound(session.cursor.as_ref());
+        let (queue, items, backlog) = Queue::new(target.saturating_mul(2));
+        let task = ApplyTask::new(inner.clone(), items, backlog.clone(), applier, abandoned);
+        if ready.send(Prepared { session, queue, backlog }).is_err() {
+            return Ok(());
+        }
+        task.run().await
     }
 
     async fn session(&self) -> Result<SlaveSessionConfig, StoreError> {
@@ -111,7 +140,7 @@ impl<S: ReplicaStore> Slave<S> {
         connection: &mut Connection<T>,
         session: &mut SlaveSession,
         queue: &Queue,
-        backlog: &super::apply::Backlog,
+        backlog: &Backlog,
         applying_ended: &CancellationToken,
     ) -> Result<Ending, FollowError>
     where
@@ -119,7 +148,6 @@ impl<S: ReplicaStore> Slave<S> {
     {
         let inner = &self.inner;
         let mut progress = inner.tracker.subscribe();
-        let mut closing = false;
         loop {
             session.handle_progress(inner.tracker.progress());
             let mut more = false;
@@ -155,7 +183,6 @@ impl<S: ReplicaStore> Slave<S> {
                         );
                     }
                     SlaveAction::Contact(source) => inner.tracker.contact(source, inner.clock.now()),
-                    SlaveAction::Close(_) if closing => return Ok(Ending::Shutdown),
                     SlaveAction::Close(Ok(goodbye)) => {
                         return Ok(Ending::Goodbye { reason: goodbye.reason, words: goodbye.words });
                     }
@@ -173,10 +200,8 @@ impl<S: ReplicaStore> Slave<S> {
             let deadline = session.poll_timeout().map(|at| inner.clock.instant(at));
             tokio::select! {
                 biased;
-                () = inner.closing.cancelled(), if !closing => {
-                    closing = true;
-                    session.shut("the slave was shut down");
-                }
+                // The goodbye follows the last ack, once everything is applied.
+                () = inner.closing.cancelled() => return Ok(Ending::Shutdown),
                 // Its own result says why.
                 () = applying_ended.cancelled() => return Ok(Ending::Shutdown),
                 driven = connection.drive(room) => if driven? == Driven::Read {
@@ -217,6 +242,13 @@ impl<S: ReplicaStore> Slave<S> {
         // Nobody is left to hear about a failure.
         drop(timeout(LAST_WORDS, connection.finish()).await);
     }
+}
+
+// What the apply task gives the connection to begin with.
+struct Prepared {
+    session: SlaveSessionConfig,
+    queue: Queue,
+    backlog: Arc<Backlog>,
 }
 
 // Whoever drops the future of `follow` is told nothing, but the status is: a slave that nobody connects any more must not

@@ -6,10 +6,11 @@ use replikv_proto::{
     DecoderLimits, Goodbye, GoodbyeReason, Message, ProtocolError, Refusal, RejectCode, Request, RequestBody, Response,
 };
 use tokio::io::{AsyncRead, AsyncWrite};
-use tokio::time::{Instant, sleep_until, timeout};
+use tokio::time::{sleep_until, timeout};
 
 use super::Slave;
 use crate::ServeError;
+use crate::clock::ahead;
 use crate::transport::{Connection, ConnectionError};
 
 /// Questions are short.
@@ -41,7 +42,7 @@ impl<S: ReplicaStore> Slave<S> {
         T: AsyncRead + AsyncWrite + Send,
     {
         let patience = self.inner.config.handshake_timeout;
-        let mut deadline = Instant::now() + patience;
+        let mut deadline = ahead(patience);
         let mut answered = false;
         loop {
             while connection.has_room()
@@ -50,7 +51,7 @@ impl<S: ReplicaStore> Slave<S> {
                 match message {
                     Message::Request(request) => {
                         connection.send(Message::Response(self.answer(&request)))?;
-                        deadline = Instant::now() + patience;
+                        deadline = ahead(patience);
                         answered = true;
                     }
                     Message::Goodbye(_) => return Ok(()),

@@ -121,6 +121,16 @@ struct Facts {
     begun: u64,
 }
 
+/// How much has come of connecting, since the slave was opened.
+#[cfg(feature = "tcp")]
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Worked {
+    /// Connections that were welcomed.
+    pub(super) connections: u64,
+    /// Groups that were committed.
+    pub(super) groups: u64,
+}
+
 /// So many copies or comparisons begun in a row, and none finished: the slave is slower than its master's writers. A
 /// restart of either side begins none, since a slave goes on where it was; only a log that was trimmed meanwhile does.
 const OUTPACED: u64 = 4;
@@ -179,8 +189,10 @@ impl Tracker {
     }
 
     #[cfg(feature = "tcp")]
-    pub(super) fn connections(&self) -> u64 {
-        self.facts.lock().unwrap_or_else(PoisonError::into_inner).connections
+    #[cfg(feature = "tcp")]
+    pub(super) fn worked(&self) -> Worked {
+        let facts = self.facts.lock().unwrap_or_else(PoisonError::into_inner);
+        Worked { connections: facts.connections, groups: facts.groups }
     }
 
     pub(super) fn contact(&self, source: SourceFacts, now: Now) {

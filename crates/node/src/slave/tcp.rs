@@ -5,8 +5,9 @@ use std::io;
 use replikv_core::ReplicaStore;
 use replikv_proto::{GoodbyeReason, Refusal, RejectCode};
 use tokio::net::{TcpListener, TcpStream, ToSocketAddrs};
-use tokio::time::{sleep, timeout};
+use tokio::time::{Instant, sleep, timeout};
 
+use super::status::Worked;
 use super::{Ending, FollowError, Slave};
 use crate::transport::{ConnectionError, accept_all};
 
@@ -45,7 +46,8 @@ impl<S: ReplicaStore> Slave<S> {
     }
 
     /// Follows the master at `address`, and connects again whenever the connection ends: after a pause that doubles
-    /// from try to try, is half random, and starts over after a connection that worked.
+    /// from try to try, is half random, and starts over after a connection that worked: something was applied, or the
+    /// master was heard of for longer than the pause and the slave's own store did not fail.
     ///
     /// # Cancel safety
     /// As [`follow`](Self::follow).
@@ -56,8 +58,11 @@ impl<S: ReplicaStore> Slave<S> {
         let (first, longest) = self.inner.config.backoff;
         let mut pause = first;
         loop {
-            let welcomes = self.inner.tracker.connections();
-            let reason = match self.follow_once(&address).await {
+            let before = self.inner.tracker.worked();
+            let begun = Instant::now();
+            let result = self.follow_once(&address).await;
+            let store_failed = matches!(result, Err(FollowError::Store(_)));
+            let reason = match result {
                 Ok(Ending::Shutdown) => return Ok(Ending::Shutdown),
                 Ok(Ending::Goodbye { reason: GoodbyeReason::Replaced, words }) => {
                     return Err(FollowError::Refused(Refusal::new(RejectCode::DuplicateSlave, words)));
@@ -73,7 +78,8 @@ impl<S: ReplicaStore> Slave<S> {
                     return Err(error);
                 }
             };
-            if self.inner.tracker.connections() > welcomes {
+            let after = self.inner.tracker.worked();
+            if starts_over(before, after, begun.elapsed() >= pause, store_failed) {
                 pause = first;
             }
             let half = pause / 2;
@@ -103,5 +109,33 @@ impl<S: ReplicaStore> Slave<S> {
         };
         stream.set_nodelay(true).map_err(ConnectionError::from)?;
         self.follow(stream).await
+    }
+}
+
+// A welcome alone proves little: a slave whose disk is full is welcomed, is sent a lot, and fails, every time.
+fn starts_over(before: Worked, after: Worked, long: bool, store_failed: bool) -> bool {
+    after.groups > before.groups || (after.connections > before.connections && long && !store_failed)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_pause_starts_over_only_after_a_connection_that_worked() {
+        let before = Worked { connections: 3, groups: 5 };
+        let welcomed = Worked { connections: 4, ..before };
+        let applied = Worked { groups: 6, ..welcomed };
+        for (after, long, store_failed, over) in [
+            (before, true, false, false),
+            (welcomed, false, false, false),
+            (welcomed, true, false, true),
+            (welcomed, false, true, false),
+            (welcomed, true, true, false),
+            (applied, false, false, true),
+            (applied, false, true, true),
+        ] {
+            assert_eq!(starts_over(before, after, long, store_failed), over, "{after:?} {long} {store_failed}");
+        }
     }
 }

@@ -86,6 +86,11 @@ impl<T: AsyncRead + AsyncWrite> Connection<T> {
         self.output.len() < HIGH_WATER
     }
 
+    /// True if something is queued and not sent yet.
+    pub(crate) fn has_output(&self) -> bool {
+        !self.output.is_empty()
+    }
+
     /// The next message that has arrived whole.
     pub(crate) fn next_message(&mut self) -> Result<Option<Message>, ConnectionError> {
         if self.starved {
