@@ -4,7 +4,7 @@ mod support;
 
 use replikv_core::{Keyspace, Op, ReplicaStore, ReplicaStoreExt, Seq};
 use replikv_memory::MemoryStore;
-use replikv_node::{Commit, Ending, FollowError, LogError, Master, MasterConfig, ServeError, Slave, read_log};
+use replikv_node::{Commit, Ending, LogError, Master, MasterConfig, Slave, read_log};
 use replikv_proto::GoodbyeReason;
 use replikv_proto::layout::Checkpoint;
 use replikv_testkit::FaultStore;
