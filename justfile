@@ -42,3 +42,11 @@ fuzz TARGET SECONDS="60":
 
 # Every fuzz target for an hour.
 fuzz-long: (fuzz "decoder" "3600") (fuzz "record" "3600") (fuzz "session" "3600") (fuzz "applier" "3600")
+
+# So many states that power loss can leave, of each backend and role, and what they hold.
+crash STATES="100000" *ARGS:
+    cd crash && cargo run --release -- --states {{STATES}} {{ARGS}}
+
+# Masters and slaves over TCP, on real stores, killed so often each.
+kill-loop CYCLES="1000":
+    REPLIKV_KILLS={{CYCLES}} cargo test --release --all-features --test kill -- --nocapture

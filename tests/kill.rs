@@ -1,4 +1,4 @@
-//! Masters and slaves that are killed (SIGKILL) in child processes, twenty times each.
+//! Masters and slaves that are killed (SIGKILL) in child processes, twenty times each, or as often as `REPLIKV_KILLS` says.
 //!
 //! The test starts itself again; what the child is to be stands in its environment.
 
@@ -15,7 +15,10 @@ use support::{Error, Store, assert_equal, open, print_seed, seed, soon};
 use tokio::net::TcpListener;
 use tokio::time::sleep;
 
-const KILLS: usize = 20;
+fn kills() -> usize {
+    std::env::var("REPLIKV_KILLS").map_or(20, |kills| kills.parse().expect("REPLIKV_KILLS is a number"))
+}
+
 const CHILD: &str = "REPLIKV_KILL_CHILD";
 /// Every batch writes so many keys with its number: two numbers side by side are a torn batch.
 const KEYS: u32 = 12;
@@ -102,7 +105,7 @@ async fn a_slave_is_killed(test: &str, kind: &str) -> Result<(), Error> {
     });
     let path = dir.path().join("slave");
     let (mut before, mut moved) = (0, 0);
-    for _ in 0..KILLS {
+    for _ in 0..kills() {
         let child = spawn(test, &["slave", kind, path.to_str().unwrap(), &address.to_string()]);
         sleep(Duration::from_millis(rng.u64(30..250))).await;
         kill(child);
@@ -148,7 +151,7 @@ async fn a_master_is_killed(test: &str, kind: &str) -> Result<(), Error> {
         async move { slave.follow_tcp(address).await }
     });
     let mut before = 0;
-    for _ in 0..KILLS {
+    for _ in 0..kills() {
         let child = spawn(test, &["master", kind, path.to_str().unwrap(), &address.to_string()]);
         for _ in 0..rng.u32(3..12) {
             sleep(Duration::from_millis(20)).await;

@@ -249,7 +249,7 @@ impl<B: BlockingStore> Shared<B> {
                 target: "replikv::store", error = %reason,
                 "the store is used no more until it is opened again"
             );
-            *state = State::Broken { reason };
+            state.replace(State::Broken { reason });
         }
     }
 
@@ -300,7 +300,7 @@ impl<B: BlockingStore> Shared<B> {
     }
 
     fn drop_store(&self) {
-        *self.state.write().unwrap_or_else(PoisonError::into_inner) = State::Closed;
+        self.state.write().unwrap_or_else(PoisonError::into_inner).replace(State::Closed);
         drop(self.open.lock().unwrap_or_else(PoisonError::into_inner).take());
     }
 
@@ -327,6 +327,17 @@ impl<B: BlockingStore> State<B> {
 }
 
 impl<B> State<B> {
+    // A store that is broken may panic once more when it is dropped; the writer thread outlives that.
+    fn replace(&mut self, new: Self) {
+        let old = std::mem::replace(self, new);
+        if let Err(panic) = catch_unwind(AssertUnwindSafe(|| drop(old))) {
+            tracing::error!(
+                target: "replikv::store", error = panic_words(panic.as_ref()),
+                "the store panicked while it was dropped"
+            );
+        }
+    }
+
     fn store(&self) -> Result<&B, StoreError> {
         match self {
             Self::Open { store, .. } => Ok(store),

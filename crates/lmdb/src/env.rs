@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard};
 
 use heed::{EnvFlags, EnvOpenOptions, RoTxn};
+use replikv_blocking::{create_directory, sync_directory};
 use replikv_core::StoreError;
 
 use crate::adopt::{AnyEnv, on_env};
@@ -30,20 +31,51 @@ pub(crate) struct Environment {
 
 /// What is kept beyond the largest map, for write sets that only delete.
 const RESERVE: usize = 16 << 20;
+/// LMDB's name for the file that holds everything.
+const DATA: &str = "data.mdb";
+/// Where a new environment is made.
+const ASIDE: &str = "replikv.new";
 /// Maps are multiples of this; a multiple of every page size.
 const GRAIN: usize = 1 << 20;
 
 impl Environment {
     pub(crate) fn open(path: &Path, options: &LmdbOptions) -> Result<Self, StoreError> {
-        std::fs::create_dir_all(path).map_err(|error| match error.kind() {
+        create_directory(path).map_err(|error| match error.kind() {
             std::io::ErrorKind::AlreadyExists => StoreError::backend(format!("{} is no directory", path.display())),
             _ => at(path, "cannot be created", &error),
         })?;
         let lock = lock(path)?;
+        Self::begin(path, options)?;
         let env = Self::map(path, options, grain(options.map_size), EnvFlags::empty())?;
         on_env!(&env, env => env.clear_stale_readers()).map_err(|error| broken(&error))?;
         let tables = databases::open_or_create(&env, options)?;
+        // Whatever was made here: what is synced in a file without a name is lost with it.
+        sync_directory(path).map_err(|error| at(path, "cannot be synced", &error))?;
         Ok(Self::new(env, tables, options, Some(lock)))
+    }
+
+    // A new environment is made aside, and gets its name when it is on stable storage: LMDB writes the first pages of a
+    // file without a sync, and refuses the file for ever if power loss leaves half of them.
+    fn begin(path: &Path, options: &LmdbOptions) -> Result<(), StoreError> {
+        let (data, aside) = (path.join(DATA), path.join(ASIDE));
+        let begun = || -> std::io::Result<()> {
+            std::fs::create_dir_all(&aside)?;
+            // What is left of an earlier beginning.
+            match std::fs::remove_file(aside.join(DATA)) {
+                Err(error) if error.kind() != std::io::ErrorKind::NotFound => return Err(error),
+                _ => {}
+            }
+            Self::map(&aside, options, grain(options.map_size), EnvFlags::empty())
+                .map(drop)
+                .map_err(std::io::Error::other)?;
+            File::open(aside.join(DATA))?.sync_all()?;
+            std::fs::rename(aside.join(DATA), &data)?;
+            std::fs::remove_dir_all(&aside)
+        };
+        if data.exists() {
+            return Ok(());
+        }
+        begun().map_err(|error| at(path, "cannot be created", &error))
     }
 
     pub(crate) fn open_read_only(path: &Path, options: &LmdbOptions) -> Result<Self, StoreError> {

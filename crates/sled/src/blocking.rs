@@ -129,9 +129,11 @@ fn apply_together(touched: &[(&Tree, Batch)]) -> Result<(), sled::Error> {
 }
 
 impl BlockingStore for Blocking {
-    fn apply(&self, writes: &WriteSet, durability: Durability) -> Result<(), StoreError> {
+    // Synced whatever is asked for: of what sled has written since the last sync, power loss leaves any part, and a store
+    // must keep a beginning of it, or nothing.
+    fn apply(&self, writes: &WriteSet, _durability: Durability) -> Result<(), StoreError> {
         self.write(writes)?;
-        if durability == Durability::Synced { self.sync_files() } else { Ok(()) }
+        self.sync_files()
     }
 
     fn get(&self, keyspace: Keyspace, key: &[u8]) -> Result<Option<Bytes>, StoreError> {

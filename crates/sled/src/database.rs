@@ -13,7 +13,7 @@ use bytes::Bytes;
 use replikv_core::StoreError;
 use sled::Db;
 
-use crate::SledOptions;
+use crate::{SledOptions, names};
 
 /// The lock of a database that was dropped a moment ago goes when its threads have ended.
 const OPEN_ATTEMPTS: u32 = 40;
@@ -27,8 +27,11 @@ pub(crate) fn open(path: &Path, options: &SledOptions) -> Result<Db, StoreError>
         .flush_every_ms(None);
     let mut attempt = 0;
     loop {
-        match config.open() {
-            Ok(database) => return Ok(database),
+        match names::begin(path).and_then(|()| config.open()) {
+            Ok(database) => {
+                settle(path)?;
+                return Ok(database);
+            }
             Err(error) if is_locked(&error) && attempt < OPEN_ATTEMPTS => {
                 attempt += 1;
                 sleep(OPEN_PAUSE);
@@ -43,6 +46,11 @@ pub(crate) fn open(path: &Path, options: &SledOptions) -> Result<Db, StoreError>
             Err(error) => return Err(failed(error)),
         }
     }
+}
+
+/// Brings the names of a database's files to stable storage.
+fn settle(path: &Path) -> Result<(), StoreError> {
+    names::settle(path).map_err(|error| StoreError::backend(format!("{} cannot be synced: {error}", path.display())))
 }
 
 /// An application's database, for as long as a store is made of it.
@@ -62,6 +70,7 @@ impl Adopted {
         let path = path
             .canonicalize()
             .map_err(|error| StoreError::backend(format!("{} cannot be found: {error}", path.display())))?;
+        settle(&path)?;
         Ok(Self { database: Mutex::new(Some(database)), path, doubt: Arc::default() })
     }
 
@@ -152,9 +161,9 @@ impl Files {
     pub(crate) fn sync(&self, database: &Db) -> Result<(), StoreError> {
         self.sync_blobs()?;
         database.flush().map_err(unknown)?;
-        sync_file(&self.path.join("db"))?;
-        // A flush may have made some.
-        self.sync_blobs()
+        // What sled has moved meanwhile: before the log that names it.
+        self.sync_blobs()?;
+        sync_file(&self.path.join("db"))
     }
 
     /// Syncs the files of large values, each of which is written once.

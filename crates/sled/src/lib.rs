@@ -10,6 +10,7 @@
 mod blocking;
 mod database;
 mod layout;
+mod names;
 mod options;
 mod store;
 mod trees;

@@ -18,8 +18,9 @@ use crate::database::Adopted;
 ///
 /// What is replikv's own is one tree, whose keys begin with `d`, `l` or `m`; subspaces can be
 /// [`tree`](SledOptions::tree)s beside it. Write sets are applied one after the other on one thread, and never more than
-/// a few wait. `Durability::Synced` flushes sled and then syncs its files, since a flush alone does not reach the disk on
-/// Linux.
+/// a few wait. Each is on stable storage on return, whatever `Durability` asks for: sled's flush is followed by a sync of
+/// its files, since a flush alone does not reach the disk on Linux, and what is flushed and not synced can come to the
+/// disk in parts.
 #[derive(Debug)]
 pub struct SledStore {
     threaded: Threaded<Blocking>,

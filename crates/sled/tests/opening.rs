@@ -49,6 +49,68 @@ async fn a_store_can_be_opened_again_right_after_it_was_dropped_or_closed() {
     }
 }
 
+#[tokio::test]
+async fn a_kill_while_sled_recovers_or_while_the_store_is_made_leaves_a_store_that_opens() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("store");
+    // Half of a new store's settings, and half of what sled writes down when it has recovered.
+    std::fs::create_dir_all(path.join("replikv.new/blobs")).unwrap();
+    std::fs::write(path.join("replikv.new/conf"), [0; 58]).unwrap();
+    for round in 0u32..3 {
+        let store = SledStore::open(&path).unwrap_or_else(|error| panic!("round {round}: {error}"));
+        if round > 0 {
+            assert_eq!(value(&store, "k").await.unwrap(), (round - 1).to_be_bytes()[..]);
+        }
+        store.apply(put("k", round.to_be_bytes()), Durability::Synced).await.unwrap();
+        store.close().await.unwrap();
+        std::fs::write(path.join(format!("snap.{:016X}.generating", 1u64 << 40)), [round as u8; 40]).unwrap();
+    }
+    assert!(!path.join("replikv.new").exists());
+}
+
+#[tokio::test]
+async fn a_store_that_was_removed_is_made_anew_at_once() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("store");
+    for round in 0u32..40 {
+        let store = SledStore::open(&path).unwrap_or_else(|error| panic!("round {round}: {error:?}"));
+        assert!(contents(&store).await.unwrap().is_empty(), "round {round}");
+        store.apply(put("k", "v"), Durability::Synced).await.unwrap();
+        store.close().await.unwrap();
+        std::fs::rename(&path, dir.path().join(format!("old-{round}"))).unwrap();
+    }
+}
+
+#[tokio::test]
+async fn a_whole_snapshot_that_has_lost_its_name_is_found() {
+    let dir = tempfile::tempdir().unwrap();
+    for round in 0..2u32 {
+        let store = SledStore::open(dir.path()).unwrap();
+        store.apply(put("k", round.to_be_bytes()), Durability::Synced).await.unwrap();
+        store.close().await.unwrap();
+    }
+    let named = |dir: &Path| -> Vec<String> {
+        let names = std::fs::read_dir(dir).unwrap().map(|entry| entry.unwrap().file_name().into_string().unwrap());
+        names.filter(|name| name.starts_with("snap.")).collect()
+    };
+    let [snapshot] = &named(dir.path())[..] else { panic!("one snapshot: {:?}", named(dir.path())) };
+    let aside = format!("{snapshot}.generating");
+    std::fs::rename(dir.path().join(snapshot), dir.path().join(aside)).unwrap();
+    let found = names_after_opening(dir.path()).await;
+    assert!(found >= *snapshot, "{found}");
+    assert!(named(dir.path()).iter().all(|name| !name.ends_with(".generating")));
+}
+
+// The newest snapshot, once the store was opened and read.
+async fn names_after_opening(dir: &Path) -> String {
+    let store = SledStore::open(dir).unwrap();
+    assert_eq!(value(&store, "k").await.unwrap(), 1u32.to_be_bytes()[..]);
+    let names = std::fs::read_dir(dir).unwrap().map(|entry| entry.unwrap().file_name().into_string().unwrap());
+    let newest = names.filter(|name| name.starts_with("snap.")).max().unwrap_or_default();
+    store.close().await.unwrap();
+    newest
+}
+
 #[test]
 fn where_no_store_can_be_the_error_names_the_place() {
     let dir = tempfile::tempdir().unwrap();

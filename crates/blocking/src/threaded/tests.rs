@@ -15,6 +15,17 @@ struct Scripted {
     map: Mutex<BTreeMap<(Keyspace, Bytes), Bytes>>,
     held: Option<Arc<Held>>,
     by_threads: bool,
+    _last_words: LastWords,
+}
+
+/// Panics when it is dropped, if it is told to.
+#[derive(Debug, Default)]
+struct LastWords(bool);
+
+impl Drop for LastWords {
+    fn drop(&mut self) {
+        assert!(!self.0, "as told");
+    }
 }
 
 /// Stops the writer at the value `held` until it is let go.
@@ -104,6 +115,21 @@ fn open() -> Threaded<Scripted> {
 
 fn put(key: &str, value: &str) -> WriteSet {
     WriteSet::builder().put(Keyspace::Data, key, value).unwrap().build()
+}
+
+#[tokio::test]
+async fn a_panic_while_it_is_dropped_is_outlived() -> Result<(), StoreError> {
+    let open = || Ok(Scripted { _last_words: LastWords(true), ..Scripted::default() });
+    let store = Threaded::open("scripted", ThreadedOptions::default(), open)?;
+    for _ in 0..3 {
+        assert!(store.apply(put("k", "unknown"), Durability::Synced).await.is_err());
+        assert!(matches!(store.sync().await, Err(StoreError::Fatal { .. })));
+        store.reopen().await?;
+        store.apply(put("k", "v"), Durability::Synced).await?;
+    }
+    store.close().await?;
+    assert!(matches!(store.sync().await, Err(StoreError::Closed)));
+    Ok(())
 }
 
 #[tokio::test]
