@@ -31,9 +31,9 @@ soak ROUNDS="100":
 simulate SECONDS="600":
     REPLIKV_SIM_SECONDS={{SECONDS}} cargo test --release -p replikv-testkit --test sim -- --ignored --nocapture --exact campaign
 
-# Looks for every bug that can be planted, and says which invariant found it.
+# Looks for every bug that can be planted, and says which invariant found it. Bugs are never built for release.
 planted:
-    cargo test --release -p replikv-testkit --features planted-bugs --test sim_planted -- --include-ignored --nocapture
+    cargo test -p replikv-testkit --features planted-bugs --test sim_planted -- --include-ignored --nocapture
 
 # One fuzz target (decoder, record, session, applier) for so many seconds; what it finds new stays out of the corpus.
 fuzz TARGET SECONDS="60":

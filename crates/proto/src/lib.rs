@@ -4,6 +4,9 @@
 //! retention: all of it without I/O, clock, randomness, runtime or store. Whoever drives it, the tokio shell of
 //! `replikv-node` or a simulator, hands in what happened and gets told what to do.
 
+#[cfg(all(feature = "planted-bugs", not(debug_assertions)))]
+compile_error!("`planted-bugs` loses data on purpose: it is for tests that are built with debug assertions");
+
 mod applier;
 mod committer;
 pub mod layout;

@@ -9,7 +9,9 @@ use replikv_testkit::sim::{Bug, Config, Fault, Report, Simulation};
 /// A planted bug that is not found within so many seeds is a hole.
 const SEEDS: u64 = 1_000;
 /// Bugs that need a coincidence, and therefore many seeds. They are looked for by `just planted`, with all others.
-const RARE: [&str; 13] = [
+const RARE: [&str; 15] = [
+    "OwnPageTakenForWhole",
+    "PageNotChecked",
     "HandedToldLate",
     "DamageTakenForDivergence",
     "ReadAtBeforeRead",
