@@ -203,9 +203,9 @@ fn a_master_takes_values_as_large_as_it_is_told_to_and_slaves_get_them() {
     master.interrupt("TERM").ok();
     run(&["verify", "--store", &store, "--store", &slave]).ok();
     let (master, address) = Running::master(&store, &["--max-value", "256"]);
-    follow_once(&small, "memory", &address).says(2, "larger than what this slave's store can hold");
+    follow_once(&small, "memory", &address).says(2, "lower the master's limits, or choose another store");
     let sled = place.url("sled", "sled");
-    follow_once(&sled, "sled", &address).says(2, "larger than what this slave's store can hold");
+    follow_once(&sled, "sled", &address).says(2, "lower the master's limits, or choose another store");
     follow_once(&slave, "edge", &address).ok();
     master.interrupt("TERM").ok();
 }
