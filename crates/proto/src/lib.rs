@@ -6,6 +6,7 @@
 
 mod applier;
 mod committer;
+mod divergence;
 pub mod layout;
 mod reconcile;
 mod record;
@@ -20,6 +21,7 @@ pub use committer::{
     Abort, Answer, CommitGroup, Committer, CommitterConfig, Intent, LogEntry, LoneRecord, Step, TransactFn,
     TransactView, Work,
 };
+pub use divergence::{Displaced, Displacing, OnDivergence, Resync};
 pub use reconcile::{Compare, Compared, RangeSummary, Verdict};
 pub use record::{PreparedRecord, RECORD_FORMAT, Record, RecordDraft, RecordError, RecordHeader, RecordKind, origin};
 pub use retention::{Retention, Trim};

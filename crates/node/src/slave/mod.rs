@@ -5,6 +5,7 @@ mod config;
 mod error;
 mod follow;
 mod probe;
+mod quarantine;
 mod status;
 #[cfg(feature = "tcp")]
 mod tcp;
@@ -23,6 +24,7 @@ use tokio_util::sync::CancellationToken;
 
 pub use self::config::SlaveConfig;
 pub use self::error::{Ending, FollowError, WaitError};
+pub use self::quarantine::{Quarantine, QuarantineFile};
 use self::status::Tracker;
 pub use self::status::{Lag, SlaveProgress, SlaveState, SlaveStatus};
 pub use self::wait::WaitFor;
