@@ -3,6 +3,7 @@
 //! Everything that is decided, is decided in `replikv-proto`; what stands here moves bytes, reads clocks, calls stores
 //! and waits.
 
+mod backup;
 mod blocking;
 mod changes;
 mod clock;
@@ -17,6 +18,7 @@ mod transport;
 
 pub(crate) use error::error_chain;
 
+pub use backup::{BackedUp, BackupError, backup, mark_backup};
 pub use blocking::{Blocking, BlockingChanges, BlockingEntries, BlockingError, BlockingMaster, BlockingSlave};
 #[cfg(feature = "tcp")]
 pub use blocking::{Following, Serving};

@@ -138,8 +138,8 @@ impl Stored for Resync {
 /// Says that the store is a copy of another one, which may go on: whoever opens it must say as what.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Backup {
-    /// When it was complete; milliseconds since the Unix epoch.
-    pub taken_unix_ms: u64,
+    /// When it was complete; milliseconds since the Unix epoch. `None` while it is not.
+    pub taken_unix_ms: Option<u64>,
 }
 
 impl Backup {

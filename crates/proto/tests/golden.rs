@@ -199,7 +199,7 @@ fn stored() -> Vec<(&'static str, Bytes, Meaning)> {
         Resync { reason: RejectCode::Diverged, was: position(300), ancestor: Some(position(256)) }
     }
     fn backup() -> Backup {
-        Backup { taken_unix_ms: 1_700_000_000_000 }
+        Backup { taken_unix_ms: Some(1_700_000_000_000) }
     }
     fn slot() -> Slot {
         Slot { position: position(300), seen_unix_ms: 1_700_000_000_000, seen_uptime_ms: 777 }
@@ -215,6 +215,9 @@ fn stored() -> Vec<(&'static str, Bytes, Meaning)> {
         ("stored_checkpoint", checkpoint().to_bytes(), |b| same(b, &checkpoint())),
         ("stored_resync", resync().to_bytes(), |b| same(b, &resync())),
         ("stored_backup", backup().to_bytes(), |b| same(b, &backup())),
+        ("stored_backup_begun", Backup { taken_unix_ms: None }.to_bytes(), |b| {
+            same(b, &Backup { taken_unix_ms: None })
+        }),
         ("stored_slot", slot().to_bytes(), |b| same(b, &slot())),
         ("stored_cursor", Cursor::at(position(300)).to_bytes(), |b| {
             Cursor::from_bytes(b) == Some(Cursor::at(position(300)))
