@@ -523,7 +523,7 @@ impl MasterSession {
         } else if located.contains(&Located::Ahead) {
             let words = format!(
                 "the slave stands at {position}, this master's history ends at seq {}: the master lost batches, or is \
-                 not the one the slave followed",
+                 not the one the slave followed; let the slave resync, or copy it anew from an empty store",
                 self.view.published.seq
             );
             self.part(applicant, Refusal::new(RejectCode::SlaveAhead, words));
