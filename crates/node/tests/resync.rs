@@ -228,6 +228,30 @@ async fn a_restored_master_that_has_trimmed_past_the_fork_is_found_out_and_can_b
     Ok(())
 }
 
+// Checkpoints of the branch that ended lie beyond the new head: they would be held against the slave later.
+#[tokio::test]
+async fn what_a_slave_knew_of_the_branch_that_ended_is_forgotten() -> Result<(), Error> {
+    let first = master(&store(), config()).await;
+    for n in 0..300 {
+        first.put(key(n), "shared").await?;
+    }
+    let backup = copy_of(first.store()).await;
+    for n in 300..800 {
+        first.put(key(n), "lost").await?;
+    }
+    let held = followed(&first, "edge").await;
+    assert_eq!(checkpoints(&held).await.len(), 3);
+    let restored = master(&backup, config()).await;
+    let kept = Kept::of(&held);
+    let slave = slave(&held, edge().resync(kept.clone())).await;
+    connect(&restored, &slave);
+    soon(slave.wait_caught_up()).await?;
+    assert_equal(&restored, &slave).await;
+    only(RejectCode::SlaveAhead, &kept);
+    assert_eq!(checkpoints(&held).await, checkpoints(restored.store()).await);
+    Ok(())
+}
+
 async fn checkpoints(store: &Store) -> Vec<replikv_core::Position> {
     let all = entries(store, Keyspace::Meta).await;
     let checkpoints = all.iter().filter(|(key, _)| key.starts_with(Checkpoint::PREFIX));

@@ -5,6 +5,7 @@ mod copying;
 mod deciding;
 mod misbehaving;
 mod relay;
+mod resyncing;
 mod slave_checks;
 mod timing;
 mod world;
