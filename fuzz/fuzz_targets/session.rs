@@ -13,9 +13,9 @@ use replikv_core::{Coverage, Cursor, EncodedOps, Fill, Fingerprint, KeyRange, Po
 use replikv_fuzz::{LIMITS, Page, Place, RECORDS, Stand, at_most, position, record, source};
 use replikv_proto::{
     Ack, Compare, Compared, Content, Goodbye, GoodbyeReason, Heartbeat, Hello, Located, LogAnswer, MasterAction,
-    MasterSession, MasterSessionConfig, Message, Mode, Now, OnDivergence, Progress, ProtocolError, RangeSummary, Records, Refusal,
-    Reject, RejectCode, Request, RequestBody, Response, SlaveAction, SlaveSession, SlaveSessionConfig, Verdict, View,
-    Welcome,
+    MasterSession, MasterSessionConfig, Message, Mode, Now, OnDivergence, Progress, ProtocolError, RangeSummary,
+    Records, Refusal, Reject, RejectCode, Request, RequestBody, Response, SlaveAction, SlaveSession,
+    SlaveSessionConfig, Verdict, View, Welcome,
 };
 
 #[derive(Debug)]
