@@ -23,9 +23,10 @@ pub(crate) async fn run(args: args::Serve, json: bool) -> anyhow::Result<ExitCod
         None => None,
     };
     let address = listener.local_addr()?;
-    super::expose_metrics(args.metrics, args.insecure, json).await?;
+    // Before anything is said: whoever reads it may end this at once.
     let mut interrupt = Interrupt::new()?;
     let mut end = Interrupt::new()?;
+    super::expose_metrics(args.metrics, args.insecure, json).await?;
     let config = MasterConfig::default();
     let (store, config) = match args.new_epoch {
         // Of what was there before, or of nothing: a new store begins with an epoch anyway.
