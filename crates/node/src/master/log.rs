@@ -98,19 +98,21 @@ impl<S: ReplicaStore> Inner<S> {
         let options = ScanOptions::default().max_entries(4096).max_bytes(max_bytes);
         let page = self.store.scan(Keyspace::Log, range, options).await?;
         let (mut parts, mut last) = (Vec::<Bytes>::new(), after);
-        for (_, bytes) in page.entries() {
-            let record = match Record::decode(bytes) {
+        for (key, bytes) in page.entries() {
+            // By its key: what the record says of itself may be what is damaged.
+            let seq = Seq::from_key(&key).unwrap_or_default();
+            if parts.is_empty() && last.seq.next() != Some(seq) {
+                return Ok(LogAnswer::Trimmed);
+            }
+            let record = match decode_at(seq, bytes, None) {
                 Ok(record) => record,
                 Err(error) => {
-                    self.record_is_damaged(last.seq.next().unwrap_or(last.seq), &error);
+                    self.record_is_damaged(seq, &error);
                     break;
                 }
             };
             if let Err(error) = record.header().verify_after(&last) {
-                if last.seq.next() != Some(record.header().seq) && parts.is_empty() {
-                    return Ok(LogAnswer::Trimmed);
-                }
-                self.record_is_damaged(record.header().seq, &error);
+                self.record_is_damaged(seq, &error);
                 break;
             }
             last = record.position();
