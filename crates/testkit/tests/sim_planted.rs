@@ -24,9 +24,11 @@ fn find(bug: Bug) -> Option<(u64, Report)> {
 fn config_for(bug: Bug) -> Config {
     let default = Config::default();
     match bug.to_string().as_str() {
-        "SetbackUnnoticed" | "UnverifiedPage" => default.only(&[Fault::SyncFailure, Fault::Wiped]).pace(15),
-        "HandedToldLate" => default.only(&[Fault::Wiped]).pace(20),
-        "ReadAtBeforeRead" => default.only(&[Fault::Wiped, Fault::Cut]).pace(20),
+        "SetbackUnnoticed" | "UnverifiedPage" => {
+            default.only(&[Fault::SyncFailure, Fault::Wiped]).pace(15).millis(5_000)
+        }
+        "HandedToldLate" => default.only(&[Fault::Wiped]).pace(20).millis(5_000),
+        "ReadAtBeforeRead" => default.only(&[Fault::Wiped, Fault::Cut]).pace(20).millis(5_000),
         "RecordsWhilePageWaits" => default.only(&[Fault::SlowStore, Fault::Wiped, Fault::Cut]),
         "CoverageNotLocated" | "CheckpointIgnored" => {
             default.only(&[Fault::Restore, Fault::ClonedMaster, Fault::Repoint, Fault::Wiped, Fault::Cut])
@@ -35,7 +37,6 @@ fn config_for(bug: Bug) -> Config {
         "SilenceUnnoticed" => default.only(&[Fault::HalfOpen, Fault::MasterPower, Fault::SlavePower]),
         "WentOnAfterFailure" => default.only(&[Fault::Full, Fault::Transient, Fault::Wiped]),
         "PageNotChecked" => default.only(&[Fault::LostMessage, Fault::DuplicateMessage, Fault::Wiped]).pace(20),
-        "OwnPageTakenForWhole" => default.only(&[Fault::SlaveCrash, Fault::Cut]),
         _ => default,
     }
 }

@@ -14,6 +14,8 @@ use replikv_memory::MemoryStore;
 use replikv_node::{Master, Slave, SlaveConfig};
 use replikv_testkit::FaultStore;
 use tokio::io::AsyncReadExt;
+use tokio::task::JoinSet;
+use tokio::time::{Instant, sleep};
 use turmoil::net::TcpStream;
 
 use watched::{History, Watched};
@@ -30,35 +32,41 @@ fn the_seed_of_the_environment_holds() {
 #[test]
 fn slaves_hold_what_their_master_held_and_end_equal_whatever_the_network_does() {
     let (mut faults, mut write_sets, mut in_the_middle) = (BTreeMap::<Fault, u64>::new(), 0, 0);
+    let mut seconds = 0.0;
     for seed in 0..SEEDS {
         let report = run(seed).unwrap_or_else(|words| panic!("{words}"));
         report.faults.iter().for_each(|(fault, times)| *faults.entry(*fault).or_default() += times);
         write_sets += report.write_sets;
         in_the_middle += report.in_the_middle;
+        seconds += report.seconds;
     }
-    println!(
-        "{faults:?}, {write_sets} write sets of slaves, {in_the_middle} of them in the middle of a copy or comparison"
-    );
+    println!("{SEEDS} seeds, {seconds:.0} simulated seconds, {faults:?}");
+    println!("{write_sets} write sets of slaves, {in_the_middle} of them in the middle of a copy or comparison");
     assert!(Fault::ALL.iter().all(|fault| faults.contains_key(fault)), "{faults:?}");
     assert!(write_sets > 100 * SEEDS && in_the_middle > SEEDS, "{write_sets} and {in_the_middle}");
 }
 
+// What is sent differs by a few bytes from run to run: a master draws the numbers of its source and its epoch from the
+// operating system, and they are not of one length. So the trim of a log may fall between other records.
 #[test]
-fn a_seed_gives_the_same_run_again() {
+fn a_seed_gives_the_same_faults_at_the_same_moments_again() {
     for seed in [1, 2] {
-        assert_eq!(run(seed), run(seed), "seed {seed}");
-        assert_ne!(run(seed).unwrap().trace, run(seed + 100).unwrap().trace);
+        let [one, again, other] = [seed, seed, seed + 100].map(|seed| run(seed).unwrap().schedule);
+        assert_eq!(one, again, "seed {seed}");
+        assert_ne!(one, other);
     }
 }
 
 /// As many as may be served, and many times more.
-const SILENT: usize = 10_000;
-const SERVED: usize = 64;
+const SILENT: i64 = 10_000;
+const SERVED: i64 = 64;
+/// Until then a connection must say who it is.
+const HANDSHAKE: Duration = Duration::from_millis(500);
 
 #[test]
 fn ten_thousand_connections_that_never_say_hello_are_let_go_and_a_slave_is_served() {
     let mut builder = turmoil::Builder::new();
-    builder.rng_seed(7).simulation_duration(Duration::from_secs(600)).tcp_capacity(SILENT);
+    builder.rng_seed(7).simulation_duration(Duration::from_secs(600)).tcp_capacity(SILENT as usize);
     let mut sim = builder.build();
     let history = History::default();
     let (open, most) = (Arc::new(AtomicI64::new(0)), Arc::new(AtomicI64::new(0)));
@@ -68,7 +76,8 @@ fn ten_thousand_connections_that_never_say_hello_are_let_go_and_a_slave_is_serve
         sim.host("master", move || {
             let (open, most) = (open.clone(), most.clone());
             async move {
-                let master = Master::open(store("master"), world::master_config().max_sessions(SERVED)).await?;
+                let master =
+                    Master::open(store("master"), world::master_config().max_sessions(SERVED as usize)).await?;
                 master.put("greeting", "hello").await?;
                 let count = move |by| {
                     most.fetch_max(open.fetch_add(by, Ordering::SeqCst) + by, Ordering::SeqCst);
@@ -77,15 +86,25 @@ fn ten_thousand_connections_that_never_say_hello_are_let_go_and_a_slave_is_serve
             }
         });
     }
-    sim.client("strangers", async {
-        let mut silent = Vec::new();
+    let refused = Arc::new(AtomicI64::new(0));
+    let told = refused.clone();
+    sim.client("strangers", async move {
+        sleep(Duration::from_millis(100)).await;
+        let mut strangers = JoinSet::new();
         for _ in 0..SILENT {
-            silent.push(TcpStream::connect(("master", PORT)).await?);
+            let told = told.clone();
+            strangers.spawn(async move {
+                let mut stream = TcpStream::connect(("master", PORT)).await?;
+                let mut words = Vec::new();
+                let connected = Instant::now();
+                // Each of them is told that there is no room, or let go in time. None is left open.
+                stream.read_to_end(&mut words).await?;
+                told.fetch_add(i64::from(connected.elapsed() < HANDSHAKE), Ordering::SeqCst);
+                std::io::Result::Ok(())
+            });
         }
-        // Each of them is told why, or just let go. None is left open.
-        for stream in &mut silent {
-            let mut words = Vec::new();
-            drop(stream.read_to_end(&mut words).await);
+        while let Some(ended) = strangers.join_next().await {
+            ended??;
         }
         Ok(())
     });
@@ -101,7 +120,9 @@ fn ten_thousand_connections_that_never_say_hello_are_let_go_and_a_slave_is_serve
         Ok(())
     });
     sim.run().unwrap();
-    let (open, most) = (open.load(Ordering::SeqCst), most.load(Ordering::SeqCst));
-    println!("{SILENT} silent connections, {most} of them at once");
+    let [refused, open, most] = [refused, open, most].map(|count| count.load(Ordering::SeqCst));
+    println!("{SILENT} silent connections, {refused} refused at once, never more than {most} open");
+    // The slave may have taken a place before them, and one that is told to go is there for a moment.
+    assert!(SILENT - refused <= SERVED && most <= SERVED + 8, "{refused} were refused, {most} open at once");
     assert!(open <= 1, "{open} are served still");
 }

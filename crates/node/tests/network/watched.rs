@@ -25,7 +25,6 @@ pub(crate) struct History(Arc<Mutex<Known>>);
 struct Known {
     states: HashMap<Position, u64>,
     wrong: Vec<String>,
-    trace: u64,
     write_sets: u64,
     in_the_middle: u64,
 }
@@ -44,20 +43,9 @@ impl History {
         let known = self.0.lock().unwrap();
         (known.write_sets, known.in_the_middle)
     }
-
-    /// A fingerprint of everything that was written, in order, with its moment.
-    pub(crate) fn trace(&self) -> u64 {
-        self.0.lock().unwrap().trace
-    }
-
-    /// Something happened.
-    pub(crate) fn tell(&self, what: impl Hash) {
-        let mut known = self.0.lock().unwrap();
-        known.trace = hash((known.trace, what));
-    }
 }
 
-fn hash(what: impl Hash) -> u64 {
+pub(crate) fn hash(what: impl Hash) -> u64 {
     // Without keys: the same in every process.
     let mut hasher = DefaultHasher::new();
     what.hash(&mut hasher);
@@ -87,16 +75,13 @@ impl Watched {
     async fn look(&self, before: Option<Seq>) -> Result<(), StoreError> {
         let contents = contents(&self.store).await?;
         let print = hash(&contents);
-        let moment = turmoil::sim_elapsed().unwrap_or_default();
         if let Some(head) = self.store.get(Keyspace::Meta, Head::KEY).await? {
             let at = Head::from_bytes(&head)?.position;
-            self.history.tell((moment, &self.name, at.seq.as_u64(), print));
             self.history.0.lock().unwrap().states.insert(at, print);
             return Ok(());
         }
         let Some(cursor) = self.store.cursor(&LinkId::default()).await? else { return Ok(()) };
         let at = cursor.position;
-        self.history.tell((moment, &self.name, at.seq.as_u64(), print));
         let mut known = self.history.0.lock().unwrap();
         known.write_sets += 1;
         if before.is_some_and(|before| at.seq < before) {

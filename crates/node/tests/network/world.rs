@@ -16,7 +16,7 @@ use tokio::time::{sleep, timeout};
 use turmoil::Sim;
 use turmoil::net::{TcpListener, TcpStream};
 
-use super::watched::{History, Watched, contents};
+use super::watched::{History, Watched, contents, hash};
 
 pub(crate) type Outcome = Result<(), Box<dyn std::error::Error>>;
 
@@ -42,13 +42,14 @@ impl Fault {
 }
 
 /// What a run came to.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug)]
 pub(crate) struct Report {
-    pub(crate) trace: u64,
+    /// A fingerprint of what went wrong, and when.
+    pub(crate) schedule: u64,
     pub(crate) faults: BTreeMap<Fault, u64>,
     pub(crate) write_sets: u64,
     pub(crate) in_the_middle: u64,
-    pub(crate) simulated: Duration,
+    pub(crate) seconds: f64,
 }
 
 /// The store of a host, which outlives its processes.
@@ -169,6 +170,7 @@ struct World {
     history: History,
     quiet: Arc<AtomicBool>,
     faults: BTreeMap<Fault, u64>,
+    schedule: u64,
     /// What passes, and when.
     passing: Vec<(Duration, Fault, usize)>,
 }
@@ -189,6 +191,7 @@ impl World {
             quiet: Arc::default(),
             disks: Vec::new(),
             faults: BTreeMap::new(),
+            schedule: 0,
             passing: Vec::new(),
             rng,
         };
@@ -257,8 +260,8 @@ impl World {
             }
         }
         let (write_sets, in_the_middle) = self.history.counted();
-        let (trace, simulated) = (self.history.trace(), self.sim.elapsed());
-        Ok(Report { trace, faults: self.faults, write_sets, in_the_middle, simulated })
+        let seconds = self.sim.elapsed().as_secs_f64();
+        Ok(Report { schedule: self.schedule, faults: self.faults, write_sets, in_the_middle, seconds })
     }
 
     fn step(&mut self) -> Result<(), String> {
@@ -287,7 +290,7 @@ impl World {
             Fault::Hold => self.sim.hold("master", name.as_str()),
         }
         *self.faults.entry(fault).or_default() += 1;
-        self.history.tell((self.sim.elapsed(), fault, node));
+        self.schedule = hash((self.schedule, self.sim.elapsed(), fault, node));
         let at = self.sim.elapsed() + Duration::from_millis(self.rng.u64(1..2_500));
         self.passing.push((at, fault, node));
     }
