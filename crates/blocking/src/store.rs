@@ -15,6 +15,15 @@ pub trait BlockingStore: Send + Sync + 'static {
     /// As `ReplicaStore::apply`.
     fn apply(&self, writes: &WriteSet, durability: Durability) -> Result<(), StoreError>;
 
+    /// As [`apply`](Self::apply), for a write set that nobody else may need: a store that puts a large value piece by piece
+    /// frees each piece here as soon as it is copied. Default: puts the pieces into one buffer, and calls `apply`.
+    ///
+    /// # Errors
+    /// As `apply`. What was consumed is not handed over again: whoever wants the outcome changed asks for it anew.
+    fn apply_owned(&self, writes: WriteSet, durability: Durability) -> Result<(), StoreError> {
+        self.apply(&writes.into_joined(), durability)
+    }
+
     /// The value of `key`, or `None`. Called from many threads at once; beside `apply`.
     ///
     /// # Errors

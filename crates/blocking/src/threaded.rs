@@ -207,7 +207,7 @@ fn write_loop<B: BlockingStore>(shared: &Shared<B>, jobs: &async_channel::Receiv
             // Nobody waits for it, and it has not begun: it never happens.
             WriterJob::Apply { answer, claim, .. } if claim.is_abandoned() => (answer, claim, Ok(())),
             WriterJob::Apply { writes, durability, answer, claim } => {
-                let result = shared.with_store(|store| store.apply(&writes, durability));
+                let result = shared.with_store(|store| store.apply_owned(writes, durability));
                 shared.break_if_unknown(&result);
                 (answer, claim, result)
             }

@@ -102,6 +102,9 @@ pub(crate) struct Serve {
     /// Apply NDJSON operations from standard input as they come: "op" is put, delete (key), or delete_range (start, end).
     #[arg(long)]
     pub(crate) stdin: bool,
+    /// The largest value that is accepted, in MiB. Slaves whose stores hold less are refused: LMDB holds 256, sled 253.
+    #[arg(long, value_name = "MIB", default_value_t = 32, value_parser = clap::value_parser!(u16).range(1..=256))]
+    pub(crate) max_value: u16,
     /// Allow an address that is not loopback: whoever reaches it can read everything.
     #[arg(long)]
     pub(crate) insecure: bool,
@@ -149,6 +152,9 @@ pub(crate) struct Import {
     /// The column of values in CSV.
     #[arg(long, default_value = "value")]
     pub(crate) value_column: String,
+    /// The largest value that is accepted, in MiB. Slaves whose stores hold less are refused: LMDB holds 256, sled 253.
+    #[arg(long, value_name = "MIB", default_value_t = 32, value_parser = clap::value_parser!(u16).range(1..=256))]
+    pub(crate) max_value: u16,
     /// The file, or - for standard input. A file is checked as a whole before anything is written.
     pub(crate) file: PathBuf,
 }

@@ -16,6 +16,13 @@ pub(crate) type Store = Arc<dyn ReplicaStore>;
 /// What the program writes at most: what every backend that it contains can hold.
 pub(crate) const LIMITS: StoreLimits = StoreLimits { max_key: 511, max_value: 32 << 20, max_batch: 64 << 20 };
 
+/// The limits of a master that takes values of up to `max_value` MiB.
+pub(crate) fn limits(max_value: u16) -> StoreLimits {
+    const BESIDE: usize = 1 << 20;
+    let max_value = usize::from(max_value) << 20;
+    StoreLimits { max_value, max_batch: LIMITS.max_batch.max(max_value + BESIDE), ..LIMITS }
+}
+
 /// Opens a store, and makes it if it is not there.
 pub(crate) fn open(url: &str) -> anyhow::Result<Store> {
     replikv::open(url).map_err(|error| match error {
@@ -53,9 +60,10 @@ pub(crate) fn open_to_read(url: &str) -> anyhow::Result<Store> {
     }
 }
 
-/// Opens a store as a master's, so that what is written goes through the log.
+/// Opens a store as a master's, so that what is written goes through the log. The limits of `config` are
+/// [`limits`], or those of [`MasterConfig`], which are [`LIMITS`].
 pub(crate) async fn open_master(store: Store, url: &str, config: MasterConfig) -> anyhow::Result<Master<Store>> {
-    Master::open(store, config.limits(LIMITS)).await.map_err(|error| match error {
+    Master::open(store, config).await.map_err(|error| match error {
         OpenError::Role { found: Role::Slave, .. } => {
             anyhow!("{url}: it is a slave's store, and only its master changes it: write to the master instead")
         }

@@ -4,11 +4,13 @@
 //! are borrowed from the buffer on the way out, so that bytes from a socket reach a store without a copy.
 
 use std::ops::Range;
+use std::sync::Arc;
 
 use bytes::{BufMut, Bytes, BytesMut};
 use serde::{Deserialize, Serialize};
 
 use crate::KeyRange;
+use crate::large::{LargePut, OpsPart, OwnedPart, Parts};
 
 /// One change to one keyspace, borrowed from the buffer it is encoded in.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -72,7 +74,7 @@ impl<'a> Op<'a> {
         }
     }
 
-    fn decode(input: &'a [u8]) -> Option<(Self, &'a [u8])> {
+    pub(crate) fn decode(input: &'a [u8]) -> Option<(Self, &'a [u8])> {
         let (&tag, rest) = input.split_first()?;
         match tag {
             0 => {
@@ -130,9 +132,19 @@ fn take_bytes(input: &[u8]) -> Option<(&[u8], &[u8])> {
     None
 }
 
-/// A sequence of whole, well-formed operations in one shared buffer. Cloning shares the buffer.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct EncodedOps(Bytes);
+/// A sequence of whole, well-formed operations in a shared buffer. Cloning shares the buffer.
+///
+/// What arrives in more than one buffer stays there: see [`from_segments`](Self::from_segments). Nobody has to care: all
+/// but [`parts`](Self::parts) and [`into_parts`](Self::into_parts) put it into one when they are first called, at the
+/// cost of a copy. Stores of large values do care.
+#[derive(Clone)]
+pub struct EncodedOps(Repr);
+
+#[derive(Clone)]
+enum Repr {
+    Whole(Bytes),
+    Parts(Arc<Parts>),
+}
 
 impl EncodedOps {
     /// Takes bytes from outside, after checking that they are whole operations and that no key is empty.
@@ -140,50 +152,144 @@ impl EncodedOps {
     /// # Errors
     /// [`MalformedOps`] names the offset of the first operation that is not.
     pub fn from_bytes(bytes: Bytes) -> Result<Self, MalformedOps> {
-        let mut rest = &bytes[..];
-        while !rest.is_empty() {
-            let Some((_, next)) = Op::decode(rest) else {
-                return Err(MalformedOps { offset: bytes.len() - rest.len() });
-            };
-            rest = next;
+        let whole = Ops(&bytes).whole_len();
+        if whole < bytes.len() {
+            return Err(MalformedOps { offset: whole });
         }
-        Ok(Self(bytes))
+        Ok(Self::trusted(bytes))
+    }
+
+    /// As [`from_bytes`](Self::from_bytes), of bytes that lie in several buffers. Values of more than 1 MiB stay where they
+    /// are.
+    ///
+    /// # Errors
+    /// [`MalformedOps`].
+    pub fn from_segments(mut segments: Vec<Bytes>) -> Result<Self, MalformedOps> {
+        if segments.len() <= 1 {
+            return Self::from_bytes(segments.pop().unwrap_or_default());
+        }
+        Ok(Self(Repr::Parts(Arc::new(Parts::split(segments)?))))
     }
 
     /// Takes what [`Op::encode_into`] wrote, whose keys are known not to be empty.
     pub(crate) fn trusted(bytes: Bytes) -> Self {
-        Self(bytes)
+        Self(Repr::Whole(bytes))
     }
 
     /// The operations, in order.
     pub fn iter(&self) -> Ops<'_> {
-        Ops(&self.0)
+        Ops(self.as_bytes())
     }
 
     /// The operations, in order, each with where it lies in the buffer.
     pub fn spans(&self) -> impl Iterator<Item = (Op<'_>, Range<usize>)> + '_ {
-        let mut rest = &self.0[..];
+        let all = self.as_bytes();
+        let mut rest = &all[..];
         std::iter::from_fn(move || {
-            let from = self.0.len() - rest.len();
+            let from = all.len() - rest.len();
             let (op, next) = Op::decode(rest)?;
             rest = next;
-            Some((op, from..self.0.len() - next.len()))
+            Some((op, from..all.len() - next.len()))
         })
+    }
+
+    /// The operations, in order, as they lie in their buffers.
+    pub fn parts(&self) -> impl Iterator<Item = OpsPart<'_>> + '_ {
+        let (whole, parts) = match &self.0 {
+            Repr::Whole(bytes) => (Some(OpsPart::Ops(Ops(bytes))), None),
+            Repr::Parts(parts) => (None, Some(parts.iter())),
+        };
+        whole.into_iter().chain(parts.into_iter().flatten())
+    }
+
+    /// The operations, in order, as they lie in their buffers. Where this was the only handle, each of the parts is now.
+    pub fn into_parts(self) -> Vec<OwnedPart> {
+        match self.0 {
+            Repr::Whole(_) => vec![OwnedPart::Ops(self)],
+            Repr::Parts(parts) => parts.into_parts(),
+        }
+    }
+
+    /// The same in one buffer. Where this was the only handle, the buffers are freed one by one while they are copied.
+    #[must_use]
+    pub fn into_joined(self) -> Self {
+        match self.0 {
+            Repr::Whole(_) => self,
+            Repr::Parts(parts) => Self::trusted(parts.into_joined()),
+        }
+    }
+
+    /// True if it lies in one buffer.
+    pub fn is_joined(&self) -> bool {
+        matches!(self.0, Repr::Whole(_))
+    }
+
+    /// The buffers, which follow one another: one unless [`is_joined`](Self::is_joined) is false.
+    pub fn buffers(&self) -> impl Iterator<Item = &Bytes> + '_ {
+        let (whole, parts) = match &self.0 {
+            Repr::Whole(bytes) => (Some(bytes), None),
+            Repr::Parts(parts) => (None, Some(parts.buffers())),
+        };
+        whole.into_iter().chain(parts.into_iter().flatten())
     }
 
     /// The buffer.
     pub fn as_bytes(&self) -> &Bytes {
-        &self.0
+        match &self.0 {
+            Repr::Whole(bytes) => bytes,
+            Repr::Parts(parts) => parts.joined(),
+        }
     }
 
     /// How many bytes they take.
     pub fn byte_len(&self) -> usize {
-        self.0.len()
+        match &self.0 {
+            Repr::Whole(bytes) => bytes.len(),
+            Repr::Parts(parts) => parts.byte_len(),
+        }
     }
 
     /// True if there is none.
     pub fn is_empty(&self) -> bool {
-        self.0.is_empty()
+        self.byte_len() == 0
+    }
+}
+
+impl Default for EncodedOps {
+    fn default() -> Self {
+        Self::trusted(Bytes::new())
+    }
+}
+
+impl From<LargePut> for EncodedOps {
+    fn from(put: LargePut) -> Self {
+        Self(Repr::Parts(Arc::new(put.into())))
+    }
+}
+
+impl From<OwnedPart> for EncodedOps {
+    fn from(part: OwnedPart) -> Self {
+        match part {
+            OwnedPart::Ops(ops) => ops,
+            OwnedPart::Put(put) => put.into(),
+        }
+    }
+}
+
+impl PartialEq for EncodedOps {
+    fn eq(&self, other: &Self) -> bool {
+        self.byte_len() == other.byte_len() && self.as_bytes() == other.as_bytes()
+    }
+}
+
+impl Eq for EncodedOps {}
+
+impl std::fmt::Debug for EncodedOps {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match &self.0 {
+            Repr::Whole(bytes) => f.debug_tuple("EncodedOps").field(bytes).finish(),
+            Repr::Parts(parts) => f.debug_tuple("EncodedOps").field(parts).finish(),
+        }
     }
 }
 
@@ -199,6 +305,21 @@ impl<'a> IntoIterator for &'a EncodedOps {
 /// Walks [`EncodedOps`].
 #[derive(Debug, Clone)]
 pub struct Ops<'a>(&'a [u8]);
+
+impl<'a> Ops<'a> {
+    pub(crate) fn new(bytes: &'a [u8]) -> Self {
+        Self(bytes)
+    }
+
+    /// How many bytes at the front are whole operations.
+    pub(crate) fn whole_len(self) -> usize {
+        let mut rest = self.0;
+        while let Some((_, next)) = Op::decode(rest) {
+            rest = next;
+        }
+        self.0.len() - rest.len()
+    }
+}
 
 impl<'a> Iterator for Ops<'a> {
     type Item = Op<'a>;

@@ -6,13 +6,13 @@ use std::sync::Arc;
 
 use bytes::{Bytes, BytesMut};
 
-use crate::{Cursor, EncodedOps, KeyRange, Keyspace, LinkId, Op, StoreError, StoreLimits, meta};
+use crate::{Cursor, EncodedOps, KeyRange, Keyspace, LinkId, Op, OpsPart, StoreError, StoreLimits, meta};
 
 /// Operations that a store applies atomically, if the preconditions hold.
 ///
 /// A write set is a list of [`Chunk`]s that share buffers with whoever made them: the body of a record that came
 /// from a socket is a chunk as it is. Cloning copies no operation.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, Default)]
 pub struct WriteSet {
     preconditions: Arc<[Precondition]>,
     chunks: Arc<[Chunk]>,
@@ -52,6 +52,40 @@ impl WriteSet {
         &self.chunks
     }
 
+    /// The operations in the chunks they came in. Where this was the only handle, each of the chunks is now.
+    pub fn into_chunks(mut self) -> Vec<Chunk> {
+        match Arc::get_mut(&mut self.chunks) {
+            Some(chunks) => chunks
+                .iter_mut()
+                .map(|chunk| Chunk { keyspace: chunk.keyspace, ops: std::mem::take(&mut chunk.ops) })
+                .collect(),
+            None => self.chunks.to_vec(),
+        }
+    }
+
+    /// True if there is no other handle: what is taken out of this one is nobody else's.
+    pub fn is_alone(&self) -> bool {
+        Arc::strong_count(&self.chunks) == 1
+    }
+
+    /// True if every chunk lies in one buffer: it was not too large to arrive in one.
+    pub fn is_joined(&self) -> bool {
+        self.chunks.iter().all(|chunk| chunk.ops.is_joined())
+    }
+
+    /// The same with each chunk in one buffer, for stores that put values as a whole. Where this was the only handle, the
+    /// buffers of large values are freed one by one while they are copied.
+    #[must_use]
+    pub fn into_joined(self) -> Self {
+        if self.is_joined() {
+            return self;
+        }
+        let preconditions = self.preconditions.clone();
+        let chunks = self.into_chunks().into_iter();
+        let chunks = chunks.map(|chunk| Chunk { keyspace: chunk.keyspace, ops: chunk.ops.into_joined() }).collect();
+        Self { preconditions, chunks }
+    }
+
     /// The operations, in order, borrowed.
     pub fn ops(&self) -> impl Iterator<Item = (Keyspace, Op<'_>)> + '_ {
         self.chunks.iter().flat_map(|chunk| chunk.ops.iter().map(move |op| (chunk.keyspace, op)))
@@ -77,17 +111,25 @@ impl WriteSet {
         if len > limits.max_batch {
             return Err(StoreError::BatchTooLarge { len, max: limits.max_batch });
         }
-        for (keyspace, op) in self.ops() {
-            let (key, value) = match op {
-                Op::Put { key, value } => (key, value.len()),
-                Op::Delete { key } => (key, 0),
-                Op::DeleteRange { .. } => continue,
+        for chunk in self.chunks.iter() {
+            let check = |key: &[u8], value: usize| {
+                if key.len() > limits.max_key {
+                    return Err(StoreError::KeyTooLong { len: key.len(), max: limits.max_key });
+                }
+                if value > limits.max_value && chunk.keyspace != Keyspace::Log {
+                    return Err(StoreError::ValueTooLarge { len: value, max: limits.max_value });
+                }
+                Ok(())
             };
-            if key.len() > limits.max_key {
-                return Err(StoreError::KeyTooLong { len: key.len(), max: limits.max_key });
-            }
-            if value > limits.max_value && keyspace != Keyspace::Log {
-                return Err(StoreError::ValueTooLarge { len: value, max: limits.max_value });
+            for part in chunk.ops.parts() {
+                match part {
+                    OpsPart::Put(put) => check(put.key(), put.value_len())?,
+                    OpsPart::Ops(mut ops) => ops.try_for_each(|op| match op {
+                        Op::Put { key, value } => check(key, value.len()),
+                        Op::Delete { key } => check(key, 0),
+                        Op::DeleteRange { .. } => Ok(()),
+                    })?,
+                }
             }
         }
         Ok(())

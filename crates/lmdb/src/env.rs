@@ -216,6 +216,29 @@ impl Environment {
         }
     }
 
+    /// True if a write set of so many bytes fits behind the last page that is in use; makes the map larger for it. Only
+    /// for the one thread that writes: nobody else takes the room meanwhile, if no other process writes.
+    pub(crate) fn has_room(&self, bytes: usize) -> bool {
+        // Pages of the tree that are copied, what the list of free pages needs, headers.
+        const BESIDE: usize = 16 << 20;
+        let wanted = bytes.saturating_add(bytes / 64).saturating_add(BESIDE);
+        let stat = self.read(|txn| self.tables.book.stat(txn).map_err(|error| broken(&error)));
+        let Ok(page_size) = stat.map(|stat| stat.page_size as usize) else { return false };
+        loop {
+            let room = {
+                let Ok(open) = self.hold() else { return false };
+                let used = on_env!(&self.env, env => env.info().last_page_number + 1).saturating_mul(page_size);
+                open.map_or(0, |size| size.saturating_sub(used))
+            };
+            if room >= wanted {
+                return true;
+            }
+            if self.grow(false).is_err() {
+                return false;
+            }
+        }
+    }
+
     /// Makes the map larger. `reserve`: also with what is kept for deletes.
     ///
     /// # Errors

@@ -218,7 +218,7 @@ impl Scribe {
     /// # Errors
     /// As `ReplicaStore::apply`.
     pub fn write(&self, txn: &mut RwTxn<'_>, writes: &WriteSet) -> Result<(), StoreError> {
-        write::write(&self.tables, txn, writes).map_err(|failed| match failed {
+        write::write(&self.tables, txn, writes.clone()).map_err(|failed| match failed {
             Failed::MapFull => StoreError::StoreFull { hint: "open the environment with a larger map_size".into() },
             Failed::MapResized => StoreError::backend("another process has made the map larger"),
             Failed::Unchanged(error) | Failed::Unknown(error) => error,

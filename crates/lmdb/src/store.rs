@@ -8,7 +8,7 @@ use async_trait::async_trait;
 use bytes::Bytes;
 use replikv_blocking::{BlockingStore, Threaded, ThreadedOptions};
 use replikv_core::{
-    Durability, KeyRange, Keyspace, Op, Page, PageBuilder, ReplicaStore, ScanOptions, StoreError, StoreLimits,
+    Durability, KeyRange, Keyspace, Op, OpsPart, Page, PageBuilder, ReplicaStore, ScanOptions, StoreError, StoreLimits,
     StoreStats, WriteSet,
 };
 
@@ -181,6 +181,10 @@ impl Blocking {
 
 impl BlockingStore for Blocking {
     fn apply(&self, writes: &WriteSet, durability: Durability) -> Result<(), StoreError> {
+        self.apply_owned(writes.clone(), durability)
+    }
+
+    fn apply_owned(&self, writes: WriteSet, durability: Durability) -> Result<(), StoreError> {
         if self.environment.is_read_only() {
             return Err(StoreError::backend("it was opened for reading only"));
         }
@@ -188,10 +192,18 @@ impl BlockingStore for Blocking {
             self.environment.clear_stale_readers();
         }
         // What only deletes, and keeps books about it, may use the reserve: trimming makes room.
-        let makes_room = !writes.ops().any(|(keyspace, op)| keyspace != Keyspace::Meta && matches!(op, Op::Put { .. }));
+        let makes_room = makes_room(&writes);
+        // What frees its buffers while they are copied cannot be applied again: only where the map surely has room for it.
+        let once = !writes.is_joined() && writes.is_alone() && self.environment.has_room(writes.byte_len());
+        let mut kept = Some(writes);
         let mut settled = false;
         loop {
-            match apply(&self.environment, writes) {
+            let attempt = if once { kept.take() } else { kept.clone() };
+            let Some(attempt) = attempt else {
+                let reason = "the map was made larger while a large value was written: it must be sent again".into();
+                return Err(StoreError::Transient { reason });
+            };
+            match apply(&self.environment, attempt) {
                 Ok(()) => break,
                 Err(Failed::MapFull) => match self.environment.grow(makes_room) {
                     Err(StoreError::StoreFull { .. }) if !settled => {
@@ -257,6 +269,14 @@ impl BlockingStore for Blocking {
         // A thread has one reader at a time there, and the caller's may be open.
         !self.environment.env().has_tls()
     }
+}
+
+fn makes_room(writes: &WriteSet) -> bool {
+    let puts = |part: OpsPart<'_>| match part {
+        OpsPart::Put(_) => true,
+        OpsPart::Ops(mut ops) => ops.any(|op| matches!(op, Op::Put { .. })),
+    };
+    !writes.chunks().iter().any(|chunk| chunk.keyspace != Keyspace::Meta && chunk.ops.parts().any(puts))
 }
 
 #[async_trait]

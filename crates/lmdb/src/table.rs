@@ -3,11 +3,12 @@
 
 use std::borrow::Cow;
 use std::collections::VecDeque;
+use std::io::Write;
 use std::ops::Bound;
 
 use bytes::Bytes;
 use heed::{PutFlags, RoTxn, RwTxn};
-use replikv_core::{KeyRange, Keyspace, StoreError, Subspace};
+use replikv_core::{KeyRange, Keyspace, LargePut, StoreError, Subspace};
 
 use crate::databases::Database;
 use crate::options::LmdbOrder;
@@ -120,6 +121,22 @@ impl Table {
         let native = self.order.turn(inner);
         let flags = if tail.is_below(inner) { PutFlags::APPEND } else { PutFlags::empty() };
         self.database.put_with_flags(txn, flags, &native, value)?;
+        tail.put(self, inner);
+        Ok(())
+    }
+
+    /// Puts a full key that lives here, the value piece by piece: each is freed as soon as it is copied, so that the value
+    /// is in memory once, and a piece of it twice.
+    pub(crate) fn put_large(&self, txn: &mut RwTxn<'_>, tail: &mut Tail, put: LargePut) -> Result<(), Change> {
+        // Its own copy: the key must outlive what it came with.
+        let key = put.key().to_vec();
+        let inner = self.inner(&key);
+        tail.load(self, txn)?;
+        self.check(inner.len(), tail.width)?;
+        let native = self.order.turn(inner);
+        self.database.put_reserved(txn, &native, put.value_len(), |space| {
+            put.into_segments().into_iter().try_for_each(|segment| space.write_all(&segment))
+        })?;
         tail.put(self, inner);
         Ok(())
     }

@@ -3,7 +3,7 @@
 use std::io;
 
 use heed::RwTxn;
-use replikv_core::{KeyRange, Keyspace, Op, StoreError, WriteSet};
+use replikv_core::{Chunk, KeyRange, Keyspace, Op, OwnedPart, StoreError, WriteSet};
 
 use crate::book::Book;
 use crate::env::Environment;
@@ -22,7 +22,8 @@ pub(crate) enum Failed {
     Unknown(StoreError),
 }
 
-pub(crate) fn apply(environment: &Environment, writes: &WriteSet) -> Result<(), Failed> {
+/// Large values are freed piece by piece as they are copied, if nobody else holds `writes`.
+pub(crate) fn apply(environment: &Environment, writes: WriteSet) -> Result<(), Failed> {
     let _open = environment.hold().map_err(Failed::Unchanged)?;
     let mut txn = environment.env().write_txn().map_err(classify)?;
     write(environment.tables(), &mut txn, writes)?;
@@ -48,21 +49,32 @@ fn commit(txn: RwTxn<'_>) -> Result<(), Failed> {
 }
 
 /// Puts a write set into a transaction, if its preconditions hold. After an error the transaction must be aborted.
-pub(crate) fn write(tables: &Tables, txn: &mut RwTxn<'_>, writes: &WriteSet) -> Result<(), Failed> {
+pub(crate) fn write(tables: &Tables, txn: &mut RwTxn<'_>, writes: WriteSet) -> Result<(), Failed> {
     for required in writes.preconditions() {
         let found = tables.table(Keyspace::Meta, &required.key).get(txn, &required.key).map_err(Failed::Unchanged)?;
         if found != required.value.as_deref() {
             return Err(Failed::Unchanged(StoreError::HeadMoved));
         }
     }
-    for chunk in writes.chunks() {
+    let is_empty = writes.is_empty();
+    for Chunk { keyspace, ops } in writes.into_chunks() {
         let mut tails = Tails::default();
-        for op in &chunk.ops {
-            change(tables, txn, &mut tails, chunk.keyspace, op)?;
+        for part in ops.into_parts() {
+            match part {
+                OwnedPart::Ops(ops) => {
+                    for op in &ops {
+                        change(tables, txn, &mut tails, keyspace, op)?;
+                    }
+                }
+                OwnedPart::Put(put) => {
+                    let index = if keyspace == Keyspace::Data { tables.index(put.key()) } else { 0 };
+                    tables.table(keyspace, put.key()).put_large(txn, tails.of(index), put)?;
+                }
+            }
         }
     }
     // What changes nothing leaves no trace, not even this.
-    if !writes.is_empty() {
+    if !is_empty {
         Book::sign(tables.book, txn).map_err(Change::from)?;
     }
     Ok(())

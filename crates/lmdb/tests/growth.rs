@@ -5,7 +5,9 @@ mod support;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
-use replikv_core::{Durability, KeyRange, Keyspace, Outcome, ReplicaStore, ScanOptions, StoreError, WriteSet};
+use replikv_core::{
+    Durability, KeyRange, Keyspace, LargePut, Outcome, ReplicaStore, ScanOptions, StoreError, WriteSet,
+};
 use replikv_lmdb::{LmdbOptions, LmdbStore, LmdbSync};
 use support::{contents, delete, put, value};
 
@@ -206,4 +208,54 @@ async fn a_map_that_cannot_be_made_anew_is_fatal_until_the_store_is_reopened() {
     for number in 0..written {
         assert!(value(&store, &format!("{number:03}")).await.is_some(), "{number} of {written}");
     }
+}
+
+/// A put of `mib` MiB that comes in pieces of one.
+fn large(key: &str, mib: usize) -> WriteSet {
+    let pieces = (0..mib).map(|n| vec![n as u8; MIB].into()).collect();
+    let mut writes = WriteSet::builder();
+    writes.append(Keyspace::Data, LargePut::new(key.as_bytes(), pieces).unwrap().into());
+    writes.put(Keyspace::Data, format!("{key}, behind"), "small").unwrap();
+    writes.build()
+}
+
+async fn holds(store: &LmdbStore, key: &str, mib: usize) -> bool {
+    let Some(found) = value(store, key).await else { return false };
+    let is_piece = |(n, piece): (usize, &[u8])| piece.iter().all(|byte| *byte == n as u8);
+    found.len() == mib * MIB && found.chunks(MIB).enumerate().all(is_piece)
+}
+
+#[tokio::test]
+async fn the_map_grows_before_a_value_in_pieces_is_put() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = open(dir.path(), MIB, 256 * MIB);
+    for (key, mib) in [("a", 2), ("b", 40), ("a", 5)] {
+        store.apply(large(key, mib), Durability::Synced).await.unwrap();
+        assert!(holds(&store, key, mib).await, "{key} of {mib} MiB");
+    }
+}
+
+#[tokio::test]
+async fn a_value_in_pieces_that_fits_only_into_free_pages_is_put_there() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = open(dir.path(), 24 * MIB, 24 * MIB);
+    // Never is there room for it and all that may come with it behind the last page.
+    for round in 0..6 {
+        store.apply(large("a", 9), Durability::Synced).await.unwrap();
+        assert!(holds(&store, "a", 9).await, "round {round}");
+        store.apply(delete("a"), Durability::Synced).await.unwrap();
+    }
+}
+
+#[tokio::test]
+async fn a_value_in_pieces_that_does_not_fit_changes_nothing() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = open(dir.path(), MIB, 8 * MIB);
+    store.apply(put("small", "1"), Durability::Synced).await.unwrap();
+    for _ in 0..3 {
+        let refused = store.apply(large("large", 20), Durability::Synced).await;
+        assert!(matches!(refused, Err(StoreError::StoreFull { .. })), "{refused:?}");
+        assert_eq!(contents(&store).await.len(), 1);
+    }
+    store.apply(put("small", "2"), Durability::Synced).await.unwrap();
 }

@@ -127,7 +127,7 @@ fn check_key(key: &[u8]) -> Result<(), StoreError> {
 #[async_trait]
 impl ReplicaStore for MemoryStore {
     async fn apply(&self, writes: WriteSet, _durability: Durability) -> Result<(), StoreError> {
-        self.apply_now(&writes)
+        self.apply_now(&writes.into_joined())
     }
 
     async fn get(&self, keyspace: Keyspace, key: &[u8]) -> Result<Option<Bytes>, StoreError> {

@@ -40,6 +40,6 @@ pub use slots::{Slot, SlotKind, SlotLimits, SlotName, SlotState, SlotTime, SlotV
 pub use time::Now;
 pub use wire::{
     Ack, Content, DecodeError, Decoder, DecoderLimits, EncodeError, Encoder, EpochStart, Event, FRAME_HEADER_LEN,
-    Goodbye, GoodbyeReason, Heartbeat, Hello, MAX_FRAME_LEN, Message, Mode, PREAMBLE_LEN, Preamble, Records, Reject,
-    RejectCode, Request, RequestBody, Response, VERSION, Welcome,
+    Goodbye, GoodbyeReason, Heartbeat, Hello, MAX_FRAME_LEN, Message, Mode, Outgoing, PREAMBLE_LEN, Preamble, Records,
+    Reject, RejectCode, Request, RequestBody, Response, VERSION, Welcome,
 };

@@ -3,7 +3,9 @@
 //! The same bytes are stored in the log, kept in the ring of recent records and written to every slave's stream.
 //! docs/protocol.md draws them.
 
+use std::collections::VecDeque;
 use std::ops::Range;
+use std::sync::OnceLock;
 
 use bytes::{Bytes, BytesMut};
 use replikv_core::{Digest, EncodedOps, Epoch, MAX_NOTE_LEN, Position, Seq, SourceId};
@@ -51,6 +53,15 @@ impl RecordHeader {
     /// The position that is reached with this record.
     pub fn position(&self) -> Position {
         Position { source: self.source, epoch: self.epoch, seq: self.seq, digest: self.digest }
+    }
+
+    /// Reads the header at the front of a record. The body is not looked at, and need not be there.
+    ///
+    /// # Errors
+    /// [`RecordError`].
+    pub fn read(bytes: &Bytes) -> Result<Self, RecordError> {
+        let (wire, _) = read_head(bytes)?;
+        Ok(wire.header(wire.body_len()?, bytes.slice_ref(wire.note)))
     }
 
     /// Checks that this record follows `before`: same source, next number, an epoch that may follow, and a digest
@@ -109,12 +120,20 @@ struct Wire<'a> {
 }
 
 /// A record: its header, its body, and the bytes of both.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone)]
 pub struct Record {
     header: RecordHeader,
-    bytes: Bytes,
+    /// The encoded header.
+    head: Bytes,
     body: EncodedOps,
+    /// The bytes of both, unless they lie in several buffers and nobody has asked for them in one.
+    bytes: OnceLock<Bytes>,
 }
+
+/// Records up to this long that lie across two buffers are put together.
+const JOINED: usize = 1 << 20;
+/// No header is longer: the note, and some numbers.
+const MAX_HEAD_LEN: usize = MAX_NOTE_LEN + 256;
 
 impl Record {
     /// Reads exactly one record.
@@ -132,40 +151,62 @@ impl Record {
     /// # Errors
     /// [`RecordError`]; `buffer` is unchanged.
     pub fn take(buffer: &mut Bytes) -> Result<Self, RecordError> {
-        let malformed = |what| RecordError::Malformed { what };
-        match buffer.first() {
-            Some(&RECORD_FORMAT) => {}
-            Some(&found) if found > RECORD_FORMAT => return Err(RecordError::NewerFormat { found }),
-            _ => return Err(malformed("it does not begin as a record")),
-        }
-        let (wire, rest) = postcard::take_from_bytes::<Wire<'_>>(&buffer[1..])
-            .map_err(|_| malformed("its header is cut or damaged"))?;
-        if wire.note.len() > MAX_NOTE_LEN {
-            return Err(malformed("its note is too long"));
-        }
-        let body_len = usize::try_from(wire.body_len).map_err(|_| malformed("its body is too long"))?;
+        let (wire, rest) = read_head(buffer)?;
+        let body_len = wire.body_len()?;
         if rest.len() < body_len {
             return Err(malformed("its body is cut"));
         }
         let body_at = buffer.len() - rest.len();
-        let header = RecordHeader {
-            source: wire.source,
-            epoch: wire.epoch,
-            seq: wire.seq,
-            time: wire.time,
-            kind: wire.kind,
-            note: buffer.slice_ref(wire.note),
-            body_len,
-            body_hash: wire.body_hash,
-            digest: wire.digest,
-        };
+        let header = wire.header(body_len, buffer.slice_ref(wire.note));
         let body = buffer.slice(body_at..body_at + body_len);
         if hash(&body) != header.body_hash {
             return Err(RecordError::Damaged { seq: header.seq });
         }
         let body = EncodedOps::from_bytes(body).map_err(|_| malformed("its body holds no operations"))?;
         let bytes = buffer.split_to(body_at + body_len);
-        Ok(Self { header, bytes, body })
+        let head = bytes.slice(..body_at);
+        Ok(Self { header, head, body, bytes: bytes.into() })
+    }
+
+    /// As [`take`](Self::take), off the front of buffers that follow one another; `None` if nothing is left. What is long
+    /// stays in the buffers in which it came.
+    ///
+    /// # Errors
+    /// [`RecordError`]; what is left is of no use.
+    pub fn take_across(buffers: &mut VecDeque<Bytes>) -> Result<Option<Self>, RecordError> {
+        while buffers.front().is_some_and(Bytes::is_empty) {
+            buffers.pop_front();
+        }
+        let more = buffers.len() > 1;
+        let Some(front) = buffers.front_mut() else { return Ok(None) };
+        let whole = |bytes: &Bytes| {
+            read_head(bytes).is_ok_and(|(wire, rest)| wire.body_len().is_ok_and(|len| len <= rest.len()))
+        };
+        if !more || whole(front) {
+            return Self::take(front).map(Some);
+        }
+        let head = join(&peek(buffers, MAX_HEAD_LEN));
+        let (wire, rest) = read_head(&head)?;
+        let body_len = wire.body_len()?;
+        let head_len = head.len() - rest.len();
+        if body_len <= JOINED {
+            let mut joined = join(&split_to(buffers, head_len + body_len)?);
+            return Self::take(&mut joined).map(Some);
+        }
+        // In a buffer of its own, which keeps no other.
+        let head = head.slice(..head_len);
+        let header = wire.header(body_len, head.slice_ref(wire.note));
+        drop(split_to(buffers, head_len)?);
+        let body = split_to(buffers, body_len)?;
+        let mut hasher = blake3::Hasher::new();
+        for segment in &body {
+            hasher.update(segment);
+        }
+        if truncate(&hasher.finalize()) != header.body_hash {
+            return Err(RecordError::Damaged { seq: header.seq });
+        }
+        let body = EncodedOps::from_segments(body).map_err(|_| malformed("its body holds no operations"))?;
+        Ok(Some(Self { header, head, body, bytes: OnceLock::new() }))
     }
 
     /// What it says of itself.
@@ -178,15 +219,105 @@ impl Record {
         self.header.position()
     }
 
-    /// The whole record, as stored and sent.
+    /// The whole record, as stored and sent. A long one that came in several buffers is copied into one.
     pub fn bytes(&self) -> &Bytes {
-        &self.bytes
+        self.bytes.get_or_init(|| {
+            let buffers: Vec<_> = std::iter::once(&self.head).chain(self.body.buffers()).cloned().collect();
+            join(&buffers)
+        })
+    }
+
+    /// The length of the whole record, in bytes.
+    pub fn byte_len(&self) -> usize {
+        self.head.len() + self.body.byte_len()
     }
 
     /// Its operations, sharing the buffer of the record.
     pub fn body(&self) -> &EncodedOps {
         &self.body
     }
+}
+
+impl PartialEq for Record {
+    fn eq(&self, other: &Self) -> bool {
+        self.head == other.head && self.body == other.body
+    }
+}
+
+impl Eq for Record {}
+
+fn malformed(what: &'static str) -> RecordError {
+    RecordError::Malformed { what }
+}
+
+fn read_head(bytes: &[u8]) -> Result<(Wire<'_>, &[u8]), RecordError> {
+    match bytes.first() {
+        Some(&RECORD_FORMAT) => {}
+        Some(&found) if found > RECORD_FORMAT => return Err(RecordError::NewerFormat { found }),
+        _ => return Err(malformed("it does not begin as a record")),
+    }
+    let (wire, rest) =
+        postcard::take_from_bytes::<Wire<'_>>(&bytes[1..]).map_err(|_| malformed("its header is cut or damaged"))?;
+    if wire.note.len() > MAX_NOTE_LEN {
+        return Err(malformed("its note is too long"));
+    }
+    Ok((wire, rest))
+}
+
+impl Wire<'_> {
+    fn body_len(&self) -> Result<usize, RecordError> {
+        usize::try_from(self.body_len).map_err(|_| malformed("its body is too long"))
+    }
+
+    fn header(&self, body_len: usize, note: Bytes) -> RecordHeader {
+        RecordHeader {
+            source: self.source,
+            epoch: self.epoch,
+            seq: self.seq,
+            time: self.time,
+            kind: self.kind,
+            note,
+            body_len,
+            body_hash: self.body_hash,
+            digest: self.digest,
+        }
+    }
+}
+
+// Up to `len` bytes at the front.
+fn peek(buffers: &VecDeque<Bytes>, mut len: usize) -> Vec<Bytes> {
+    let mut pieces = Vec::new();
+    for buffer in buffers {
+        let piece = buffer.slice(..buffer.len().min(len));
+        len -= piece.len();
+        pieces.push(piece);
+        if len == 0 {
+            break;
+        }
+    }
+    pieces
+}
+
+// Takes `len` bytes off the front.
+fn split_to(buffers: &mut VecDeque<Bytes>, len: usize) -> Result<Vec<Bytes>, RecordError> {
+    let mut left = len;
+    let mut pieces = Vec::new();
+    while left > 0 {
+        let Some(front) = buffers.front_mut() else { return Err(malformed("its body is cut")) };
+        let piece = front.split_to(front.len().min(left));
+        left -= piece.len();
+        pieces.push(piece);
+        if front.is_empty() {
+            buffers.pop_front();
+        }
+    }
+    Ok(pieces)
+}
+
+fn join(pieces: &[Bytes]) -> Bytes {
+    let mut joined = BytesMut::with_capacity(pieces.iter().map(Bytes::len).sum());
+    pieces.iter().for_each(|piece| joined.extend_from_slice(piece));
+    joined.freeze()
 }
 
 /// What a new record is made of.
@@ -258,6 +389,11 @@ impl<'a> PreparedRecord<'a> {
     /// The length of the whole record, in bytes.
     pub fn byte_len(&self) -> usize {
         self.head.len() + self.body.len()
+    }
+
+    /// What comes before the body.
+    pub fn head(&self) -> &[u8] {
+        &self.head
     }
 
     /// Appends the whole record, and says where it is in `buffer`.
@@ -352,6 +488,49 @@ mod tests {
             assert_eq!(Record::decode(record.bytes().clone()).unwrap(), record);
         }
         assert!(bytes.is_empty());
+    }
+
+    fn taken(buffers: &[&[u8]]) -> Result<Vec<Record>, RecordError> {
+        let mut rest: VecDeque<_> = buffers.iter().map(|buffer| Bytes::copy_from_slice(buffer)).collect();
+        std::iter::from_fn(|| Record::take_across(&mut rest).transpose()).collect()
+    }
+
+    #[test]
+    fn records_are_the_same_wherever_their_buffers_end() {
+        let (_, bytes, positions) = history();
+        for one in 0..=bytes.len() {
+            for two in [one, (one + 1).min(bytes.len()), (one + 90).min(bytes.len())] {
+                let records = taken(&[&bytes[..one], &bytes[one..two], &bytes[two..]]).unwrap();
+                assert_eq!(records.iter().map(Record::position).collect::<Vec<_>>(), positions, "{one}, {two}");
+                assert_eq!(records.iter().map(Record::byte_len).sum::<usize>(), bytes.len());
+            }
+        }
+    }
+
+    #[test]
+    fn a_long_record_stays_in_its_buffers_and_is_what_it_was() {
+        let start = history().0;
+        let value: Vec<u8> = (0..3 * JOINED).map(|at| (at >> 9) as u8).collect();
+        let batch = Batch::new().put("before", "x").put("key", &value).delete("last");
+        let body = batch.into_parts().unwrap().0;
+        let epoch = start.epoch;
+        let draft = RecordDraft { epoch, kind: RecordKind::Batch, time: 1, note: &[7; 4000], body: body.as_bytes() };
+        let mut whole = BytesMut::new();
+        PreparedRecord::after(&start, &draft).unwrap().append_to(&mut whole);
+        let expected = Record::decode(Bytes::copy_from_slice(&whole)).unwrap();
+        for at in [1, 100, 4050, 4200, JOINED, 2 * JOINED + 1, whole.len() - 1] {
+            let (one, two) = whole.split_at(at);
+            let [record] = &taken(&[one, two]).unwrap()[..] else { panic!("one record") };
+            assert_eq!(record.header(), expected.header());
+            record.header().verify_after(&start).unwrap();
+            assert_eq!(record.byte_len(), whole.len());
+            assert!(*record == expected && record.bytes()[..] == whole[..], "cut at {at}");
+            // A flipped bit, and an end that is missing.
+            let mut damaged = two.to_vec();
+            damaged[two.len() / 2] ^= 1;
+            assert!(taken(&[one, &damaged]).is_err(), "cut at {at}");
+            assert!(taken(&[one, &two[..two.len() - 1]]).is_err(), "cut at {at}");
+        }
     }
 
     #[test]

@@ -115,6 +115,37 @@ fn large_messages_travel_in_fragments() {
 }
 
 #[test]
+fn a_message_of_hundreds_of_mib_is_never_in_one_buffer() {
+    const SEGMENT: usize = 33 << 20;
+    let value: Vec<u8> = (0..70 << 20).map(|at: u32| (at >> 12) as u8).collect();
+    let (entries, _, _) = Batch::new().put("before", "x").put("large", &value).put("next", "x").into_parts().unwrap();
+    let epoch = Epoch { number: 1, nonce: 1 };
+    let read_at = origin(SourceId::from_bytes([1; 16]), epoch);
+    let content = Content { range: KeyRange::all(), read_at, entries };
+    let mut decoder = Decoder::new(DecoderLimits { data: 80 << 20, control: 1 << 20 });
+    let encoder = replikv_proto::Encoder::new();
+    let mut outgoing = encoder.begin(&Message::Ranges(content.clone())).unwrap();
+    let mut input = BytesMut::from(&preamble()[..]);
+    let mut most = 0;
+    let arrived = loop {
+        // A frame is all that is encoded at once.
+        outgoing.next_frame(&mut input);
+        most = most.max(input.len());
+        if let Some(Event::Message(message)) =
+            std::iter::from_fn(|| decoder.decode(&mut input).unwrap()).find(|event| matches!(event, Event::Message(_)))
+        {
+            break *message;
+        }
+    };
+    assert!(most <= preamble().len() + MAX_FRAME_LEN + FRAME_HEADER_LEN, "{most}");
+    let Message::Ranges(arrived) = arrived else { panic!("{}", arrived.name()) };
+    let longest = arrived.entries.buffers().map(Bytes::len).max();
+    assert!(longest.is_some_and(|longest| longest <= SEGMENT), "{longest:?}");
+    assert!(!arrived.entries.is_joined());
+    assert!(arrived == content);
+}
+
+#[test]
 fn what_a_newer_version_appends_to_a_control_payload_is_skipped() {
     let mut payload = ack_payload();
     payload[0] = 2;

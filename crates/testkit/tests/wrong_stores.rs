@@ -61,6 +61,7 @@ enum Wrong {
     RefusesToCloseTwice,
     ForgetsWhenReopenedInPlace,
     BeginsWithAnEntry,
+    LosesPieces,
     HoldsTooLittle,
 }
 
@@ -149,7 +150,14 @@ impl WrongStore {
     }
 
     fn ops<'a>(&self, writes: &'a WriteSet) -> Vec<(Keyspace, Op<'a>)> {
-        let mut ops: Vec<_> = writes.ops().collect();
+        let mut ops: Vec<_> = match self.wrong {
+            // It goes through what lies in one buffer.
+            Wrong::LosesPieces => {
+                let joined = writes.chunks().iter().filter(|chunk| chunk.ops.is_joined());
+                joined.flat_map(|chunk| chunk.ops.iter().map(|op| (chunk.keyspace, op))).collect()
+            }
+            _ => writes.ops().collect(),
+        };
         match self.wrong {
             Wrong::AppliesBackwards => ops.reverse(),
             Wrong::LosesTheLastOp if ops.len() > 1 => drop(ops.pop()),
@@ -514,6 +522,7 @@ wrong_stores! {
         a_put_replaces a_delete_removes_its_key_alone an_empty_value_is_a_value
         a_dropped_read_disturbs_nothing
     ];
+    a_store_that_loses_pieces: LosesPieces breaks exactly [a_value_in_pieces_is_read_as_one];
     a_store_that_mangles_high_bytes: ManglesHighBytes breaks some [
         every_byte_is_kept the_largest_entries_are_kept a_large_set_is_applied_whole
         thousands_of_readers_and_writers_are_served

@@ -26,7 +26,7 @@ const OPS: usize = 20;
 
 pub(crate) async fn run(args: args::Demo, json: bool) -> anyhow::Result<ExitCode> {
     let source = match &args.input {
-        Some(path) => Source::open(path, args.format, Columns::default()).await?,
+        Some(path) => Source::open(path, args.format, Columns::default(), store::LIMITS).await?,
         None => Source::included("the included UnicodeData.txt", DATA, b';'),
     };
     let dir = tempfile::Builder::new().prefix("replikv-demo-").tempdir()?;

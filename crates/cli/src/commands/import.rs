@@ -7,13 +7,13 @@ use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail};
-use replikv::{Batch, Commit, Master, MasterConfig};
+use replikv::{Batch, Commit, Master, MasterConfig, StoreLimits};
 use tokio::sync::mpsc;
 
 use crate::args::{self, Format};
 use crate::formats::{self, Columns, Operation, Reader};
 use crate::interrupt::{INTERRUPTED, Interrupt};
-use crate::store::{self, Store};
+use crate::store::{self, LIMITS, Store};
 use crate::ui;
 
 /// How much makes a batch. A store pays for the pages that a transaction touches: a large one in key order touches each
@@ -23,10 +23,11 @@ const BATCH_BYTES: usize = 4 << 20;
 
 pub(crate) async fn run(args: args::Import, json: bool) -> anyhow::Result<ExitCode> {
     let columns = Columns { key: args.key_column, value: args.value_column };
-    let source = Source::open(&args.file, args.format, columns).await?;
+    let limits = store::limits(args.max_value);
+    let source = Source::open(&args.file, args.format, columns, limits).await?;
     let mut interrupt = Interrupt::new()?;
     let config = MasterConfig::default().commit(Commit::Buffered { sync_every: Duration::from_millis(500) });
-    let master = store::open_master(store::open(&args.store)?, &args.store, config).await?;
+    let master = store::open_master(store::open(&args.store)?, &args.store, config.limits(limits)).await?;
     let start = Instant::now();
     let bar = ui::bar("importing", source.entries);
     let result = import(&master, source, &mut interrupt, |entries| bar.set_position(entries)).await;
@@ -57,6 +58,7 @@ pub(crate) struct Source {
     name: String,
     /// How many entries, where that is known.
     pub(crate) entries: Option<u64>,
+    limits: StoreLimits,
 }
 
 #[derive(Debug)]
@@ -76,11 +78,16 @@ pub(crate) struct Imported {
 impl Source {
     /// Opens a file and reads it through: a broken line is found before anything is written. Standard input cannot be
     /// read twice, and is checked as it comes.
-    pub(crate) async fn open(path: &Path, format: Option<Format>, columns: Columns) -> anyhow::Result<Self> {
+    pub(crate) async fn open(
+        path: &Path,
+        format: Option<Format>,
+        columns: Columns,
+        limits: StoreLimits,
+    ) -> anyhow::Result<Self> {
         let format = formats::of(path, format)?;
         if formats::is_standard(path) {
             let input = Input::Standard { format, columns };
-            return Ok(Self { input, name: "standard input".into(), entries: None });
+            return Ok(Self { input, name: "standard input".into(), entries: None, limits });
         }
         let name = path.display().to_string();
         let open = |path: &Path| File::open(path).with_context(|| name.clone());
@@ -90,12 +97,13 @@ impl Source {
         }
         if !file.metadata().with_context(|| name.clone())?.is_file() {
             // A named pipe: as standard input.
-            return Ok(Self { input: Input::File { file, format, columns }, name, entries: None });
+            return Ok(Self { input: Input::File { file, format, columns }, name, entries: None, limits });
         }
         let bar = ui::bar("checking", None);
         let check_columns = columns.clone();
         let checked = tokio::task::spawn_blocking(move || -> anyhow::Result<(File, u64)> {
-            let mut reader = Reader::entries(format, BufReader::with_capacity(1 << 20, &file), &check_columns)?;
+            let mut reader =
+                Reader::entries(format, BufReader::with_capacity(1 << 20, &file), &check_columns)?.limits(limits);
             let mut entries = 0;
             while reader.next()?.is_some() {
                 entries += 1;
@@ -109,13 +117,18 @@ impl Source {
             Ok((file, entries))
         });
         let (file, entries) = checked.await?.with_context(|| name.clone())?;
-        Ok(Self { input: Input::File { file, format, columns }, name, entries: Some(entries) })
+        Ok(Self { input: Input::File { file, format, columns }, name, entries: Some(entries), limits })
     }
 
     /// Text that the program contains.
     pub(crate) fn included(name: &str, text: &'static [u8], separator: u8) -> Self {
         let entries = text.split(|byte| *byte == b'\n').filter(|line| !line.is_empty()).count();
-        Self { input: Input::Included { text, separator }, name: name.into(), entries: Some(entries as u64) }
+        Self {
+            input: Input::Included { text, separator },
+            name: name.into(),
+            entries: Some(entries as u64),
+            limits: LIMITS,
+        }
     }
 
     // On a thread of its own: reading blocks.
@@ -124,10 +137,10 @@ impl Source {
         match self.input {
             Input::File { file, format, columns } => {
                 Reader::entries(format, BufReader::with_capacity(1 << 20, file), &columns)
-                    .and_then(|reader| send_all(reader, batches, batch_bytes))
+                    .and_then(|reader| send_all(reader.limits(self.limits), batches, batch_bytes))
             }
             Input::Standard { format, columns } => Reader::entries(format, BufReader::new(std::io::stdin()), &columns)
-                .and_then(|reader| send_all(reader, batches, batch_bytes)),
+                .and_then(|reader| send_all(reader.limits(self.limits), batches, batch_bytes)),
             Input::Included { text, separator } => send_all(Reader::separated(text, separator), batches, batch_bytes),
         }
         .context(name)

@@ -3,7 +3,7 @@
 use std::process::ExitCode;
 
 use anyhow::Context;
-use replikv::{Batch, Master, MasterConfig};
+use replikv::{Batch, Master, MasterConfig, StoreLimits};
 use tokio::sync::mpsc;
 
 use super::import::{Source, import};
@@ -18,15 +18,17 @@ const PIPE_BATCH: usize = 1000;
 
 pub(crate) async fn run(args: args::Serve, json: bool) -> anyhow::Result<ExitCode> {
     let listener = super::listen(args.listen, args.insecure).await?;
+    let limits = store::limits(args.max_value);
     let source = match &args.import {
-        Some(path) => Some(Source::open(path, args.format, Columns::default()).await?),
+        Some(path) => Some(Source::open(path, args.format, Columns::default(), limits).await?),
         None => None,
     };
     let address = listener.local_addr()?;
     super::expose_metrics(args.metrics, args.insecure, json).await?;
     let mut interrupt = Interrupt::new()?;
     let mut end = Interrupt::new()?;
-    let master = store::open_master(store::open(&args.store)?, &args.store, MasterConfig::default()).await?;
+    let master =
+        store::open_master(store::open(&args.store)?, &args.store, MasterConfig::default().limits(limits)).await?;
     let serving = tokio::spawn(master.clone().serve_tcp(listener));
     let feeding = async {
         if json {
@@ -41,7 +43,7 @@ pub(crate) async fn run(args: args::Serve, json: bool) -> anyhow::Result<ExitCod
             note!("imported {} entries", ui::thousands(imported.entries));
         }
         if args.stdin {
-            let operations = apply_pipe(&master).await?;
+            let operations = apply_pipe(&master, limits).await?;
             tracing::info!(target: "replikv::program", operations, "standard input has ended");
         }
         std::future::pending::<anyhow::Result<()>>().await
@@ -59,10 +61,10 @@ pub(crate) async fn run(args: args::Serve, json: bool) -> anyhow::Result<ExitCod
 }
 
 // Operations are applied in order, and those that wait together are one batch. What came before a broken line stays.
-async fn apply_pipe(master: &Master<Store>) -> anyhow::Result<u64> {
+async fn apply_pipe(master: &Master<Store>, limits: StoreLimits) -> anyhow::Result<u64> {
     let (sender, mut operations) = mpsc::channel::<anyhow::Result<Operation>>(4 * PIPE_BATCH);
     std::thread::spawn(move || {
-        let mut reader = Reader::operations(std::io::BufReader::new(std::io::stdin()));
+        let mut reader = Reader::operations(std::io::BufReader::new(std::io::stdin())).limits(limits);
         while let Some(read) = reader.next().transpose() {
             let broken = read.is_err();
             if sender.blocking_send(read).is_err() || broken {

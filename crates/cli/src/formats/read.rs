@@ -5,14 +5,19 @@ use std::io::{BufRead, Read};
 use anyhow::{Context, anyhow, bail};
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
-use replikv::{Batch, KeyRange, Op};
+use replikv::{Batch, KeyRange, Op, StoreError, StoreLimits};
 use serde::Deserialize;
 
 use crate::args::Format;
 use crate::store::LIMITS;
 
-/// The longest line: the largest value in the longest notation.
-const MAX_LINE: u64 = 256 << 20;
+/// The longest line: the largest value in the longest notation, in which each byte is six, and something beside it.
+fn longest_line(limits: &StoreLimits) -> u64 {
+    (limits.max_value as u64 * 6).saturating_add(1 << 20).max(256 << 20)
+}
+
+/// A buffer that grew for a longer line is given back.
+const LONG_LINE: usize = 16 << 20;
 
 /// One operation of a file.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -50,10 +55,21 @@ impl Operation {
     }
 
     // What a store would refuse is refused here, where its line is known.
-    fn check(&self) -> anyhow::Result<()> {
+    fn check(&self, limits: &StoreLimits) -> anyhow::Result<()> {
+        let len = match self {
+            Self::Put { value, .. } => value.len(),
+            Self::Delete { .. } | Self::DeleteRange { .. } => 0,
+        };
+        if len > limits.max_value {
+            return Err(StoreError::ValueTooLarge { len, max: limits.max_value }.into());
+        }
         let mut batch = Batch::new();
-        self.add_to(&mut batch);
-        Ok(batch.check(&LIMITS)?)
+        match self {
+            // Its length was looked at: a large one is not copied for that.
+            Self::Put { key, .. } => batch.push(Op::Put { key, value: &[] }),
+            _ => self.add_to(&mut batch),
+        }
+        Ok(batch.check(limits)?)
     }
 }
 
@@ -90,6 +106,15 @@ impl<R: BufRead> Reader<R> {
     /// NDJSON with every kind of operation.
     pub(crate) fn operations(input: R) -> Self {
         Self::Ndjson { lines: Lines::new(input), any_op: true }
+    }
+
+    /// Entries may be as large as this says. Default: as large as every backend takes them.
+    pub(crate) fn limits(mut self, limits: StoreLimits) -> Self {
+        match &mut self {
+            Self::Ndjson { lines, .. } | Self::Separated { lines, .. } => lines.limits = limits,
+            Self::Csv(reader) => reader.limits = limits,
+        }
+        self
     }
 
     /// Lines whose key ends at the first `separator`.
@@ -184,17 +209,21 @@ pub(crate) struct Lines<R> {
     input: R,
     line: Vec<u8>,
     number: u64,
+    limits: StoreLimits,
 }
 
 impl<R: BufRead> Lines<R> {
     fn new(input: R) -> Self {
-        Self { input, line: Vec::new(), number: 0 }
+        Self { input, line: Vec::new(), number: 0, limits: LIMITS }
     }
 
     fn next(&mut self) -> anyhow::Result<Option<&[u8]>> {
         self.line.clear();
+        if self.line.capacity() > LONG_LINE {
+            self.line = Vec::new();
+        }
         self.number += 1;
-        let mut capped = (&mut self.input).take(MAX_LINE);
+        let mut capped = (&mut self.input).take(longest_line(&self.limits));
         if capped.read_until(b'\n', &mut self.line).with_context(|| format!("line {}", self.number))? == 0 {
             return Ok(None);
         }
@@ -207,7 +236,7 @@ impl<R: BufRead> Lines<R> {
     }
 
     fn at_line(&self, parsed: anyhow::Result<Operation>) -> anyhow::Result<Operation> {
-        let checked = parsed.and_then(|operation| operation.check().map(|()| operation));
+        let checked = parsed.and_then(|operation| operation.check(&self.limits).map(|()| operation));
         checked.with_context(|| format!("line {}", self.number))
     }
 }
@@ -217,6 +246,7 @@ pub(crate) struct CsvReader<R> {
     row: csv::ByteRecord,
     key: usize,
     value: usize,
+    limits: StoreLimits,
 }
 
 impl<R: Read> CsvReader<R> {
@@ -228,7 +258,7 @@ impl<R: Read> CsvReader<R> {
             at.ok_or_else(|| anyhow!("line 1: there is no column {name:?}"))
         };
         let (key, value) = (column(&columns.key)?, column(&columns.value)?);
-        Ok(Self { reader, row: csv::ByteRecord::new(), key, value })
+        Ok(Self { reader, row: csv::ByteRecord::new(), key, value, limits: LIMITS })
     }
 
     fn next(&mut self) -> anyhow::Result<Option<Operation>> {
@@ -239,7 +269,7 @@ impl<R: Read> CsvReader<R> {
                 let line = self.row.position().map_or(line, csv::Position::line);
                 let field = |index| self.row.get(index).unwrap_or_default().to_vec();
                 let operation = Operation::Put { key: field(self.key), value: field(self.value) };
-                operation.check().with_context(|| format!("line {line}"))?;
+                operation.check(&self.limits).with_context(|| format!("line {line}"))?;
                 Ok(Some(operation))
             }
             Err(error) => {

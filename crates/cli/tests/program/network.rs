@@ -182,3 +182,30 @@ fn a_slave_of_another_master_is_refused_and_keeps_what_it_has() {
     assert!(ended.stderr.contains(&format!("{slave} cannot follow {second}: ")), "{ended:?}");
     assert_eq!(contents(&slave), before);
 }
+
+#[test]
+fn a_master_takes_values_as_large_as_it_is_told_to_and_slaves_get_them() {
+    let place = Place::new();
+    let value = "large ".repeat((40 << 20) / 6);
+    let file = place.file("large.tsv", format!("a\tsmall\nb\t{value}\n"));
+    let store = place.lmdb("master");
+    run(&["import", "--store", &store, &file]).says(2, "line 2: the value has 41943036 bytes");
+    run(&["import", "--store", &store, "--max-value", "39", &file]).says(2, "line 2: the value has 41943036 bytes");
+    run(&["import", "--store", &store, "--max-value", "40", &file]).ok();
+    let ndjson = place.file("more.ndjson", format!("{{\"key\":\"c\",\"value\":\"{value}\"}}\n"));
+    let (master, address) = Running::master(&store, &["--max-value", "40", "--import", &ndjson]);
+    master.error_line();
+    let slave = place.lmdb("slave");
+    follow_once(&slave, "edge", &address).ok();
+    // What its store can never hold is said before anything is copied.
+    let small = place.url("memory", "small");
+    follow_once(&small, "memory", &address).ok();
+    master.interrupt("TERM").ok();
+    run(&["verify", "--store", &store, "--store", &slave]).ok();
+    let (master, address) = Running::master(&store, &["--max-value", "256"]);
+    follow_once(&small, "memory", &address).says(2, "lower the master's limits, or choose another store");
+    let sled = place.url("sled", "sled");
+    follow_once(&sled, "sled", &address).says(2, "lower the master's limits, or choose another store");
+    follow_once(&slave, "edge", &address).ok();
+    master.interrupt("TERM").ok();
+}

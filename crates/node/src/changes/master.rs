@@ -113,9 +113,9 @@ impl<S: ReplicaStore> Tail<S> {
             let LogAnswer::Records { parts, last } = self.inner.read_chunk(self.after).await? else {
                 return Err(ChangesError::Trimmed { floor: self.inner.view().floor });
             };
-            for part in parts {
-                // What ring and log hand out has passed its checks.
-                let record = Record::decode(part).map_err(replikv_core::StoreError::backend)?;
+            let mut rest = VecDeque::from(parts);
+            // What ring and log hand out has passed its checks.
+            while let Some(record) = Record::take_across(&mut rest).map_err(replikv_core::StoreError::backend)? {
                 self.chunk.push_back(record);
             }
             self.after = last;

@@ -20,7 +20,8 @@ pub(crate) struct AppliedGroup {
     pub(crate) cursor: Cursor,
     pub(crate) records: usize,
     pub(crate) time: Option<u64>,
-    pub(crate) writes: WriteSet,
+    /// `None` if the store has consumed it: nobody was listening then.
+    pub(crate) writes: Option<WriteSet>,
 }
 
 /// Hands committed groups to whoever listens.
@@ -109,7 +110,10 @@ impl<S: ReplicaStore> Listener<S> {
             match received {
                 // Committed between listening and looking: it is part of where the stream begins.
                 Ok(group) if group.records > 0 && group.cursor.position.seq <= self.start.seq => {}
-                Ok(group) => return Ok(Some(Change::of_group(&group, &self.ranges))),
+                Ok(group) => match &group.writes {
+                    Some(writes) => return Ok(Some(Change::of_group(&group, writes, &self.ranges))),
+                    None => return Err(ChangesError::Missed { groups: 1 }),
+                },
                 Err(RecvError::Lagged(groups)) => return Err(ChangesError::Missed { groups }),
                 Err(RecvError::Closed) => return Ok(None),
             }
@@ -118,8 +122,8 @@ impl<S: ReplicaStore> Listener<S> {
 }
 
 impl Change {
-    fn of_group(group: &AppliedGroup, ranges: &Arc<[KeyRange]>) -> Self {
-        let data = group.writes.chunks().iter().filter(|chunk| chunk.keyspace == Keyspace::Data);
+    fn of_group(group: &AppliedGroup, writes: &WriteSet, ranges: &Arc<[KeyRange]>) -> Self {
+        let data = writes.chunks().iter().filter(|chunk| chunk.keyspace == Keyspace::Data);
         let parts: Vec<EncodedOps> = data.map(|chunk| chunk.ops.clone()).collect();
         Self {
             position: group.cursor.position,

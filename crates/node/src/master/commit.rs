@@ -357,7 +357,7 @@ impl<S: ReplicaStore> CommitTask<S> {
     }
 
     fn not_synced_yet(&mut self, entries: Vec<LogEntry>) {
-        self.unsynced_bytes += entries.iter().map(|entry| entry.bytes.len()).sum::<usize>();
+        self.unsynced_bytes += entries.iter().map(LogEntry::byte_len).sum::<usize>();
         self.unsynced.extend(entries);
     }
 
@@ -413,7 +413,7 @@ impl<S: ReplicaStore> CommitTask<S> {
     // What is no longer there is never published, and what was shipped unsynced is no longer served.
     fn forget_after(&mut self, position: Position) {
         self.unsynced.retain(|entry| entry.position.seq <= position.seq);
-        self.unsynced_bytes = self.unsynced.iter().map(|entry| entry.bytes.len()).sum();
+        self.unsynced_bytes = self.unsynced.iter().map(LogEntry::byte_len).sum();
         self.inner.with_checkpoints(|kept| kept.retain(|checkpoint| checkpoint.position.seq <= position.seq));
         if self.inner.seen.load().published.seq > position.seq {
             self.inner.with_ring(|ring| ring.truncate(position.seq));

@@ -20,11 +20,11 @@ impl Ring {
     }
 
     pub(super) fn push(&mut self, entry: LogEntry) {
-        self.bytes += entry.bytes.len();
+        self.bytes += entry.byte_len();
         self.entries.push_back(entry);
         while self.bytes > self.cap {
             let Some(oldest) = self.entries.pop_front() else { return };
-            self.bytes -= oldest.bytes.len();
+            self.bytes -= oldest.byte_len();
         }
     }
 
@@ -32,11 +32,11 @@ impl Ring {
     pub(super) fn truncate(&mut self, seq: Seq) {
         while self.entries.back().is_some_and(|newest| newest.position.seq > seq) {
             let Some(newest) = self.entries.pop_back() else { return };
-            self.bytes -= newest.bytes.len();
+            self.bytes -= newest.byte_len();
         }
     }
 
-    /// Records after `after`, up to `max_bytes` but one at least, and the position of the last. `None` if the next
+    /// The buffers of records after `after`, up to `max_bytes` but one record at least, and the position of the last. `None` if the next
     /// one is not here.
     pub(super) fn read(&self, after: Seq, max_bytes: usize) -> Option<(Vec<Bytes>, Position)> {
         let from = self.index(after.next()?)?;
@@ -44,11 +44,11 @@ impl Ring {
         let mut bytes = 0;
         let mut last = None;
         for entry in self.entries.range(from..) {
-            if last.is_some() && bytes + entry.bytes.len() > max_bytes {
+            if last.is_some() && bytes + entry.byte_len() > max_bytes {
                 break;
             }
-            bytes += entry.bytes.len();
-            records.push(entry.bytes.clone());
+            bytes += entry.byte_len();
+            records.extend(entry.parts().cloned());
             last = Some(entry.position);
         }
         last.map(|last| (records, last))

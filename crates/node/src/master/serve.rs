@@ -69,7 +69,7 @@ impl<S: ReplicaStore> Master<S> {
             // The session has ended with a goodbye, which the loop has not come to send.
             while let Some(action) = session.poll_action() {
                 if let MasterAction::Send(message) = action {
-                    drop(connection.send(message));
+                    drop(connection.send(&message));
                 }
             }
         }
@@ -182,7 +182,7 @@ impl<S: ReplicaStore> Driver<'_, S> {
                 if let Message::Goodbye(goodbye) = &message {
                     self.ending.get_or_insert_with(|| said(goodbye));
                 }
-                connection.send(message)?;
+                connection.send(&message)?;
             }
             MasterAction::Locate(positions) => {
                 let located = self.stored(session, inner.locate(&positions).await)?;
@@ -309,7 +309,7 @@ where
 {
     use replikv_proto::Message;
     let mut connection = Connection::new(stream, DecoderLimits { data: 16 << 20, control: 1 << 20 });
-    connection.send(Message::Request(Request { id: 1, body: RequestBody::Status }))?;
+    connection.send(&Message::Request(Request { id: 1, body: RequestBody::Status }))?;
     loop {
         match connection.next_message()? {
             Some(Message::Response(response)) => {

@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use replikv_core::{Position, ReplicaStore, Seq, SourceId, StoreError};
-use replikv_proto::{LogEntry, Record, View};
+use replikv_proto::{LogEntry, RecordHeader, View};
 use serde::Serialize;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
@@ -93,7 +93,7 @@ pub(super) struct GroupSize {
 
 impl GroupSize {
     pub(super) fn of(entries: &[LogEntry]) -> Self {
-        Self { records: entries.len(), bytes: entries.iter().map(|entry| entry.bytes.len() as u64).sum() }
+        Self { records: entries.len(), bytes: entries.iter().map(|entry| entry.byte_len() as u64).sum() }
     }
 }
 
@@ -187,7 +187,7 @@ impl<S> Inner<S> {
             let oldest = ring.oldest()?.position.seq;
             ring.entry(applied.next()?.max(oldest)).map(|entry| entry.bytes.clone())
         });
-        Record::decode(bytes?).ok().map(|record| record.header().time)
+        RecordHeader::read(&bytes?).ok().map(|header| header.time)
     }
 }
 

@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
-use replikv_core::{Cursor, Durability, KeyRange, Outcome, Position, ReplicaStore, StoreError};
+use replikv_core::{Cursor, Durability, KeyRange, Outcome, Position, ReplicaStore, StoreError, WriteSet};
 use replikv_proto::{Applier, Content, Group, Record};
 use tokio::sync::{Notify, mpsc};
 use tokio::time::{Instant, sleep, sleep_until};
@@ -30,7 +30,7 @@ impl Item {
     fn byte_len(&self) -> usize {
         match self {
             Self::Begin(_) => 0,
-            Self::Record(record) => record.bytes().len(),
+            Self::Record(record) => record.byte_len(),
             Self::Content(content) => content.entries.byte_len(),
             Self::Covered(range, _) => Applier::covered_len(range),
             Self::Checkpoints(_) => 0,
@@ -161,14 +161,20 @@ impl<S: ReplicaStore> ApplyTask<S> {
     }
 
     /// Commits `group`. If a whole further group arrives meanwhile, it is folded and returned.
-    async fn commit(&mut self, group: Group) -> Result<Option<Group>, FollowError> {
+    async fn commit(&mut self, mut group: Group) -> Result<Option<Group>, FollowError> {
         let durability = self.inner.config.durability;
         let mut folded = None;
         let begun = Instant::now();
+        // A large value is the store's alone, which frees it while it copies it. What the store does not take then is not
+        // there to be tried again: the next connection brings it.
+        let once = !group.writes.is_joined() && !self.inner.feed.is_heard();
+        let mut kept = Some(std::mem::take(&mut group.writes));
         for attempt in 0.. {
-            match self.apply(&group, durability, &mut folded).await {
+            let writes = if once { kept.take() } else { kept.clone() };
+            let Some(writes) = writes else { break };
+            match self.apply(writes, durability, &mut folded).await {
                 Ok(()) => break,
-                Err(error) if error.is_retryable() && attempt < ATTEMPTS => {
+                Err(error) if error.is_retryable() && attempt < ATTEMPTS && kept.is_some() => {
                     sleep(Duration::from_millis(10 << attempt)).await;
                 }
                 Err(error) => return Err(self.give_up(error).await),
@@ -176,8 +182,8 @@ impl<S: ReplicaStore> ApplyTask<S> {
         }
         self.inner.metrics.applied(group.records, begun.elapsed());
         if self.inner.feed.is_heard() {
-            let (cursor, writes) = (group.cursor.clone(), group.writes.clone());
-            self.inner.feed.tell(AppliedGroup { cursor, records: group.records, time: group.time, writes });
+            let cursor = group.cursor.clone();
+            self.inner.feed.tell(AppliedGroup { cursor, records: group.records, time: group.time, writes: kept });
         }
         self.inner.tracker.applied(&Applied {
             cursor: group.cursor,
@@ -196,12 +202,12 @@ impl<S: ReplicaStore> ApplyTask<S> {
     // The store's future is polled until it answers, whatever else goes on: a write set is never left undecided here.
     async fn apply(
         &mut self,
-        group: &Group,
+        writes: WriteSet,
         durability: Durability,
         folded: &mut Option<Group>,
     ) -> Result<(), StoreError> {
         let inner = self.inner.clone();
-        let apply = inner.store.apply(group.writes.clone(), durability);
+        let apply = inner.store.apply(writes, durability);
         tokio::pin!(apply);
         let mut open = true;
         loop {

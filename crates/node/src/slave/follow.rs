@@ -153,7 +153,7 @@ impl<S: ReplicaStore> Slave<S> {
             let mut more = false;
             while let Some(action) = session.poll_action() {
                 match action {
-                    SlaveAction::Send(message) => connection.send(message)?,
+                    SlaveAction::Send(message) => connection.send(&message)?,
                     SlaveAction::Begin(cursor) => queue.push(Item::Begin(cursor)),
                     SlaveAction::Apply(record) => queue.push(Item::Record(record)),
                     SlaveAction::Copy(content) => queue.push(Item::Content(content)),
@@ -234,7 +234,7 @@ impl<S: ReplicaStore> Slave<S> {
     {
         while let Some(action) = session.poll_action() {
             if let SlaveAction::Send(message) = action
-                && connection.send(message).is_err()
+                && connection.send(&message).is_err()
             {
                 return;
             }

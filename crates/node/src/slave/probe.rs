@@ -50,7 +50,7 @@ impl<S: ReplicaStore> Slave<S> {
             {
                 match message {
                     Message::Request(request) => {
-                        connection.send(Message::Response(self.answer(&request)))?;
+                        connection.send(&Message::Response(self.answer(&request)))?;
                         deadline = ahead(patience);
                         answered = true;
                     }
@@ -58,7 +58,7 @@ impl<S: ReplicaStore> Slave<S> {
                     Message::Hello(_) => {
                         let words = "this is a slave: it tells its status, and serves nobody";
                         let refusal = Refusal::new(RejectCode::Unsupported, words);
-                        connection.send(Message::Reject(refusal.clone().into()))?;
+                        connection.send(&Message::Reject(refusal.clone().into()))?;
                         return Err(ServeError::Refused(refusal));
                     }
                     message => {
@@ -71,7 +71,7 @@ impl<S: ReplicaStore> Slave<S> {
                 biased;
                 () = self.inner.closing.cancelled() => {
                     let words = "the slave was shut down".into();
-                    connection.send(Message::Goodbye(Goodbye { reason: GoodbyeReason::Closing, words }))?;
+                    connection.send(&Message::Goodbye(Goodbye { reason: GoodbyeReason::Closing, words }))?;
                     return Ok(());
                 }
                 driven = connection.drive(connection.has_room()) => match driven {

@@ -1,7 +1,7 @@
 //! The codec in the shape of tokio-util, over the pure functions of `replikv-proto`.
 
 use bytes::BytesMut;
-use replikv_proto::{Decoder, DecoderLimits, Encoder, Event, Message};
+use replikv_proto::{Decoder, DecoderLimits, Encoder, Event, Message, Outgoing};
 use tokio_util::codec;
 
 use super::ConnectionError;
@@ -26,17 +26,25 @@ impl Codec {
     pub fn set_limits(&mut self, limits: DecoderLimits) {
         self.decoder.set_limits(limits);
     }
+
+    /// As `encode`, a frame at a time.
+    pub(super) fn begin(&mut self, message: &Message, out: &mut BytesMut) -> Result<Outgoing, ConnectionError> {
+        let outgoing = self.encoder.begin(message)?;
+        if !self.greeted {
+            self.encoder.encode_preamble(out);
+            self.greeted = true;
+        }
+        Ok(outgoing)
+    }
 }
 
 impl codec::Encoder<Message> for Codec {
     type Error = ConnectionError;
 
     fn encode(&mut self, message: Message, out: &mut BytesMut) -> Result<(), ConnectionError> {
-        if !self.greeted {
-            self.encoder.encode_preamble(out);
-            self.greeted = true;
-        }
-        Ok(self.encoder.encode(&message, out)?)
+        let mut outgoing = self.begin(&message, out)?;
+        while outgoing.next_frame(out) {}
+        Ok(())
     }
 }
 

@@ -1,11 +1,12 @@
 //! One connection: buffers on both sides of a byte stream, and the codec between.
 
+use std::collections::VecDeque;
 use std::io;
 
 use bytes::BytesMut;
-use replikv_proto::{DecodeError, DecoderLimits, EncodeError, Message};
+use replikv_proto::{DecodeError, DecoderLimits, EncodeError, Message, Outgoing};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadHalf, WriteHalf};
-use tokio_util::codec::{Decoder as _, Encoder as _};
+use tokio_util::codec::Decoder as _;
 
 use super::Codec;
 use crate::metrics::Traffic;
@@ -40,7 +41,7 @@ pub(crate) enum Driven {
 /// Messages in and out of a byte stream.
 ///
 /// A message is copied once, into a buffer of this connection: a peer that does not read pins that buffer and no
-/// shared record.
+/// shared record. A message of more than one frame is copied a frame at a time, and what is left of it is shared.
 #[derive(Debug)]
 pub(crate) struct Connection<T> {
     read: ReadHalf<T>,
@@ -48,6 +49,8 @@ pub(crate) struct Connection<T> {
     codec: Codec,
     input: BytesMut,
     output: BytesMut,
+    /// What comes after `output`. Empty, but for a message of many frames and those that were queued behind it.
+    outgoing: VecDeque<Outgoing>,
     traffic: Traffic,
     // Until more bytes have arrived, decoding again cannot tell more.
     starved: bool,
@@ -63,7 +66,7 @@ impl<T: AsyncRead + AsyncWrite> Connection<T> {
         let (read, write) = tokio::io::split(stream);
         let (input, output) = (BytesMut::new(), BytesMut::new());
         let (codec, traffic) = (Codec::new(limits), Traffic::default());
-        Self { read, write, codec, input, output, traffic, starved: true }
+        Self { read, write, codec, input, output, outgoing: VecDeque::new(), traffic, starved: true }
     }
 
     /// Counts what goes over it.
@@ -76,19 +79,34 @@ impl<T: AsyncRead + AsyncWrite> Connection<T> {
     }
 
     /// Queues a message.
-    pub(crate) fn send(&mut self, message: Message) -> Result<(), ConnectionError> {
+    pub(crate) fn send(&mut self, message: &Message) -> Result<(), ConnectionError> {
         self.traffic.sent_messages.add(1);
-        self.codec.encode(message, &mut self.output)
+        let mut outgoing = self.codec.begin(message, &mut self.output)?;
+        if self.outgoing.is_empty() && outgoing.is_short() {
+            outgoing.next_frame(&mut self.output);
+        } else {
+            self.outgoing.push_back(outgoing);
+        }
+        Ok(())
     }
 
     /// True if another message may be queued.
     pub(crate) fn has_room(&self) -> bool {
-        self.output.len() < HIGH_WATER
+        self.output.len() < HIGH_WATER && self.outgoing.is_empty()
     }
 
     /// True if something is queued and not sent yet.
     pub(crate) fn has_output(&self) -> bool {
-        !self.output.is_empty()
+        !self.output.is_empty() || !self.outgoing.is_empty()
+    }
+
+    fn refill(&mut self) {
+        while self.output.len() < HIGH_WATER {
+            let Some(outgoing) = self.outgoing.front_mut() else { return };
+            if !outgoing.next_frame(&mut self.output) {
+                self.outgoing.pop_front();
+            }
+        }
     }
 
     /// The next message that has arrived whole.
@@ -106,6 +124,7 @@ impl<T: AsyncRead + AsyncWrite> Connection<T> {
     ///
     /// Cancel safe: bytes are in a buffer or still in the transport.
     pub(crate) async fn drive(&mut self, read: bool) -> Result<Driven, ConnectionError> {
+        self.refill();
         let writing = !self.output.is_empty();
         if self.input.is_empty() && self.input.capacity() > KEEP {
             self.input = BytesMut::new();
@@ -119,7 +138,7 @@ impl<T: AsyncRead + AsyncWrite> Connection<T> {
                     return Err(ConnectionError::Closed);
                 }
                 self.traffic.sent_bytes.add(sent as u64);
-                if self.output.is_empty() {
+                if self.output.is_empty() && self.outgoing.is_empty() {
                     if self.output.capacity() > KEEP {
                         self.output = BytesMut::new();
                     }
@@ -140,9 +159,15 @@ impl<T: AsyncRead + AsyncWrite> Connection<T> {
 
     /// Sends what is queued, and closes this side. For last words; nothing is read any more.
     pub(crate) async fn finish(&mut self) -> Result<(), ConnectionError> {
-        let left = self.output.len() as u64;
-        self.write.write_all_buf(&mut self.output).await?;
-        self.traffic.sent_bytes.add(left);
+        loop {
+            self.refill();
+            let left = self.output.len() as u64;
+            if left == 0 {
+                break;
+            }
+            self.write.write_all_buf(&mut self.output).await?;
+            self.traffic.sent_bytes.add(left);
+        }
         Ok(self.write.shutdown().await?)
     }
 }

@@ -4,7 +4,7 @@
 //! last change of each key, in key order. A range delete, and a page of content, is a barrier: what came before it is
 //! written before it.
 
-use replikv_core::{EncodedOps, KeyRange, Keyspace, Op, StoreError, WriteSetBuilder};
+use replikv_core::{EncodedOps, KeyRange, Keyspace, LargePut, Op, StoreError, WriteSetBuilder};
 
 use crate::planted::{self, Bug};
 
@@ -30,6 +30,13 @@ impl<'a> Fold<'a> {
 
     pub(super) fn delete(&mut self, key: &'a [u8]) {
         self.change(key, None);
+    }
+
+    /// Writes out what came before, then the put, which shares its buffers. A barrier too, and cheap beside the value.
+    pub(super) fn put_large(&mut self, put: &LargePut, out: &mut WriteSetBuilder) -> Result<(), StoreError> {
+        self.flush(out)?;
+        out.append(Keyspace::Data, put.clone().into());
+        Ok(())
     }
 
     /// Writes out what came before, then the range delete.

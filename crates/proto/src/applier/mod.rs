@@ -12,7 +12,8 @@ use std::collections::VecDeque;
 
 use bytes::Bytes;
 use replikv_core::{
-    Coverage, Cursor, EncodedOps, Fill, KeyRange, Keyspace, LinkId, Op, Position, Seq, StoreError, WriteSet, meta,
+    Coverage, Cursor, EncodedOps, Fill, KeyRange, Keyspace, LinkId, Op, OpsPart, Position, Seq, StoreError, WriteSet,
+    meta,
 };
 
 use self::fold::Fold;
@@ -238,7 +239,7 @@ impl Item {
     fn byte_len(&self) -> usize {
         match self {
             Self::Begin(_) => 0,
-            Self::Record(record) => record.bytes().len(),
+            Self::Record(record) => record.byte_len(),
             Self::Content(content) => content.entries.byte_len(),
             Self::Covered(range, _) => Applier::covered_len(range),
             Self::Checkpoints(_) => 0,
@@ -290,11 +291,18 @@ fn fold_all<'a>(
     fold: &mut Fold<'a>,
     out: &mut replikv_core::WriteSetBuilder,
 ) -> Result<(), StoreError> {
-    for op in ops {
-        match op {
-            Op::Put { key, value } => fold.put(key, value),
-            Op::Delete { key } => fold.delete(key),
-            Op::DeleteRange { start, end } => fold.delete_range(&range(ops, start, end), out)?,
+    for part in ops.parts() {
+        match part {
+            OpsPart::Put(put) => fold.put_large(put, out)?,
+            OpsPart::Ops(ops) => {
+                for op in ops {
+                    match op {
+                        Op::Put { key, value } => fold.put(key, value),
+                        Op::Delete { key } => fold.delete(key),
+                        Op::DeleteRange { start, end } => fold.delete_range(&range(start, end), out)?,
+                    }
+                }
+            }
         }
     }
     Ok(())
@@ -307,28 +315,36 @@ fn fold_covered<'a>(
     fold: &mut Fold<'a>,
     out: &mut replikv_core::WriteSetBuilder,
 ) -> Result<(), StoreError> {
-    for op in ops {
-        match op {
-            Op::Put { key, value } if coverage.covers(key) || planted::is(Bug::UncoveredIsApplied) => {
-                fold.put(key, value);
-            }
-            Op::Delete { key } if coverage.covers(key) => fold.delete(key),
-            Op::DeleteRange { start, end } if planted::is(Bug::RangeDeleteNotClipped) => {
-                fold.delete_range(&range(ops, start, end), out)?;
-            }
-            Op::DeleteRange { start, end } => {
-                for part in coverage.clip(&range(ops, start, end)) {
-                    fold.delete_range(&part, out)?;
+    for part in ops.parts() {
+        match part {
+            OpsPart::Put(put) if coverage.covers(put.key()) => fold.put_large(put, out)?,
+            OpsPart::Put(_) => {}
+            OpsPart::Ops(ops) => {
+                for op in ops {
+                    match op {
+                        Op::Put { key, value } if coverage.covers(key) || planted::is(Bug::UncoveredIsApplied) => {
+                            fold.put(key, value);
+                        }
+                        Op::Delete { key } if coverage.covers(key) => fold.delete(key),
+                        Op::DeleteRange { start, end } if planted::is(Bug::RangeDeleteNotClipped) => {
+                            fold.delete_range(&range(start, end), out)?;
+                        }
+                        Op::DeleteRange { start, end } => {
+                            for part in coverage.clip(&range(start, end)) {
+                                fold.delete_range(&part, out)?;
+                            }
+                        }
+                        Op::Put { .. } | Op::Delete { .. } => {}
+                    }
                 }
             }
-            Op::Put { .. } | Op::Delete { .. } => {}
         }
     }
     Ok(())
 }
 
-fn range(ops: &EncodedOps, start: &[u8], end: Option<&[u8]>) -> KeyRange {
-    KeyRange::new(ops.as_bytes().slice_ref(start), end.map(|end| ops.as_bytes().slice_ref(end)))
+fn range(start: &[u8], end: Option<&[u8]>) -> KeyRange {
+    KeyRange::new(Bytes::copy_from_slice(start), end.map(Bytes::copy_from_slice))
 }
 
 /// How far a slave is, as it tells its master.

@@ -3,7 +3,7 @@
 use std::sync::{Mutex, PoisonError};
 
 use bytes::{BufMut, Bytes, BytesMut};
-use replikv_core::{EncodedOps, Keyspace, Position, StoreError, WriteSet};
+use replikv_core::{EncodedOps, Keyspace, LargePut, Position, StoreError, WriteSet};
 
 use super::job::{Job, Waiting};
 use super::lone::LoneRecord;
@@ -52,10 +52,36 @@ impl<T> CommitGroup<T> {
 pub struct LogEntry {
     /// The position that is reached with it.
     pub position: Position,
-    /// The whole record.
+    /// The whole record; of a long one, what comes before its body.
     pub bytes: Bytes,
+    /// The body of a long record, which is nowhere copied: the store gets it for the data and for the log.
+    pub body: Option<Bytes>,
     /// Bytes of records ever appended, this one included.
     pub log_bytes: u64,
+}
+
+impl LogEntry {
+    /// The length of the whole record, in bytes.
+    pub fn byte_len(&self) -> usize {
+        self.bytes.len() + self.body.as_ref().map_or(0, Bytes::len)
+    }
+
+    /// The record, in one or two buffers.
+    pub fn parts(&self) -> impl Iterator<Item = &Bytes> {
+        std::iter::once(&self.bytes).chain(&self.body)
+    }
+}
+
+/// From here on the body of a record is not copied: it costs less to put it into the store in two pieces.
+const LONG: usize = 1 << 20;
+
+/// Where a record of a group is.
+#[derive(Debug)]
+enum Place {
+    /// In the buffer of the log.
+    Log(std::ops::Range<usize>),
+    /// Header and body apart.
+    Apart(Bytes, Bytes),
 }
 
 /// A group that takes more.
@@ -65,8 +91,10 @@ pub(super) struct Building<T> {
     now: Now,
     /// Puts of log entries, encoded: `[key, record]` after one another.
     log: BytesMut,
-    /// Where in `log` the records lie.
-    entries: Vec<(Position, std::ops::Range<usize>, u64)>,
+    /// Puts of long records.
+    long: Vec<LargePut>,
+    long_bytes: usize,
+    entries: Vec<(Position, Place, u64)>,
     bodies: Vec<EncodedOps>,
     body_bytes: usize,
     checkpoints: Vec<Checkpoint>,
@@ -88,6 +116,8 @@ impl<T> Building<T> {
             head: Head { uptime_ms: uptime_ms.max(head.uptime_ms), ..head },
             now,
             log: BytesMut::new(),
+            long: Vec::new(),
+            long_bytes: 0,
             entries: Vec::new(),
             bodies: Vec::new(),
             body_bytes: 0,
@@ -101,7 +131,7 @@ impl<T> Building<T> {
     }
 
     pub(super) fn byte_len(&self) -> usize {
-        self.log.len() + self.body_bytes
+        self.log.len() + self.long_bytes + self.body_bytes
     }
 
     pub(super) fn position(&self) -> Position {
@@ -141,11 +171,18 @@ impl<T> Building<T> {
             Err(error) => return self.decide(Answer::Failed(StoreError::backend(error))),
         };
         let position = record.position();
-        put_log_key(&mut self.log, &position, record.byte_len());
-        let range = record.append_to(&mut self.log);
+        let place = if ops.byte_len() < LONG {
+            put_log_key(&mut self.log, &position, record.byte_len());
+            Place::Log(record.append_to(&mut self.log))
+        } else {
+            let (head, body) = (Bytes::copy_from_slice(record.head()), ops.as_bytes().clone());
+            self.long.extend(LargePut::new(&position.seq.to_key(), vec![head.clone(), body.clone()]));
+            self.long_bytes += record.byte_len();
+            Place::Apart(head, body)
+        };
         self.head.position = position;
         self.head.log_bytes += record.byte_len() as u64;
-        self.entries.push((position, range, self.head.log_bytes));
+        self.entries.push((position, place, self.head.log_bytes));
         if Checkpoint::is_due(position.seq) {
             let Head { log_bytes, uptime_ms, .. } = self.head;
             self.checkpoints.push(Checkpoint { position, log_bytes, uptime_ms });
@@ -157,10 +194,10 @@ impl<T> Building<T> {
 
     pub(super) fn finish(self, before: Head) -> Result<CommitGroup<T>, Spoiled<T>> {
         let log = self.log.freeze();
-        match Self::writes(&before, &self.head, &log, &self.bodies, &self.checkpoints) {
+        match Self::writes(&before, &self.head, &log, self.long, &self.bodies, &self.checkpoints) {
             Ok(writes) => {
                 let entries = self.entries.into_iter();
-                let entry = |(position, range, log_bytes)| LogEntry { position, bytes: log.slice(range), log_bytes };
+                let entry = |(position, place, log_bytes)| entry(position, place, log_bytes, &log);
                 let (head, checkpoints, answers) = (self.head, self.checkpoints, self.answers);
                 let jobs = Mutex::new(self.jobs);
                 Ok(CommitGroup { writes, head, entries: entries.map(entry).collect(), checkpoints, answers, jobs })
@@ -175,9 +212,9 @@ impl<T> Building<T> {
             return Err(error);
         }
         let log = self.log.freeze();
-        let Some((position, range, log_bytes)) = self.entries.into_iter().next() else { return Ok(None) };
-        let writes = Self::writes(&before, &self.head, &log, &[], &self.checkpoints)?;
-        let entry = LogEntry { position, bytes: log.slice(range), log_bytes };
+        let Some((position, place, log_bytes)) = self.entries.into_iter().next() else { return Ok(None) };
+        let writes = Self::writes(&before, &self.head, &log, self.long, &[], &self.checkpoints)?;
+        let entry = entry(position, place, log_bytes, &log);
         Ok(Some(LoneRecord { before: before.position, writes, head: self.head, entry, checkpoints: self.checkpoints }))
     }
 
@@ -198,6 +235,7 @@ impl<T> Building<T> {
         before: &Head,
         after: &Head,
         log: &Bytes,
+        long: Vec<LargePut>,
         bodies: &[EncodedOps],
         checkpoints: &[Checkpoint],
     ) -> Result<WriteSet, StoreError> {
@@ -206,6 +244,9 @@ impl<T> Building<T> {
             writes.require(Head::KEY, Some(before.to_bytes()));
         }
         writes.append(Keyspace::Log, EncodedOps::from_bytes(log.clone()).map_err(StoreError::backend)?);
+        for put in long {
+            writes.append(Keyspace::Log, put.into());
+        }
         let lost = usize::from(planted::is(Bug::LastBodyLost) && bodies.len() > 1);
         for body in &bodies[..bodies.len() - lost] {
             writes.append(Keyspace::Data, body.clone());
@@ -218,6 +259,13 @@ impl<T> Building<T> {
         }
         writes.put(Keyspace::Meta, Head::KEY, after.to_bytes())?;
         Ok(writes.build())
+    }
+}
+
+fn entry(position: Position, place: Place, log_bytes: u64, log: &Bytes) -> LogEntry {
+    match place {
+        Place::Log(range) => LogEntry { position, bytes: log.slice(range), body: None, log_bytes },
+        Place::Apart(head, body) => LogEntry { position, bytes: head, body: Some(body), log_bytes },
     }
 }
 

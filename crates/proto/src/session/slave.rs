@@ -3,7 +3,7 @@
 use std::collections::VecDeque;
 use std::time::Duration;
 
-use replikv_core::{Coverage, Cursor, EncodedOps, Fill, KeyRange, Op, Position, StoreLimits};
+use replikv_core::{Coverage, Cursor, EncodedOps, Fill, KeyRange, Op, OpsPart, Position, StoreLimits};
 
 use super::{ProtocolError, Refusal};
 use crate::planted::{self, Bug};
@@ -391,16 +391,14 @@ impl SlaveSession {
 fn verify(received: &mut Position, records: Records) -> Result<Vec<Record>, ProtocolError> {
     let mut verified = Vec::new();
     let mut last = *received;
-    for mut part in records.parts {
-        while !part.is_empty() {
-            let record = Record::take(&mut part).map_err(bad_record)?;
-            let follows = record.header().verify_after(&last);
-            if !planted::is(Bug::ChainNotVerified) {
-                follows.map_err(bad_record)?;
-            }
-            last = record.position();
-            verified.push(record);
+    let mut rest = VecDeque::from(records.parts);
+    while let Some(record) = Record::take_across(&mut rest).map_err(bad_record)? {
+        let follows = record.header().verify_after(&last);
+        if !planted::is(Bug::ChainNotVerified) {
+            follows.map_err(bad_record)?;
         }
+        last = record.position();
+        verified.push(record);
     }
     *received = last;
     Ok(verified)
@@ -414,17 +412,27 @@ fn bad_record(error: impl std::error::Error) -> ProtocolError {
 // Whole pages go to the store as they are: what is in them is checked here, once.
 fn check_entries(content: &Content) -> Result<(), ProtocolError> {
     let mut last: &[u8] = &[];
-    for op in &content.entries {
-        let key = match op {
-            Op::Put { key, .. } if content.range.contains(key) && key > last => key,
-            Op::Put { key, .. } | Op::Delete { key } | Op::DeleteRange { start: key, .. } => {
-                let key = key.escape_ascii();
-                let what =
-                    format!("a page of content holds {key}, which lies outside, is out of order, or is no entry");
-                return Err(ProtocolError::misbehaved(what));
+    for part in content.entries.parts() {
+        match part {
+            OpsPart::Ops(ops) => {
+                for op in ops {
+                    match op {
+                        Op::Put { key, .. } if content.range.contains(key) && key > last => last = key,
+                        Op::Put { key, .. } | Op::Delete { key } | Op::DeleteRange { start: key, .. } => {
+                            return Err(misplaced(key));
+                        }
+                    }
+                }
             }
-        };
-        last = key;
+            OpsPart::Put(put) if content.range.contains(put.key()) && put.key() > last => last = put.key(),
+            OpsPart::Put(put) => return Err(misplaced(put.key())),
+        }
     }
     Ok(())
+}
+
+fn misplaced(key: &[u8]) -> ProtocolError {
+    let key = key.escape_ascii();
+    let what = format!("a page of content holds {key}, which lies outside, is out of order, or is no entry");
+    ProtocolError::misbehaved(what)
 }

@@ -64,7 +64,47 @@ pub struct Decoder {
 struct Partial {
     kind: u8,
     request: u32,
+    /// Segments that are full.
+    full: Vec<Bytes>,
+    /// The one that is being filled.
     payload: BytesMut,
+    len: usize,
+}
+
+/// A longer message is put together in segments of this length, each of which can be let go on its own. Longer than the
+/// largest block that glibc ever takes from its heap, 32 MiB: what is dropped goes back to the system at once, and does
+/// not stay in a list of free blocks.
+const SEGMENT: usize = 33 << 20;
+/// Up to here a segment is as large as what is in it needs.
+const GROWS: usize = 8 << 20;
+
+impl Partial {
+    fn new(frame: &FrameHeader, payload: BytesMut) -> Self {
+        let len = payload.len();
+        Self { kind: frame.kind, request: frame.request, full: Vec::new(), payload, len }
+    }
+
+    fn push(&mut self, fragment: &[u8]) {
+        self.len += fragment.len();
+        let (fits, more) = fragment.split_at(fragment.len().min(SEGMENT - self.payload.len()));
+        let filled = self.payload.len() + fits.len();
+        if filled > self.payload.capacity() {
+            let wanted = if filled > GROWS { SEGMENT } else { filled.max(2 * self.payload.len()) };
+            self.payload.reserve(wanted - self.payload.len());
+        }
+        self.payload.put_slice(fits);
+        if !more.is_empty() {
+            let full = std::mem::replace(&mut self.payload, BytesMut::with_capacity(SEGMENT));
+            self.full.push(full.freeze());
+            self.payload.put_slice(more);
+        }
+    }
+
+    fn finish(self) -> Vec<Bytes> {
+        let mut segments = self.full;
+        segments.push(self.payload.freeze());
+        segments
+    }
 }
 
 impl Decoder {
@@ -133,7 +173,7 @@ impl Decoder {
             return Err(DecodeError::UnknownChannel { channel: frame.channel });
         }
         let max = if carries_data(frame.kind) { self.limits.data } else { self.limits.control };
-        let begun = self.partial.as_ref().map_or(0, |partial| partial.payload.len());
+        let begun = self.partial.as_ref().map_or(0, |partial| partial.len);
         if begun + len > max {
             return Err(DecodeError::MessageTooLarge { len: begun + len, max });
         }
@@ -147,25 +187,20 @@ impl Decoder {
 
     fn assemble(&mut self, frame: &FrameHeader, payload: BytesMut) -> Result<Option<Message>, DecodeError> {
         let more = frame.flags & MORE != 0;
-        let whole: Bytes = match (&mut self.partial, more) {
-            (None, false) => payload.freeze(),
-            (Some(_), _) if payload.is_empty() => return Err(DecodeError::Interleaved),
-            (Some(partial), true) => {
-                partial.payload.put_slice(&payload);
+        let whole = match (self.partial.take(), more) {
+            (None, false) => vec![payload.freeze()],
+            (_, _) if payload.is_empty() => return Err(DecodeError::Interleaved),
+            (None, true) => {
+                self.partial = Some(Partial::new(frame, payload));
                 return Ok(None);
             }
-            (partial @ None, true) => {
-                if payload.is_empty() {
-                    return Err(DecodeError::Interleaved);
+            (Some(mut partial), more) => {
+                partial.push(&payload);
+                if more {
+                    self.partial = Some(partial);
+                    return Ok(None);
                 }
-                *partial = Some(Partial { kind: frame.kind, request: frame.request, payload });
-                return Ok(None);
-            }
-            (Some(partial), false) => {
-                partial.payload.put_slice(&payload);
-                let whole = std::mem::take(&mut partial.payload);
-                self.partial = None;
-                whole.freeze()
+                partial.finish()
             }
         };
         match Message::from_payload(frame.kind, frame.request, whole) {

@@ -1,5 +1,7 @@
 //! The frame: sixteen bytes of header, then a payload.
 
+use bytes::Bytes;
+
 /// The length of a frame's header, in bytes.
 pub const FRAME_HEADER_LEN: usize = 16;
 
@@ -38,25 +40,23 @@ impl FrameHeader {
         }
     }
 
-    /// The header of `payload`, its CRC computed.
-    pub(super) fn seal(kind: u8, flags: u8, channel: u16, request: u32, payload: &[u8]) -> [u8; FRAME_HEADER_LEN] {
+    /// The header of a payload in `pieces` that follow one another, its CRC computed.
+    pub(super) fn seal(kind: u8, flags: u8, channel: u16, request: u32, pieces: &[Bytes]) -> [u8; FRAME_HEADER_LEN] {
         let mut bytes = [0; FRAME_HEADER_LEN];
+        let len: usize = pieces.iter().map(Bytes::len).sum();
         // Fragments are cut at `MAX_FRAME_LEN`, which fits.
-        bytes[..4].copy_from_slice(&(payload.len() as u32).to_le_bytes());
+        bytes[..4].copy_from_slice(&(len as u32).to_le_bytes());
         bytes[4] = kind;
         bytes[5] = flags;
         bytes[6..8].copy_from_slice(&channel.to_le_bytes());
         bytes[8..12].copy_from_slice(&request.to_le_bytes());
-        let crc = crc(&bytes[..12], payload);
+        let header = crc32c::crc32c(&bytes[..12]);
+        let crc = pieces.iter().fold(header, |crc, piece| crc32c::crc32c_append(crc, piece));
         bytes[12..].copy_from_slice(&crc.to_le_bytes());
         bytes
     }
 
     pub(super) fn verify(&self, header: &[u8], payload: &[u8]) -> bool {
-        crc(&header[..12], payload) == self.crc
+        crc32c::crc32c_append(crc32c::crc32c(&header[..12]), payload) == self.crc
     }
-}
-
-fn crc(header: &[u8], payload: &[u8]) -> u32 {
-    crc32c::crc32c_append(crc32c::crc32c(header), payload)
 }

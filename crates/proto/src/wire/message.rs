@@ -166,7 +166,7 @@ pub enum RejectCode {
 /// Records, back to back.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Records {
-    /// Whole records, in one or more buffers. One when they were received.
+    /// The buffers, which follow one another: a record may begin in one and end in the next.
     pub parts: Vec<Bytes>,
 }
 
@@ -338,24 +338,28 @@ impl Message {
             Self::Records(records) => records.parts.clone(),
             Self::Ranges(content) => {
                 let header = ContentHeader { range: content.range.clone(), read_at: content.read_at };
-                vec![control(&header)?, content.entries.as_bytes().clone()]
+                std::iter::once(control(&header)?).chain(content.entries.buffers().cloned()).collect()
             }
         })
     }
 
-    /// Reads a payload; `Ok(None)` if the kind is not known.
-    pub(super) fn from_payload(kind: u8, request: u32, payload: Bytes) -> Result<Option<Self>, &'static str> {
+    /// Reads a payload, which is in more than one buffer if it is long; `Ok(None)` if the kind is not known.
+    pub(super) fn from_payload(kind: u8, request: u32, segments: Vec<Bytes>) -> Result<Option<Self>, &'static str> {
+        match kind {
+            KIND_RECORDS => return Ok(Some(Self::Records(Records { parts: segments }))),
+            KIND_RANGES => return Ok(Some(Self::Ranges(content(segments)?))),
+            _ => {}
+        }
+        let payload = super::encoder::join(segments);
         Ok(Some(match kind {
             1 => Self::Hello(parse(&payload)?),
             2 => Self::Challenge(payload),
             3 => Self::Auth(payload),
             4 => Self::Welcome(parse(&payload)?),
             5 => Self::Reject(parse(&payload)?),
-            KIND_RECORDS => Self::Records(Records { parts: vec![payload] }),
             7 => Self::Ack(parse(&payload)?),
             8 => Self::Heartbeat(parse(&payload)?),
             9 => Self::Compare(compare::from_payload(&payload)?),
-            KIND_RANGES => Self::Ranges(content(&payload)?),
             11 => Self::Request(Request { id: request, body: parse(&payload)? }),
             12 => Self::Response(Response { id: request, body: parse(&payload)? }),
             13 => Self::Goodbye(parse(&payload)?),
@@ -395,13 +399,17 @@ fn parse_head<T: DeserializeOwned>(payload: &[u8]) -> Result<(u8, T, &[u8]), &'s
     Ok((version, value, rest))
 }
 
-fn content(payload: &Bytes) -> Result<Content, &'static str> {
-    let (version, ContentHeader { range, read_at }, rest) = parse_head(payload)?;
+fn content(mut segments: Vec<Bytes>) -> Result<Content, &'static str> {
+    // The header is in the first one: it is much shorter than any but the last.
+    let Some(first) = segments.first_mut() else { return Err("its payload is empty") };
+    let (version, ContentHeader { range, read_at }, rest) = parse_head(first)?;
     // Nobody can tell where a longer header ends and the entries begin: a page read without its entries would empty
     // the range.
     if version != PAYLOAD {
         return Err("its payload has a newer version");
     }
-    let entries = EncodedOps::from_bytes(payload.slice_ref(rest)).map_err(|_| "its entries are malformed")?;
+    let rest = first.slice_ref(rest);
+    *first = rest;
+    let entries = EncodedOps::from_segments(segments).map_err(|_| "its entries are malformed")?;
     Ok(Content { range, read_at, entries })
 }

@@ -8,7 +8,7 @@ mod message;
 mod preamble;
 
 pub use decoder::{DecodeError, Decoder, DecoderLimits, Event};
-pub use encoder::{EncodeError, Encoder};
+pub use encoder::{EncodeError, Encoder, Outgoing};
 pub use frame::{FRAME_HEADER_LEN, MAX_FRAME_LEN};
 pub use message::{
     Ack, Content, EpochStart, Goodbye, GoodbyeReason, Heartbeat, Hello, Message, Mode, Records, Reject, RejectCode,

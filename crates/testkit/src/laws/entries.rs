@@ -2,7 +2,8 @@
 
 use std::sync::Arc;
 
-use replikv_core::{Keyspace, WriteSet};
+use bytes::Bytes;
+use replikv_core::{Durability, Keyspace, LargePut, WriteSet};
 
 use crate::Bench;
 use crate::bench::{Put, Shorthand, writes};
@@ -60,6 +61,30 @@ pub async fn a_delete_removes_its_key_alone(bench: Arc<Bench>) {
     assert_eq!(keys, ["aa", "b"]);
 }
 
+/// A value that comes in pieces is read as one. It replaces what was there, and gives way to what comes after it.
+pub async fn a_value_in_pieces_is_read_as_one(bench: Arc<Bench>) {
+    let store = bench.open();
+    let pieces = |len: usize| (0..3).map(|n| Bytes::from(vec![b'a' + n; len])).collect::<Vec<_>>();
+    let put = |key: &str, len| LargePut::new(key.as_bytes(), pieces(len)).expect("a key");
+    for len in [1, 700, 20_000] {
+        let set = writes(|set| {
+            set.data("before", "1").data("replaced", "1").data("replaced later", "1");
+            for key in ["piecemeal", "replaced", "replaced later", "removed later"] {
+                set.append(Keyspace::Data, put(key, len).into());
+            }
+            set.remove("removed later").data("replaced later", "2").data("zero", "1");
+        });
+        store.apply(set, Durability::Synced).await.expect("the write set is applied");
+        for key in ["piecemeal", "replaced"] {
+            assert!(store.data(key).await == Some(pieces(len).concat().into()), "{key}, in pieces of {len}");
+        }
+        for (key, value) in [("before", "1"), ("replaced later", "2"), ("zero", "1")] {
+            assert_eq!(store.data(key).await.as_deref(), Some(value.as_bytes()), "{key}");
+        }
+        assert_eq!(store.data("removed later").await, None);
+    }
+}
+
 /// The same key in two keyspaces is two keys, for reads, deletes and range deletes.
 pub async fn keyspaces_are_apart(bench: Arc<Bench>) {
     let store = bench.open();
@@ -67,7 +92,7 @@ pub async fn keyspaces_are_apart(bench: Arc<Bench>) {
         let set = writes(|set| {
             set.put(keyspace, "key", keyspace.name()).expect("a key");
         });
-        store.apply(set, replikv_core::Durability::Synced).await.expect("the write set is applied");
+        store.apply(set, Durability::Synced).await.expect("the write set is applied");
     }
     for keyspace in Keyspace::ALL {
         let found = store.get(keyspace, b"key").await.expect("the key is read");

@@ -75,7 +75,7 @@ impl History {
         let mut bytes = BytesMut::new();
         record.append_to(&mut bytes);
         let log_bytes = self.bytes_at(self.entries.len()) + bytes.len() as u64;
-        self.entries.push(LogEntry { position: record.position(), bytes: bytes.freeze(), log_bytes });
+        self.entries.push(LogEntry { position: record.position(), bytes: bytes.freeze(), body: None, log_bytes });
         let mut state = self.states.last().unwrap().clone();
         change(&mut state, &body);
         self.states.push(state);
