@@ -7,19 +7,21 @@ mod world;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicI64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicI64, Ordering};
 use std::time::Duration;
 
+use replikv_core::Durability;
 use replikv_memory::MemoryStore;
 use replikv_node::{Master, Slave, SlaveConfig};
 use replikv_testkit::FaultStore;
 use tokio::io::AsyncReadExt;
 use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep};
+use turmoil::Sim;
 use turmoil::net::TcpStream;
 
 use watched::{History, Watched};
-use world::{Fault, PORT, run};
+use world::{Disk, Fault, PORT, missing, run};
 
 const SEEDS: u64 = 24;
 
@@ -125,4 +127,55 @@ fn ten_thousand_connections_that_never_say_hello_are_let_go_and_a_slave_is_serve
     // The slave may have taken a place before them, and one that is told to go is there for a moment.
     assert!(SILENT - refused <= SERVED && most <= SERVED + 8, "{refused} were refused, {most} open at once");
     assert!(open <= 1, "{open} are served still");
+}
+
+const SLAVES: usize = 100;
+
+#[test]
+fn one_stalled_slave_among_a_hundred_holds_up_nobody() {
+    let mut sim = turmoil::Builder::new().rng_seed(11).simulation_duration(Duration::from_secs(600)).build();
+    let history = History::default();
+    let disk = |name: &str| Disk::new(MemoryStore::new(), &history, name, 1);
+    let (master, [goes_on, wrote]) = (disk("master"), [(); 2].map(|()| Arc::new(AtomicBool::new(false))));
+    let hosted = (master.clone(), goes_on.clone(), wrote.clone());
+    sim.host("master", move || {
+        let (disk, goes_on, wrote) = hosted.clone();
+        async move {
+            let master = Master::open(disk.open(), world::master_config()).await?;
+            let serving = tokio::spawn({
+                let master = master.clone();
+                async move { drop(world::serve(master, |_| {}).await) }
+            });
+            master.put("key", "first").await?;
+            while !goes_on.load(Ordering::SeqCst) {
+                sleep(Duration::from_millis(5)).await;
+            }
+            for n in 0..200_u32 {
+                master.put(n.to_be_bytes(), [7; 100]).await?;
+            }
+            wrote.store(true, Ordering::SeqCst);
+            Ok(serving.await?)
+        }
+    });
+    let slaves: Vec<Disk> = (0..SLAVES).map(|number| disk(&format!("slave-{number}"))).collect();
+    for (seed, slave) in slaves.iter().enumerate() {
+        world::host_slave(&mut sim, slave, Durability::Synced, fastrand::Rng::with_seed(seed as u64));
+    }
+    // The simulation ends by itself if this never comes true.
+    let until_equal = |sim: &mut Sim<'_>, slaves: &[Disk]| {
+        while missing(&master, slaves).is_some() {
+            sim.step().unwrap();
+            assert_eq!(history.wrong(), None);
+        }
+    };
+    until_equal(&mut sim, &slaves);
+    sim.hold("master", "slave-0");
+    goes_on.store(true, Ordering::SeqCst);
+    while !wrote.load(Ordering::SeqCst) {
+        sim.step().unwrap();
+    }
+    until_equal(&mut sim, &slaves[1..]);
+    assert!(missing(&master, &slaves[..1]).is_some(), "nothing has reached the stalled one");
+    sim.release("master", "slave-0");
+    until_equal(&mut sim, &slaves);
 }

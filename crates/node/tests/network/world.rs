@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use replikv_core::{Batch, Durability, KeyRange, Keyspace, LinkId, ReplicaStore, WriteSet};
+use replikv_core::{Batch, Durability, KeyRange, Keyspace, LinkId, ReplicaStore, StoreError, WriteSet};
 use replikv_memory::MemoryStore;
 use replikv_node::{Commit, Master, MasterConfig, Slave, SlaveConfig};
 use replikv_proto::Retention;
@@ -54,7 +54,7 @@ pub(crate) struct Report {
 
 /// The store of a host, which outlives its processes.
 #[derive(Clone)]
-struct Disk {
+pub(crate) struct Disk {
     now: Arc<Mutex<FaultStore<MemoryStore>>>,
     history: History,
     name: String,
@@ -62,7 +62,7 @@ struct Disk {
 }
 
 impl Disk {
-    fn new(store: MemoryStore, history: &History, name: &str, seed: u64) -> Self {
+    pub(crate) fn new(store: MemoryStore, history: &History, name: &str, seed: u64) -> Self {
         let now = Arc::new(Mutex::new(FaultStore::new(store)));
         Self { now, history: history.clone(), name: name.into(), seed }
     }
@@ -71,7 +71,7 @@ impl Disk {
         self.now.lock().unwrap().clone()
     }
 
-    fn open(&self) -> Watched {
+    pub(crate) fn open(&self) -> Watched {
         Watched::new(self.store(), self.history.clone(), self.name.clone(), self.seed)
     }
 
@@ -124,6 +124,44 @@ pub(crate) async fn follow(slave: &Slave<Watched>, history: &History, mut rng: f
     }
 }
 
+/// A slave on a host of its own, which is named as its disk is.
+pub(crate) fn host_slave(sim: &mut Sim<'static>, disk: &Disk, durability: Durability, rng: fastrand::Rng) {
+    let (disk, lives) = (disk.clone(), Mutex::new(rng));
+    sim.host(disk.name.clone(), move || {
+        let (disk, rng) = (disk.clone(), lives.lock().unwrap().fork());
+        async move {
+            let config = SlaveConfig::new(&disk.name).handshake_timeout(Duration::from_millis(500));
+            let slave = Slave::open(disk.open(), config.durability(durability)).await?;
+            follow(&slave, &disk.history, rng).await
+        }
+    });
+}
+
+/// What is missing until these slaves equal the master.
+pub(crate) fn missing(master: &Disk, slaves: &[Disk]) -> Option<String> {
+    let look = async {
+        let master = master.store();
+        let head = master.get(Keyspace::Meta, Head::KEY).await?;
+        let Some(head) = head else { return Ok(Some("the master has no head".into())) };
+        let (head, held) = (Head::from_bytes(&head)?.position, contents(&master).await?);
+        for slave in slaves {
+            let (name, store) = (&slave.name, slave.store());
+            let Some(cursor) = store.cursor(&LinkId::default()).await? else {
+                return Ok(Some(format!("{name} has no cursor")));
+            };
+            if cursor.position != head || !cursor.is_consistent() {
+                return Ok(Some(format!("{name} stands at {}, its master at {head}", cursor.position)));
+            }
+            if contents(&store).await? != held {
+                return Ok(Some(format!("{name} stands where its master stands, and holds other data")));
+            }
+        }
+        Ok::<_, StoreError>(None)
+    };
+    // A store that is broken tells nothing until its node opens it anew.
+    futures_executor::block_on(look).unwrap_or_else(|error| Some(error.to_string()))
+}
+
 async fn write(master: Master<Watched>, quiet: Arc<AtomicBool>, mut rng: fastrand::Rng) {
     while !quiet.load(Ordering::SeqCst) {
         let mut batch = Batch::new();
@@ -166,7 +204,8 @@ fn reproduce(seed: u64) -> String {
 struct World {
     sim: Sim<'static>,
     rng: fastrand::Rng,
-    disks: Vec<(String, Disk)>,
+    /// The master's first.
+    disks: Vec<Disk>,
     history: History,
     quiet: Arc<AtomicBool>,
     faults: BTreeMap<Fault, u64>,
@@ -207,7 +246,7 @@ impl World {
         let commit =
             if self.rng.bool() { Commit::Synced } else { Commit::Buffered { sync_every: Duration::from_millis(60) } };
         let (quiet, lives) = (self.quiet.clone(), Arc::new(Mutex::new(self.rng.fork())));
-        self.disks.push(("master".into(), disk.clone()));
+        self.disks.push(disk.clone());
         self.sim.host("master", move || {
             let (disk, quiet, rng) = (disk.clone(), quiet.clone(), lives.lock().unwrap().fork());
             async move {
@@ -219,21 +258,10 @@ impl World {
     }
 
     fn add_slave(&mut self, number: usize) {
-        let name = format!("slave-{number}");
-        let disk = Disk::new(MemoryStore::new(), &self.history, &name, self.rng.u64(..));
-        let (history, lives) = (self.history.clone(), Arc::new(Mutex::new(self.rng.fork())));
-        let synced = self.rng.bool();
-        self.disks.push((name.clone(), disk.clone()));
-        self.sim.host(name.clone(), move || {
-            let (disk, name, history, rng) =
-                (disk.clone(), name.clone(), history.clone(), lives.lock().unwrap().fork());
-            async move {
-                let config = SlaveConfig::new(name).handshake_timeout(Duration::from_millis(500));
-                let config = if synced { config } else { config.durability(Durability::Buffered) };
-                let slave = Slave::open(disk.open(), config).await?;
-                follow(&slave, &history, rng).await
-            }
-        });
+        let disk = Disk::new(MemoryStore::new(), &self.history, &format!("slave-{number}"), self.rng.u64(..));
+        let durability = if self.rng.bool() { Durability::Synced } else { Durability::Buffered };
+        host_slave(&mut self.sim, &disk, durability, self.rng.fork());
+        self.disks.push(disk);
     }
 
     fn run(mut self) -> Result<Report, String> {
@@ -253,7 +281,7 @@ impl World {
         self.quiet.store(true, Ordering::SeqCst);
         loop {
             self.step()?;
-            match self.rest() {
+            match missing(&self.disks[0], &self.disks[1..]) {
                 None => break,
                 Some(words) if self.sim.elapsed() > CHAOS + HEAL => return Err(words),
                 Some(_) => {}
@@ -277,7 +305,8 @@ impl World {
         if self.passing.iter().any(|(_, _, other)| *other == node) {
             return;
         }
-        let (name, disk) = &self.disks[node];
+        let disk = &self.disks[node];
+        let name = &disk.name;
         match fault {
             Fault::Crash => self.sim.crash(name.as_str()),
             Fault::Power => {
@@ -296,7 +325,7 @@ impl World {
     }
 
     fn pass(&mut self, fault: Fault, node: usize) {
-        let name = self.disks[node].0.as_str();
+        let name = self.disks[node].name.as_str();
         match fault {
             Fault::Crash | Fault::Power => self.sim.bounce(name),
             Fault::Partition => self.sim.repair("master", name),
@@ -304,27 +333,5 @@ impl World {
             Fault::Mute => self.sim.repair_oneway(name, "master"),
             Fault::Hold => self.sim.release("master", name),
         }
-    }
-
-    // What is missing until everybody equals the master.
-    fn rest(&self) -> Option<String> {
-        futures_executor::block_on(async {
-            let master = self.disks[0].1.store();
-            let head = master.get(Keyspace::Meta, Head::KEY).await.ok()??;
-            let head = Head::from_bytes(&head).ok()?.position;
-            let held = contents(&master).await.ok()?;
-            for (name, disk) in &self.disks[1..] {
-                let store = disk.store();
-                let cursor = store.cursor(&LinkId::default()).await.ok()?;
-                let Some(cursor) = cursor else { return Some(format!("{name} has no cursor")) };
-                if cursor.position != head || !cursor.is_consistent() {
-                    return Some(format!("{name} stands at {}, its master at {head}", cursor.position));
-                }
-                if contents(&store).await.ok()? != held {
-                    return Some(format!("{name} stands where its master stands, and holds other data"));
-                }
-            }
-            None
-        })
     }
 }
