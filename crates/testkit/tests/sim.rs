@@ -31,7 +31,8 @@ fn the_seed_of_the_environment_holds() {
     let config = Config::from_env().unwrap();
     let report = Simulation::run(seed, &config);
     println!("{report}");
-    assert_eq!(report.violation, None, "{}", report.reproduce());
+    let smaller = || if env("REPLIKV_SIM_SHRINK").is_some() { explain(&report) } else { report.reproduce() };
+    assert_eq!(report.violation, None, "{}", smaller());
 }
 
 #[test]
@@ -77,6 +78,24 @@ fn a_failing_run_is_made_smaller_and_still_fails() {
     assert_eq!(wanted.invariant, found.invariant);
     assert!(Fault::ALL.iter().all(|fault| !small.config.allows(*fault)), "no fault is needed for this one: {small}");
     assert_eq!(Simulation::run(small.seed, &small.config), small);
+}
+
+#[test]
+fn the_line_of_a_failing_run_fails_in_the_same_way_again() {
+    use replikv_testkit::sim::{Bug, DriverBug};
+    let config = Config::default().millis(3_000).without(Fault::Cut).bug(Bug::Driver(DriverBug::AckOnArrival));
+    let failing = (0..50).map(|seed| Simulation::run(seed, &config)).find(|report| report.violation.is_some()).unwrap();
+    let line = failing.reproduce();
+    let (settings, test) = line.split_once("cargo test").unwrap();
+    let settings = settings.split_whitespace().map(|setting| setting.split_once('=').unwrap());
+    let (_, arguments) = test.split_once(" -- ").unwrap();
+    let again = std::process::Command::new(std::env::current_exe().unwrap())
+        .args(arguments.split_whitespace())
+        .envs(settings)
+        .output()
+        .unwrap();
+    let said = String::from_utf8_lossy(&again.stdout);
+    assert!(!again.status.success() && said.contains(&failing.to_string()), "{line}\n{said}");
 }
 
 /// `REPLIKV_SIM_SECONDS=600 cargo test --release -p replikv-testkit --test sim -- --ignored --nocapture campaign`
@@ -144,7 +163,12 @@ fn every_scenario_of_the_document_is_a_fault_or_a_situation_that_is_counted() {
     let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../../docs/reliability.md");
     let document = std::fs::read_to_string(path).unwrap();
     let named = |kind: &str| -> BTreeSet<String> {
-        let words = document.split('`').skip(1).step_by(2).filter_map(|span| span.strip_prefix(kind));
+        let words = document
+            .split('`')
+            .skip(1)
+            .step_by(2)
+            .filter_map(|span| span.strip_prefix(kind))
+            .filter(|word| !word.is_empty());
         words.map(String::from).collect()
     };
     let faults: BTreeSet<String> = Fault::ALL.iter().map(|fault| fault.word().into()).collect();

@@ -85,8 +85,8 @@ impl Config {
         !self.off.contains(&fault)
     }
 
-    /// The default, changed by `REPLIKV_SIM_MILLIS`, `REPLIKV_SIM_SLAVES`, `REPLIKV_SIM_QUIET`, `REPLIKV_SIM_PACE`
-    /// and `REPLIKV_SIM_OFF` (words of faults, separated by commas): what the line that reproduces a failure sets.
+    /// The default, changed by `REPLIKV_SIM_MILLIS`, `REPLIKV_SIM_SLAVES`, `REPLIKV_SIM_QUIET`, `REPLIKV_SIM_PACE`,
+    /// `REPLIKV_SIM_BUG` (the name of one that can be planted) and `REPLIKV_SIM_OFF` (words of faults, separated by commas): what the line that reproduces a failure sets.
     ///
     /// # Errors
     /// The words of what does not parse.
@@ -102,6 +102,10 @@ impl Config {
             config = config.pace(millis);
         }
         config.quiet = std::env::var_os("REPLIKV_SIM_QUIET").is_some();
+        if let Ok(name) = std::env::var("REPLIKV_SIM_BUG") {
+            let bug = Bug::all().into_iter().find(|bug| bug.to_string() == name);
+            config = config.bug(bug.ok_or_else(|| format!("REPLIKV_SIM_BUG: {name} cannot be planted in this build"))?);
+        }
         let off = std::env::var("REPLIKV_SIM_OFF").unwrap_or_default();
         for word in off.split(',').filter(|word| !word.is_empty()) {
             let fault = Fault::ALL.iter().find(|fault| fault.word() == word);
@@ -122,6 +126,9 @@ impl Config {
         }
         if self.quiet {
             env += "REPLIKV_SIM_QUIET=1 ";
+        }
+        if let Some(bug) = self.bug {
+            env += &format!("REPLIKV_SIM_BUG={bug} ");
         }
         if let Some(millis) = self.pace {
             env += &format!("REPLIKV_SIM_PACE={millis} ");
