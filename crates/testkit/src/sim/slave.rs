@@ -492,8 +492,7 @@ impl Follow {
         self.compares = true;
         let options = ScanOptions::default().max_entries(usize::MAX).max_bytes(max_bytes.min(ctx.sizes.chunk));
         let page = ctx.stores[store].visible.page(Keyspace::Data, range, options);
-        let rest = page.rest().filter(|_| !ctx.planted(DriverBug::OwnPageTakenForWhole));
-        let end = rest.map_or_else(|| range.end().cloned(), |rest| Some(rest.start().clone()));
+        let end = page.rest().map_or_else(|| range.end().cloned(), |rest| Some(rest.start().clone()));
         self.session.handle_page(&KeyRange::new(range.start().clone(), end), page.ops());
     }
 
