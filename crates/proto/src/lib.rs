@@ -6,6 +6,7 @@
 
 mod applier;
 mod committer;
+mod compaction;
 pub mod layout;
 mod reconcile;
 mod record;
@@ -20,6 +21,10 @@ pub use committer::{
     Abort, Answer, CommitGroup, Committer, CommitterConfig, Intent, LogEntry, LoneRecord, Step, TransactFn,
     TransactView, Work,
 };
+pub use compaction::{
+    Compacted, Compaction, CompactionStep, Expiry, Folding, Indexed, LogParts, RUN_FORMAT, Run, RunError, RunPart,
+    Stretch, TombstoneFloor, read_stretch,
+};
 pub use reconcile::{Compare, Compared, RangeSummary, Verdict};
 pub use record::{PreparedRecord, RECORD_FORMAT, Record, RecordDraft, RecordError, RecordHeader, RecordKind, origin};
 pub use retention::{Retention, Trim};
@@ -32,5 +37,5 @@ pub use time::Now;
 pub use wire::{
     Ack, Content, DecodeError, Decoder, DecoderLimits, EncodeError, Encoder, EpochStart, Event, FRAME_HEADER_LEN,
     Goodbye, GoodbyeReason, Heartbeat, Hello, MAX_FRAME_LEN, Message, Mode, PREAMBLE_LEN, Preamble, Records, Reject,
-    RejectCode, Request, RequestBody, Response, VERSION, Welcome,
+    RejectCode, Request, RequestBody, Response, Touched, VERSION, Welcome,
 };

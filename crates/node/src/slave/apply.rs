@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use replikv_core::{Cursor, Durability, KeyRange, Outcome, Position, ReplicaStore, StoreError};
-use replikv_proto::{Applier, Content, Group, Record};
+use replikv_proto::{Applier, Content, Group, Record, Touched};
 use tokio::sync::{Notify, mpsc};
 use tokio::time::{Instant, sleep, sleep_until};
 use tokio_util::sync::CancellationToken;
@@ -22,6 +22,7 @@ pub(super) enum Item {
     Begin(Cursor),
     Record(Record),
     Content(Content),
+    Touched(Touched),
     Covered(KeyRange, Position),
     Checkpoints(Vec<Position>),
 }
@@ -32,6 +33,7 @@ impl Item {
             Self::Begin(_) => 0,
             Self::Record(record) => record.bytes().len(),
             Self::Content(content) => content.entries.byte_len(),
+            Self::Touched(touched) => touched.ops.byte_len(),
             Self::Covered(range, _) => Applier::covered_len(range),
             Self::Checkpoints(_) => 0,
         }
@@ -155,6 +157,7 @@ impl<S: ReplicaStore> ApplyTask<S> {
             Item::Begin(cursor) => self.applier.begin(cursor),
             Item::Record(record) => self.applier.push_record(record),
             Item::Content(content) => self.applier.push_content(content),
+            Item::Touched(touched) => self.applier.push_touched(touched),
             Item::Covered(range, read_at) => self.applier.push_covered(range, read_at),
             Item::Checkpoints(checkpoints) => self.applier.push_checkpoints(checkpoints),
         }

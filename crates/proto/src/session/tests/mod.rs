@@ -290,7 +290,14 @@ fn all_actions(session: &mut SlaveSession) -> Vec<SlaveAction> {
 
 /// True for what changes a store.
 fn writes(action: &SlaveAction) -> bool {
-    matches!(action, SlaveAction::Begin(_) | SlaveAction::Apply(_) | SlaveAction::Copy(_) | SlaveAction::Covered { .. })
+    matches!(
+        action,
+        SlaveAction::Begin(_)
+            | SlaveAction::Apply(_)
+            | SlaveAction::Copy(_)
+            | SlaveAction::Touch(_)
+            | SlaveAction::Covered { .. }
+    )
 }
 
 /// A copy of everything that has come as far as `key`, by a page that was read at `read_at`.
