@@ -97,7 +97,10 @@ fn trouble(status: &Value, max_lag: Option<Duration>) -> Option<String> {
 // A slave's own, if it holds a state of its master and somebody knows.
 fn lag_of(status: &Value) -> Option<Duration> {
     let lag = status["lag"]["millis"].as_u64().map(Duration::from_millis);
-    lag.filter(|_| !["empty", "copying", "comparing"].iter().any(|state| status["state"] == *state))
+    lag.filter(|_| {
+        status["consistent"] != false
+            && !["empty", "copying", "comparing"].iter().any(|state| status["state"] == *state)
+    })
 }
 
 // Identities and digests are sixteen bytes each; people and scripts know them by their digits.
