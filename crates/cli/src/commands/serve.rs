@@ -3,7 +3,7 @@
 use std::process::ExitCode;
 
 use anyhow::Context;
-use replikv::{Batch, Master, MasterConfig};
+use replikv::{Batch, Compaction, Master, MasterConfig};
 use tokio::sync::mpsc;
 
 use super::import::{Source, import};
@@ -26,7 +26,9 @@ pub(crate) async fn run(args: args::Serve, json: bool) -> anyhow::Result<ExitCod
     super::expose_metrics(args.metrics, args.insecure, json).await?;
     let mut interrupt = Interrupt::new()?;
     let mut end = Interrupt::new()?;
-    let master = store::open_master(store::open(&args.store)?, &args.store, MasterConfig::default()).await?;
+    let compaction = args.compact_behind.map(|bytes| Compaction { window_bytes: bytes, ..Compaction::default() });
+    let config = MasterConfig::default().compaction(compaction);
+    let master = store::open_master(store::open(&args.store)?, &args.store, config).await?;
     let serving = tokio::spawn(master.clone().serve_tcp(listener));
     let feeding = async {
         if json {

@@ -4,8 +4,8 @@ use std::sync::PoisonError;
 use std::time::Duration;
 
 use bytes::Bytes;
-use replikv_core::{KeyRange, Keyspace, Position, ReplicaStore, ReplicaStoreExt, ScanOptions, Seq, StoreError};
-use replikv_proto::{Located, LogAnswer, Record, RecordError, Run, RunError, origin, read_stretch};
+use replikv_core::{KeyRange, Keyspace, Page, Position, ReplicaStore, ReplicaStoreExt, ScanOptions, Seq, StoreError};
+use replikv_proto::{Located, LogAnswer, Record, RecordError, Run, RunError, RunPart, origin, read_stretch};
 use tokio::time::{Instant, timeout_at};
 
 use super::Inner;
@@ -54,35 +54,103 @@ pub enum LogError {
     Store(#[from] StoreError),
 }
 
-/// Reads up to `limit` records after `after` from the log of a store, in order. Each record is checked against its own
-/// hash, and against the one before it; the first one only if it is the first of the history.
+/// A part of a log: a record, or what older ones came to.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum LogPart {
+    /// A batch, as it was written.
+    Full(Record),
+    /// The records after the part before, up to the end of the run, are compacted.
+    Compacted {
+        /// What is known of them.
+        run: Run,
+        /// What they touched, each with the number of the record; in no particular order. Nothing of it is touched again in
+        /// a later run.
+        touched: Vec<(Seq, RunPart)>,
+    },
+}
+
+impl LogPart {
+    /// The last record that it stands for.
+    pub fn end(&self) -> Position {
+        match self {
+            Self::Full(record) => record.position(),
+            Self::Compacted { run, .. } => run.end,
+        }
+    }
+}
+
+/// Reads up to `limit` parts of the log of a store after `after`, in order: runs of the compacted part, then records. Each
+/// record is checked against its own hash, and against the part before it; the first one only if it is the first of the
+/// history. A run is checked against its own hash, and its touches against its sum.
+///
+/// # Errors
+/// [`LogError`].
+pub async fn read_log_parts<S: ReplicaStore>(store: &S, after: Seq, limit: usize) -> Result<Vec<LogPart>, LogError> {
+    let mut parts: Vec<LogPart> = Vec::new();
+    let (mut at, mut bytes) = (after, ScanOptions::default().max_bytes);
+    while parts.len() < limit {
+        let Some(next) = at.next() else { break };
+        // One entry more than is wanted: it tells that a run before it is whole.
+        let entries = (limit - parts.len()).saturating_add(1).max(1000);
+        let options = ScanOptions::default().max_entries(entries).max_bytes(bytes);
+        let page = store.scan(Keyspace::Log, KeyRange::from_bounds(next.to_key()..), options).await?;
+        let before = parts.len();
+        for (key, value) in page.entries().take(if page_begins_with_a_run(&page) { 0 } else { limit - parts.len() }) {
+            let seq = Seq::from_key(&key).unwrap_or_default();
+            let last = parts.last().map(LogPart::end);
+            let record = decode_at(seq, value, last).map_err(|source| LogError::Record { seq, source })?;
+            parts.push(LogPart::Full(record));
+        }
+        if page_begins_with_a_run(&page) {
+            // Read as far as it goes: the page must be of one instant.
+            if let Some((run, touched)) = Run::read(page.entries(), page.rest().is_none())? {
+                parts.push(LogPart::Compacted { run, touched });
+            } else if page.rest().is_some() {
+                bytes = bytes.saturating_mul(4);
+                continue;
+            }
+        }
+        if parts.len() == before {
+            break;
+        }
+        at = parts.last().map_or(at, |last| last.end().seq);
+    }
+    Ok(parts)
+}
+
+fn page_begins_with_a_run(page: &Page) -> bool {
+    page.iter().next().is_some_and(|(_, first)| Run::is_run(first))
+}
+
+/// As [`read_log_parts`], of the records alone: what is compacted is left out.
 ///
 /// # Errors
 /// [`LogError`].
 pub async fn read_log<S: ReplicaStore>(store: &S, after: Seq, limit: usize) -> Result<Vec<Record>, LogError> {
-    let mut records = Vec::new();
-    let mut rest = Some(KeyRange::all().after(&after.to_key()));
-    while let Some(range) = rest.take().filter(|_| records.len() < limit) {
-        let page = store.scan(Keyspace::Log, range, ScanOptions::default().max_entries(limit - records.len())).await?;
-        for (key, value) in page.entries() {
-            let seq = Seq::from_key(&key).unwrap_or_default();
-            let record = decode_at(seq, value, records.last()).map_err(|source| LogError::Record { seq, source })?;
-            records.push(record);
-        }
-        rest = page.rest().cloned();
+    let mut records: Vec<Record> = Vec::new();
+    let mut at = after;
+    while records.len() < limit {
+        let parts = read_log_parts(store, at, limit - records.len()).await?;
+        let Some(last) = parts.last() else { break };
+        at = last.end().seq;
+        records.extend(parts.into_iter().filter_map(|part| match part {
+            LogPart::Full(record) => Some(record),
+            LogPart::Compacted { .. } => None,
+        }));
     }
     Ok(records)
 }
 
 // The record whose key says `seq`.
-fn decode_at(seq: Seq, value: Bytes, before: Option<&Record>) -> Result<Record, RecordError> {
+fn decode_at(seq: Seq, value: Bytes, before: Option<Position>) -> Result<Record, RecordError> {
     let record = Record::decode(value)?;
     let header = record.header();
     if header.seq != seq {
         return Err(RecordError::Chain { seq: header.seq, what: "its key names another number" });
     }
     let start = (seq == Seq::new(1)).then(|| origin(header.source, header.epoch));
-    if let Some(before) = before.map(Record::position).or(start) {
+    if let Some(before) = before.or(start) {
         header.verify_after(&before)?;
     }
     Ok(record)

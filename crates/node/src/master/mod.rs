@@ -34,7 +34,7 @@ use tokio_util::sync::CancellationToken;
 use self::commit::{CommitTask, Queued};
 pub use self::config::{Commit, MasterConfig};
 pub use self::error::{ServeError, WriteError};
-pub use self::log::{LogError, read_log};
+pub use self::log::{LogError, LogPart, read_log, read_log_parts};
 use self::recording::Recordings;
 pub use self::recording::{Recording, Sealed};
 use self::ring::Ring;

@@ -183,14 +183,33 @@ pub fn read_stretch(
         }
     }
     if let Some(stretch) = &mut found {
-        deleted.sort_by_key(|(seq, _)| *seq);
+        deleted.sort_by(|(a, left), (b, right)| (a, left.start()).cmp(&(b, right.start())));
         stretch.deleted = deleted.into_iter().map(|(_, range)| range).collect();
         stretch.touched.sort_unstable();
     }
     Ok(found)
 }
 
-type Touches = Vec<(Seq, RunPart)>;
+/// A run, and its touches, each with the number of the record that it comes from.
+type Whole = (Run, Vec<(Seq, RunPart)>);
+
+impl Run {
+    /// Reads the run that a page of the log begins with. `complete`: nothing follows the page. `Ok(None)` if the page ends
+    /// before the run does.
+    ///
+    /// # Errors
+    /// [`RunError`].
+    pub fn read(
+        page: impl IntoIterator<Item = (Bytes, Bytes)>,
+        complete: bool,
+    ) -> Result<Option<(Self, Vec<(Seq, RunPart)>)>, RunError> {
+        let mut entries = page.into_iter().peekable();
+        match entries.next() {
+            Some((key, value)) => read_run(&key, &value, &mut entries, complete),
+            None => Ok(None),
+        }
+    }
+}
 
 // The run under `key`, with all of its touches; `None` if the page ends before they do.
 fn read_run(
@@ -198,7 +217,7 @@ fn read_run(
     value: &[u8],
     entries: &mut std::iter::Peekable<impl Iterator<Item = (Bytes, Bytes)>>,
     complete: bool,
-) -> Result<Option<(Run, Touches)>, RunError> {
+) -> Result<Option<Whole>, RunError> {
     let seq = Seq::from_key(key).unwrap_or_default();
     let run = Run::from_bytes(seq, value)?;
     let mut counted = Run { entries: 0, bytes: 0, sum: Digest::from_bytes([0; HASH_LEN]), ..run };
