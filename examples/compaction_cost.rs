@@ -158,7 +158,7 @@ async fn follow(master: &Master<Store>, slave: &Slave<Store>) -> Res<Cost> {
     let relaying = tokio::spawn({
         let (counted, bytes) = (counted.clone(), bytes.clone());
         async move {
-            let mut decoder = Decoder::new(DecoderLimits::for_batches(64 << 20));
+            let mut decoder = Decoder::new(DecoderLimits { data: 128 << 20, control: 4 << 20 });
             let mut seen = BytesMut::new();
             let (mut down, mut up) = (vec![0; 1 << 16], vec![0; 1 << 16]);
             loop {
