@@ -27,6 +27,14 @@ hot-paths:
 soak ROUNDS="100":
     for i in $(seq {{ROUNDS}}); do REPLIKV_SEED=$RANDOM$i cargo test --all-features --test cross_backend --test cuts --test kill || exit 1; done
 
+# Simulates masters and slaves with new seeds for so many seconds, and says what happened.
+simulate SECONDS="600":
+    REPLIKV_SIM_SECONDS={{SECONDS}} cargo test --release -p replikv-testkit --test sim -- --ignored --nocapture --exact campaign
+
+# Looks for every bug that can be planted, and says which invariant found it. Bugs are never built for release.
+planted:
+    cargo test -p replikv-testkit --features planted-bugs --test sim_planted -- --include-ignored --nocapture
+
 # One fuzz target (decoder, record, session, applier) for so many seconds; what it finds new stays out of the corpus.
 fuzz TARGET SECONDS="60":
     mkdir -p fuzz/target/corpus/{{TARGET}}

@@ -62,3 +62,20 @@ fn what_decides_reaches_no_runtime_no_store_and_no_randomness() {
         }
     }
 }
+
+#[test]
+fn planted_bugs_are_switched_on_by_the_tests_of_the_simulator_alone() {
+    let metadata = MetadataCommand::new().no_deps().other_options(["--offline".into()]).exec().unwrap();
+    let mut switches = Vec::new();
+    for package in &metadata.packages {
+        for (feature, leads_to) in &package.features {
+            let plants = leads_to.iter().any(|other| other.contains("planted-bugs"));
+            switches.extend(plants.then(|| format!("{}/{feature}", package.name)));
+        }
+        for dependency in &package.dependencies {
+            let plants = dependency.features.iter().any(|feature| feature.contains("planted-bugs"));
+            assert!(!plants, "{} must not ask {} for planted bugs", package.name, dependency.name);
+        }
+    }
+    assert_eq!(switches, ["replikv-testkit/planted-bugs"]);
+}

@@ -4,10 +4,11 @@ use std::path::Path;
 use std::time::Duration;
 
 use anyhow::Result;
+use replikv::proto::GoodbyeReason;
 use replikv::proto::layout::{Checkpoint, Floor, Head, Identity, Stored};
 use replikv::{
-    KeyRange, Keyspace, LinkId, Master, MasterConfig, MemoryStore, OpenError, Position, ReplicaStore, ScanOptions, Seq,
-    Slave, SlaveConfig,
+    Ending, KeyRange, Keyspace, LinkId, Master, MasterConfig, MemoryStore, OpenError, Position, ReplicaStore,
+    ScanOptions, Seq, Slave, SlaveConfig,
 };
 
 use crate::dump;
@@ -283,20 +284,23 @@ fn check_digest<'a>(mut kept: impl Iterator<Item = &'a Position>, durable: Note)
     }
 }
 
+// A log that is trimmed while the slave reads it sends it away, and has it connect again.
 async fn follow<S: ReplicaStore, T: ReplicaStore>(master: &Master<S>, slave: &Slave<T>, to: Seq) -> Checked<()> {
-    let (here, there) = tokio::io::duplex(256 << 10);
     let following = async {
-        tokio::select! {
-            biased;
-            reached = slave.wait_applied(to) => reached.faulted(Fault::Stuck),
-            ended = slave.follow(there) => match ended {
-                Ok(ending) => found(Fault::Stuck, format!("following has ended: {ending:?}")),
-                Err(error) => Err(error).faulted(Fault::Stuck),
-            },
-            served = master.serve(here) => match served {
-                Ok(ending) => found(Fault::Stuck, format!("serving has ended: {ending:?}")),
-                Err(error) => Err(error).faulted(Fault::Stuck),
-            },
+        loop {
+            let (here, there) = tokio::io::duplex(256 << 10);
+            let both = async { tokio::join!(slave.follow(there), master.serve(here)) };
+            let ended = tokio::select! {
+                biased;
+                reached = slave.wait_applied(to) => return reached.faulted(Fault::Stuck),
+                ended = both => ended,
+            };
+            match ended {
+                (Ok(Ending::Goodbye { reason: GoodbyeReason::Trimmed, .. }), Ok(_)) => {}
+                (Err(error), _) => return Err(error).faulted(Fault::Stuck),
+                (_, Err(error)) => return Err(error).faulted(Fault::Stuck),
+                (followed, served) => return found(Fault::Stuck, format!("it ends: {followed:?}, {served:?}")),
+            }
         }
     };
     match tokio::time::timeout(LONG, following).await {

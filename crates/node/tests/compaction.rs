@@ -72,11 +72,9 @@ async fn raw(master: &Master<Store>, cursor: Cursor, checkpoints: Vec<Position>)
         temporary: true,
     };
     soon(stream.send(Message::Hello(hello))).await.unwrap();
-    loop {
-        match soon(stream.next()).await.unwrap().unwrap() {
-            Message::Welcome(welcome) => return (stream, welcome.mode),
-            other => panic!("expected a welcome, got {other:?}"),
-        }
+    match soon(stream.next()).await.unwrap().unwrap() {
+        Message::Welcome(welcome) => (stream, welcome.mode),
+        other => panic!("expected a welcome, got {other:?}"),
     }
 }
 

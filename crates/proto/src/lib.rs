@@ -4,10 +4,19 @@
 //! retention: all of it without I/O, clock, randomness, runtime or store. Whoever drives it, the tokio shell of
 //! `replikv-node` or a simulator, hands in what happened and gets told what to do.
 
+#[cfg(all(feature = "planted-bugs", not(debug_assertions)))]
+compile_error!("`planted-bugs` loses data on purpose: it is for tests that are built with debug assertions");
+
 mod applier;
 mod committer;
 mod compaction;
 pub mod layout;
+#[cfg(feature = "planted-bugs")]
+#[doc(hidden)]
+pub mod planted;
+#[cfg(not(feature = "planted-bugs"))]
+#[expect(dead_code, unreachable_pub, reason = "what is left of it without the feature is one constant")]
+mod planted;
 mod reconcile;
 mod record;
 mod retention;
@@ -23,7 +32,7 @@ pub use committer::{
 };
 pub use compaction::{
     Compacted, Compaction, CompactionStep, Expiry, Folding, Indexed, LogParts, RUN_FORMAT, Run, RunError, RunPart,
-    Stretch, TombstoneFloor, read_stretch,
+    Stretch, TombstoneFloor, WholeRun, read_stretch,
 };
 pub use reconcile::{Compare, Compared, RangeSummary, Verdict};
 pub use record::{PreparedRecord, RECORD_FORMAT, Record, RecordDraft, RecordError, RecordHeader, RecordKind, origin};

@@ -16,6 +16,7 @@
 mod bench;
 mod faults;
 pub mod laws;
+pub mod sim;
 mod suite;
 
 pub use bench::{Bench, Open, run};

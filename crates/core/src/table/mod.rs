@@ -105,12 +105,20 @@ impl<K: TableKey, V, C: ValueCodec<V>> Table<K, V, C> {
         let page = reader.scan_data(from.intersect(&self.subspace.range()), options).await?;
         let mut entries = Vec::with_capacity(page.len());
         for (key, value) in page.iter() {
-            let mut rest = self.subspace.strip(key).unwrap_or_default();
-            let decoded = K::decode(&mut rest).and_then(|key| if rest.is_empty() { Ok(key) } else { Err(KeyError) });
-            let typed = decoded.map_err(|_| TableError::Key { table: self.name.clone(), key: escape(key) })?;
-            entries.push((typed, self.value(key, value)?));
+            entries.extend(self.decode(key, value)?);
         }
         Ok((entries, page.rest().cloned()))
+    }
+
+    /// A stored entry with its types, as `changes` or a transaction meets it; `None` if the key lies outside of the table.
+    ///
+    /// # Errors
+    /// [`TableError::Key`] if the key is no `K`, [`TableError::Value`] if the value is no `V`.
+    pub fn decode(&self, key: &[u8], value: &[u8]) -> Result<Option<(K, V)>, TableError> {
+        let Some(mut rest) = self.subspace.strip(key) else { return Ok(None) };
+        let decoded = K::decode(&mut rest).and_then(|key| if rest.is_empty() { Ok(key) } else { Err(KeyError) });
+        let typed = decoded.map_err(|_| TableError::Key { table: self.name.clone(), key: escape(key) })?;
+        Ok(Some((typed, self.value(key, value)?)))
     }
 
     fn value(&self, key: &[u8], bytes: &[u8]) -> Result<V, TableError> {

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use replikv_core::{KeyRange, Keyspace, Page, Position, ReplicaStore, ReplicaStoreExt, ScanOptions, Seq, StoreError};
-use replikv_proto::{Located, LogAnswer, Record, RecordError, Run, RunError, RunPart, origin, read_stretch};
+use replikv_proto::{Located, LogAnswer, Record, RecordError, Run, RunError, RunPart, WholeRun, origin, read_stretch};
 use tokio::time::{Instant, timeout_at};
 
 use super::Inner;
@@ -104,7 +104,7 @@ pub async fn read_log_parts<S: ReplicaStore>(store: &S, after: Seq, limit: usize
         }
         if page_begins_with_a_run(&page) {
             // Read as far as it goes: the page must be of one instant.
-            if let Some((run, touched)) = Run::read(page.entries(), page.rest().is_none())? {
+            if let Some(WholeRun { run, touched }) = Run::read(page.entries(), page.rest().is_none())? {
                 parts.push(LogPart::Compacted { run, touched });
             } else if page.rest().is_some() {
                 bytes = bytes.saturating_mul(4);
@@ -174,19 +174,21 @@ impl<S: ReplicaStore> Inner<S> {
             return self.read_stretch(after.seq).await;
         }
         let (mut parts, mut last) = (Vec::<Bytes>::new(), after);
-        for (_, bytes) in page.entries() {
-            let record = match Record::decode(bytes) {
+        for (key, bytes) in page.entries() {
+            // By its key: what the record says of itself may be what is damaged.
+            let seq = Seq::from_key(&key).unwrap_or_default();
+            if parts.is_empty() && last.seq.next() != Some(seq) {
+                return Ok(LogAnswer::Trimmed);
+            }
+            let record = match decode_at(seq, bytes, None) {
                 Ok(record) => record,
                 Err(error) => {
-                    self.record_is_damaged(last.seq.next().unwrap_or(last.seq), &error);
+                    self.record_is_damaged(seq, &error);
                     break;
                 }
             };
             if let Err(error) = record.header().verify_after(&last) {
-                if last.seq.next() != Some(record.header().seq) && parts.is_empty() {
-                    return Ok(LogAnswer::Trimmed);
-                }
-                self.record_is_damaged(record.header().seq, &error);
+                self.record_is_damaged(seq, &error);
                 break;
             }
             last = record.position();

@@ -7,8 +7,8 @@ use bytes::Bytes;
 use replikv_core::{KeyRange, Keyspace, Position, ReplicaStore, ScanOptions, Seq, StoreError};
 use replikv_proto::layout::Head;
 use replikv_proto::{
-    Content, DecoderLimits, GoodbyeReason, MasterAction, MasterSession, MasterSessionConfig, Refusal, Reject,
-    RejectCode, Request, RequestBody, Response, SlotName, View,
+    Content, DecoderLimits, Goodbye, GoodbyeReason, MasterAction, MasterSession, MasterSessionConfig, Message, Refusal,
+    Reject, RejectCode, Request, RequestBody, Response, SlotName, View,
 };
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::sync::watch;
@@ -124,9 +124,8 @@ impl<S: ReplicaStore> Driver<'_, S> {
                 }
             }
             while let Some(message) = connection.next_message()? {
-                if let replikv_proto::Message::Goodbye(goodbye) = &message {
-                    let (reason, words) = (goodbye.reason, goodbye.words.clone());
-                    self.ending = Some(Ending::Goodbye { reason, words });
+                if let Message::Goodbye(goodbye) = &message {
+                    self.ending = Some(said(goodbye));
                 }
                 session.handle_message(inner.clock.now(), message)?;
             }
@@ -179,7 +178,12 @@ impl<S: ReplicaStore> Driver<'_, S> {
     {
         let inner = self.inner;
         match action {
-            MasterAction::Send(message) => connection.send(message)?,
+            MasterAction::Send(message) => {
+                if let Message::Goodbye(goodbye) = &message {
+                    self.ending.get_or_insert_with(|| said(goodbye));
+                }
+                connection.send(message)?;
+            }
             MasterAction::Locate(positions) => {
                 let located = self.stored(session, inner.locate(&positions).await)?;
                 session.handle_located(&located);
@@ -248,6 +252,10 @@ impl<S: ReplicaStore> Driver<'_, S> {
             error.into()
         })
     }
+}
+
+fn said(goodbye: &Goodbye) -> Ending {
+    Ending::Goodbye { reason: goodbye.reason, words: goodbye.words.clone() }
 }
 
 fn reads_store(action: &MasterAction) -> bool {

@@ -11,7 +11,7 @@ use crate::transport::ConnectionError;
 pub enum Ending {
     /// This side was shut down.
     Shutdown,
-    /// The peer said goodbye.
+    /// Either side said goodbye, for another reason than that this side was shut down.
     Goodbye {
         /// Why.
         reason: GoodbyeReason,

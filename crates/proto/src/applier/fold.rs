@@ -6,6 +6,8 @@
 
 use replikv_core::{EncodedOps, KeyRange, Keyspace, Op, StoreError, WriteSetBuilder};
 
+use crate::planted::{self, Bug};
+
 /// Gathers changes of one segment between two barriers.
 #[derive(Debug, Default)]
 pub(super) struct Fold<'a> {
@@ -32,7 +34,9 @@ impl<'a> Fold<'a> {
 
     /// Writes out what came before, then the range delete.
     pub(super) fn delete_range(&mut self, range: &KeyRange, out: &mut WriteSetBuilder) -> Result<(), StoreError> {
-        self.flush(out)?;
+        if !planted::is(Bug::RangeDeleteIsNoBarrier) {
+            self.flush(out)?;
+        }
         out.delete_range(Keyspace::Data, range);
         Ok(())
     }
@@ -53,8 +57,13 @@ impl<'a> Fold<'a> {
     pub(super) fn flush(&mut self, out: &mut WriteSetBuilder) -> Result<(), StoreError> {
         self.changes.sort_unstable_by(|a, b| (a.head, a.key, a.order).cmp(&(b.head, b.key, b.order)));
         let mut changes = self.changes.drain(..).peekable();
+        let mut last_written: Option<&[u8]> = None;
         while let Some(change) = changes.next() {
-            if changes.peek().is_some_and(|next| next.key == change.key) {
+            if planted::is(Bug::FirstChangeWins) {
+                if last_written.replace(change.key) == Some(change.key) {
+                    continue;
+                }
+            } else if changes.peek().is_some_and(|next| next.key == change.key) {
                 continue;
             }
             let op = match change.value {

@@ -17,6 +17,7 @@ use replikv_core::{
 
 use self::fold::Fold;
 use crate::layout::{Checkpoint, Stored};
+use crate::planted::{self, Bug};
 use crate::{Content, Record, Touched};
 
 /// Turns what arrives into write sets.
@@ -135,10 +136,13 @@ impl Applier {
         let bytes = items.iter().map(Item::byte_len).sum();
         let mut records = 0;
         let mut out = WriteSet::builder();
-        out.require(meta::cursor_key(&self.link), before);
+        if !planted::is(Bug::CursorNotRequired) {
+            out.require(meta::cursor_key(&self.link), before);
+        }
         let plain = matches!(&items[..], [Item::Record(_)])
             && self.cursor.as_ref().is_some_and(|cursor| cursor.coverage.is_complete());
         let mut fold = Fold::default();
+        let mut late = Vec::new();
         for item in &items {
             match item {
                 Item::Begin(cursor) => {
@@ -165,10 +169,14 @@ impl Applier {
                         Some(Fill::Compare) => cursor.coverage.cover(&content.range, content.read_at),
                         _ => cursor.coverage.advance(&content.range, content.read_at),
                     };
-                    if !covered {
+                    if !covered && !planted::is(Bug::PageNotChecked) {
                         return Err(corrupt("a page of content leaves a gap, or meets what is covered already"));
                     }
-                    fold.replace(&content.range, content.entries.clone(), &mut out)?;
+                    if planted::is(Bug::ContentIsNoBarrier) {
+                        late.push(content);
+                    } else {
+                        fold.replace(&content.range, content.entries.clone(), &mut out)?;
+                    }
                     complete(cursor);
                 }
                 Item::Touched(touched) => {
@@ -190,6 +198,9 @@ impl Applier {
             }
         }
         fold.flush(&mut out)?;
+        for content in late {
+            fold.replace(&content.range, content.entries.clone(), &mut out)?;
+        }
         let Some(cursor) = self.cursor.clone().filter(|_| !items.is_empty()) else { return Ok(None) };
         for position in items.iter().flat_map(Item::checkpoints) {
             let checkpoint = Checkpoint::at(*position);
@@ -202,7 +213,9 @@ impl Applier {
                 out.delete(Keyspace::Meta, key)?;
             }
         }
-        out.set_cursor(&self.link, &cursor);
+        if !planted::is(Bug::CursorLeftOut) {
+            out.set_cursor(&self.link, &cursor);
+        }
         self.stored = Some(cursor.to_bytes());
         self.received += records_bytes(&items);
         let time = items.iter().rev().find_map(Item::time);
@@ -220,6 +233,10 @@ impl Applier {
         while let Some(item) = self.pending.front() {
             let len = item.byte_len();
             if !items.is_empty() && bytes + len > self.target {
+                if planted::is(Bug::GroupIsTorn) {
+                    self.pending_bytes -= len;
+                    self.pending.pop_front();
+                }
                 break;
             }
             bytes += len;
@@ -277,7 +294,8 @@ fn corrupt(what: &str) -> StoreError {
 // Everything is copied, and the stream has passed the last moment of reading: from here on the data is a state of the
 // master, and the coverage says no more.
 fn complete(cursor: &mut Cursor) {
-    if cursor.is_consistent() && !cursor.coverage.is_complete() {
+    let done = cursor.is_consistent() || (planted::is(Bug::ConsistentTooEarly) && cursor.coverage.rest().is_none());
+    if done && !cursor.coverage.is_complete() {
         cursor.coverage = Coverage::default();
     }
 }
@@ -306,8 +324,13 @@ fn fold_covered<'a>(
 ) -> Result<(), StoreError> {
     for op in ops {
         match op {
-            Op::Put { key, value } if coverage.covers(key) => fold.put(key, value),
+            Op::Put { key, value } if coverage.covers(key) || planted::is(Bug::UncoveredIsApplied) => {
+                fold.put(key, value);
+            }
             Op::Delete { key } if coverage.covers(key) => fold.delete(key),
+            Op::DeleteRange { start, end } if planted::is(Bug::RangeDeleteNotClipped) => {
+                fold.delete_range(&range(ops, start, end), out)?;
+            }
             Op::DeleteRange { start, end } => {
                 for part in coverage.clip(&range(ops, start, end)) {
                     fold.delete_range(&part, out)?;

@@ -10,6 +10,7 @@ use super::lone::LoneRecord;
 use super::view::Overlay;
 use super::{Answer, CommitterConfig};
 use crate::layout::{Checkpoint, Head, Stored};
+use crate::planted::{self, Bug};
 use crate::{Now, PreparedRecord, RecordDraft, RecordKind};
 
 /// A group on its way to the store.
@@ -113,7 +114,7 @@ impl<T> Building<T> {
 
     /// What the next intent sees of this group.
     pub(super) fn overlay(&mut self) -> &Overlay {
-        for body in &self.bodies[self.seen..] {
+        for body in self.bodies[self.seen..].iter().filter(|_| !planted::is(Bug::GroupUnseen)) {
             self.overlay.add(body);
         }
         self.seen = self.bodies.len();
@@ -201,9 +202,12 @@ impl<T> Building<T> {
         checkpoints: &[Checkpoint],
     ) -> Result<WriteSet, StoreError> {
         let mut writes = WriteSet::builder();
-        writes.require(Head::KEY, Some(before.to_bytes()));
+        if !planted::is(Bug::HeadNotRequired) {
+            writes.require(Head::KEY, Some(before.to_bytes()));
+        }
         writes.append(Keyspace::Log, EncodedOps::from_bytes(log.clone()).map_err(StoreError::backend)?);
-        for body in bodies {
+        let lost = usize::from(planted::is(Bug::LastBodyLost) && bodies.len() > 1);
+        for body in &bodies[..bodies.len() - lost] {
             writes.append(Keyspace::Data, body.clone());
         }
         for checkpoint in checkpoints {

@@ -24,6 +24,7 @@ use self::job::{Job, PreparedBatch, Waiting};
 pub use self::lone::LoneRecord;
 pub use self::view::{Abort, TransactView};
 use crate::layout::Head;
+use crate::planted::{self, Bug};
 use crate::{Now, RecordKind};
 
 /// A function that runs at its place in the commit order. It may run more than once, with the same answers or more of
@@ -200,7 +201,9 @@ impl<T> Committer<T> {
                 self.in_flight = true;
                 self.singles = self.singles.saturating_sub(group.answers.len());
                 self.handed = group.head;
-                self.known.clear();
+                if !planted::is(Bug::OldValuesKept) {
+                    self.known.clear();
+                }
                 Step::Commit(Box::new(group))
             }
             Err((answers, error)) => {
@@ -231,7 +234,9 @@ impl<T> Committer<T> {
 
     /// The store has refused the group, and is unchanged.
     pub fn failed(&mut self, error: &StoreError) {
-        self.handed = self.committed;
+        if !planted::is(Bug::HandedNotTakenBack) {
+            self.handed = self.committed;
+        }
         self.in_flight = false;
         self.fenced |= matches!(error, StoreError::HeadMoved);
     }

@@ -17,7 +17,7 @@ pub(crate) mod tests;
 
 pub use expiry::Expiry;
 pub use parts::{Compacted, LogParts, TombstoneFloor};
-pub use run::{RUN_FORMAT, Run, RunError, RunPart, Stretch, read_stretch};
+pub use run::{RUN_FORMAT, Run, RunError, RunPart, Stretch, WholeRun, read_stretch};
 pub use step::{CompactionStep, Folding, Indexed};
 
 /// What is compacted: everything that lies behind a window of recent records.

@@ -164,7 +164,7 @@ pub fn read_stretch(
     let mut entries = page.into_iter().peekable();
     while let Some((key, value)) = entries.next_if(|(_, value)| Run::is_run(value)) {
         let whole = read_run(&key, &value, &mut entries, complete);
-        let (run, touches) = match (whole, &found) {
+        let WholeRun { run, touched } = match (whole, &found) {
             (Ok(Some(whole)), _) => whole,
             (Ok(None), _) | (Err(_), Some(_)) => break,
             (Err(error), None) => return Err(error),
@@ -172,7 +172,7 @@ pub fn read_stretch(
         let stretch = found.get_or_insert_with(|| Stretch { end: run.end, deleted: Vec::new(), touched: Vec::new() });
         stretch.end = run.end;
         bytes += usize::try_from(run.bytes).unwrap_or(usize::MAX);
-        for (seq, part) in touches.into_iter().filter(|(seq, _)| *seq > after) {
+        for (seq, part) in touched.into_iter().filter(|(seq, _)| *seq > after) {
             match part {
                 RunPart::Touched(key) => stretch.touched.push(key),
                 RunPart::Deleted(range) => deleted.push((seq, range)),
@@ -190,8 +190,14 @@ pub fn read_stretch(
     Ok(found)
 }
 
-/// A run, and its touches, each with the number of the record that it comes from.
-type Whole = (Run, Vec<(Seq, RunPart)>);
+/// A run with its touches.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct WholeRun {
+    /// The run.
+    pub run: Run,
+    /// What was touched, each with the number of the record that it comes from, in no particular order.
+    pub touched: Vec<(Seq, RunPart)>,
+}
 
 impl Run {
     /// Reads the run that a page of the log begins with. `complete`: nothing follows the page. `Ok(None)` if the page ends
@@ -199,10 +205,7 @@ impl Run {
     ///
     /// # Errors
     /// [`RunError`].
-    pub fn read(
-        page: impl IntoIterator<Item = (Bytes, Bytes)>,
-        complete: bool,
-    ) -> Result<Option<(Self, Vec<(Seq, RunPart)>)>, RunError> {
+    pub fn read(page: impl IntoIterator<Item = (Bytes, Bytes)>, complete: bool) -> Result<Option<WholeRun>, RunError> {
         let mut entries = page.into_iter().peekable();
         match entries.next() {
             Some((key, value)) => read_run(&key, &value, &mut entries, complete),
@@ -217,7 +220,7 @@ fn read_run(
     value: &[u8],
     entries: &mut std::iter::Peekable<impl Iterator<Item = (Bytes, Bytes)>>,
     complete: bool,
-) -> Result<Option<Whole>, RunError> {
+) -> Result<Option<WholeRun>, RunError> {
     let seq = Seq::from_key(key).unwrap_or_default();
     let run = Run::from_bytes(seq, value)?;
     let mut counted = Run { entries: 0, bytes: 0, sum: Digest::from_bytes([0; HASH_LEN]), ..run };
@@ -232,7 +235,7 @@ fn read_run(
     if counted != run || touches.len() as u64 != run.entries {
         return Err(RunError { seq, what: "its touches are not those that were written" });
     }
-    Ok(Some((run, touches)))
+    Ok(Some(WholeRun { run, touched: touches }))
 }
 
 fn decode_touch(value: &Bytes) -> Option<(Seq, RunPart)> {

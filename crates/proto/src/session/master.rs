@@ -8,6 +8,7 @@ use replikv_core::{Coverage, Cursor, EncodedOps, Fill, KeyRange, Op, Position, S
 
 use super::{Located, MAX_CHECKPOINTS, MAX_NAME_LEN, ProtocolError, Refusal};
 use crate::layout::Checkpoint;
+use crate::planted::{self, Bug};
 use crate::reconcile::{Answer, Asked, Examination, MAX_BOUND_BYTES, MAX_ENTRIES, MAX_PIECES, bound_len};
 use crate::{
     Ack, Compare, Content, EpochStart, Goodbye, GoodbyeReason, Heartbeat, Hello, Message, Mode, Now, Progress, Records,
@@ -282,7 +283,8 @@ impl MasterSession {
             State::Recognising(applicant) => self.decide_by_checkpoints(&applicant, located),
             State::Streaming(mut stream) => {
                 if let Pending::Verifying(reading) = std::mem::replace(&mut stream.pending, Pending::Nothing) {
-                    if located.iter().all(|place| matches!(place, Located::Held { .. } | Located::Shared)) {
+                    let held = |place: &Located| matches!(place, Located::Held { .. } | Located::Shared);
+                    if located.iter().all(held) || planted::is(Bug::UnverifiedPage) {
                         self.send(&mut stream, reading);
                     } else {
                         // A record that it may show was never published. What is there now is read instead.
@@ -311,10 +313,11 @@ impl MasterSession {
     /// What the log answered.
     pub fn handle_records(&mut self, answer: LogAnswer) {
         let State::Streaming(stream) = &mut self.state else { return };
-        if !matches!(stream.pending, Pending::Records) {
-            return;
+        match stream.pending {
+            Pending::Records => stream.pending = Pending::Nothing,
+            Pending::Unpublished(_) if planted::is(Bug::RecordsWhilePageWaits) => {}
+            _ => return,
         }
-        stream.pending = Pending::Nothing;
         match answer {
             LogAnswer::Records { parts, last } => {
                 stream.sent = last;
@@ -678,7 +681,12 @@ impl MasterSession {
             Pending::Unpublished(reading) => match reading.read_at() {
                 // A commit that it may show has failed.
                 Some(read_at) if self.view.handed.seq < read_at.seq => self.read_again(stream, &reading),
+                Some(_) if planted::is(Bug::PageBeforePublished) => self.send(stream, reading),
                 Some(read_at) if self.view.published.seq < read_at.seq => {
+                    if planted::is(Bug::RecordsWhilePageWaits) && stream.sent.seq < self.view.published.seq {
+                        let (after, max_bytes) = (stream.sent, self.config.chunk);
+                        self.queue.push_back(MasterAction::ReadRecords { after, max_bytes });
+                    }
                     stream.pending = Pending::Unpublished(reading);
                 }
                 Some(_) if reading.reads() == [self.view.published] => self.send(stream, reading),

@@ -1,0 +1,119 @@
+//! Bugs that can be switched on, one at a time and for one thread, to see that tests find them.
+//!
+//! Without the feature `planted-bugs` every question is answered by a constant `false`, and nothing of this is left in
+//! the program.
+
+/// What goes wrong.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Bug {
+    /// Records are framed while a page waits.
+    RecordsWhilePageWaits,
+    /// A page is sent before what it may show is published.
+    PageBeforePublished,
+    /// A page that may show what was never published is sent nevertheless.
+    UnverifiedPage,
+    /// A slave does not check that records follow one another.
+    ChainNotVerified,
+    /// A slave does not check that a page continues its copy.
+    PageNotChecked,
+    /// A slave forgets what of a copy is done when it connects again, and takes it for whole.
+    CoverageForgotten,
+    /// A page of content is written after the records that came after it.
+    ContentIsNoBarrier,
+    /// A range delete is written after the puts that came after it.
+    RangeDeleteIsNoBarrier,
+    /// A range delete reaches beyond what is covered.
+    RangeDeleteNotClipped,
+    /// Records are applied to what is not copied yet.
+    UncoveredIsApplied,
+    /// The cursor is not in the write set.
+    CursorLeftOut,
+    /// The write set does not require the cursor before it.
+    CursorNotRequired,
+    /// The data is called consistent once everything is copied.
+    ConsistentTooEarly,
+    /// Of several changes of a key the first one wins.
+    FirstChangeWins,
+    /// The item that no longer fits into a group is dropped.
+    GroupIsTorn,
+    /// A group does not require the head that it builds upon.
+    HeadNotRequired,
+    /// Conditions do not see the batches of their own group.
+    GroupUnseen,
+    /// Conditions see what was read before the last commit.
+    OldValuesKept,
+    /// A group of several records is written without its last one's operations.
+    LastBodyLost,
+    /// A failed commit leaves what was handed as it was.
+    HandedNotTakenBack,
+}
+
+impl Bug {
+    /// All of them.
+    pub const ALL: &'static [Self] = &[
+        Self::RecordsWhilePageWaits,
+        Self::PageBeforePublished,
+        Self::UnverifiedPage,
+        Self::ChainNotVerified,
+        Self::PageNotChecked,
+        Self::CoverageForgotten,
+        Self::ContentIsNoBarrier,
+        Self::RangeDeleteIsNoBarrier,
+        Self::RangeDeleteNotClipped,
+        Self::UncoveredIsApplied,
+        Self::CursorLeftOut,
+        Self::CursorNotRequired,
+        Self::ConsistentTooEarly,
+        Self::FirstChangeWins,
+        Self::GroupIsTorn,
+        Self::HeadNotRequired,
+        Self::GroupUnseen,
+        Self::OldValuesKept,
+        Self::LastBodyLost,
+        Self::HandedNotTakenBack,
+    ];
+}
+
+#[cfg(feature = "planted-bugs")]
+mod switch {
+    use std::cell::Cell;
+
+    use super::Bug;
+
+    thread_local! {
+        static PLANTED: Cell<Option<Bug>> = const { Cell::new(None) };
+    }
+
+    /// A bug is planted in this thread until this is dropped.
+    #[derive(Debug)]
+    #[must_use = "the bug goes when this is dropped"]
+    pub struct Planted(Option<Bug>);
+
+    impl Bug {
+        /// Plants it in this thread.
+        pub fn plant(self) -> Planted {
+            Planted(PLANTED.replace(Some(self)))
+        }
+    }
+
+    impl Drop for Planted {
+        fn drop(&mut self) {
+            PLANTED.set(self.0);
+        }
+    }
+
+    pub(crate) fn is(bug: Bug) -> bool {
+        PLANTED.get() == Some(bug)
+    }
+}
+
+#[cfg(feature = "planted-bugs")]
+pub use switch::Planted;
+#[cfg(feature = "planted-bugs")]
+pub(crate) use switch::is;
+
+#[cfg(not(feature = "planted-bugs"))]
+pub(crate) const fn is(_: Bug) -> bool {
+    false
+}

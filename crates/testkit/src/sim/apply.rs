@@ -1,0 +1,271 @@
+//! The simulated apply task of a slave: what `replikv-node` does around the applier, step by step.
+
+use std::collections::VecDeque;
+
+use replikv_core::{Cursor, Durability, KeyRange, LinkId, Outcome, Position, Seq, StoreError};
+use replikv_proto::{Applier, Content, Group, Progress, Record};
+
+use super::context::{Context, MILLI, Moment, Node, Owner};
+use super::store::{Reply, Request};
+use super::{DriverBug, Scene};
+
+/// How far a slave is, as it tells.
+#[derive(Debug, Default)]
+pub(super) struct Tracker {
+    pub(super) position: Option<Position>,
+    pub(super) durable: Seq,
+    pub(super) consistent: bool,
+}
+
+impl Tracker {
+    pub(super) fn progress(&self) -> Progress {
+        let applied = self.position.map_or(Seq::ZERO, |position| position.seq);
+        Progress { applied, durable: self.durable.min(applied), consistent: self.consistent }
+    }
+
+    pub(super) fn rewound(&mut self, cursor: Option<&Cursor>) {
+        self.position = cursor.map(|cursor| cursor.position);
+        self.consistent = cursor.is_some_and(Cursor::is_consistent);
+        self.durable = self.durable.min(self.position.map_or(Seq::ZERO, |position| position.seq));
+    }
+}
+
+/// The task that commits.
+#[derive(Debug)]
+pub(super) struct Apply {
+    items: VecDeque<Item>,
+    applier: Applier,
+    backlog: usize,
+    cap: usize,
+    folded: Option<Group>,
+    waits: Waits,
+    sync_at: Option<Moment>,
+    /// Nothing more will come.
+    pub(super) closed: bool,
+    /// Only what is in flight is decided.
+    pub(super) abandoned: bool,
+    pub(super) ended: Option<Result<(), StoreError>>,
+}
+
+/// What a connection hands over.
+#[derive(Debug)]
+pub(super) enum Item {
+    Begin(Cursor),
+    Record(Record),
+    Content(Content),
+    Covered(KeyRange, Position),
+    Checkpoints(Vec<Position>),
+}
+
+impl Item {
+    fn byte_len(&self) -> usize {
+        match self {
+            Self::Begin(_) | Self::Checkpoints(_) => 0,
+            Self::Record(record) => record.bytes().len(),
+            Self::Content(content) => content.entries.byte_len(),
+            Self::Covered(range, _) => Applier::covered_len(range),
+        }
+    }
+}
+
+/// What the apply task waits for.
+#[derive(Debug)]
+enum Waits {
+    Nothing,
+    Apply { group: Box<Group>, attempt: u32, retry_at: Option<Moment> },
+    Sync(Seq),
+    Reopen(StoreError),
+}
+
+const ATTEMPTS: u32 = 6;
+
+/// What the apply task needs of its slave.
+pub(super) struct Driver {
+    pub(super) owner: Owner,
+    pub(super) store: usize,
+    pub(super) sync_every: Option<Moment>,
+}
+
+impl Apply {
+    pub(super) fn new(cursor: Option<Cursor>, target: usize) -> Self {
+        Self {
+            items: VecDeque::new(),
+            applier: Applier::new(LinkId::default(), cursor, target),
+            backlog: 0,
+            cap: target * 2,
+            folded: None,
+            waits: Waits::Nothing,
+            sync_at: None,
+            closed: false,
+            abandoned: false,
+            ended: None,
+        }
+    }
+
+    pub(super) fn is_busy(&self) -> bool {
+        !matches!(self.waits, Waits::Nothing)
+    }
+
+    pub(super) fn has_items(&self) -> bool {
+        !self.items.is_empty()
+    }
+
+    /// The last record that waits.
+    pub(super) fn arrived(&self) -> Option<Seq> {
+        let records = self.items.iter().filter_map(|item| match item {
+            Item::Record(record) => Some(record.position().seq),
+            _ => None,
+        });
+        records.max()
+    }
+
+    pub(super) fn has_room(&self) -> bool {
+        self.backlog < self.cap
+    }
+
+    pub(super) fn is_done(&self) -> bool {
+        matches!(self.waits, Waits::Nothing) && (self.abandoned || self.ended.is_some())
+    }
+
+    pub(super) fn push(&mut self, ctx: &mut Context, item: Item) {
+        self.backlog += item.byte_len();
+        ctx.oracle.backlog(&ctx.sizes, self.backlog);
+        self.items.push_back(item);
+    }
+
+    pub(super) fn run(&mut self, ctx: &mut Context, driver: &Driver, node: usize, tracker: &mut Tracker) {
+        if let Waits::Apply { group, retry_at: retry_at @ Some(_), .. } = &mut self.waits {
+            match *retry_at {
+                Some(at) if at <= ctx.now => {
+                    *retry_at = None;
+                    let request = Request::Apply(group.writes.clone(), driver.durability());
+                    ctx.call(driver.store, driver.owner, request);
+                }
+                Some(at) => ctx.wake_at(Node::Slave(node), at),
+                None => {}
+            }
+        }
+        if matches!(self.waits, Waits::Apply { .. }) {
+            return self.fold_ahead();
+        }
+        while matches!(self.waits, Waits::Nothing) && self.ended.is_none() && !self.abandoned {
+            if self.sync_at.is_some_and(|at| at <= ctx.now) {
+                self.sync(ctx, driver, tracker);
+                return;
+            }
+            while let Some(item) = self.items.pop_front() {
+                self.take(item);
+            }
+            let group = match self.folded.take() {
+                Some(group) => Ok(Some(group)),
+                None => self.applier.next_group(),
+            };
+            match group {
+                Ok(Some(group)) => {
+                    if group.records > 1 {
+                        ctx.coverage.met(Scene::Folded);
+                    }
+                    let request = Request::Apply(group.writes.clone(), driver.durability());
+                    ctx.call(driver.store, driver.owner, request);
+                    self.waits = Waits::Apply { group: Box::new(group), attempt: 0, retry_at: None };
+                }
+                Ok(None) if self.closed && self.sync_at.is_some() => self.sync(ctx, driver, tracker),
+                Ok(None) if self.closed => self.end(Ok(())),
+                Ok(None) => {
+                    if let Some(at) = self.sync_at {
+                        ctx.wake_at(Node::Slave(node), at);
+                    }
+                    return;
+                }
+                Err(error) => self.end(Err(error)),
+            }
+        }
+    }
+
+    // While one group commits, the next one is folded.
+    fn fold_ahead(&mut self) {
+        while self.folded.is_none()
+            && let Some(item) = self.items.pop_front()
+        {
+            self.take(item);
+            if self.applier.pending_bytes() >= self.applier.target() {
+                match self.applier.next_group() {
+                    Ok(folded) => self.folded = folded,
+                    // It comes again once this group is decided.
+                    Err(_) => return,
+                }
+            }
+        }
+    }
+
+    fn sync(&mut self, ctx: &mut Context, driver: &Driver, tracker: &Tracker) {
+        self.sync_at = None;
+        ctx.call(driver.store, driver.owner, Request::Sync);
+        self.waits = Waits::Sync(tracker.progress().applied);
+    }
+
+    fn take(&mut self, item: Item) {
+        match item {
+            Item::Begin(cursor) => self.applier.begin(cursor),
+            Item::Record(record) => self.applier.push_record(record),
+            Item::Content(content) => self.applier.push_content(content),
+            Item::Covered(range, read_at) => self.applier.push_covered(range, read_at),
+            Item::Checkpoints(checkpoints) => self.applier.push_checkpoints(checkpoints),
+        }
+    }
+
+    fn end(&mut self, result: Result<(), StoreError>) {
+        self.waits = Waits::Nothing;
+        self.ended = Some(result);
+    }
+
+    pub(super) fn answered(&mut self, ctx: &mut Context, driver: &Driver, tracker: &mut Tracker, reply: Reply) {
+        match std::mem::replace(&mut self.waits, Waits::Nothing) {
+            Waits::Nothing => {}
+            Waits::Apply { group, attempt, .. } => match reply.done() {
+                Ok(()) => self.applied(ctx, driver, tracker, &group),
+                Err(error) if error.is_retryable() && attempt < ATTEMPTS => {
+                    let retry_at = Some(ctx.now + (MILLI << attempt));
+                    self.waits = Waits::Apply { group, attempt: attempt + 1, retry_at };
+                }
+                Err(error) if ctx.planted(DriverBug::WentOnAfterFailure) && error.outcome() == Outcome::Unchanged => {
+                    self.backlog -= group.bytes;
+                }
+                Err(error) => self.give_up(ctx, driver, error),
+            },
+            Waits::Sync(seq) => match reply.done() {
+                Ok(()) => tracker.durable = tracker.durable.max(seq),
+                Err(error) => self.give_up(ctx, driver, error),
+            },
+            Waits::Reopen(error) => self.end(Err(error)),
+        }
+    }
+
+    fn applied(&mut self, ctx: &mut Context, driver: &Driver, tracker: &mut Tracker, group: &Group) {
+        tracker.position = Some(group.cursor.position);
+        tracker.consistent = group.cursor.is_consistent();
+        if driver.sync_every.is_none() || ctx.planted(DriverBug::AckBeforeDurable) {
+            tracker.durable = group.cursor.position.seq;
+        }
+        self.backlog -= group.bytes;
+        if let Some(every) = driver.sync_every {
+            self.sync_at.get_or_insert(ctx.now + every);
+        }
+    }
+
+    // After an unknown outcome the store is opened anew; what it then holds is where the next connection goes on.
+    fn give_up(&mut self, ctx: &mut Context, driver: &Driver, error: StoreError) {
+        if error.outcome() == Outcome::Unknown {
+            ctx.call(driver.store, driver.owner, Request::Reopen);
+            self.waits = Waits::Reopen(error);
+        } else {
+            self.end(Err(error));
+        }
+    }
+}
+
+impl Driver {
+    fn durability(&self) -> Durability {
+        if self.sync_every.is_some() { Durability::Buffered } else { Durability::Synced }
+    }
+}

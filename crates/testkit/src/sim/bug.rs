@@ -1,0 +1,134 @@
+//! Bugs that can be planted, to see that the simulator finds them.
+
+/// A bug.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Bug {
+    /// In a simulated driver.
+    Driver(DriverBug),
+    /// In what decides.
+    #[cfg(feature = "planted-bugs")]
+    Proto(replikv_proto::planted::Bug),
+}
+
+/// Bugs of drivers.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum DriverBug {
+    /// The moment of reading is taken before the page is read.
+    ReadAtBeforeRead,
+    /// What is handed to the store is told after it was committed.
+    HandedToldLate,
+    /// A slave tells that a group is durable before the sync.
+    AckBeforeDurable,
+    /// A slave tells that a record is applied when it has arrived.
+    AckOnArrival,
+    /// A session whose next record was trimmed is given what there is.
+    TrimmedWithoutTelling,
+    /// Positions are compared by their numbers alone.
+    LocatedByNumber,
+    /// Positions are compared by epoch and number, without the digest.
+    LocatedWithoutDigest,
+    /// A checkpoint that tells that histories parted is not looked at.
+    CheckpointIgnored,
+    /// A commit whose outcome is unknown is taken as failed.
+    UnknownTakenAsFailure,
+    /// A commit whose outcome is unknown is taken as done.
+    UnknownTakenAsSuccess,
+    /// Records are published once they are readable.
+    PublishedBeforeDurable,
+    /// Records that the store has lost are published after the next sync.
+    LostRecordsPublished,
+    /// A failed read is an empty page.
+    ReadErrorIsEmptyPage,
+    /// Stored records are sent unchecked.
+    DamagedRecordSent,
+    /// A master publishes what it finds at open, without a sync.
+    OpenedWithoutSync,
+    /// A slave takes what it finds at open as durable.
+    SlaveOpenedWithoutSync,
+    /// A slave of a second connection begins before the first one's write set is decided, and from what it remembers.
+    FollowedFromMemory,
+    /// A slave goes on with the rest of its queue after a group has failed.
+    WentOnAfterFailure,
+    /// A slave that is ahead is served from where it is.
+    AheadIsServed,
+    /// A slave whose next record is gone is served from where it is.
+    BelowIsServed,
+    /// Where the content of a copy was read is not looked up in the history.
+    CoverageNotLocated,
+    /// A slave does not look whether its store holds data.
+    DataNotLookedFor,
+    /// A slave never gives up a master that is silent.
+    SilenceUnnoticed,
+    /// A page is sent although another master has written to the store.
+    TakeoverUnnoticed,
+    /// A page is sent although a commit that it may show came to nothing while it was read.
+    SetbackUnnoticed,
+    /// A slave whose position differs from a stored record is taken for diverged, though the record is damaged.
+    DamageTakenForDivergence,
+    /// A slave that compares takes a page of its own data for all of the range.
+    OwnPageTakenForWhole,
+}
+
+impl DriverBug {
+    /// All of them.
+    pub const ALL: &'static [Self] = &[
+        Self::ReadAtBeforeRead,
+        Self::HandedToldLate,
+        Self::AckBeforeDurable,
+        Self::AckOnArrival,
+        Self::TrimmedWithoutTelling,
+        Self::LocatedByNumber,
+        Self::LocatedWithoutDigest,
+        Self::CheckpointIgnored,
+        Self::UnknownTakenAsFailure,
+        Self::UnknownTakenAsSuccess,
+        Self::PublishedBeforeDurable,
+        Self::LostRecordsPublished,
+        Self::ReadErrorIsEmptyPage,
+        Self::DamagedRecordSent,
+        Self::OpenedWithoutSync,
+        Self::SlaveOpenedWithoutSync,
+        Self::FollowedFromMemory,
+        Self::WentOnAfterFailure,
+        Self::AheadIsServed,
+        Self::BelowIsServed,
+        Self::CoverageNotLocated,
+        Self::DataNotLookedFor,
+        Self::SilenceUnnoticed,
+        Self::TakeoverUnnoticed,
+        Self::SetbackUnnoticed,
+        Self::DamageTakenForDivergence,
+        Self::OwnPageTakenForWhole,
+    ];
+}
+
+impl Bug {
+    /// All of them.
+    pub fn all() -> Vec<Self> {
+        let drivers = DriverBug::ALL.iter().map(|bug| Self::Driver(*bug));
+        #[cfg(feature = "planted-bugs")]
+        let drivers = drivers.chain(replikv_proto::planted::Bug::ALL.iter().map(|bug| Self::Proto(*bug)));
+        drivers.collect()
+    }
+
+    /// Plants it in this thread, if it belongs to what decides; a driver asks for itself.
+    #[cfg(feature = "planted-bugs")]
+    pub(super) fn plant(self) -> Option<replikv_proto::planted::Planted> {
+        match self {
+            Self::Proto(bug) => Some(bug.plant()),
+            Self::Driver(_) => None,
+        }
+    }
+}
+
+impl std::fmt::Display for Bug {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Driver(bug) => write!(f, "{bug:?}"),
+            #[cfg(feature = "planted-bugs")]
+            Self::Proto(bug) => write!(f, "{bug:?}"),
+        }
+    }
+}

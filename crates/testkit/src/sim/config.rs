@@ -1,0 +1,118 @@
+//! What a run is given besides its seed.
+
+use super::{Bug, Fault};
+
+/// The settings of a run. What is not set here is drawn from the seed: sizes, rates, the number of nodes.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Config {
+    pub(super) millis: u64,
+    pub(super) heal_millis: u64,
+    pub(super) off: Vec<Fault>,
+    pub(super) max_slaves: usize,
+    pub(super) quiet: bool,
+    pub(super) bug: Option<Bug>,
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        Self { millis: 20_000, heal_millis: 120_000, off: Vec::new(), max_slaves: 4, quiet: false, bug: None }
+    }
+}
+
+impl Config {
+    /// For how long faults and writes go on, in milliseconds of virtual time. Default: 20 seconds.
+    #[must_use]
+    pub fn millis(mut self, millis: u64) -> Self {
+        self.millis = millis.max(1);
+        self
+    }
+
+    /// Never injects this fault.
+    #[must_use]
+    pub fn without(mut self, fault: Fault) -> Self {
+        if !self.off.contains(&fault) {
+            self.off.push(fault);
+        }
+        self
+    }
+
+    /// Injects no other faults than these.
+    #[must_use]
+    pub fn only(mut self, faults: &[Fault]) -> Self {
+        self.off = Fault::ALL.iter().copied().filter(|fault| !faults.contains(fault)).collect();
+        self
+    }
+
+    /// At most so many slaves; the seed draws how many. Default: 4.
+    #[must_use]
+    pub fn max_slaves(mut self, slaves: usize) -> Self {
+        self.max_slaves = slaves.max(1);
+        self
+    }
+
+    /// Plain puts, one at a time.
+    #[must_use]
+    pub fn quiet(mut self) -> Self {
+        self.quiet = true;
+        self
+    }
+
+    /// Plants a bug, to see that it is found.
+    #[must_use]
+    pub fn bug(mut self, bug: Bug) -> Self {
+        self.bug = Some(bug);
+        self
+    }
+
+    /// Whether a fault may be injected.
+    pub fn allows(&self, fault: Fault) -> bool {
+        !self.off.contains(&fault)
+    }
+
+    /// The default, changed by `REPLIKV_SIM_MILLIS`, `REPLIKV_SIM_SLAVES`, `REPLIKV_SIM_QUIET` and `REPLIKV_SIM_OFF`
+    /// (words of faults, separated by commas): what the line that reproduces a failure sets.
+    ///
+    /// # Errors
+    /// The words of what does not parse.
+    pub fn from_env() -> Result<Self, String> {
+        let mut config = Self::default();
+        if let Some(millis) = number("REPLIKV_SIM_MILLIS")? {
+            config = config.millis(millis);
+        }
+        if let Some(slaves) = number("REPLIKV_SIM_SLAVES")? {
+            config = config.max_slaves(usize::try_from(slaves).unwrap_or(usize::MAX));
+        }
+        config.quiet = std::env::var_os("REPLIKV_SIM_QUIET").is_some();
+        let off = std::env::var("REPLIKV_SIM_OFF").unwrap_or_default();
+        for word in off.split(',').filter(|word| !word.is_empty()) {
+            let fault = Fault::ALL.iter().find(|fault| fault.word() == word);
+            config = config.without(*fault.ok_or_else(|| format!("REPLIKV_SIM_OFF: {word} is no fault"))?);
+        }
+        Ok(config)
+    }
+
+    /// The environment that leads [`from_env`](Self::from_env) here, for a command line.
+    pub fn to_env(&self) -> String {
+        let default = Self::default();
+        let mut env = String::new();
+        if self.millis != default.millis {
+            env += &format!("REPLIKV_SIM_MILLIS={} ", self.millis);
+        }
+        if self.max_slaves != default.max_slaves {
+            env += &format!("REPLIKV_SIM_SLAVES={} ", self.max_slaves);
+        }
+        if self.quiet {
+            env += "REPLIKV_SIM_QUIET=1 ";
+        }
+        if !self.off.is_empty() {
+            let words: Vec<_> = self.off.iter().map(|fault| fault.word()).collect();
+            env += &format!("REPLIKV_SIM_OFF={} ", words.join(","));
+        }
+        env
+    }
+}
+
+fn number(name: &str) -> Result<Option<u64>, String> {
+    let Ok(text) = std::env::var(name) else { return Ok(None) };
+    text.parse().map(Some).map_err(|_| format!("{name}: {text} is no number"))
+}

@@ -1,0 +1,259 @@
+//! What happened in a run, counted: a scenario that no seed reaches is a hole in the tests.
+
+use std::collections::BTreeMap;
+
+macro_rules! named {
+    ($(#[$doc:meta])* $name:ident { $($(#[$variant_doc:meta])* $variant:ident = $word:literal,)* }) => {
+        $(#[$doc])*
+        #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+        pub enum $name {
+            $($(#[$variant_doc])* $variant,)*
+        }
+
+        impl $name {
+            /// All of them.
+            pub const ALL: &'static [Self] = &[$(Self::$variant),*];
+
+            /// In one word: for reports and the environment.
+            pub const fn word(self) -> &'static str {
+                match self {
+                    $(Self::$variant => $word,)*
+                }
+            }
+        }
+    };
+}
+
+named! {
+    /// Kinds of faults. Each can be switched off.
+    Fault {
+        /// A connection ends, after any byte of what was under way.
+        Cut = "cut",
+        /// One direction of a connection stops, for a while or for ever, and nobody is told.
+        HalfOpen = "half-open",
+        /// A bit is flipped in flight.
+        FlipInFlight = "flip-in-flight",
+        /// A message arrives twice.
+        DuplicateMessage = "duplicate-message",
+        /// A message does not arrive, though later ones do.
+        LostMessage = "lost-message",
+        /// A connection says nothing, or nonsense, instead of hello.
+        Stranger = "stranger",
+        /// A slave's process is killed.
+        SlaveCrash = "slave-crash",
+        /// A slave's machine loses power.
+        SlavePower = "slave-power",
+        /// A master's process is killed.
+        MasterCrash = "master-crash",
+        /// A master's machine loses power.
+        MasterPower = "master-power",
+        /// A store is busy for a moment.
+        Transient = "transient",
+        /// A store is full for a while.
+        Full = "full",
+        /// A write fails, and nobody knows whether it is there.
+        UnknownOutcome = "unknown-outcome",
+        /// A sync fails.
+        SyncFailure = "sync-failure",
+        /// A read fails.
+        ReadError = "read-error",
+        /// A store takes its time.
+        SlowStore = "slow-store",
+        /// A bit of a stored record is flipped.
+        FlipStored = "flip-stored",
+        /// A wall clock jumps.
+        ClockJump = "clock-jump",
+        /// A master is restored from an older image of its store.
+        Restore = "restore",
+        /// A master loses its store, and begins anew with an empty one.
+        EmptyMaster = "empty-master",
+        /// A second master is opened on a store that has one.
+        SecondMaster = "second-master",
+        /// A copy of a master's disk is opened as a master of its own.
+        ClonedMaster = "cloned-master",
+        /// A slave is sent to another master.
+        Repoint = "repoint",
+        /// A second slave takes the name of a first.
+        SameName = "same-name",
+        /// A second slave is opened on a store that has one.
+        SharedStore = "shared-store",
+        /// Following is dropped in the middle of whatever it does.
+        DroppedFollow = "dropped-follow",
+        /// A slave is given an empty store.
+        Wiped = "wiped",
+        /// A slave is given a store that holds data which came from no master.
+        StrangeData = "strange-data",
+    }
+}
+
+named! {
+    /// Situations that a run can get into.
+    Scene {
+        /// A slave began to copy.
+        CopyStarted = "copy-started",
+        /// A slave went on with a copy on another connection.
+        CopyResumed = "copy-resumed",
+        /// A copy that could not be gone on with became a comparison.
+        CopyBecameComparison = "copy-became-comparison",
+        /// A copy became a state of the master.
+        CopyFinished = "copy-finished",
+        /// A slave that fell behind the log began to compare.
+        ComparisonStarted = "comparison-started",
+        /// A slave went on with a comparison on another connection.
+        ComparisonResumed = "comparison-resumed",
+        /// A comparison that could not be gone on with began again.
+        ComparisonRestarted = "comparison-restarted",
+        /// A comparison became a state of the master.
+        ComparisonFinished = "comparison-finished",
+        /// A range turned out to be equal, and was kept.
+        EqualKept = "equal-kept",
+        /// A range turned out to differ, and was replaced.
+        DifferenceReplaced = "difference-replaced",
+        /// A slave died in the middle of a copy.
+        CrashInCopy = "crash-in-copy",
+        /// A master died while a slave copied.
+        MasterDiedInCopy = "master-died-in-copy",
+        /// A slave in the middle of a copy found another master.
+        CopyElsewhere = "copy-elsewhere",
+        /// Records were applied between pages.
+        RecordsInCopy = "records-in-copy",
+        /// A range delete arrived between pages.
+        RangeDeleteInCopy = "range-delete-in-copy",
+        /// Something was committed between a page's moment of reading and its arrival at the session.
+        WriteDuringPage = "write-during-page",
+        /// A commit came to nothing while a page was read.
+        SetbackDuringPage = "setback-during-page",
+        /// A page waited until what it may show was published.
+        PageWaited = "page-waited",
+        /// A page was read again, because the commit that it may have shown had failed.
+        PageReadAgain = "page-read-again",
+        /// A slave resumed.
+        Resumed = "resumed",
+        /// Records came from the stored log, not from the ring.
+        ServedFromLog = "served-from-log",
+        /// The log was trimmed.
+        Trimmed = "trimmed",
+        /// The log was trimmed past a slave that was being served.
+        TrimmedUnderSlave = "trimmed-under-slave",
+        /// A session held the log back.
+        HeldBack = "held-back",
+        /// A damaged record was found, and the log cut after it.
+        DamageFound = "damage-found",
+        /// A slave committed several records at once.
+        Folded = "folded",
+        /// A record larger than a chunk was sent.
+        LargeRecord = "large-record",
+        /// A message was held back because the connection did not drain.
+        Backpressure = "backpressure",
+        /// A slave stopped reading, because its store was behind.
+        BacklogFull = "backlog-full",
+        /// An ack told of records that were readable and not durable yet.
+        AckBeforeDurable = "ack-before-durable",
+        /// A master gave up a peer that was silent.
+        MasterHeardNothing = "master-heard-nothing",
+        /// A slave gave up a peer that was silent.
+        SlaveHeardNothing = "slave-heard-nothing",
+        /// A connection never said hello, and was closed.
+        NoHello = "no-hello",
+        /// Damage on the way was noticed.
+        DamageInFlight = "damage-in-flight",
+        /// A record that did not continue the history was refused.
+        ChainBroken = "chain-broken",
+        /// A newer connection took the place of an older one of the same name.
+        Replaced = "replaced",
+        /// A master noticed that another one writes to its store.
+        MasterFenced = "master-fenced",
+        /// A slave noticed that another one writes to its store.
+        SlaveFenced = "slave-fenced",
+        /// An outcome was unknown, and the write was there.
+        UnknownThere = "unknown-there",
+        /// An outcome was unknown, and the write was not there.
+        UnknownGone = "unknown-gone",
+        /// A master found that its head had gone back.
+        HeadWentBack = "head-went-back",
+        /// A slave found that its cursor had gone back.
+        CursorWentBack = "cursor-went-back",
+        /// Power loss took write sets.
+        PowerTookWrites = "power-took-writes",
+        /// A write that was under way when its process died was there afterwards.
+        WroteAfterDeath = "wrote-after-death",
+        /// A connection ended while a write set of it was under way.
+        EndedInApply = "ended-in-apply",
+        /// A condition did not hold.
+        Conflict = "conflict",
+        /// A condition saw an earlier batch of its own group.
+        ConditionOnGroup = "condition-on-group",
+        /// A transaction refused.
+        Aborted = "aborted",
+        /// A batch was a note alone.
+        NoteAlone = "note-alone",
+        /// Several batches were committed at once.
+        GroupCommit = "group-commit",
+        /// An epoch began.
+        NewEpoch = "new-epoch",
+        /// A store that already held data became a master's.
+        BaseRecord = "base-record",
+        /// A wall clock went back between two records.
+        TimeWentBack = "time-went-back",
+        /// A slave was refused: it follows another source.
+        RefusedForeign = "refused-foreign",
+        /// A slave was refused: the histories parted.
+        RefusedDiverged = "refused-diverged",
+        /// A slave was refused: a checkpoint below the floor told that the histories parted.
+        RefusedByCheckpoint = "refused-by-checkpoint",
+        /// A slave was refused: it is ahead of its master.
+        RefusedAhead = "refused-ahead",
+        /// A slave was refused: it holds data of its own.
+        RefusedData = "refused-data",
+        /// A slave was refused: its store is too small.
+        RefusedLimits = "refused-limits",
+    }
+}
+
+/// How often each fault was injected, and each situation met.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Coverage {
+    faults: BTreeMap<Fault, u64>,
+    scenes: BTreeMap<Scene, u64>,
+}
+
+impl Coverage {
+    /// How often a fault was injected.
+    pub fn fault(&self, fault: Fault) -> u64 {
+        self.faults.get(&fault).copied().unwrap_or(0)
+    }
+
+    /// How often a situation was met.
+    pub fn scene(&self, scene: Scene) -> u64 {
+        self.scenes.get(&scene).copied().unwrap_or(0)
+    }
+
+    /// All faults that were injected.
+    pub fn injected(&self) -> u64 {
+        self.faults.values().sum()
+    }
+
+    /// What never happened.
+    pub fn missing(&self) -> Vec<&'static str> {
+        let faults = Fault::ALL.iter().filter(|fault| self.fault(**fault) == 0).map(|fault| fault.word());
+        faults.chain(Scene::ALL.iter().filter(|scene| self.scene(**scene) == 0).map(|scene| scene.word())).collect()
+    }
+
+    /// Adds what happened in another run.
+    pub fn add(&mut self, other: &Self) {
+        for (fault, count) in &other.faults {
+            *self.faults.entry(*fault).or_default() += count;
+        }
+        for (scene, count) in &other.scenes {
+            *self.scenes.entry(*scene).or_default() += count;
+        }
+    }
+
+    pub(super) fn injected_one(&mut self, fault: Fault) {
+        *self.faults.entry(fault).or_default() += 1;
+    }
+
+    pub(super) fn met(&mut self, scene: Scene) {
+        *self.scenes.entry(scene).or_default() += 1;
+    }
+}

@@ -1,0 +1,653 @@
+//! The simulated driver of a master: what `replikv-node` does around the committer, step by step.
+
+use std::collections::{BTreeMap, VecDeque};
+
+use bytes::Bytes;
+use replikv_core::{
+    Durability, Epoch, KeyRange, Keyspace, Outcome, Position, Seq, SourceId, StoreError, StoreLimits, WriteSet,
+};
+use replikv_proto::layout::{Checkpoint, Floor, Head, Stored};
+use replikv_proto::{
+    Answer, CommitGroup, Committer, CommitterConfig, EpochStart, Intent, LogEntry, Progress, RecordKind, Retention,
+    Step, View, Work,
+};
+
+use super::begin::begin;
+use super::context::{Context, MILLI, Moment, Node, Owner};
+use super::ring::Ring;
+use super::session::Session;
+use super::store::{Reply, Request};
+use super::work::{Intended, Promise};
+use super::{DriverBug, Scene};
+
+/// A master, whether its process runs or not.
+#[derive(Debug)]
+pub(super) struct Master {
+    pub(super) node: usize,
+    pub(super) store: usize,
+    pub(super) wall_offset_ms: i64,
+    /// Synced, or synced every so often.
+    pub(super) sync_every: Option<Moment>,
+    pub(super) process: Option<Process>,
+    pub(super) lives: u64,
+    /// The next process begins an epoch.
+    pub(super) new_epoch: Option<u64>,
+    /// It is there for a while only, beside another.
+    pub(super) extra: bool,
+}
+
+/// A running master.
+#[derive(Debug)]
+pub(super) struct Process {
+    pub(super) life: u64,
+    pub(super) node: usize,
+    pub(super) store: usize,
+    sync_every: Option<Moment>,
+    pub(super) wall_offset_ms: i64,
+    task: Task,
+    pub(super) open: Option<Opened>,
+    pub(super) sessions: BTreeMap<u64, Session>,
+    /// The newest session of each name, and how far it is.
+    pub(super) names: BTreeMap<String, (u64, Progress)>,
+    started: Moment,
+}
+
+/// What a master knows once its store is open.
+#[derive(Debug)]
+pub(super) struct Opened {
+    committer: Committer<u64>,
+    intents: VecDeque<Intent<u64>>,
+    pub(super) source: SourceId,
+    pub(super) epochs: Vec<EpochStart>,
+    pub(super) limits: StoreLimits,
+    pub(super) view: View,
+    /// Grows whenever the view changes.
+    pub(super) version: u64,
+    /// Grows whenever what was handed to the store came to nothing.
+    pub(super) setbacks: u64,
+    pub(super) ring: Ring,
+    pub(super) checkpoints: Vec<Checkpoint>,
+    pub(super) damaged: Option<Seq>,
+    floor: Floor,
+    uptime_before: u64,
+    synced: Position,
+    unsynced: Vec<LogEntry>,
+    sync_at: Option<Moment>,
+    trim_at: Moment,
+    /// Until its record is there, nothing else is written in a new epoch.
+    beginning: Option<Epoch>,
+    marking: bool,
+}
+
+/// What the commit task waits for.
+#[derive(Debug)]
+enum Task {
+    Opening,
+    SyncingAtOpen,
+    Ready,
+    Fetching(Vec<Bytes>),
+    Committing {
+        group: Box<CommitGroup<u64>>,
+        attempt: u32,
+        retry_at: Option<Moment>,
+    },
+    Syncing,
+    Trimming {
+        floor: Floor,
+        writes: WriteSet,
+        attempt: u32,
+        retry_at: Option<Moment>,
+    },
+    /// The group is the one whose outcome is unknown.
+    Reopening(Option<Box<CommitGroup<u64>>>),
+}
+
+/// The ticket of the record that begins an epoch: nobody waits for its answer.
+const MARK: u64 = 0;
+const ATTEMPTS: u32 = 6;
+const TRIM_EVERY: Moment = 50 * MILLI;
+const REOPEN_EVERY: Moment = 50 * MILLI;
+
+impl Master {
+    pub(super) fn new(node: usize, store: usize, sync_every: Option<Moment>) -> Self {
+        let (process, new_epoch) = (None, None);
+        Self { node, store, wall_offset_ms: 0, sync_every, process, lives: 0, new_epoch, extra: false }
+    }
+
+    /// Starts a process.
+    pub(super) fn start(&mut self, ctx: &mut Context) {
+        self.lives += 1;
+        let (node, life, store) = (self.node, self.lives, self.store);
+        ctx.call(store, Owner::Commit { node, life }, Request::Reopen);
+        self.process = Some(Process {
+            life,
+            node,
+            store,
+            sync_every: self.sync_every,
+            wall_offset_ms: self.wall_offset_ms,
+            task: Task::Opening,
+            open: None,
+            sessions: BTreeMap::new(),
+            names: BTreeMap::new(),
+            started: ctx.now,
+        });
+    }
+
+    /// The process is gone, from one moment to the next; with `power` the whole machine is.
+    pub(super) fn kill(&mut self, ctx: &mut Context, power: bool) {
+        let Some(mut process) = self.process.take() else { return };
+        ctx.forget_calls(Node::Master(self.node), process.life, power);
+        for session in process.sessions.values_mut() {
+            if session.copies() {
+                ctx.coverage.met(Scene::MasterDiedInCopy);
+            }
+            session.die(ctx, power);
+        }
+    }
+
+    pub(super) fn answered(&mut self, ctx: &mut Context, owner: Owner, reply: Reply) {
+        let epoch = self.new_epoch;
+        let Some(process) = &mut self.process else { return };
+        match owner {
+            Owner::Commit { life, .. } if life == process.life => {
+                let began = process.task_answered(ctx, reply, epoch);
+                self.new_epoch = epoch.filter(|_| !began);
+            }
+            Owner::Session { life, session, .. } if life == process.life => {
+                process.session_answered(ctx, session, reply);
+            }
+            _ => {}
+        }
+    }
+
+    pub(super) fn run(&mut self, ctx: &mut Context) {
+        if let Some(process) = &mut self.process {
+            process.wall_offset_ms = self.wall_offset_ms;
+            process.run(ctx);
+        }
+    }
+
+    /// The running master, if it is open.
+    pub(super) fn opened(&self) -> Option<&Opened> {
+        self.process.as_ref().and_then(|process| process.open.as_ref())
+    }
+
+    /// Somebody writes.
+    pub(super) fn submit(&mut self, ctx: &mut Context, ticket: u64, work: Work, promise: Promise) {
+        let Some(head) = ctx.stores[self.store].head() else { return };
+        let Some(open) = self.process.as_mut().and_then(|process| process.open.as_mut()) else { return };
+        // As the master's `write` does, before anything else happens.
+        if let Work::Batch(batch) = &work
+            && batch.check(&open.limits).is_err()
+        {
+            return;
+        }
+        ctx.oracle.intends(ticket, Intended { promise, seen: head.position });
+        open.intents.push_back(Intent { ticket, work });
+    }
+
+    pub(super) fn is_fenced(&self) -> bool {
+        self.opened().is_some_and(|open| open.committer.is_fenced())
+    }
+}
+
+impl Process {
+    fn owner(&self) -> Owner {
+        Owner::Commit { node: self.node, life: self.life }
+    }
+
+    fn uptime(&self, ctx: &Context) -> u64 {
+        self.open.as_ref().map_or(0, |open| open.uptime_before) + (ctx.now - self.started) / MILLI
+    }
+
+    /// Does whatever can be done before something has to be waited for.
+    pub(super) fn run(&mut self, ctx: &mut Context) {
+        loop {
+            self.run_task(ctx);
+            let Some(open) = &self.open else { return };
+            let version = open.version;
+            let ids: Vec<u64> = self.sessions.keys().copied().collect();
+            for id in ids {
+                self.run_session(ctx, id);
+            }
+            let Some(open) = &self.open else { return };
+            let wanted = open.damaged.is_some() && matches!(self.task, Task::Ready);
+            if open.version == version && !wanted {
+                return;
+            }
+        }
+    }
+
+    fn run_task(&mut self, ctx: &mut Context) {
+        self.retry(ctx);
+        while matches!(self.task, Task::Ready) {
+            let now = ctx.clock(self.wall_offset_ms);
+            let uptime = self.uptime(ctx);
+            let Some(open) = &mut self.open else { return };
+            open.take_intents();
+            match open.committer.step(now, uptime) {
+                Step::Fetch(keys) => {
+                    let wanted = keys.iter().map(|key| (Keyspace::Data, key.clone())).collect();
+                    ctx.call(self.store, self.owner(), Request::Get(wanted));
+                    self.task = Task::Fetching(keys);
+                }
+                Step::Commit(group) => self.commit(ctx, group),
+                Step::Answer(answers) => self.tell(ctx, answers),
+                Step::Idle => {
+                    if open.sync_at.is_some_and(|at| ctx.now >= at) {
+                        self.sync(ctx);
+                    } else if open.damaged.is_some() || ctx.now >= open.trim_at {
+                        self.trim(ctx);
+                    } else {
+                        let wake_at = open.sync_at.map_or(open.trim_at, |at| at.min(open.trim_at));
+                        return ctx.wake_at(Node::Master(self.node), wake_at);
+                    }
+                }
+            }
+        }
+    }
+
+    fn retry(&mut self, ctx: &mut Context) {
+        let owner = self.owner();
+        let durability = self.durability();
+        let (request, retry_at) = match &mut self.task {
+            Task::Committing { group, retry_at, .. } => (Request::Apply(group.writes.clone(), durability), retry_at),
+            Task::Trimming { writes, retry_at, .. } => (Request::Apply(writes.clone(), Durability::Buffered), retry_at),
+            _ => return,
+        };
+        match *retry_at {
+            Some(at) if at <= ctx.now => {
+                *retry_at = None;
+                ctx.call(self.store, owner, request);
+            }
+            Some(at) => ctx.wake_at(Node::Master(self.node), at),
+            None => {}
+        }
+    }
+
+    fn durability(&self) -> Durability {
+        if self.sync_every.is_some() { Durability::Buffered } else { Durability::Synced }
+    }
+
+    fn tell(&mut self, ctx: &mut Context, answers: Vec<(u64, Answer)>) {
+        let durable = self.sync_every.is_none();
+        for (ticket, answer) in answers {
+            if let (MARK, Some(open)) = (ticket, &mut self.open) {
+                open.marking = false;
+            }
+            ctx.trace(ticket);
+            ctx.oracle.answered(&ctx.stores[self.store], ticket, &answer, durable, &mut ctx.coverage);
+        }
+    }
+
+    fn commit(&mut self, ctx: &mut Context, group: Box<CommitGroup<u64>>) {
+        if group.entries.len() > 1 {
+            ctx.coverage.met(Scene::GroupCommit);
+        }
+        let Some(open) = &mut self.open else { return };
+        // Before the store sees it: a page that is read from now on may show it.
+        if !ctx.planted(DriverBug::HandedToldLate) {
+            open.change(|view| view.handed = group.head.position);
+        }
+        let request = Request::Apply(group.writes.clone(), self.durability());
+        ctx.call(self.store, self.owner(), request);
+        self.task = Task::Committing { group, attempt: 0, retry_at: None };
+    }
+
+    // What the commit task waited for has come. True if it began the new epoch that was asked for.
+    fn task_answered(&mut self, ctx: &mut Context, reply: Reply, new_epoch: Option<u64>) -> bool {
+        match std::mem::replace(&mut self.task, Task::Ready) {
+            Task::Opening => self.open_store(ctx),
+            Task::SyncingAtOpen => match reply.done() {
+                Ok(()) => return self.opened(ctx, new_epoch),
+                Err(_) => {
+                    ctx.call(self.store, self.owner(), Request::Reopen);
+                    self.task = Task::Opening;
+                }
+            },
+            Task::Fetching(keys) => self.fetched(ctx, keys, reply.got()),
+            Task::Committing { group, attempt, .. } => match reply.done() {
+                Err(error) if error.is_retryable() && attempt < ATTEMPTS => {
+                    let retry_at = Some(ctx.now + (MILLI << attempt));
+                    self.task = Task::Committing { group, attempt: attempt + 1, retry_at };
+                }
+                result => self.committed(ctx, group, result),
+            },
+            Task::Syncing => match reply.done() {
+                Ok(()) => self.on_stable_storage(ctx),
+                Err(_) => self.reopen(ctx, None),
+            },
+            Task::Trimming { floor, writes, attempt, .. } => match reply.done() {
+                Err(error) if error.is_retryable() && attempt < ATTEMPTS => {
+                    let retry_at = Some(ctx.now + (MILLI << attempt));
+                    self.task = Task::Trimming { floor, writes, attempt: attempt + 1, retry_at };
+                }
+                result => self.trimmed(ctx, floor, result),
+            },
+            Task::Reopening(group) => self.reopened(ctx, group),
+            Task::Ready => {}
+        }
+        false
+    }
+
+    // The store is open: what it says of itself is read, or written for the first time.
+    fn open_store(&mut self, ctx: &mut Context) {
+        let store = &mut ctx.stores[self.store];
+        if store.identity().is_none() {
+            begin(ctx, self.store, self.wall_offset_ms);
+        }
+        if ctx.planted(DriverBug::OpenedWithoutSync) {
+            self.task = Task::SyncingAtOpen;
+            self.task_answered(ctx, Reply::Done(Ok(())), None);
+            return;
+        }
+        // A process that was killed may have left records that are readable and not durable: none is published before.
+        ctx.call(self.store, self.owner(), Request::Sync);
+        self.task = Task::SyncingAtOpen;
+    }
+
+    fn opened(&mut self, ctx: &mut Context, new_epoch: Option<u64>) -> bool {
+        let store = &ctx.stores[self.store];
+        let (Some(head), Some(floor)) = (store.head(), store.floor()) else { return false };
+        let limits = StoreLimits { max_batch: ctx.sizes.max_batch, ..store.limits };
+        // What ships begins no epoch but the first, and has no place yet to write down others.
+        let epochs = ctx.oracle.model.epochs(&head.position);
+        let checkpoints = store.visible.checkpoints();
+        let begun = new_epoch.map(|nonce| Epoch { number: head.position.epoch.number + 1, nonce });
+        let epoch = begun.unwrap_or(head.position.epoch);
+        let config = CommitterConfig { epoch, group_bytes: ctx.sizes.group_bytes, limits };
+        if begun.is_some() {
+            ctx.coverage.met(Scene::NewEpoch);
+        }
+        let view = View {
+            published: head.position,
+            handed: head.position,
+            floor: floor.position,
+            log_bytes: head.log_bytes,
+            retained_bytes: head.log_bytes.saturating_sub(floor.log_bytes),
+        };
+        self.open = Some(Opened {
+            committer: Committer::new(config, head),
+            intents: VecDeque::new(),
+            source: head.position.source,
+            epochs,
+            limits,
+            view,
+            version: 0,
+            setbacks: 0,
+            ring: Ring::new(ctx.sizes.ring),
+            checkpoints,
+            damaged: None,
+            floor,
+            uptime_before: head.uptime_ms,
+            synced: head.position,
+            unsynced: Vec::new(),
+            sync_at: None,
+            trim_at: ctx.now,
+            beginning: begun,
+            marking: false,
+        });
+        ctx.wake(Node::Master(self.node));
+        true
+    }
+
+    fn fetched(&mut self, ctx: &mut Context, keys: Vec<Bytes>, values: Result<Vec<Option<Bytes>>, StoreError>) {
+        let Some(open) = &mut self.open else { return };
+        match values {
+            Ok(values) => open.committer.fetched(keys.into_iter().zip(values)),
+            Err(error) => {
+                let answers = open.committer.fetch_failed(&error);
+                self.tell(ctx, answers);
+                if error.outcome() == Outcome::Unknown {
+                    self.reopen(ctx, None);
+                }
+            }
+        }
+    }
+
+    fn committed(&mut self, ctx: &mut Context, mut group: Box<CommitGroup<u64>>, result: Result<(), StoreError>) {
+        let Some(open) = &mut self.open else { return };
+        let result = match result {
+            Err(error) if error.outcome() == Outcome::Unknown => {
+                if ctx.planted(DriverBug::UnknownTakenAsSuccess) {
+                    Ok(())
+                } else if ctx.planted(DriverBug::UnknownTakenAsFailure) {
+                    Err(StoreError::backend("taken as a failure"))
+                } else {
+                    Err(error)
+                }
+            }
+            result => result,
+        };
+        match result {
+            Ok(()) => {
+                open.committer.committed(&group);
+                open.change(|view| view.handed = group.head.position);
+                group.checkpoints.drain(..).for_each(|checkpoint| checkpoint.keep_in(&mut open.checkpoints));
+                if open.epochs.last().is_none_or(|last| last.epoch != group.head.position.epoch) {
+                    open.epochs = ctx.oracle.model.epochs(&group.head.position);
+                }
+                let answers = std::mem::take(&mut group.answers);
+                open.unsynced.append(&mut group.entries);
+                match self.sync_every {
+                    Some(every) if !ctx.planted(DriverBug::PublishedBeforeDurable) => {
+                        open.sync_at.get_or_insert(ctx.now + every);
+                    }
+                    _ => self.on_stable_storage(ctx),
+                }
+                self.tell(ctx, answers);
+            }
+            Err(error) if error.outcome() == Outcome::Unknown => {
+                let answers = std::mem::take(&mut group.answers);
+                let answers = answers.into_iter().map(|(ticket, was)| (ticket, after(was, &Answer::OutcomeUnknown)));
+                self.tell(ctx, answers.collect());
+                self.reopen(ctx, Some(group));
+            }
+            Err(error) => {
+                open.committer.failed(&error);
+                let head = open.committer.handed();
+                open.change(|view| view.handed = head);
+                let fenced = matches!(error, StoreError::HeadMoved);
+                if fenced {
+                    ctx.coverage.met(Scene::MasterFenced);
+                }
+                let outcome = if fenced { Answer::Fenced } else { Answer::Failed(error) };
+                let answers = group.answers.into_iter().map(|(ticket, was)| (ticket, after(was, &outcome)));
+                self.tell(ctx, answers.collect());
+            }
+        }
+    }
+
+    fn sync(&mut self, ctx: &mut Context) {
+        ctx.call(self.store, self.owner(), Request::Sync);
+        self.task = Task::Syncing;
+    }
+
+    fn on_stable_storage(&mut self, ctx: &mut Context) {
+        let Some(open) = &mut self.open else { return };
+        let entries = std::mem::take(&mut open.unsynced);
+        open.sync_at = None;
+        let Some(last) = entries.last() else { return };
+        let (position, log_bytes) = (last.position, last.log_bytes);
+        open.synced = position;
+        ctx.oracle.published(&ctx.stores[self.store], &open.view.published, &entries);
+        entries.into_iter().for_each(|entry| open.ring.push(entry));
+        ctx.oracle.ring(&ctx.sizes, open.ring.bytes);
+        let floor_bytes = open.floor.log_bytes;
+        open.change(|view| {
+            view.published = position;
+            view.log_bytes = log_bytes;
+            view.retained_bytes = log_bytes.saturating_sub(floor_bytes);
+        });
+    }
+
+    fn reopen(&mut self, ctx: &mut Context, group: Option<Box<CommitGroup<u64>>>) {
+        ctx.call(self.store, self.owner(), Request::Reopen);
+        self.task = Task::Reopening(group);
+    }
+
+    // The store was opened anew, and what it holds is the truth.
+    fn reopened(&mut self, ctx: &mut Context, group: Option<Box<CommitGroup<u64>>>) {
+        let store = &ctx.stores[self.store];
+        let (Some(found), Some(floor)) = (store.head(), store.floor()) else { return };
+        let Some(open) = &mut self.open else { return };
+        if open.committer.head().position.seq > found.position.seq {
+            ctx.coverage.met(Scene::HeadWentBack);
+        }
+        let mut there = false;
+        if let Some(mut group) = group {
+            there = found.position == group.head.position;
+            ctx.coverage.met(if there { Scene::UnknownThere } else { Scene::UnknownGone });
+            open.unsynced.append(&mut group.entries);
+            group.checkpoints.drain(..).for_each(|checkpoint| checkpoint.keep_in(&mut open.checkpoints));
+            if there {
+                open.epochs = ctx.oracle.model.epochs(&found.position);
+                open.committer.settled(&group, found);
+            }
+        }
+        let own = |entry: &LogEntry| entry.position == found.position;
+        let is_own = found.position == open.synced || open.unsynced.iter().any(own);
+        if !there && !is_own {
+            open.committer.failed(&StoreError::HeadMoved);
+            open.unsynced.clear();
+            return ctx.coverage.met(Scene::MasterFenced);
+        }
+        if !there {
+            // What was not synced is lost, and only that.
+            open.committer.rewound(found);
+        }
+        if !ctx.planted(DriverBug::LostRecordsPublished) {
+            open.unsynced.retain(|entry| entry.position.seq <= found.position.seq);
+        }
+        open.checkpoints.retain(|checkpoint| checkpoint.position.seq <= found.position.seq);
+        open.floor = floor;
+        open.change(|view| {
+            view.handed = found.position;
+            view.floor = floor.position;
+            view.retained_bytes = view.log_bytes.saturating_sub(floor.log_bytes);
+        });
+        open.sync_at = Some(ctx.now + REOPEN_EVERY);
+    }
+
+    // One bounded step, then writers get their turn.
+    fn trim(&mut self, ctx: &mut Context) {
+        let uptime_ms = self.uptime(ctx);
+        let held = self.names.values().map(|(_, progress)| progress.applied).min();
+        let Some(open) = &mut self.open else { return };
+        open.trim_at = ctx.now + TRIM_EVERY;
+        if let Some(damaged) = open.damaged.take() {
+            return self.cut(ctx, damaged);
+        }
+        let head = Head { uptime_ms, position: open.view.published, ..open.committer.head() };
+        let floor = open.floor.position.seq;
+        let above: Vec<Checkpoint> =
+            open.checkpoints.iter().filter(|checkpoint| checkpoint.position.seq > floor).take(1).copied().collect();
+        let retention = Retention {
+            max_bytes: ctx.sizes.retention,
+            max_age_ms: ctx.sizes.max_age_ms,
+            hold_back_bytes: ctx.sizes.hold_back,
+        };
+        let free = retention.step(&open.floor, &head, &above, None);
+        match retention.step(&open.floor, &head, &above, held) {
+            Ok(Some(trim)) => self.move_floor(ctx, trim.floor, trim.writes),
+            _ => {
+                if matches!(free, Ok(Some(_))) {
+                    ctx.coverage.met(Scene::HeldBack);
+                }
+            }
+        }
+    }
+
+    // The log begins after a damaged record: at the next point whose digest is known.
+    fn cut(&mut self, ctx: &mut Context, damaged: Seq) {
+        let Some(open) = &mut self.open else { return };
+        if damaged <= open.floor.position.seq {
+            return;
+        }
+        ctx.coverage.met(Scene::DamageFound);
+        // Not past what is published: what comes after it is still to be sent.
+        let view = open.view;
+        let published = open.checkpoints.iter().filter(|checkpoint| checkpoint.position.seq <= view.published.seq);
+        let next = published.copied().find(|checkpoint| checkpoint.position.seq >= damaged);
+        let floor = next.map_or(Floor { position: view.published, log_bytes: view.log_bytes }, |next| Floor {
+            position: next.position,
+            log_bytes: next.log_bytes,
+        });
+        let mut writes = WriteSet::builder();
+        writes.require(Floor::KEY, Some(open.floor.to_bytes()));
+        writes.delete_range(Keyspace::Log, &KeyRange::from_bounds(..=floor.position.seq.to_key()));
+        if writes.put(Keyspace::Meta, Floor::KEY, floor.to_bytes()).is_ok() {
+            let writes = writes.build();
+            self.move_floor(ctx, floor, writes);
+        }
+    }
+
+    fn move_floor(&mut self, ctx: &mut Context, floor: Floor, writes: WriteSet) {
+        let Some(open) = &mut self.open else { return };
+        // Told before it is done: nobody is sent to records that are about to go.
+        open.change(|view| {
+            view.floor = floor.position;
+            view.retained_bytes = view.log_bytes.saturating_sub(floor.log_bytes);
+        });
+        ctx.call(self.store, self.owner(), Request::Apply(writes.clone(), Durability::Buffered));
+        self.task = Task::Trimming { floor, writes, attempt: 0, retry_at: None };
+    }
+
+    fn trimmed(&mut self, ctx: &mut Context, floor: Floor, result: Result<(), StoreError>) {
+        let Some(open) = &mut self.open else { return };
+        match result {
+            Ok(()) => {
+                ctx.coverage.met(Scene::Trimmed);
+                open.floor = floor;
+                // There may be more to do.
+                open.trim_at = ctx.now;
+            }
+            Err(error) if error.outcome() == Outcome::Unknown => self.reopen(ctx, None),
+            Err(_) => {}
+        }
+    }
+}
+
+impl Opened {
+    fn take_intents(&mut self) {
+        if self.beginning == Some(self.committer.head().position.epoch) {
+            self.beginning = None;
+        }
+        match self.beginning {
+            Some(_) if self.marking || self.committer.is_fenced() => {}
+            Some(_) => {
+                self.marking = true;
+                self.committer.push(Intent { ticket: MARK, work: Work::Mark(RecordKind::Epoch) });
+            }
+            None => self.intents.drain(..).for_each(|intent| self.committer.push(intent)),
+        }
+    }
+
+    /// Points of the history that a slave is told to keep, oldest first.
+    pub(super) fn newest_checkpoints(&self) -> Vec<Position> {
+        let published = self.view.published.seq;
+        let positions = self.checkpoints.iter().map(|checkpoint| checkpoint.position);
+        let mut positions: Vec<Position> = positions.filter(|position| position.seq <= published).collect();
+        positions.drain(..positions.len().saturating_sub(64));
+        positions
+    }
+
+    pub(super) fn change(&mut self, change: impl FnOnce(&mut View)) {
+        let before = self.view;
+        change(&mut self.view);
+        if self.view != before {
+            self.version += 1;
+        }
+        if self.view.handed.seq < before.handed.seq {
+            self.setbacks += 1;
+        }
+    }
+}
+
+// What was refused is refused; what would have been committed, or had seen what was not, shares the group's fate.
+fn after(decided: Answer, outcome: &Answer) -> Answer {
+    match decided {
+        Answer::Failed(error) => Answer::Failed(error),
+        _ => outcome.clone(),
+    }
+}

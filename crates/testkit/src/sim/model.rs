@@ -1,0 +1,167 @@
+//! What masters have committed, as the oracle knows it: a tree of records, and the state after each.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use bytes::Bytes;
+use replikv_core::{Digest, KeyRange, Keyspace, Op, Position, Seq, SourceId};
+use replikv_proto::{EpochStart, Record, origin};
+
+use super::print::Print;
+use super::store::Maps;
+
+/// One point of a history.
+#[derive(Debug)]
+pub(super) struct Point {
+    pub(super) position: Position,
+    before: Option<Name>,
+    /// The data after it.
+    pub(super) state: Arc<BTreeMap<Bytes, Bytes>>,
+    pub(super) print: Print,
+    /// The record, as it was encoded.
+    pub(super) bytes: Bytes,
+    /// Its operations include a range delete.
+    pub(super) deletes_range: bool,
+    pub(super) time: u64,
+}
+
+type Name = (SourceId, Seq, Digest);
+
+fn name(position: &Position) -> Name {
+    (position.source, position.seq, position.digest)
+}
+
+/// All histories.
+#[derive(Debug, Default)]
+pub(super) struct Model {
+    points: BTreeMap<Name, Point>,
+}
+
+impl Model {
+    /// A store became a master's: `maps` is what it holds, its log included.
+    pub(super) fn begin(&mut self, maps: &Maps, first: &Position) -> Result<(), String> {
+        let mut before = origin(first.source, first.epoch);
+        self.insert(before, None, Bytes::new(), maps.of(Keyspace::Data).clone(), maps.print, (false, 0));
+        for bytes in maps.of(Keyspace::Log).values() {
+            let record = Record::decode(bytes.clone()).map_err(|error| error.to_string())?;
+            self.append(&before, &record)?;
+            before = record.position();
+        }
+        Ok(())
+    }
+
+    /// A record was put into the log of a store whose head was `before`.
+    pub(super) fn append(&mut self, before: &Position, record: &Record) -> Result<(), String> {
+        record.header().verify_after(before).map_err(|error| error.to_string())?;
+        if self.points.contains_key(&name(&record.position())) {
+            return Ok(());
+        }
+        let parent = self.points.get(&name(before)).ok_or("the record before it is not known")?;
+        let (mut state, mut print) = (BTreeMap::clone(&parent.state), parent.print);
+        let mut deletes_range = false;
+        for op in record.body() {
+            deletes_range |= matches!(op, Op::DeleteRange { .. });
+            change(&mut state, &mut print, op);
+        }
+        let (position, time) = (record.position(), record.header().time);
+        self.insert(position, Some(name(before)), record.bytes().clone(), state, print, (deletes_range, time));
+        Ok(())
+    }
+
+    fn insert(
+        &mut self,
+        position: Position,
+        before: Option<Name>,
+        bytes: Bytes,
+        state: BTreeMap<Bytes, Bytes>,
+        print: Print,
+        (deletes_range, time): (bool, u64),
+    ) {
+        let point = Point { position, before, state: Arc::new(state), print, bytes, deletes_range, time };
+        self.points.insert(name(&position), point);
+    }
+
+    pub(super) fn point(&self, position: &Position) -> Option<&Point> {
+        self.points.get(&name(position)).filter(|point| {
+            // Before the first record there is no epoch to compare.
+            point.position == *position || position.seq == Seq::ZERO
+        })
+    }
+
+    pub(super) fn before(&self, point: &Point) -> Option<&Point> {
+        self.points.get(&point.before?)
+    }
+
+    /// The point numbered `seq` on the way to `head`.
+    pub(super) fn at(&self, head: &Position, seq: Seq) -> Option<&Point> {
+        let mut point = self.point(head)?;
+        while point.position.seq > seq {
+            point = self.before(point)?;
+        }
+        Some(point).filter(|point| point.position.seq == seq)
+    }
+
+    /// Every point on the way to `head`, from the origin on: its number is its index.
+    pub(super) fn path(&self, head: &Position) -> Vec<Position> {
+        let mut path = Vec::new();
+        let mut next = self.point(head);
+        while let Some(point) = next {
+            path.push(point.position);
+            next = self.before(point);
+        }
+        path.reverse();
+        path
+    }
+
+    /// Where epochs began on the way to `head`, oldest first.
+    pub(super) fn epochs(&self, head: &Position) -> Vec<EpochStart> {
+        let mut epochs: Vec<EpochStart> = Vec::new();
+        let mut next = self.point(head);
+        while let Some(point) = next.filter(|point| point.position.seq > Seq::ZERO) {
+            let Position { epoch, seq, .. } = point.position;
+            match epochs.last_mut() {
+                Some(last) if last.epoch == epoch => last.first = seq,
+                _ => epochs.push(EpochStart { epoch, first: seq }),
+            }
+            next = self.before(point);
+        }
+        epochs.reverse();
+        epochs
+    }
+
+    /// True if `position` lies on the way to `head`.
+    pub(super) fn leads_to(&self, position: &Position, head: &Position) -> bool {
+        if position.source != head.source || position.seq > head.seq {
+            return false;
+        }
+        let found = self.at(head, position.seq);
+        found.is_some_and(|point| self.point(position).is_some_and(|own| own.position == point.position))
+    }
+}
+
+fn change(state: &mut BTreeMap<Bytes, Bytes>, print: &mut Print, op: Op<'_>) {
+    match op {
+        Op::Put { key, value } => {
+            let (key, value) = (Bytes::copy_from_slice(key), Bytes::copy_from_slice(value));
+            print.add(&key, &value);
+            if let Some(before) = state.insert(key.clone(), value) {
+                print.remove(&key, &before);
+            }
+        }
+        Op::Delete { key } => {
+            if let Some(before) = state.remove(key) {
+                print.remove(key, &before);
+            }
+        }
+        Op::DeleteRange { start, end } => {
+            let range = KeyRange::new(Bytes::copy_from_slice(start), end.map(Bytes::copy_from_slice));
+            state.retain(|key, value| {
+                let goes = range.contains(key);
+                if goes {
+                    print.remove(key, value);
+                }
+                !goes
+            });
+        }
+    }
+}

@@ -1,0 +1,377 @@
+//! What must hold, checked after every event that could break it.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use bytes::Bytes;
+use replikv_core::{Cursor, Fill, Keyspace, Op, Position, Seq, WriteSet};
+use replikv_proto::{Ack, Answer, LogEntry, Record};
+
+use super::context::Sizes;
+use super::model::Model;
+use super::store::{ModelStore, Request};
+use super::work::{Intended, Promise};
+use super::{Coverage, Scene};
+
+/// What must hold.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Invariant {
+    /// A slave's data is what its master held at the slave's cursor, whenever the cursor says that it is consistent.
+    SlaveState,
+    /// A slave's cursor is a point of a history.
+    SlavePosition,
+    /// A cursor never goes back within an epoch, but for power loss.
+    CursorGoesOn,
+    /// What a slave writes lies within what its cursor says is covered.
+    WithinCoverage,
+    /// What came from another source, or from nobody, is not overwritten.
+    NothingOverwritten,
+    /// An ack tells of what is there, and a durable ack of what is durable.
+    AckIsTrue,
+    /// A master's data is what its records say.
+    MasterState,
+    /// Records follow one another: one for each number, chained.
+    OneChain,
+    /// Records are published in order, without gaps, and once they are durable.
+    Published,
+    /// What is sent is published and durable: no slave is ahead of what its master can still have.
+    SentIsDurable,
+    /// What is sent on a session goes on where the session stands.
+    SentInOrder,
+    /// What is sent is what was committed.
+    SentIsIntact,
+    /// What a writer was told is true.
+    AnswerIsTrue,
+    /// Conditions and transactions saw every batch before them.
+    ConditionsHold,
+    /// A slave is served or refused as its position demands.
+    RightDecision,
+    /// Buffers stay under their bounds.
+    BoundedMemory,
+    /// Once faults end, every slave comes to equal its master, or to the refusal that its situation demands.
+    Convergence,
+    /// Nothing panics.
+    NoPanic,
+}
+
+/// Something that did not hold.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Violation {
+    /// What should have held.
+    pub invariant: Invariant,
+    /// What was found instead.
+    pub words: String,
+}
+
+impl std::fmt::Display for Violation {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{:?} does not hold: {}", self.invariant, self.words)
+    }
+}
+
+/// A store, before a call takes effect.
+#[derive(Debug, Default)]
+pub(super) struct Before {
+    head: Option<Position>,
+    cursor: Option<Cursor>,
+    holds_data: bool,
+}
+
+impl Before {
+    pub(super) fn of(store: &ModelStore, request: &Request) -> Self {
+        match request {
+            Request::Apply(..) => Self {
+                head: store.head().map(|head| head.position),
+                cursor: store.visible.cursor(),
+                holds_data: !store.visible.of(Keyspace::Data).is_empty(),
+            },
+            _ => Self::default(),
+        }
+    }
+}
+
+/// Knows what was committed, and what must follow from it.
+#[derive(Debug, Default)]
+pub(super) struct Oracle {
+    pub(super) model: Model,
+    pub(super) violation: Option<Violation>,
+    pub(super) records: u64,
+    intended: BTreeMap<u64, Intended>,
+    /// Where the batch of a ticket was written.
+    written: BTreeMap<u64, Position>,
+    /// Tickets whose batch is nowhere, and must stay so.
+    refused: BTreeSet<u64>,
+}
+
+impl Oracle {
+    pub(super) fn fail(&mut self, invariant: Invariant, words: impl Into<String>) {
+        if self.violation.is_none() {
+            self.violation = Some(Violation { invariant, words: words.into() });
+        }
+    }
+
+    fn require(&mut self, invariant: Invariant, holds: bool, words: impl FnOnce() -> String) {
+        if !holds {
+            self.fail(invariant, words());
+        }
+    }
+
+    /// A store became a master's.
+    pub(super) fn began(&mut self, store: &ModelStore, head: &Position) {
+        if let Err(words) = self.model.begin(&store.visible, head) {
+            self.fail(Invariant::OneChain, words);
+        }
+        self.check_store(store);
+    }
+
+    /// A write set is readable.
+    pub(super) fn wrote(&mut self, store: &ModelStore, before: &Before, writes: &WriteSet, coverage: &mut Coverage) {
+        let mut at = before.head;
+        for (keyspace, op) in writes.ops() {
+            if let (Keyspace::Log, Op::Put { value, .. }) = (keyspace, op) {
+                at = self.logged(at, value, coverage);
+            }
+        }
+        if at != before.head {
+            let found = store.head().map(|head| head.position);
+            self.require(Invariant::OneChain, found == at, || format!("the head is {found:?}, the log ends at {at:?}"));
+        }
+        let cursor = store.visible.cursor();
+        if cursor != before.cursor {
+            self.moved(before, cursor.as_ref(), coverage);
+        }
+        if let Some(cursor) = &cursor
+            && before.head.is_none()
+        {
+            self.within(cursor, writes);
+        }
+        self.check_store(store);
+    }
+
+    fn logged(&mut self, at: Option<Position>, value: &[u8], coverage: &mut Coverage) -> Option<Position> {
+        let record = match Record::decode(Bytes::copy_from_slice(value)) {
+            Ok(record) => record,
+            Err(error) => {
+                self.fail(Invariant::OneChain, format!("what is logged is no record: {error}"));
+                return at;
+            }
+        };
+        let position = record.position();
+        if let Some(before) = &at {
+            if let Err(words) = self.model.append(before, &record) {
+                self.fail(Invariant::OneChain, format!("{position} was written after {before}: {words}"));
+            }
+            if self.model.point(before).is_some_and(|point| point.time > record.header().time) {
+                coverage.met(Scene::TimeWentBack);
+            }
+        }
+        self.records += 1;
+        if let Some(ticket) = Promise::ticket(&record.header().note) {
+            let again = self.written.insert(ticket, position);
+            let twice = again.is_some_and(|again| again != position && self.model.leads_to(&again, &position));
+            self.require(Invariant::AnswerIsTrue, !twice, || format!("ticket {ticket} is committed twice"));
+            let refused = self.refused.contains(&ticket);
+            self.require(Invariant::AnswerIsTrue, !refused, || format!("ticket {ticket} was refused, and is there"));
+        }
+        Some(position)
+    }
+
+    fn moved(&mut self, before: &Before, cursor: Option<&Cursor>, coverage: &mut Coverage) {
+        let Some(cursor) = cursor else {
+            return self.fail(Invariant::CursorGoesOn, "the cursor is gone");
+        };
+        let to = cursor.position;
+        match &before.cursor {
+            None => self.require(Invariant::NothingOverwritten, !before.holds_data, || {
+                format!("data that came from no master was overwritten from {to}")
+            }),
+            Some(Cursor { position: from, coverage: covered }) => {
+                self.require(Invariant::NothingOverwritten, from.source == to.source, || {
+                    format!("a slave of {from} was overwritten from {to}")
+                });
+                let back = from.epoch == to.epoch && to.seq < from.seq;
+                self.require(Invariant::CursorGoesOn, !back, || format!("the cursor went from {from} to {to}"));
+                if !covered.is_complete() && cursor.coverage.is_complete() {
+                    let compared = covered.fill() == Some(Fill::Compare);
+                    coverage.met(if compared { Scene::ComparisonFinished } else { Scene::CopyFinished });
+                }
+                if !cursor.coverage.is_complete() && to.seq > from.seq && cursor.coverage.consistent_at().is_none() {
+                    coverage.met(Scene::RecordsInCopy);
+                    if self.model.point(&to).is_some_and(|point| point.deletes_range) {
+                        coverage.met(Scene::RangeDeleteInCopy);
+                    }
+                }
+            }
+        }
+    }
+
+    fn within(&mut self, cursor: &Cursor, writes: &WriteSet) {
+        for (keyspace, op) in writes.ops().filter(|(keyspace, _)| *keyspace == Keyspace::Data) {
+            let inside = match op {
+                Op::Put { key, .. } | Op::Delete { key } => cursor.coverage.covers(key),
+                Op::DeleteRange { start, end } => {
+                    let copy = |end: &[u8]| Bytes::copy_from_slice(end);
+                    let range = replikv_core::KeyRange::new(copy(start), end.map(copy));
+                    range.is_empty() || cursor.coverage.clip(&range) == [range]
+                }
+            };
+            self.require(Invariant::WithinCoverage, inside, || {
+                format!("{op:?} of {} lies outside of {:?}", keyspace.name(), cursor.coverage)
+            });
+        }
+    }
+
+    /// What a store holds is what its head, or its cursor, says.
+    pub(super) fn check_store(&mut self, store: &ModelStore) {
+        let print = store.visible.print;
+        if let Some(head) = store.head() {
+            let held = self.model.point(&head.position).map(|point| point.print);
+            self.require(Invariant::MasterState, held == Some(print), || {
+                format!("the data is not what the records up to {} come to", head.position)
+            });
+        }
+        let Some(cursor) = store.visible.cursor().filter(|_| store.head().is_none()) else { return };
+        let Some(point) = self.model.point(&cursor.position) else {
+            return self.fail(Invariant::SlavePosition, format!("{} is no point of any history", cursor.position));
+        };
+        if cursor.is_consistent() && point.print != print {
+            let words = difference(&point.state, store.visible.of(Keyspace::Data));
+            self.fail(Invariant::SlaveState, format!("at {}: {words}", cursor.position));
+        }
+    }
+
+    /// Somebody wants to write.
+    pub(super) fn intends(&mut self, ticket: u64, intended: Intended) {
+        self.intended.insert(ticket, intended);
+    }
+
+    /// A writer was told how it went. `durable` says whether that was promised.
+    pub(super) fn answered(
+        &mut self,
+        store: &ModelStore,
+        ticket: u64,
+        answer: &Answer,
+        durable: bool,
+        coverage: &mut Coverage,
+    ) {
+        let Some(intended) = self.intended.remove(&ticket) else { return };
+        let visible = store.head().map(|head| head.position);
+        match answer {
+            Answer::Committed(position) => {
+                let held = if durable { store.durable_head() } else { visible };
+                let there = held.is_some_and(|held| self.model.leads_to(position, &held));
+                self.require(Invariant::AnswerIsTrue, there, || format!("ticket {ticket} is not there at {position}"));
+                if let Err(words) = intended.is_kept(&self.model, position, coverage) {
+                    self.fail(Invariant::ConditionsHold, format!("ticket {ticket} at {position}: {words}"));
+                }
+            }
+            Answer::Conflict { .. } | Answer::Aborted { .. } => {
+                let seen = visible.is_none_or(|head| intended.could_refuse(&self.model, &head));
+                self.require(Invariant::ConditionsHold, seen, || {
+                    format!("ticket {ticket} was refused, though its conditions held all the time")
+                });
+                coverage.met(if matches!(answer, Answer::Aborted { .. }) { Scene::Aborted } else { Scene::Conflict });
+                self.is_nowhere(ticket, visible);
+            }
+            Answer::Failed(_) | Answer::Fenced => self.is_nowhere(ticket, visible),
+            _ => {}
+        }
+    }
+
+    fn is_nowhere(&mut self, ticket: u64, visible: Option<Position>) {
+        let written = self.written.get(&ticket).copied();
+        let there = written.zip(visible).is_some_and(|(at, head)| self.model.leads_to(&at, &head));
+        self.require(Invariant::AnswerIsTrue, !there, || format!("ticket {ticket} was refused, and is there"));
+        self.refused.insert(ticket);
+    }
+
+    /// A master published records.
+    pub(super) fn published(&mut self, store: &ModelStore, before: &Position, entries: &[LogEntry]) {
+        let mut at = *before;
+        for entry in entries {
+            let follows = at.seq.next() == Some(entry.position.seq) && self.model.leads_to(&at, &entry.position);
+            self.require(Invariant::Published, follows, || format!("{} was published after {at}", entry.position));
+            at = entry.position;
+        }
+        let durable = self.is_durable(store, &at);
+        self.require(Invariant::Published, durable, || format!("{at} is published, and not durable"));
+    }
+
+    fn is_durable(&self, store: &ModelStore, position: &Position) -> bool {
+        store.durable_head().is_some_and(|head| self.model.leads_to(position, &head))
+    }
+
+    /// A master sends records on a session that stands at `sent`.
+    pub(super) fn records_sent(&mut self, store: &ModelStore, sent: &mut Position, parts: &[Bytes]) {
+        for part in parts {
+            let mut rest = part.clone();
+            while !rest.is_empty() {
+                let record = match Record::take(&mut rest) {
+                    Ok(record) => record,
+                    Err(error) => return self.fail(Invariant::SentIsIntact, format!("after {sent}: {error}")),
+                };
+                let position = record.position();
+                let follows = record.header().verify_after(sent).is_ok();
+                self.require(Invariant::SentInOrder, follows, || format!("{position} was sent after {sent}"));
+                let intact = self.model.point(&position).is_some_and(|point| point.bytes == record.bytes());
+                self.require(Invariant::SentIsIntact, intact, || format!("{position} is not what was committed"));
+                *sent = position;
+            }
+        }
+        let durable = self.is_durable(store, sent);
+        self.require(Invariant::SentIsDurable, durable, || format!("{sent} was sent, and is not durable"));
+    }
+
+    /// A master sends a page, or says what is equal.
+    pub(super) fn content_sent(&mut self, store: &ModelStore, read_at: &Position) {
+        let durable = self.is_durable(store, read_at);
+        self.require(Invariant::SentIsDurable, durable, || {
+            format!("content was sent that was read at {read_at}, which is not durable")
+        });
+    }
+
+    /// A slave tells how far it is.
+    pub(super) fn acknowledged(&mut self, store: &ModelStore, ack: &Ack) {
+        let seq = |cursor: Option<Cursor>| cursor.map_or(Seq::ZERO, |cursor| cursor.position.seq);
+        let visible = store.visible.cursor();
+        let consistent = visible.as_ref().is_some_and(Cursor::is_consistent);
+        let (applied, durable) = (seq(visible), seq(store.durable.cursor()));
+        // A store that goes back takes with it what was readable and never durable; its slave learns of that last.
+        let readable = ack.applied <= applied || store.went_back;
+        self.require(Invariant::AckIsTrue, readable, || format!("{ack:?}, the cursor is at {applied}"));
+        self.require(Invariant::AckIsTrue, ack.durable <= durable, || format!("{ack:?}, durable is only {durable}"));
+        // Of two slaves on one store, one cannot know at once what the other has begun.
+        let known = !store.went_back && !store.shared;
+        self.require(Invariant::AckIsTrue, consistent || !ack.consistent || !known, || {
+            format!("{ack:?} is not consistent")
+        });
+    }
+
+    /// A connection holds so many bytes that the network has not taken.
+    pub(super) fn buffered(&mut self, sizes: &Sizes, bytes: usize) {
+        // What is queued, one message more (twice, where the network doubles it), and a few small ones.
+        let most = sizes.high_water + 2 * (sizes.chunk + sizes.max_batch) + (16 << 10);
+        self.require(Invariant::BoundedMemory, bytes <= most, || format!("a connection buffers {bytes} bytes"));
+    }
+
+    /// A slave holds so many bytes that are not committed.
+    pub(super) fn backlog(&mut self, sizes: &Sizes, bytes: usize) {
+        let most = 2 * sizes.apply_bytes + sizes.chunk + sizes.max_batch + (8 << 10);
+        self.require(Invariant::BoundedMemory, bytes <= most, || format!("a slave holds {bytes} bytes"));
+    }
+
+    /// A ring holds so many bytes.
+    pub(super) fn ring(&mut self, sizes: &Sizes, bytes: usize) {
+        self.require(Invariant::BoundedMemory, bytes <= sizes.ring, || format!("a ring holds {bytes} bytes"));
+    }
+}
+
+fn difference(expected: &BTreeMap<Bytes, Bytes>, found: &BTreeMap<Bytes, Bytes>) -> String {
+    let show = |value: Option<&Bytes>| value.map_or("nothing".into(), |value| value.escape_ascii().to_string());
+    for key in expected.keys().chain(found.keys()) {
+        if expected.get(key) != found.get(key) {
+            let (wanted, there) = (show(expected.get(key)), show(found.get(key)));
+            return format!("{} should be {wanted}, is {there}", key.escape_ascii());
+        }
+    }
+    "the same data".into()
+}

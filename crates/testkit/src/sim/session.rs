@@ -1,0 +1,575 @@
+//! The simulated driver of one connection at a master: what `replikv-node` does around the session, step by step.
+
+use bytes::Bytes;
+use replikv_core::{Fill, KeyRange, Keyspace, Page, Position, ScanOptions, Seq, StoreError};
+use replikv_proto::layout::{Head, Stored as _};
+use replikv_proto::{
+    Content, DecoderLimits, GoodbyeReason, Hello, Located, LogAnswer, MasterAction, MasterSession, MasterSessionConfig,
+    Message, Mode, Progress, ProtocolError, Record, RejectCode, Response, View, origin,
+};
+
+use super::context::{Context, Happening, MILLI, Node, Owner};
+use super::link::{Broken, Conn, Side};
+use super::master::{Opened, Process};
+use super::oracle::Invariant;
+use super::store::{Reply, Request};
+use super::verdict::{Judged, Verdict};
+use super::{DriverBug, Scene};
+
+/// One connection.
+#[derive(Debug)]
+pub(super) struct Session {
+    conn: Conn,
+    session: MasterSession,
+    /// What was asked of the store. Nothing else is done until it answers.
+    asked: Option<Asked>,
+    seen: u64,
+    name: Option<String>,
+    closing: bool,
+    replaced: bool,
+    /// What the oracle knows of it.
+    hello: Option<Hello>,
+    judged: Vec<View>,
+    sent: Option<Position>,
+    copying: bool,
+    page_waits: bool,
+}
+
+#[derive(Debug)]
+enum Asked {
+    Locate(Vec<Position>, Vec<Option<Located>>),
+    Measure(u64),
+    Records(Position),
+    Page {
+        range: KeyRange,
+        max_bytes: usize,
+        handed: Position,
+        setbacks: u64,
+    },
+    /// After a page: is the store still this master's?
+    Head {
+        range: KeyRange,
+        max_bytes: usize,
+        handed: Position,
+        setbacks: u64,
+        page: Page,
+    },
+}
+
+/// The connection is over.
+struct Over;
+
+impl Session {
+    pub(super) fn new(ctx: &Context, link: usize, open: &Opened, wall_offset_ms: i64) -> Self {
+        let config = MasterSessionConfig {
+            source: open.source,
+            limits: open.limits,
+            heartbeat: ctx.sizes.heartbeat,
+            handshake_timeout: ctx.sizes.heartbeat * 5,
+            chunk: ctx.sizes.chunk,
+            compare_bytes_per_second: None,
+            checkpoints: open.newest_checkpoints(),
+            relay: false,
+        };
+        let now = ctx.clock(wall_offset_ms);
+        Self {
+            conn: Conn::new(link, Side::Master),
+            session: MasterSession::new(config, open.view, open.epochs.clone(), now),
+            asked: None,
+            seen: open.version,
+            name: None,
+            closing: false,
+            replaced: false,
+            hello: None,
+            judged: Vec::new(),
+            sent: None,
+            copying: false,
+            page_waits: false,
+        }
+    }
+
+    pub(super) fn conn(&mut self) -> &mut Conn {
+        &mut self.conn
+    }
+
+    /// True if it takes bytes.
+    pub(super) fn listens(&self) -> bool {
+        self.asked.is_none()
+    }
+
+    pub(super) fn copies(&self) -> bool {
+        self.copying
+    }
+
+    pub(super) fn die(&mut self, ctx: &mut Context, power: bool) {
+        if power && ctx.net_rng.bool() { self.conn.vanish(ctx) } else { self.conn.abandon(ctx) }
+    }
+}
+
+impl Process {
+    /// Lets a session do whatever it can do before something has to be waited for.
+    pub(super) fn run_session(&mut self, ctx: &mut Context, id: u64) {
+        if let Err(Over) = self.drive(ctx, id) {
+            self.end_session(ctx, id);
+        }
+    }
+
+    fn end_session(&mut self, ctx: &mut Context, id: u64) {
+        let Some(mut session) = self.sessions.remove(&id) else { return };
+        session.conn.finish(ctx);
+        if let Some(name) = &session.name
+            && self.names.get(name).is_some_and(|(newest, _)| *newest == id)
+        {
+            self.names.remove(name);
+        }
+    }
+
+    fn drive(&mut self, ctx: &mut Context, id: u64) -> Result<(), Over> {
+        let wall = self.wall_offset_ms;
+        loop {
+            loop {
+                let Some(session) = self.sessions.get_mut(&id) else { return Ok(()) };
+                if session.asked.is_some() {
+                    return Ok(());
+                }
+                if !session.conn.has_room(ctx) {
+                    break;
+                }
+                let Some(action) = session.session.poll_action() else { break };
+                self.execute(ctx, id, action)?;
+            }
+            let Some(open) = &self.open else { return Err(Over) };
+            let Some(session) = self.sessions.get_mut(&id) else { return Ok(()) };
+            while let Some(message) = session.conn.next_message().map_err(|broken| notice(ctx, &broken))? {
+                ctx.trace(message.name().len() as u64);
+                if let Message::Hello(hello) = &message {
+                    session.hello = Some(hello.clone());
+                    session.judged = vec![open.view];
+                }
+                session.session.handle_message(ctx.clock(wall), message).map_err(|_| Over)?;
+            }
+            if session.seen != open.version {
+                session.seen = open.version;
+                session.session.handle_view(open.view);
+                continue;
+            }
+            if session.conn.has_room(ctx) && session.session.has_action() {
+                continue;
+            }
+            if session.replaced && !session.closing {
+                session.closing = true;
+                session.session.shut(GoodbyeReason::Replaced, "another slave of this name has connected");
+                continue;
+            }
+            if session.conn.flush(ctx) {
+                continue;
+            }
+            let Some(at) = session.session.poll_timeout() else { return Ok(()) };
+            let now = ctx.clock(wall);
+            if at > now.monotonic {
+                let at = u64::try_from(at.as_micros()).unwrap_or(u64::MAX);
+                ctx.wake_at(Node::Master(self.node), at);
+                return Ok(());
+            }
+            session.session.handle_timeout(now).map_err(|error| {
+                if matches!(error, ProtocolError::Silent { .. }) {
+                    let hello = session.hello.is_some();
+                    ctx.coverage.met(if hello { Scene::MasterHeardNothing } else { Scene::NoHello });
+                }
+                Over
+            })?;
+        }
+    }
+
+    fn execute(&mut self, ctx: &mut Context, id: u64, action: MasterAction) -> Result<(), Over> {
+        let owner = Owner::Session { node: self.node, life: self.life, session: id };
+        let store = self.store;
+        let Some(open) = &mut self.open else { return Err(Over) };
+        let Some(session) = self.sessions.get_mut(&id) else { return Err(Over) };
+        match action {
+            MasterAction::Send(message) => {
+                session.observe(ctx, store, open, &message);
+                session.conn.send(ctx, &message).map_err(|_| Over)?;
+            }
+            MasterAction::Locate(positions) => {
+                let (mut known, mut wanted) = locate(ctx, open, &positions);
+                if ctx.planted(DriverBug::CoverageNotLocated) && positions.len() > 1 {
+                    known[1..].fill(Some(Located::Held { log_bytes: 0 }));
+                    wanted.truncate(2 * known.iter().filter(|known| known.is_none()).count());
+                }
+                session.judged.push(open.view);
+                if wanted.is_empty() {
+                    let located: Vec<Located> = known.into_iter().flatten().collect();
+                    session.session.handle_located(&located);
+                } else {
+                    ctx.call(store, owner, Request::Get(wanted));
+                    session.asked = Some(Asked::Locate(positions, known));
+                }
+            }
+            MasterAction::MeasureData { at_most } => {
+                let all = ScanOptions::default().max_entries(usize::MAX).max_bytes(usize::MAX);
+                ctx.call(store, owner, Request::Scan(Keyspace::Data, KeyRange::all(), all));
+                session.asked = Some(Asked::Measure(at_most));
+            }
+            MasterAction::ReadRecords { after, max_bytes } => {
+                if let Some((parts, last)) = open.ring.read(after.seq, max_bytes) {
+                    session.session.handle_records(LogAnswer::Records { parts, last });
+                    return Ok(());
+                }
+                ctx.coverage.met(Scene::ServedFromLog);
+                let published = open.view.published.seq;
+                let after_it = KeyRange::all().after(&after.seq.to_key());
+                let range = after_it.intersect(&KeyRange::from_bounds(..=published.to_key()));
+                let options = ScanOptions::default().max_entries(4096).max_bytes(max_bytes);
+                ctx.call(store, owner, Request::Scan(Keyspace::Log, range, options));
+                session.asked = Some(Asked::Records(after));
+            }
+            MasterAction::ReadPage { range, max_bytes } => {
+                session.asked = Some(ask_page(ctx, store, owner, open, (range, max_bytes)));
+                if session.page_waits {
+                    ctx.coverage.met(Scene::PageReadAgain);
+                }
+            }
+            MasterAction::LookUp { .. } => unreachable!("the simulated log is not compacted"),
+            // Nothing is held back for a slave that is not connected.
+            MasterAction::Verified(_) => {}
+            MasterAction::Joined { slave, start, .. } => {
+                session.conn.set_limits(DecoderLimits { control: 1 << 20, data: 1 << 20 });
+                session.name = Some(slave.clone());
+                let at_start = Progress { applied: start, ..Progress::default() };
+                let older = self.names.insert(slave, (id, at_start));
+                if let Some(older) = older.and_then(|(older, _)| self.sessions.get_mut(&older)) {
+                    older.replaced = true;
+                    ctx.coverage.met(Scene::Replaced);
+                    ctx.wake(Node::Master(self.node));
+                }
+            }
+            MasterAction::Progress(progress) => {
+                if progress.applied > progress.durable {
+                    ctx.coverage.met(Scene::AckBeforeDurable);
+                }
+                if let Some(name) = &session.name
+                    && let Some(entered) = self.names.get_mut(name).filter(|(newest, _)| *newest == id)
+                {
+                    entered.1 = progress;
+                }
+            }
+            MasterAction::Answer(request) => {
+                session.session.respond(Response { id: request.id, body: Ok(Bytes::from_static(b"{}")) });
+            }
+            MasterAction::Close(_) => return Err(Over),
+        }
+        Ok(())
+    }
+
+    /// What a session asked of the store has come.
+    pub(super) fn session_answered(&mut self, ctx: &mut Context, id: u64, reply: Reply) {
+        // A read that failed ends the session: it is never told to a slave as if it were an answer.
+        if self.hand_over(ctx, id, reply).is_err() {
+            self.end_session(ctx, id);
+        }
+    }
+
+    fn hand_over(&mut self, ctx: &mut Context, id: u64, reply: Reply) -> Result<(), StoreError> {
+        let Some(open) = &mut self.open else { return Ok(()) };
+        let Some(session) = self.sessions.get_mut(&id) else { return Ok(()) };
+        match session.asked.take() {
+            None => {}
+            Some(Asked::Locate(positions, known)) => {
+                let mut values = reply.got()?.into_iter();
+                let mut located = Vec::with_capacity(known.len());
+                for (position, known) in positions.iter().zip(known) {
+                    located.push(known.unwrap_or_else(|| {
+                        let [own, before] = [values.next().flatten(), values.next().flatten()];
+                        stored(ctx, open, position, own, before)
+                    }));
+                }
+                session.session.handle_located(&located);
+            }
+            Some(Asked::Measure(at_most)) => {
+                let bytes = reply.page()?.ops().byte_len() as u64;
+                session.session.handle_data_size(bytes.min(at_most));
+            }
+            Some(Asked::Records(after)) => {
+                let page = reply.page()?;
+                let entries = page.entries().map(|(_, bytes)| bytes).collect();
+                let answer = checked(ctx, open, after, entries);
+                if matches!(answer, LogAnswer::Trimmed) {
+                    ctx.coverage.met(Scene::TrimmedUnderSlave);
+                }
+                session.session.handle_records(answer);
+            }
+            Some(Asked::Page { range, max_bytes, handed, setbacks }) => {
+                let page = match reply.page() {
+                    Err(_) if ctx.planted(DriverBug::ReadErrorIsEmptyPage) => {
+                        replikv_core::PageBuilder::new(range.clone(), ScanOptions::default()).finish()
+                    }
+                    page => page?,
+                };
+                // Another master on this store would make the page newer than this one knows.
+                let owner = Owner::Session { node: self.node, life: self.life, session: id };
+                ctx.call(self.store, owner, Request::Get(vec![(Keyspace::Meta, Bytes::from_static(Head::KEY))]));
+                session.asked = Some(Asked::Head { range, max_bytes, handed, setbacks, page });
+            }
+            Some(Asked::Head { range, max_bytes, handed, setbacks, page }) => {
+                let head = reply.got()?.pop().flatten();
+                let head = Head::from_bytes(&head.unwrap_or_default())?;
+                // What came to nothing while the page was read may be in it, and `handed` may already name what came
+                // after.
+                if open.setbacks != setbacks && !ctx.planted(DriverBug::SetbackUnnoticed) {
+                    ctx.coverage.met(Scene::SetbackDuringPage);
+                    let owner = Owner::Session { node: self.node, life: self.life, session: id };
+                    session.asked = Some(ask_page(ctx, self.store, owner, open, (range, max_bytes)));
+                    return Ok(());
+                }
+                // After the read has ended, not before: what it may show is known only now.
+                let now = open.view.handed;
+                let unnoticed = ctx.planted(DriverBug::TakeoverUnnoticed) || ctx.planted(DriverBug::HandedToldLate);
+                if head.position.seq > now.seq && !unnoticed {
+                    return Err(StoreError::HeadMoved);
+                }
+                let read_at = if ctx.planted(DriverBug::ReadAtBeforeRead) { handed } else { now };
+                if handed != now {
+                    ctx.coverage.met(Scene::WriteDuringPage);
+                }
+                if now != open.view.published {
+                    ctx.coverage.met(Scene::PageWaited);
+                }
+                let end = page.rest().map_or_else(|| range.end().cloned(), |rest| Some(rest.start().clone()));
+                let covered = KeyRange::new(range.start().clone(), end);
+                session.seen = open.version;
+                session.session.handle_view(open.view);
+                session.page_waits = true;
+                let entries = page.ops().clone();
+                session.session.handle_page(Content { range: covered, read_at, entries });
+            }
+        }
+        Ok(())
+    }
+}
+
+impl Session {
+    // What is about to be sent is compared with what the oracle knows.
+    fn observe(&mut self, ctx: &mut Context, store: usize, open: &Opened, message: &Message) {
+        match message {
+            Message::Records(records) => {
+                if records.parts.iter().any(|part| part.len() > ctx.sizes.chunk) {
+                    ctx.coverage.met(Scene::LargeRecord);
+                }
+                if let Some(sent) = &mut self.sent {
+                    ctx.oracle.records_sent(&ctx.stores[store], sent, &records.parts);
+                }
+            }
+            Message::Ranges(content) => {
+                ctx.oracle.content_sent(&ctx.stores[store], &content.read_at);
+                self.copying &= content.range.end().is_some();
+                self.page_waits = false;
+            }
+            Message::Compared(compared) => {
+                ctx.oracle.content_sent(&ctx.stores[store], &compared.read_at);
+                self.page_waits = false;
+            }
+            Message::Welcome(welcome) => {
+                let Some(hello) = &self.hello else { return };
+                let (verdict, sent) = match welcome.mode {
+                    Mode::Copy { from } => (Verdict::Copy, from),
+                    Mode::Compare { from } => (Verdict::Compare, from),
+                    _ => (Verdict::Resume, hello.cursor.as_ref().map_or(welcome.floor, |cursor| cursor.position)),
+                };
+                self.sent = Some(sent);
+                let unfinished = hello.cursor.as_ref().and_then(|cursor| cursor.coverage.fill());
+                self.copying = verdict == Verdict::Copy || (verdict, unfinished) == (Verdict::Resume, Some(Fill::Copy));
+                ctx.coverage.met(match (verdict, unfinished) {
+                    (Verdict::Copy, _) => Scene::CopyStarted,
+                    (Verdict::Compare, Some(Fill::Copy)) => Scene::CopyBecameComparison,
+                    (Verdict::Compare, Some(_)) => Scene::ComparisonRestarted,
+                    (Verdict::Compare, None) => Scene::ComparisonStarted,
+                    (_, Some(Fill::Copy)) => Scene::CopyResumed,
+                    (_, Some(_)) => Scene::ComparisonResumed,
+                    (_, None) => Scene::Resumed,
+                });
+                let fills = verdict != Verdict::Resume || unfinished.is_some();
+                if fills && !ctx.healing {
+                    // It does not take long: something is to go wrong meanwhile.
+                    let soon = ctx.fault_rng.u64(MILLI..100 * MILLI);
+                    ctx.after(soon, Happening::OneFault);
+                }
+                self.judge(ctx, store, open, verdict);
+            }
+            Message::Reject(reject) => {
+                let scene = match reject.code {
+                    RejectCode::ForeignSource => Some(Scene::RefusedForeign),
+                    RejectCode::Diverged => Some(Scene::RefusedDiverged),
+                    RejectCode::SlaveAhead => Some(Scene::RefusedAhead),
+                    // Every history here has a point to share: none is refused for that today.
+                    RejectCode::NeedsCompare => None,
+                    RejectCode::DataWithoutCursor => Some(Scene::RefusedData),
+                    RejectCode::LimitsTooSmall => Some(Scene::RefusedLimits),
+                    _ => return,
+                };
+                if let Some(scene) = scene {
+                    ctx.coverage.met(scene);
+                }
+                self.judge(ctx, store, open, Verdict::Refuse(reject.code));
+            }
+            _ => {}
+        }
+    }
+
+    fn judge(&self, ctx: &mut Context, store: usize, open: &Opened, verdict: Verdict) {
+        let Some(hello) = &self.hello else { return };
+        // Published records may have moved on while the store was asked.
+        let views: Vec<View> = self.judged.iter().copied().chain([open.view]).collect();
+        let judged = |view| Judged { model: &ctx.oracle.model, store: &ctx.stores[store], view, limits: open.limits };
+        let right: Vec<Verdict> = views.iter().flat_map(|view| judged(*view).verdicts(hello)).collect();
+        let position = hello.cursor.as_ref().map(|cursor| cursor.position);
+        let diverged = verdict == Verdict::Refuse(RejectCode::Diverged);
+        if diverged && position.is_some_and(|position| judged(open.view).by_checkpoint(&position)) {
+            ctx.coverage.met(Scene::RefusedByCheckpoint);
+        }
+        if !right.contains(&verdict) {
+            let words = format!("{verdict:?} for a slave at {position:?}, of {views:?}; right would be {right:?}");
+            ctx.oracle.fail(Invariant::RightDecision, words);
+        }
+    }
+}
+
+fn ask_page(
+    ctx: &mut Context,
+    store: usize,
+    owner: Owner,
+    open: &Opened,
+    (range, max_bytes): (KeyRange, usize),
+) -> Asked {
+    let options = ScanOptions::default().max_entries(usize::MAX).max_bytes(max_bytes);
+    ctx.call(store, owner, Request::Scan(Keyspace::Data, range.clone(), options));
+    Asked::Page { range, max_bytes, handed: open.view.handed, setbacks: open.setbacks }
+}
+
+// Where positions lie, as far as that can be told without the store, and what must be read to tell the rest.
+fn locate(ctx: &Context, open: &Opened, positions: &[Position]) -> (Vec<Option<Located>>, Vec<(Keyspace, Bytes)>) {
+    let (mut known, mut wanted) = (Vec::new(), Vec::new());
+    for position in positions {
+        let located = locate_one(ctx, open, position);
+        if located.is_none() {
+            // With the one before it, which tells whether a record that differs is damaged.
+            let before = Seq::new(position.seq.as_u64().saturating_sub(1));
+            wanted.extend([position.seq, before].map(|seq| (Keyspace::Log, Bytes::copy_from_slice(&seq.to_key()))));
+        }
+        known.push(located);
+    }
+    (known, wanted)
+}
+
+fn locate_one(ctx: &Context, open: &Opened, position: &Position) -> Option<Located> {
+    let View { published, floor, .. } = open.view;
+    let seq = position.seq;
+    if position.source != open.source {
+        Some(Located::Mismatch)
+    } else if seq > published.seq {
+        let served = ctx.planted(DriverBug::AheadIsServed);
+        Some(if served { Located::Held { log_bytes: 0 } } else { Located::Ahead })
+    } else if seq == published.seq {
+        Some(same(ctx, position, published))
+    } else if seq == floor.seq {
+        // Before the first record there is no epoch to compare.
+        let epoch = if seq == Seq::ZERO { position.epoch } else { floor.epoch };
+        Some(same(ctx, position, Position { epoch, ..floor }))
+    } else if seq < floor.seq {
+        Some(match locate_below(ctx, open, position) {
+            Located::Below | Located::Shared if ctx.planted(DriverBug::BelowIsServed) => Located::Held { log_bytes: 0 },
+            located => located,
+        })
+    } else {
+        open.ring.entry(seq).map(|entry| same(ctx, position, entry.position))
+    }
+}
+
+// What is no longer in the log is known by where epochs began, and by checkpoints.
+fn locate_below(ctx: &Context, open: &Opened, position: &Position) -> Located {
+    if position.seq == Seq::ZERO {
+        let shared = *position == origin(open.source, position.epoch);
+        return if shared { Located::Shared } else { Located::Mismatch };
+    }
+    let reigning = open.epochs.iter().rfind(|start| start.first <= position.seq);
+    if reigning.is_none_or(|start| start.epoch != position.epoch) {
+        return Located::Mismatch;
+    }
+    let checkpoint = open.checkpoints.iter().find(|checkpoint| checkpoint.position.seq == position.seq);
+    match checkpoint {
+        Some(checkpoint) if checkpoint.position == *position => Located::Shared,
+        Some(_) if !ctx.planted(DriverBug::CheckpointIgnored) => Located::Mismatch,
+        _ => Located::Below,
+    }
+}
+
+fn stored(
+    ctx: &Context,
+    open: &mut Opened,
+    position: &Position,
+    bytes: Option<Bytes>,
+    before: Option<Bytes>,
+) -> Located {
+    let Some(bytes) = bytes else { return Located::Below };
+    if let Ok(record) = Record::decode(bytes) {
+        let located = same(ctx, position, record.position());
+        // It says so itself: a record whose digest was damaged must not make the slave look as if it had diverged.
+        let floor = Some(open.view.floor).filter(|floor| floor.seq.next() == Some(position.seq));
+        let before =
+            floor.or_else(|| before.and_then(|bytes| Record::decode(bytes).ok()).map(|record| record.position()));
+        let continues = before.is_some_and(|before| record.header().verify_after(&before).is_ok());
+        if located != Located::Mismatch || continues || ctx.planted(DriverBug::DamageTakenForDivergence) {
+            return located;
+        }
+    }
+    open.damaged = open.damaged.max(Some(position.seq));
+    Located::Below
+}
+
+fn same(ctx: &Context, position: &Position, held: Position) -> Located {
+    let equal = if ctx.planted(DriverBug::LocatedByNumber) {
+        position.seq == held.seq
+    } else if ctx.planted(DriverBug::LocatedWithoutDigest) {
+        (position.epoch, position.seq) == (held.epoch, held.seq)
+    } else {
+        *position == held
+    };
+    // How far behind a slave is in bytes matters from 8 MiB of log on, which no run comes to.
+    if equal { Located::Held { log_bytes: 0 } } else { Located::Mismatch }
+}
+
+// Stored records after `after`, as far as their digests vouch for them.
+fn checked(ctx: &Context, open: &mut Opened, after: Position, entries: Vec<Bytes>) -> LogAnswer {
+    let (mut parts, mut last) = (Vec::new(), after);
+    for bytes in entries {
+        let record = match Record::decode(bytes.clone()) {
+            Ok(record) => record,
+            Err(_) if ctx.planted(DriverBug::DamagedRecordSent) => {
+                parts.push(bytes);
+                break;
+            }
+            Err(_) => {
+                open.damaged = open.damaged.max(last.seq.next());
+                break;
+            }
+        };
+        let position = record.position();
+        if record.header().verify_after(&last).is_err() && !ctx.planted(DriverBug::TrimmedWithoutTelling) {
+            if last.seq.next() != Some(position.seq) && parts.is_empty() {
+                return LogAnswer::Trimmed;
+            }
+            open.damaged = open.damaged.max(Some(position.seq));
+            break;
+        }
+        last = position;
+        parts.push(bytes);
+    }
+    if parts.is_empty() { LogAnswer::Trimmed } else { LogAnswer::Records { parts, last } }
+}
+
+fn notice(ctx: &mut Context, broken: &Broken) -> Over {
+    if matches!(broken, Broken::Decode(_)) {
+        ctx.coverage.met(Scene::DamageInFlight);
+    }
+    Over
+}

@@ -1,0 +1,143 @@
+//! How a slave must be served, decided from what the oracle knows.
+
+use replikv_core::{Keyspace, Position, Seq, StoreLimits};
+use replikv_proto::layout::Checkpoint;
+use replikv_proto::{Hello, Record, RejectCode, View};
+
+use super::model::Model;
+use super::store::ModelStore;
+
+/// A decision about a slave.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Verdict {
+    Resume,
+    Copy,
+    Compare,
+    Refuse(RejectCode),
+}
+
+/// A master, as it presents itself.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Judged<'a> {
+    pub(super) model: &'a Model,
+    pub(super) store: &'a ModelStore,
+    pub(super) view: View,
+    pub(super) limits: StoreLimits,
+}
+
+/// How a position lies to a master's history, told from the model alone.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Place {
+    Held,
+    /// A point of the history, below the log.
+    Shared,
+    Below,
+    Parted,
+    Ahead,
+}
+
+impl Judged<'_> {
+    /// Every right decision. There is more than one where a record is damaged, and found to be so or not.
+    pub(super) fn verdicts(&self, hello: &Hello) -> Vec<Verdict> {
+        if !hello.limits.holds(&self.limits) {
+            return vec![Verdict::Refuse(RejectCode::LimitsTooSmall)];
+        }
+        let Some(cursor) = &hello.cursor else {
+            return match (hello.holds_data, self.view.floor.seq) {
+                (true, _) => vec![Verdict::Refuse(RejectCode::DataWithoutCursor)],
+                (false, Seq::ZERO) => vec![Verdict::Resume],
+                (false, _) => vec![Verdict::Copy],
+            };
+        };
+        if cursor.position.source != self.view.published.source {
+            return vec![Verdict::Refuse(RejectCode::ForeignSource)];
+        }
+        let mut positions = vec![cursor.position];
+        positions.extend(cursor.coverage.read_at());
+        let decide = |damage_is_found: bool| {
+            let places = self.places(&positions, damage_is_found);
+            if places.contains(&Place::Parted) {
+                Verdict::Refuse(RejectCode::Diverged)
+            } else if places.contains(&Place::Ahead) {
+                Verdict::Refuse(RejectCode::SlaveAhead)
+            } else if places.iter().all(|place| *place == Place::Held) {
+                Verdict::Resume
+            } else if !cursor.coverage.is_complete() || places[0] == Place::Shared {
+                Verdict::Compare
+            } else {
+                self.by_lineage(hello, &cursor.position, damage_is_found)
+            }
+        };
+        vec![decide(false), decide(true)]
+    }
+
+    // Its position is too old to tell: what it passed through before tells, or the epoch that it is in.
+    fn by_lineage(&self, hello: &Hello, position: &Position, damage_is_found: bool) -> Verdict {
+        let places = self.places(&hello.checkpoints, damage_is_found);
+        let epochs = self.model.epochs(&self.view.published);
+        let own = epochs.iter().find(|start| start.epoch == position.epoch);
+        if places.iter().any(|place| matches!(place, Place::Parted | Place::Ahead)) {
+            Verdict::Refuse(RejectCode::Diverged)
+        } else if places.iter().any(|place| matches!(place, Place::Held | Place::Shared))
+            || own.is_some_and(|own| position.seq.since(own.first) < Checkpoint::EVERY)
+        {
+            Verdict::Compare
+        } else {
+            Verdict::Refuse(RejectCode::NeedsCompare)
+        }
+    }
+
+    fn places(&self, positions: &[Position], damage_is_found: bool) -> Vec<Place> {
+        let path = self.model.path(&self.view.published);
+        positions.iter().map(|position| self.place(&path, position, damage_is_found)).collect()
+    }
+
+    /// True if only a checkpoint below the floor can tell that the histories parted.
+    pub(super) fn by_checkpoint(&self, position: &Position) -> bool {
+        position.seq < self.view.floor.seq && self.places(&[*position], true) == [Place::Parted]
+    }
+
+    // A damaged record is found in the store; or it is not, because memory still holds what it was.
+    fn place(&self, path: &[Position], position: &Position, damage_is_found: bool) -> Place {
+        let View { published, floor, .. } = self.view;
+        let own = usize::try_from(position.seq.as_u64()).ok().and_then(|seq| path.get(seq));
+        // Before the first record there is no epoch to compare.
+        let same = |own: &Position| own.digest == position.digest && (own == position || own.seq == Seq::ZERO);
+        let on_the_way = own.is_some_and(same);
+        if position.seq > published.seq {
+            return Place::Ahead;
+        }
+        if position.seq < floor.seq {
+            let same_epoch = own.is_some_and(|own| own.epoch == position.epoch);
+            return self.place_below(position, on_the_way, same_epoch);
+        }
+        let remembered = position.seq == published.seq || position.seq == floor.seq;
+        if damage_is_found && !remembered && !self.is_intact(position.seq) {
+            Place::Below
+        } else if on_the_way {
+            Place::Held
+        } else {
+            Place::Parted
+        }
+    }
+
+    // Without records there are epochs and checkpoints: of the first record's beginning everybody knows.
+    fn place_below(&self, position: &Position, on_the_way: bool, same_epoch: bool) -> Place {
+        let checkpoints = self.store.visible.checkpoints();
+        let known =
+            position.seq == Seq::ZERO || checkpoints.iter().any(|checkpoint| checkpoint.position.seq == position.seq);
+        match (known, on_the_way) {
+            (true, true) => Place::Shared,
+            (false, _) if same_epoch => Place::Below,
+            _ => Place::Parted,
+        }
+    }
+
+    fn is_intact(&self, seq: Seq) -> bool {
+        let stored = self.store.visible.of(Keyspace::Log).get(&seq.to_key()[..]);
+        let record = stored.and_then(|bytes| Record::decode(bytes.clone()).ok());
+        record.is_some_and(|record| {
+            self.model.point(&record.position()).is_some_and(|point| point.bytes == record.bytes())
+        })
+    }
+}
