@@ -56,6 +56,14 @@ async fn visit(master: &Master<impl ReplicaStore>, slave: &Slave<impl ReplicaSto
     let serving = tokio::spawn(async move { serving.serve(here).await });
     let following = tokio::spawn(async move { following.follow(there).await });
     soon(slave.wait_caught_up()).await?;
+    // Its last acknowledgement has arrived: its slot will stand where it stands.
+    let published = master.status().published.seq;
+    soon(async {
+        while !master.status().slaves.iter().any(|slave| slave.durable == published) {
+            sleep(Duration::from_millis(5)).await;
+        }
+    })
+    .await;
     following.abort();
     drop(following.await);
     drop(soon(serving).await?);
