@@ -223,7 +223,7 @@ impl<S: ReplicaStore, D: ReplicaStore> Copy<'_, S, D> {
 
     // The records begin after it. What is compacted before them is left out.
     fn floor(&self, said: &[(bytes::Bytes, bytes::Bytes)]) -> Result<Floor, StoreError> {
-        let find = |key| said.iter().find(|(found, _)| found[..] == *key).map(|(_, bytes)| bytes);
+        let find = |key: &[u8]| said.iter().find(|(found, _)| found[..] == *key).map(|(_, bytes)| bytes);
         let missing = || StoreError::Corrupt { what: format!("{} is missing", Floor::WHAT) };
         let floor = Floor::from_bytes(find(Floor::KEY).ok_or_else(missing)?)?;
         let compacted = find(Compacted::KEY).map(|bytes| Compacted::from_bytes(bytes)).transpose()?;

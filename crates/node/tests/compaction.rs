@@ -61,6 +61,7 @@ async fn raw(master: &Master<Store>, cursor: Cursor, checkpoints: Vec<Position>)
     let mut stream = Framed::new(here, Codec::new(DecoderLimits::default()));
     let limits = StoreLimits { max_key: 1 << 16, max_value: 1 << 30, max_batch: 1 << 30 };
     let hello = Hello {
+        on_divergence: replikv_proto::OnDivergence::Refuse,
         slave: "by hand".into(),
         nonce: 1,
         cursor: Some(cursor),
@@ -372,5 +373,49 @@ async fn what_was_compacted_is_served_and_goes_although_it_is_no_longer_wanted()
     assert_eq!(parts(&store).await.2, 0);
     let touches = entries(&store, Keyspace::Meta).await.into_iter().filter(|(key, _)| key.starts_with(b"touch/"));
     assert_eq!(touches.count(), 0, "the index goes with the touches");
+    Ok(())
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_backup_leaves_out_what_is_compacted_and_goes_on_as_either() -> Result<(), Error> {
+    let master = master(&store(), config()).await;
+    overwrite(&master, 400, 20).await;
+    compacted().await;
+    overwrite(&master, 7, 20).await;
+    let copy = store();
+    let backed_up = master.backup(&copy, |_| ()).await?;
+    assert_eq!(backed_up.position, Some(master.status().published));
+    let (full, runs, touches) = parts(&copy).await;
+    assert!(full >= 7 && runs == 0 && touches == 0, "{full} records, {runs} runs, {touches} touches");
+    overwrite(&master, 300, 20).await;
+    compacted().await;
+
+    // A slave that goes on from there, and a master of a new epoch whose slave is equal to it.
+    let again = || FaultStore::new(copy.inner().open_again());
+    let edge = Slave::open(again(), SlaveConfig::new("edge").from_backup()).await?;
+    connect(&master, &edge);
+    soon(edge.wait_applied(master.status().published.seq)).await?;
+    soon(edge.wait_caught_up()).await?;
+    assert_equal(&master, &edge).await;
+    assert_eq!(edge.status().comparisons, 0, "it resumes");
+    Ok(())
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_backup_of_a_compacted_master_is_a_master_in_a_new_epoch() -> Result<(), Error> {
+    let first = master(&store(), config()).await;
+    overwrite(&first, 400, 20).await;
+    compacted().await;
+    let copy = store();
+    first.backup(&copy, |_| ()).await?;
+    let second = master(&FaultStore::new(copy.inner().open_again()), config().new_epoch()).await;
+    overwrite(&second, 400, 30).await;
+    compacted().await;
+    assert!(parts(second.store()).await.1 > 0, "it is compacted as any other");
+    let edge = slave(&store(), "edge").await;
+    connect(&second, &edge);
+    soon(edge.wait_applied(second.status().published.seq)).await?;
+    soon(edge.wait_caught_up()).await?;
+    assert_equal(&second, &edge).await;
     Ok(())
 }
