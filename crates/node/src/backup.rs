@@ -248,8 +248,9 @@ impl<S: ReplicaStore, D: ReplicaStore> Copy<'_, S, D> {
     async fn log(&mut self, floor: Position, before: Seq, head: Position) -> Result<bool, BackupError> {
         let mut last = floor;
         while last.seq < head.seq {
-            let range =
-                KeyRange::all().after(&last.seq.to_key()).intersect(&KeyRange::from_bounds(..=head.seq.to_key()));
+            // Not from behind the key of the last one: touches of a run come after the run.
+            let next = last.seq.next().unwrap_or(last.seq).to_key();
+            let range = KeyRange::from_bounds(next..).intersect(&KeyRange::from_bounds(..=head.seq.to_key()));
             let page = self.page(Keyspace::Log, range).await?;
             if page.is_empty() {
                 return Ok(false);

@@ -377,7 +377,7 @@ async fn what_was_compacted_is_served_and_goes_although_it_is_no_longer_wanted()
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_backup_leaves_out_what_is_compacted_and_goes_on_as_either() -> Result<(), Error> {
+async fn a_backup_leaves_out_what_is_compacted_and_goes_on_as_a_slave() -> Result<(), Error> {
     let master = master(&store(), config()).await;
     overwrite(&master, 400, 20).await;
     compacted().await;
@@ -387,15 +387,13 @@ async fn a_backup_leaves_out_what_is_compacted_and_goes_on_as_either() -> Result
     assert_eq!(backed_up.position, Some(master.status().published));
     let (full, runs, touches) = parts(&copy).await;
     assert!(full >= 7 && runs == 0 && touches == 0, "{full} records, {runs} runs, {touches} touches");
-    overwrite(&master, 300, 20).await;
-    compacted().await;
 
-    // A slave that goes on from there, and a master of a new epoch whose slave is equal to it.
-    let again = || FaultStore::new(copy.inner().open_again());
-    let edge = Slave::open(again(), SlaveConfig::new("edge").from_backup()).await?;
+    // Its position is still among the full records.
+    let again = FaultStore::new(copy.inner().open_again());
+    let edge = Slave::open(again, SlaveConfig::new("edge").from_backup()).await?;
     connect(&master, &edge);
+    overwrite(&master, 300, 20).await;
     soon(edge.wait_applied(master.status().published.seq)).await?;
-    soon(edge.wait_caught_up()).await?;
     assert_equal(&master, &edge).await;
     assert_eq!(edge.status().comparisons, 0, "it resumes");
     Ok(())
