@@ -13,9 +13,9 @@ use replikv_core::{Coverage, Cursor, EncodedOps, Fill, Fingerprint, KeyRange, Po
 use replikv_fuzz::{LIMITS, Page, Place, RECORDS, Stand, at_most, position, record, source};
 use replikv_proto::{
     Ack, Compare, Compared, Content, Goodbye, GoodbyeReason, Heartbeat, Hello, Located, LogAnswer, MasterAction,
-    MasterSession, MasterSessionConfig, Message, Mode, Now, Progress, ProtocolError, RangeSummary, Records, Refusal,
-    Reject, RejectCode, Request, RequestBody, Response, SlaveAction, SlaveSession, SlaveSessionConfig, Verdict, View,
-    Welcome,
+    MasterSession, MasterSessionConfig, Message, Mode, Now, OnDivergence, Progress, ProtocolError, RangeSummary,
+    Records, Refusal, Reject, RejectCode, Request, RequestBody, Response, SlaveAction, SlaveSession,
+    SlaveSessionConfig, Verdict, View, Welcome,
 };
 
 #[derive(Debug)]
@@ -23,6 +23,7 @@ struct Input {
     relay: bool,
     stand: Option<Stand>,
     holds_data: bool,
+    on_divergence: u8,
     view: (u8, u8, u8),
     events: Vec<Event>,
 }
@@ -33,6 +34,7 @@ impl<'a> Arbitrary<'a> for Input {
             relay: u.arbitrary()?,
             stand: u.arbitrary()?,
             holds_data: u.ratio(1, 8)?,
+            on_divergence: u.arbitrary()?,
             view: u.arbitrary()?,
             events: at_most(u, 300)?,
         })
@@ -88,6 +90,7 @@ impl Word {
                 ranges: if ranges == 255 { vec![replikv_core::KeyRange::all()] } else { Vec::new() },
                 path: Vec::new(),
                 temporary: false,
+                on_divergence: policy(ranges),
             }),
             Self::Welcome { mode, head, floor, from, heartbeat, limits } => Message::Welcome(Welcome {
                 source: source(),
@@ -100,7 +103,8 @@ impl Word {
                     Mode::Copy { from: from.position() },
                     Mode::Wait,
                     Mode::Compare { from: from.position() },
-                ][usize::from(mode) % 4],
+                    Mode::Resync { from: from.position(), reason: RejectCode::Diverged, ancestor: None },
+                ][usize::from(mode) % 5],
                 heartbeat_ms: heartbeat,
                 log_bytes: u64::from(heartbeat),
                 behind_bytes: 0,
@@ -249,6 +253,7 @@ struct Slave {
     session: SlaveSession,
     cursor: Option<Cursor>,
     begun_with_data: bool,
+    resyncs: bool,
     received: Option<Cursor>,
 }
 
@@ -266,6 +271,10 @@ impl Slave {
                         "a whole slave is never begun anew"
                     );
                     assert!(whole.is_none_or(|whole| whole.position.seq <= cursor.position.seq), "nor taken back");
+                    self.received = Some(cursor);
+                }
+                SlaveAction::Resync(cursor, _) => {
+                    assert!(self.resyncs && self.cursor.is_some(), "nobody asked for that");
                     self.received = Some(cursor);
                 }
                 SlaveAction::Apply(record) => {
@@ -301,6 +310,10 @@ impl Slave {
     }
 }
 
+fn policy(n: u8) -> OnDivergence {
+    [OnDivergence::Refuse, OnDivergence::Resync, OnDivergence::AdoptSource][usize::from(n) % 3]
+}
+
 /// However long nobody takes what waits, no more than this waits: a few messages, the questions of a peer, and
 /// the answer to so many ranges as one chunk holds.
 const BOUND: usize = 1_300;
@@ -331,9 +344,12 @@ fuzz_target!(|input: Input| {
         limits: LIMITS,
         temporary: false,
         handshake_timeout: Duration::from_secs(10),
+        on_divergence: policy(input.on_divergence),
+        resync: None,
     };
+    let resyncs = config.on_divergence != OnDivergence::Refuse;
     let session = SlaveSession::new(config, now);
-    let mut slave = Some(Slave { session, received: cursor.clone(), cursor, begun_with_data: holds_data });
+    let mut slave = Some(Slave { session, received: cursor.clone(), cursor, begun_with_data: holds_data, resyncs });
 
     for event in input.events {
         let mut failed_master = Ok(());

@@ -52,6 +52,10 @@ pub(crate) enum Command {
     Scan(Scan),
     /// Says where a master or a slave stands, and how it is.
     Status(Status),
+    /// Copies a store, also while a master serves it (LMDB), and marks the copy as a backup.
+    Backup(Backup),
+    /// Drops the slot of a slave that does not come back, so that the log is no longer kept for it.
+    Forget(Forget),
     /// Compares two stores: 0 equal, 1 different, 2 could not tell.
     Verify(Verify),
     /// Prints records of a master's change log.
@@ -108,6 +112,10 @@ pub(crate) struct Serve {
     /// Allow an address that is not loopback: whoever reaches it can read everything.
     #[arg(long)]
     pub(crate) insecure: bool,
+    /// The store is a backup, or restored from one: go on from it as the master, in a new epoch. Say it once. The master
+    /// that it was taken of must never run again.
+    #[arg(long)]
+    pub(crate) new_epoch: bool,
     /// Answer GET /metrics there, in the text format of Prometheus. Port 0 takes a free one; the address is printed.
     #[arg(long, value_name = "ADDR")]
     pub(crate) metrics: Option<SocketAddr>,
@@ -122,8 +130,17 @@ pub(crate) struct Follow {
     #[arg(long, value_name = "ADDR")]
     pub(crate) from: String,
     /// The name by which the master knows this slave; no two slaves share one.
+    #[arg(long, value_name = "NAME", required_unless_present = "as_slave", conflicts_with = "as_slave")]
+    pub(crate) id: Option<String>,
+    /// As --id, and the store is a backup of a master: it becomes this slave's, and goes on from where it was taken.
     #[arg(long, value_name = "NAME")]
-    pub(crate) id: String,
+    pub(crate) as_slave: Option<String>,
+    /// What to do if the slave's history has parted from the master's, as when the master was restored from a backup.
+    #[arg(long, value_name = "POLICY", default_value = "refuse")]
+    pub(crate) on_divergence: OnDivergence,
+    /// Where a resync keeps what the slave loses, as NDJSON that `import` takes. It is appended to.
+    #[arg(long, value_name = "FILE", required_if_eq_any([("on_divergence", "resync"), ("on_divergence", "adopt-source")]))]
+    pub(crate) quarantine: Option<PathBuf>,
     /// End when everything the master has published is here.
     #[arg(long)]
     pub(crate) once: bool,
@@ -136,6 +153,39 @@ pub(crate) struct Follow {
     /// Allow addresses that are not loopback for --status and --metrics: whoever reaches them can read those.
     #[arg(long)]
     pub(crate) insecure: bool,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum OnDivergence {
+    /// End, and change nothing.
+    Refuse,
+    /// Become what the master is, if it is of the same source, and keep what is lost for it in the quarantine.
+    Resync,
+    /// As resync, and take another source as well: what this slave followed before is given up. Say it once.
+    AdoptSource,
+}
+
+#[derive(Debug, Group)]
+pub(crate) struct Backup {
+    /// The store. Of sled, one which nobody has open.
+    #[arg(long, value_name = "URL")]
+    pub(crate) store: String,
+    /// Where the backup goes: a directory that is not there, or is empty; or a URL. A path is of the store's own kind.
+    #[arg(value_name = "DEST")]
+    pub(crate) destination: String,
+}
+
+#[derive(Debug, Group)]
+pub(crate) struct Forget {
+    /// The master's store, which nobody has open.
+    #[arg(long, value_name = "URL")]
+    pub(crate) store: String,
+    /// The name of the slave, as `status` shows it.
+    #[arg(value_name = "ID")]
+    pub(crate) id: String,
+    /// It is the name of a consumer, and not of a slave.
+    #[arg(long)]
+    pub(crate) consumer: bool,
 }
 
 #[derive(Debug, Group)]

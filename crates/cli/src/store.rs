@@ -67,8 +67,17 @@ pub(crate) async fn open_master(store: Store, url: &str, config: MasterConfig) -
         OpenError::Role { found: Role::Slave, .. } => {
             anyhow!("{url}: it is a slave's store, and only its master changes it: write to the master instead")
         }
+        OpenError::Backup => is_backup(url),
         error => anyhow::Error::new(error).context(url.to_string()),
     })
+}
+
+/// Nobody but its owner knows how a backup goes on.
+pub(crate) fn is_backup(url: &str) -> anyhow::Error {
+    anyhow!(
+        "{url}: it is a backup of a master: follow its master with it by follow --as-slave NAME, or go on from it as the \
+         master, in a new epoch, by serve --new-epoch, and never run the old one again"
+    )
 }
 
 /// Reads the entries of a store in order, a page at a time.

@@ -97,6 +97,12 @@ pub(crate) fn bar(label: &'static str, total: Option<u64>) -> ProgressBar {
     bar.with_style(style.progress_chars("=> ")).with_message(label)
 }
 
+/// As [`bar`], of bytes.
+pub(crate) fn bytes_bar(label: &'static str) -> ProgressBar {
+    let style = ProgressStyle::with_template("{msg:>14} {spinner} {bytes}  {bytes_per_sec}  {elapsed}");
+    bar(label, None).with_style(style.unwrap_or_else(|_| ProgressStyle::default_bar()))
+}
+
 /// 1234567 as 1,234,567.
 pub(crate) fn thousands(number: u64) -> String {
     let digits = number.to_string();

@@ -5,7 +5,7 @@ use std::fs::{File, OpenOptions, TryLockError};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard};
 
-use heed::{EnvFlags, EnvOpenOptions, RoTxn};
+use heed::{CompactionOption, EnvFlags, EnvOpenOptions, RoTxn};
 use replikv_blocking::{create_directory, sync_directory};
 use replikv_core::StoreError;
 
@@ -205,6 +205,28 @@ impl Environment {
                 Err(error) => return Err(broken(&error)),
             }
         }
+    }
+
+    /// Copies what is there at this instant into a new environment.
+    pub(crate) fn copy_to(&self, path: &Path) -> Result<(), StoreError> {
+        create_directory(path).map_err(|error| at(path, "cannot be created", &error))?;
+        let data = path.join(DATA);
+        let file = OpenOptions::new().write(true).create_new(true).open(&data);
+        let mut file = file.map_err(|error| at(&data, "cannot be created", &error))?;
+        loop {
+            let open = self.hold()?;
+            match on_env!(&self.env, env => env.copy_to_file(&mut file, CompactionOption::Enabled)) {
+                Ok(()) => break,
+                Err(heed::Error::Mdb(heed::MdbError::MapResized)) => {
+                    drop(open);
+                    self.adopt_size()?;
+                }
+                Err(heed::Error::Io(error)) => return Err(at(&data, "cannot be written", &error)),
+                Err(error) => return Err(broken(&error)),
+            }
+        }
+        let synced = file.sync_all().and_then(|()| sync_directory(path));
+        synced.map_err(|error| at(path, "cannot be synced", &error))
     }
 
     /// Forgets readers of other processes that died while they read: the pages that they saw could not be used again.

@@ -98,6 +98,19 @@ impl LmdbStore {
         &self.path
     }
 
+    /// Copies the whole environment, as it is at one instant, into a new one in the directory `path`: which is made, and
+    /// must hold none. Everything comes along, tables and databases of the application too; free pages do not. What is
+    /// open for reading only, beside the process that writes, can be copied as well.
+    ///
+    /// Blocks, for as long as it takes to read and write the data. Meanwhile LMDB can free no page. The copy is on stable
+    /// storage on return. It is the same store twice: mark it (`replikv::mark_backup`), before anybody opens it.
+    ///
+    /// # Errors
+    /// `Closed`; with the path and the reason, if it holds an environment or cannot be written.
+    pub fn copy_to(&self, path: impl AsRef<Path>) -> Result<(), StoreError> {
+        self.threaded.with_store(|store| store.environment.copy_to(path.as_ref()))
+    }
+
     /// Calls `read` with the store as it is at this instant: values are read in place, and the application's own typed
     /// databases show the same instant through [`Snapshot::txn`].
     ///

@@ -23,6 +23,16 @@ pub enum OpenError {
         /// The link that was asked for.
         wanted: String,
     },
+    /// The store is a backup of a master: which goes on, or not, and nobody but its owner knows. Say how this one goes on.
+    #[error(
+        "the store is a backup of a master: to follow its master with it, open it as a slave that takes a backup \
+         (--as-slave NAME); to go on from it as the master, open it in a new epoch (--new-epoch), and never run the old \
+         one again"
+    )]
+    Backup,
+    /// The store is what is left of a backup that was never complete.
+    #[error("the store is a backup that was never completed: remove it, and take another one")]
+    UnfinishedBackup,
     /// The slave's name is none.
     #[error(transparent)]
     Name(#[from] InvalidLinkId),

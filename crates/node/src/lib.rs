@@ -3,6 +3,7 @@
 //! Everything that is decided, is decided in `replikv-proto`; what stands here moves bytes, reads clocks, calls stores
 //! and waits.
 
+mod backup;
 mod blocking;
 mod changes;
 mod clock;
@@ -17,6 +18,7 @@ mod transport;
 
 pub(crate) use error::error_chain;
 
+pub use backup::{BackedUp, BackupError, backup, mark_backup};
 pub use blocking::{Blocking, BlockingChanges, BlockingEntries, BlockingError, BlockingMaster, BlockingSlave};
 #[cfg(feature = "tcp")]
 pub use blocking::{Following, Serving};
@@ -28,8 +30,10 @@ pub use master::{
     SlaveSeen, SlotSeen, Write, WriteError, read_log, remote_status,
 };
 pub use reader::{Reader, ReaderStatus};
+pub use replikv_proto::{Displaced, OnDivergence, Resync};
 pub use slave::{
-    Ending, FollowError, Lag, Slave, SlaveConfig, SlaveProgress, SlaveState, SlaveStatus, WaitError, WaitFor,
+    Ending, FollowError, Lag, Quarantine, QuarantineFile, Slave, SlaveConfig, SlaveProgress, SlaveState, SlaveStatus,
+    WaitError, WaitFor,
 };
 pub use stored::role;
 pub use transport::{Codec, ConnectionError};

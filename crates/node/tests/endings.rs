@@ -7,7 +7,7 @@ use std::time::Duration;
 use futures_util::{FutureExt, SinkExt, StreamExt};
 use replikv_core::{Coverage, Cursor, Durability, Epoch, StoreLimits};
 use replikv_node::{Codec, Ending, Master, MasterConfig, Slave, SlaveConfig};
-use replikv_proto::{DecoderLimits, GoodbyeReason, Hello, Message};
+use replikv_proto::{DecoderLimits, GoodbyeReason, Hello, Message, OnDivergence};
 use support::{Error, Store, assert_equal, connect, follow, master, serve, slave, soon, store, until};
 use tokio::io::DuplexStream;
 use tokio_util::codec::Framed;
@@ -78,6 +78,7 @@ async fn stalled(master: &Master<Store>) -> Result<(Framed<DuplexStream, Codec>,
         ranges: Vec::new(),
         path: Vec::new(),
         temporary: false,
+        on_divergence: OnDivergence::Refuse,
     };
     stream.send(Message::Hello(hello)).await?;
     // Time is simulated: everything happens that can, and the session's buffer is full.

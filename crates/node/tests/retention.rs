@@ -8,7 +8,7 @@ use futures_util::SinkExt;
 use replikv_core::{Keyspace, StoreLimits};
 use replikv_node::{Codec, HealthState, Master, MasterConfig};
 use replikv_proto::layout::Checkpoint;
-use replikv_proto::{DecoderLimits, Hello, Message, Retention};
+use replikv_proto::{DecoderLimits, Hello, Message, OnDivergence, Retention};
 use support::{Error, Store, assert_equal, connect, entries, master, serve, slave, soon, store};
 use tokio::io::DuplexStream;
 use tokio::time::sleep;
@@ -128,6 +128,7 @@ async fn stalled(master: &Master<Store>) -> Framed<DuplexStream, Codec> {
         ranges: Vec::new(),
         path: Vec::new(),
         temporary: false,
+        on_divergence: OnDivergence::Refuse,
     };
     soon(stream.send(Message::Hello(hello))).await.unwrap();
     stream

@@ -14,7 +14,7 @@ use replikv_node::{
     Codec, Ending, FollowError, HealthState, Master, MasterConfig, ServeError, Slave, SlaveConfig, SlaveState,
     WaitError,
 };
-use replikv_proto::{DecoderLimits, GoodbyeReason, Hello, Message, Mode, Record, RejectCode, Welcome};
+use replikv_proto::{DecoderLimits, GoodbyeReason, Hello, Message, Mode, OnDivergence, Record, RejectCode, Welcome};
 use replikv_testkit::{ApplyFault, FaultStore};
 use support::{
     Error, Store, assert_equal, connect, contents, follow, followed, full, master, serve, slave, soon, store,
@@ -318,6 +318,7 @@ async fn a_stalled_slave_is_read_for_no_further_and_slows_nobody_down() -> Resul
         ranges: Vec::new(),
         path: Vec::new(),
         temporary: false,
+        on_divergence: OnDivergence::Refuse,
     };
     let before = source.faults().calls().scans;
     stream.send(Message::Hello(hello)).await?;

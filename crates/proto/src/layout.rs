@@ -5,7 +5,7 @@ use replikv_core::{Position, Seq, SourceId, StoreError};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
-use crate::EpochStart;
+use crate::{EpochStart, Resync};
 
 /// The format of what is kept in `Meta`.
 pub const LAYOUT_FORMAT: u8 = 1;
@@ -124,6 +124,31 @@ impl Floor {
 
 impl Stored for Floor {
     const WHAT: &'static str = "the floor of the log";
+}
+
+impl Resync {
+    /// Its key.
+    pub const KEY: &'static [u8] = b"resync";
+}
+
+impl Stored for Resync {
+    const WHAT: &'static str = "the resync under way";
+}
+
+/// Says that the store is a copy of another one, which may go on: whoever opens it must say as what.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Backup {
+    /// When it was complete; milliseconds since the Unix epoch. `None` while it is not.
+    pub taken_unix_ms: Option<u64>,
+}
+
+impl Backup {
+    /// Its key.
+    pub const KEY: &'static [u8] = b"backup";
+}
+
+impl Stored for Backup {
+    const WHAT: &'static str = "the mark of a backup";
 }
 
 /// Where the epochs of a history begin, oldest first.

@@ -9,6 +9,7 @@ compile_error!("`planted-bugs` loses data on purpose: it is for tests that are b
 
 mod applier;
 mod committer;
+mod divergence;
 pub mod layout;
 #[cfg(feature = "planted-bugs")]
 #[doc(hidden)]
@@ -29,6 +30,7 @@ pub use committer::{
     Abort, Answer, CommitGroup, Committer, CommitterConfig, Intent, LogEntry, LoneRecord, Step, TransactFn,
     TransactView, Work,
 };
+pub use divergence::{Displaced, Displacing, OnDivergence, Resync};
 pub use reconcile::{Compare, Compared, RangeSummary, Verdict};
 pub use record::{PreparedRecord, RECORD_FORMAT, Record, RecordDraft, RecordError, RecordHeader, RecordKind, origin};
 pub use retention::{Retention, Trim};

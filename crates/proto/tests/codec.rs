@@ -8,7 +8,7 @@ use proptest::prelude::*;
 use replikv_core::{Batch, Coverage, Cursor, Epoch, KeyRange, Seq, SourceId, StoreLimits};
 use replikv_proto::{
     Ack, Content, DecodeError, Decoder, DecoderLimits, Event, FRAME_HEADER_LEN, Hello, MAX_FRAME_LEN, Message,
-    PREAMBLE_LEN, Preamble, Records, origin,
+    OnDivergence, PREAMBLE_LEN, Preamble, Records, origin,
 };
 use support::{CRITICAL, MORE, decode_all, encode, feed, greeted, message, ops, preamble, seal};
 
@@ -255,6 +255,7 @@ fn a_hello_in_mid_copy_fits_whatever_the_longest_key_is() {
             ranges: Vec::new(),
             path: Vec::new(),
             temporary: false,
+            on_divergence: OnDivergence::Refuse,
         });
         let mut decoder = greeted();
         decoder.set_limits(DecoderLimits::for_hello(max_key));

@@ -14,11 +14,11 @@ use replikv_core::{
     Batch, Coverage, Cursor, Digest, EncodedOps, Epoch, Fill, Fingerprint, KeyRange, Position, Seq, SourceId,
     StoreLimits,
 };
-use replikv_proto::layout::{Checkpoint, Epochs, Floor, Head, Identity, Role, Stored};
+use replikv_proto::layout::{Backup, Checkpoint, Epochs, Floor, Head, Identity, Role, Stored};
 use replikv_proto::{
     Ack, Compare, Compared, Content, EpochStart, FRAME_HEADER_LEN, Goodbye, GoodbyeReason, Heartbeat, Hello, Message,
-    Mode, PreparedRecord, RangeSummary, Record, RecordDraft, RecordHeader, RecordKind, Records, Reject, RejectCode,
-    Request, RequestBody, Response, Slot, Verdict, Welcome, origin,
+    Mode, OnDivergence, PreparedRecord, RangeSummary, Record, RecordDraft, RecordHeader, RecordKind, Records, Reject,
+    RejectCode, Request, RequestBody, Response, Resync, Slot, Verdict, Welcome, origin,
 };
 use support::{CRITICAL, MORE, decode_all, encode, ops, preamble, seal};
 
@@ -73,6 +73,7 @@ fn messages() -> Vec<(&'static str, Message)> {
         ranges: Vec::new(),
         path: Vec::new(),
         temporary: false,
+        on_divergence: OnDivergence::Refuse,
     };
     let welcome = |mode| Welcome {
         source: source(),
@@ -85,7 +86,7 @@ fn messages() -> Vec<(&'static str, Message)> {
         log_bytes: 123_456,
         behind_bytes: 78_900,
         checkpoints: match mode {
-            Mode::Copy { .. } | Mode::Compare { .. } => vec![position(256), position(512)],
+            Mode::Copy { .. } | Mode::Compare { .. } | Mode::Resync { .. } => vec![position(256), position(512)],
             _ => Vec::new(),
         },
     };
@@ -103,12 +104,31 @@ fn messages() -> Vec<(&'static str, Message)> {
         ("frame_01_hello_again", Message::Hello(hello(Some(Cursor::at(position(300)))))),
         ("frame_01_hello_in_mid_copy", Message::Hello(hello(Some(cursor_that_copies())))),
         ("frame_01_hello_in_mid_comparison", Message::Hello(hello(Some(cursor_that_compares().for_hello())))),
+        (
+            "frame_01_hello_resync",
+            Message::Hello(Hello { on_divergence: OnDivergence::Resync, ..hello(Some(Cursor::at(position(300)))) }),
+        ),
+        (
+            "frame_01_hello_adopt_source",
+            Message::Hello(Hello {
+                on_divergence: OnDivergence::AdoptSource,
+                ..hello(Some(Cursor::at(position(300))))
+            }),
+        ),
         ("frame_02_challenge", Message::Challenge(Bytes::from_static(b"opaque"))),
         ("frame_03_auth", Message::Auth(Bytes::from_static(b"opaque"))),
         ("frame_04_welcome_resume", Message::Welcome(welcome(Mode::Resume))),
         ("frame_04_welcome_copy", Message::Welcome(welcome(Mode::Copy { from: position(1000) }))),
         ("frame_04_welcome_compare", Message::Welcome(welcome(Mode::Compare { from: position(1000) }))),
         ("frame_04_welcome_wait", Message::Welcome(welcome(Mode::Wait))),
+        (
+            "frame_04_welcome_resync",
+            Message::Welcome(welcome(Mode::Resync {
+                from: position(1000),
+                reason: RejectCode::SlaveAhead,
+                ancestor: Some(position(256)),
+            })),
+        ),
         ("frame_05_reject", Message::Reject(Reject { code: RejectCode::Busy, words: words(), retry: true })),
         ("frame_06_records", Message::Records(records)),
         ("frame_07_ack", Message::Ack(Ack { applied, durable, consistent })),
@@ -175,6 +195,12 @@ fn stored() -> Vec<(&'static str, Bytes, Meaning)> {
     fn checkpoint() -> Checkpoint {
         Checkpoint { position: position(512), log_bytes: 55_667, uptime_ms: 777 }
     }
+    fn resync() -> Resync {
+        Resync { reason: RejectCode::Diverged, was: position(300), ancestor: Some(position(256)) }
+    }
+    fn backup() -> Backup {
+        Backup { taken_unix_ms: Some(1_700_000_000_000) }
+    }
     fn slot() -> Slot {
         Slot { position: position(300), seen_unix_ms: 1_700_000_000_000, seen_uptime_ms: 777 }
     }
@@ -187,6 +213,11 @@ fn stored() -> Vec<(&'static str, Bytes, Meaning)> {
         ("stored_floor", floor().to_bytes(), |b| same(b, &floor())),
         ("stored_epochs", epochs().to_bytes(), |b| same(b, &epochs())),
         ("stored_checkpoint", checkpoint().to_bytes(), |b| same(b, &checkpoint())),
+        ("stored_resync", resync().to_bytes(), |b| same(b, &resync())),
+        ("stored_backup", backup().to_bytes(), |b| same(b, &backup())),
+        ("stored_backup_begun", Backup { taken_unix_ms: None }.to_bytes(), |b| {
+            same(b, &Backup { taken_unix_ms: None })
+        }),
         ("stored_slot", slot().to_bytes(), |b| same(b, &slot())),
         ("stored_cursor", Cursor::at(position(300)).to_bytes(), |b| {
             Cursor::from_bytes(b) == Some(Cursor::at(position(300)))

@@ -5,11 +5,11 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use anyhow::{Context, anyhow};
-use replikv::{FollowError, LinkId, Slave, SlaveConfig, SlaveState};
+use replikv::{FollowError, LinkId, OpenError, QuarantineFile, Slave, SlaveConfig, SlaveState};
 use tokio::net::TcpStream;
 use tokio::time::{sleep, timeout};
 
-use crate::args;
+use crate::args::{self, OnDivergence};
 use crate::interrupt::{INTERRUPTED, Interrupt};
 use crate::store::{self, Store};
 use crate::ui;
@@ -18,9 +18,8 @@ const CONNECT: Duration = Duration::from_secs(10);
 
 pub(crate) async fn run(args: args::Follow, json: bool) -> anyhow::Result<ExitCode> {
     // Before anything else: a bad name leaves nothing behind.
-    LinkId::new(args.id.as_str())?;
-    let config = SlaveConfig::new(&args.id);
-    let config = if args.once { config.temporary() } else { config };
+    LinkId::new(args.name())?;
+    let config = config(&args)?;
     let mut interrupt = Interrupt::new()?;
     // Before the store is made: a name that leads nowhere leaves nothing behind.
     super::check_address(&args.from).await?;
@@ -30,7 +29,12 @@ pub(crate) async fn run(args: args::Follow, json: bool) -> anyhow::Result<ExitCo
         None => None,
     };
     super::expose_metrics(args.metrics, args.insecure, json).await?;
-    let slave = Slave::open(store::open(&args.store)?, config).await.with_context(|| args.store.clone())?;
+    // A backup is there.
+    let store = if args.as_slave.is_some() { store::open_existing(&args.store)? } else { store::open(&args.store)? };
+    let slave = Slave::open(store, config).await.map_err(|error| match error {
+        OpenError::Backup => store::is_backup(&args.store),
+        error => anyhow::Error::new(error).context(args.store.clone()),
+    })?;
     if let Some(listener) = probes {
         let address = listener.local_addr()?;
         tokio::spawn(slave.clone().serve_status_tcp(listener));
@@ -62,6 +66,12 @@ pub(crate) async fn run(args: args::Follow, json: bool) -> anyhow::Result<ExitCo
     let closed = closed.with_context(|| args.store.clone());
     let code = result?;
     closed?;
+    if progress.resyncs > 0
+        && let Some(path) = &args.quarantine
+    {
+        let (entries, path) = (ui::thousands(progress.quarantined), path.display());
+        note!("replikv: the slave's history had parted from its master's; {entries} entries are kept in {path}");
+    }
     if args.once && code.is_none() {
         let seq = progress.position.map_or(0, |position| position.seq.as_u64());
         if json {
@@ -71,6 +81,31 @@ pub(crate) async fn run(args: args::Follow, json: bool) -> anyhow::Result<ExitCo
         }
     }
     Ok(code.unwrap_or(ExitCode::SUCCESS))
+}
+
+fn config(args: &args::Follow) -> anyhow::Result<SlaveConfig> {
+    let mut config = SlaveConfig::new(args.name());
+    if args.once {
+        config = config.temporary();
+    }
+    if args.as_slave.is_some() {
+        config = config.from_backup();
+    }
+    let Some(path) = &args.quarantine else { return Ok(config) };
+    let quarantine = QuarantineFile::new(path);
+    // Before anything else: not when the first entry is to be kept.
+    quarantine.check().with_context(|| path.display().to_string())?;
+    Ok(match args.on_divergence {
+        OnDivergence::Refuse => config,
+        OnDivergence::Resync => config.resync(quarantine),
+        OnDivergence::AdoptSource => config.adopt_source(quarantine),
+    })
+}
+
+impl args::Follow {
+    fn name(&self) -> &str {
+        self.as_slave.as_deref().or(self.id.as_deref()).unwrap_or_default()
+    }
 }
 
 async fn connect(address: &str) -> anyhow::Result<TcpStream> {
@@ -114,9 +149,9 @@ async fn announce(slave: &Slave<Store>, args: &args::Follow, json: bool) -> anyh
         }
     }
     if json {
-        say!("{}", serde_json::json!({ "following": args.from, "store": args.store, "id": args.id }))?;
+        say!("{}", serde_json::json!({ "following": args.from, "store": args.store, "id": args.name() }))?;
     } else {
-        say!("following {} into {} as {}", args.from, args.store, args.id)?;
+        say!("following {} into {} as {}", args.from, args.store, args.name())?;
     }
     let show = async {
         loop {

@@ -1,9 +1,11 @@
 //! The commands, one module each.
 
+mod backup;
 mod bench;
 mod demo;
 mod export;
 mod follow;
+mod forget;
 mod import;
 mod log;
 mod point;
@@ -70,6 +72,8 @@ pub(crate) async fn run(args: Args) -> anyhow::Result<ExitCode> {
         Command::Del(args) => point::del(args, json).await,
         Command::Scan(args) => scan::run(args, json).await,
         Command::Status(args) => status::run(args, json).await,
+        Command::Backup(args) => backup::run(args, json).await,
+        Command::Forget(args) => forget::run(args, json).await,
         Command::Verify(args) => verify::run(args, json).await,
         Command::Log(args) => log::run(args, json).await,
         Command::Bench(args) => bench::run(args, json).await,

@@ -24,11 +24,17 @@ pub(crate) async fn run(args: args::Serve, json: bool) -> anyhow::Result<ExitCod
         None => None,
     };
     let address = listener.local_addr()?;
-    super::expose_metrics(args.metrics, args.insecure, json).await?;
+    // Before anything is said: whoever reads it may end this at once.
     let mut interrupt = Interrupt::new()?;
     let mut end = Interrupt::new()?;
-    let master =
-        store::open_master(store::open(&args.store)?, &args.store, MasterConfig::default().limits(limits)).await?;
+    super::expose_metrics(args.metrics, args.insecure, json).await?;
+    let config = MasterConfig::default().limits(limits);
+    let (store, config) = match args.new_epoch {
+        // Of what was there before, or of nothing: a new store begins with an epoch anyway.
+        true => (store::open_existing(&args.store)?, config.new_epoch()),
+        false => (store::open(&args.store)?, config),
+    };
+    let master = store::open_master(store, &args.store, config).await?;
     let serving = tokio::spawn(master.clone().serve_tcp(listener));
     let feeding = async {
         if json {

@@ -4,7 +4,7 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use anyhow::{Context, anyhow, bail};
-use replikv::proto::layout::{Floor, Head, Stored};
+use replikv::proto::layout::{Backup, Floor, Head, Stored};
 use replikv::{Cursor, KeyRange, Keyspace, ReplicaStoreExt, Role, remote_status, role};
 use serde_json::{Value, json};
 use tokio::net::TcpStream;
@@ -65,6 +65,10 @@ async fn look(url: &str) -> anyhow::Result<Value> {
             json!({ "role": role, "position": found.map(|cursor| cursor.position), "consistent": consistent })
         }
     };
+    let mut status = status;
+    if let Some(bytes) = store.get(Keyspace::Meta, Backup::KEY).await? {
+        status["backup"] = json!({ "taken_unix_ms": Backup::from_bytes(&bytes)?.taken_unix_ms });
+    }
     store.close().await?;
     Ok(status)
 }

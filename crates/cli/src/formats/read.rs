@@ -161,6 +161,9 @@ struct Line {
     start_b64: Option<String>,
     end: Option<String>,
     end_b64: Option<String>,
+    /// Of a quarantine: how the entry came to be there. It says nothing of what to do with it.
+    #[serde(rename = "quarantine")]
+    _quarantine: Option<serde::de::IgnoredAny>,
 }
 
 fn parse_json(line: &[u8], any_op: bool) -> anyhow::Result<Operation> {
@@ -308,6 +311,8 @@ mod tests {
         let json = b"{\"key\":\"k\",\"value\":\"v\"}\n\n{\"key_b64\":\"/w==\",\"value\":\"\"}\n";
         assert_eq!(read(Format::Ndjson, json).unwrap(), [put(b"k", b"v"), put(b"\xFF", b"")]);
         assert_eq!(read(Format::Tsv, b"k\tv\tw\n\xFF\t").unwrap(), [put(b"k", b"v\tw"), put(b"\xFF", b"")]);
+        let kept = b"{\"key\":\"k\",\"value\":\"v\",\"quarantine\":{\"seq\":7,\"ancestor\":null}}\n";
+        assert_eq!(read(Format::Ndjson, kept).unwrap(), [put(b"k", b"v")]);
         let csv = b"id,value,key\n1,\"a,\nb\",k\n2,,l\n";
         assert_eq!(read(Format::Csv, csv).unwrap(), [put(b"k", b"a,\nb"), put(b"l", b"")]);
     }

@@ -1,5 +1,6 @@
 //! The program, driven as people and scripts drive it: by its arguments, its output and its exit code.
 
+mod backup;
 mod demo;
 mod deploy;
 mod files;

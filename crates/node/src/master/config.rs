@@ -36,6 +36,7 @@ pub struct MasterConfig {
     pub(crate) chunk: usize,
     pub(crate) compare_bytes_per_second: Option<u64>,
     pub(crate) log_readers: usize,
+    pub(crate) new_epoch: bool,
 }
 
 impl Default for MasterConfig {
@@ -55,11 +56,23 @@ impl Default for MasterConfig {
             chunk: 256 << 10,
             compare_bytes_per_second: None,
             log_readers: 4,
+            new_epoch: false,
         }
     }
 }
 
 impl MasterConfig {
+    /// Begins a new epoch when the store is opened: what a backup of a master needs to go on as the master. Default: no.
+    ///
+    /// What its slaves had beyond the backup is no longer part of the history: they are refused, or resync. The master
+    /// that the backup was taken of must never run again: slaves tell the two apart, writers do not. Say it once, since
+    /// each opening begins another epoch.
+    #[must_use]
+    pub fn new_epoch(mut self) -> Self {
+        self.new_epoch = true;
+        self
+    }
+
     /// When records are durable, and published. Default: [`Commit::Synced`].
     #[must_use]
     pub fn commit(mut self, commit: Commit) -> Self {

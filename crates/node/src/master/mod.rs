@@ -94,6 +94,8 @@ pub(crate) struct Inner<S> {
     log_reads: Semaphore,
     /// How much data there was when somebody last asked. Whoever counts holds it.
     measured: AsyncMutex<Option<log::Measured>>,
+    /// What is being read, and needs the log from here on: backups.
+    held: Mutex<Vec<replikv_core::Seq>>,
     /// A record up to here is damaged: the log begins after it.
     damaged: Mutex<Option<replikv_core::Seq>>,
     wake: Notify,
@@ -151,6 +153,7 @@ impl<S: ReplicaStore> Master<S> {
             session_permits: Arc::new(Semaphore::new(config.max_sessions.min(Semaphore::MAX_PERMITS))),
             log_reads: Semaphore::new(config.log_readers.min(Semaphore::MAX_PERMITS)),
             measured: AsyncMutex::new(None),
+            held: Mutex::default(),
             damaged: Mutex::new(None),
             wake: Notify::new(),
             queue: Arc::new(Semaphore::new(write::permits(config.queue_bytes))),

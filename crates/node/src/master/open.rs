@@ -5,7 +5,7 @@ use replikv_core::{
     Durability, EncodedOps, Epoch, Keyspace, Position, ReplicaStore, ReplicaStoreExt, Seq, SourceId, StoreError,
     StoreLimits, WriteSet,
 };
-use replikv_proto::layout::{Checkpoint, Epochs, Floor, Head, Identity, Role, Stored};
+use replikv_proto::layout::{Backup, Checkpoint, Epochs, Floor, Head, Identity, Role, Stored};
 use replikv_proto::{EpochStart, PreparedRecord, RecordDraft, RecordKind, Slots, origin};
 
 use super::MasterConfig;
@@ -32,6 +32,10 @@ const OVERHEAD: usize = 64 << 10;
 
 pub(super) async fn open<S: ReplicaStore>(store: &S, config: &MasterConfig) -> Result<Opened, OpenError> {
     let limits = limits(store, config)?;
+    let backup: Option<Backup> = stored::read(store, Backup::KEY).await?;
+    if backup.is_some_and(|backup| backup.taken_unix_ms.is_none()) {
+        return Err(OpenError::UnfinishedBackup);
+    }
     match stored::read::<S, Identity>(store, Identity::KEY).await? {
         Some(Identity { role: Role::Master, source: Some(_) }) => {}
         Some(Identity { role: Role::Master, .. }) => {
@@ -39,6 +43,11 @@ pub(super) async fn open<S: ReplicaStore>(store: &S, config: &MasterConfig) -> R
         }
         Some(Identity { role, .. }) => return Err(OpenError::Role { found: role, wanted: Role::Master }),
         None => begin(store).await?,
+    }
+    if config.new_epoch {
+        begin_epoch(store).await?;
+    } else if backup.is_some() {
+        return Err(OpenError::Backup);
     }
     let head: Head = stored::require(store, Head::KEY).await?;
     let epochs: Epochs = stored::require(store, Epochs::KEY).await?;
@@ -86,6 +95,31 @@ async fn begin<S: ReplicaStore>(store: &S) -> Result<(), OpenError> {
     writes.put(Keyspace::Meta, Head::KEY, head.to_bytes())?;
     writes.put(Keyspace::Meta, Floor::KEY, floor.to_bytes())?;
     writes.put(Keyspace::Meta, Epochs::KEY, epochs.to_bytes())?;
+    Ok(store.apply(writes.build(), Durability::Synced).await?)
+}
+
+// One write set as well: the record that begins the epoch, and the end of the mark that asked for it.
+async fn begin_epoch<S: ReplicaStore>(store: &S) -> Result<(), OpenError> {
+    let before: Head = stored::require(store, Head::KEY).await?;
+    let mut epochs: Epochs = stored::require(store, Epochs::KEY).await?;
+    let number = before.position.epoch.number.checked_add(1);
+    let number = number.ok_or_else(|| StoreError::Corrupt { what: "there are no more epochs".into() })?;
+    let epoch = Epoch { number, nonce: u64::from_le_bytes(random()?) };
+    let mut log = Beginning { at: before.position, bytes: 0, writes: WriteSet::builder() };
+    log.writes.require(Head::KEY, Some(before.to_bytes()));
+    log.record(epoch, RecordKind::Epoch)?;
+    let head = Head { position: log.at, log_bytes: before.log_bytes + log.bytes, ..before };
+    epochs.0.push(EpochStart { epoch, first: log.at.seq });
+    let end = Checkpoint { position: before.position, log_bytes: before.log_bytes, uptime_ms: before.uptime_ms };
+    let mut writes = log.writes;
+    writes.put(Keyspace::Meta, Head::KEY, head.to_bytes())?;
+    writes.put(Keyspace::Meta, Epochs::KEY, epochs.to_bytes())?;
+    writes.put(Keyspace::Meta, end.key(), end.to_bytes())?;
+    if Checkpoint::is_due(head.position.seq) {
+        let due = Checkpoint { position: head.position, log_bytes: head.log_bytes, uptime_ms: head.uptime_ms };
+        writes.put(Keyspace::Meta, due.key(), due.to_bytes())?;
+    }
+    writes.delete(Keyspace::Meta, Backup::KEY)?;
     Ok(store.apply(writes.build(), Durability::Synced).await?)
 }
 

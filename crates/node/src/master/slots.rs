@@ -1,7 +1,7 @@
 //! Slots, as a master keeps them: noted by sessions and consumers, written by the commit task.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use replikv_core::{
     Durability, KeyRange, Keyspace, Position, ReplicaStore, ReplicaStoreExt, ScanOptions, Seq, StoreError,
@@ -110,8 +110,38 @@ impl<S> Inner<S> {
         self.uptime_before.saturating_add(u64::try_from(running).unwrap_or(u64::MAX))
     }
 
+    /// Keeps the log from what is published now on, up to the cap, for as long as the guard lives.
+    pub(crate) fn hold_log(&self) -> HeldLog<'_, S> {
+        // Under the lock: what is trimmed meanwhile lies before.
+        let mut held = self.held_logs();
+        let from = self.view().published.seq;
+        held.push(from);
+        drop(held);
+        HeldLog { inner: self, from }
+    }
+
+    fn held_logs(&self) -> MutexGuard<'_, Vec<Seq>> {
+        self.held.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     pub(crate) fn slot_time(&self) -> SlotTime {
         SlotTime { unix_ms: crate::clock::unix_ms(), uptime_ms: self.uptime_ms() }
+    }
+}
+
+/// See [`Inner::hold_log`].
+#[derive(Debug)]
+pub(crate) struct HeldLog<'a, S> {
+    inner: &'a Inner<S>,
+    from: Seq,
+}
+
+impl<S> Drop for HeldLog<'_, S> {
+    fn drop(&mut self) {
+        let mut held = self.inner.held_logs();
+        if let Some(at) = held.iter().position(|from| *from == self.from) {
+            held.swap_remove(at);
+        }
     }
 }
 
@@ -173,7 +203,8 @@ impl<S: ReplicaStore> Inner<S> {
     pub(super) fn held(&self) -> Option<Seq> {
         let floor = self.view().floor.seq;
         let slot = self.slots.with(|slots| slots.slowest(floor).map(|(_, seq)| seq));
-        [slot, self.sessions.slowest()].into_iter().flatten().min()
+        let backup = self.held_logs().iter().min().copied();
+        [slot, self.sessions.slowest(), backup].into_iter().flatten().min()
     }
 
     pub(super) fn slots_seen(&self) -> Vec<SlotSeen> {

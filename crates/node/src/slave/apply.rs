@@ -1,11 +1,14 @@
 //! The task that commits: takes what has arrived, a group at a time, into the store.
 
+use std::io;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
-use replikv_core::{Cursor, Durability, KeyRange, Outcome, Position, ReplicaStore, StoreError, WriteSet};
-use replikv_proto::{Applier, Content, Group, Record};
+use replikv_core::{
+    Cursor, Durability, KeyRange, Keyspace, Outcome, Position, ReplicaStore, ScanOptions, StoreError, WriteSet,
+};
+use replikv_proto::{Applier, Content, Displacing, Group, Record, Resync};
 use tokio::sync::{Notify, mpsc};
 use tokio::time::{Instant, sleep, sleep_until};
 use tokio_util::sync::CancellationToken;
@@ -20,6 +23,7 @@ use crate::clock::ahead;
 #[derive(Debug)]
 pub(super) enum Item {
     Begin(Cursor),
+    Resync(Cursor, Resync),
     Record(Record),
     Content(Content),
     Covered(KeyRange, Position),
@@ -29,7 +33,7 @@ pub(super) enum Item {
 impl Item {
     fn byte_len(&self) -> usize {
         match self {
-            Self::Begin(_) => 0,
+            Self::Begin(_) | Self::Resync(..) => 0,
             Self::Record(record) => record.byte_len(),
             Self::Content(content) => content.entries.byte_len(),
             Self::Covered(range, _) => Applier::covered_len(range),
@@ -104,6 +108,8 @@ pub(super) struct ApplyTask<S> {
 }
 
 const ATTEMPTS: u32 = 6;
+/// How much of the slave's own data is read at once to see what is displaced, in bytes.
+const QUARANTINE_BYTES: usize = 1 << 20;
 
 impl<S: ReplicaStore> ApplyTask<S> {
     pub(super) fn new(
@@ -153,6 +159,7 @@ impl<S: ReplicaStore> ApplyTask<S> {
     fn push(&mut self, item: Item) {
         match item {
             Item::Begin(cursor) => self.applier.begin(cursor),
+            Item::Resync(cursor, resync) => self.applier.begin_resync(cursor, resync),
             Item::Record(record) => self.applier.push_record(record),
             Item::Content(content) => self.applier.push_content(content),
             Item::Covered(range, read_at) => self.applier.push_covered(range, read_at),
@@ -165,6 +172,9 @@ impl<S: ReplicaStore> ApplyTask<S> {
         let durability = self.inner.config.durability;
         let mut folded = None;
         let begun = Instant::now();
+        if let Some(displacing) = &group.displacing {
+            self.quarantine(displacing).await?;
+        }
         // A large value is the store's alone, which frees it while it copies it. What the store does not take then is not
         // there to be tried again: the next connection brings it.
         let once = !group.writes.is_joined() && !self.inner.feed.is_heard();
@@ -197,6 +207,32 @@ impl<S: ReplicaStore> ApplyTask<S> {
             self.sync_at = Some(ahead(self.inner.config.sync_every));
         }
         Ok(folded)
+    }
+
+    // Before anything of the group is applied: what it takes the place of is nowhere else.
+    async fn quarantine(&self, displacing: &Displacing) -> Result<(), FollowError> {
+        let inner = &self.inner;
+        let none = || FollowError::Quarantine { source: io::Error::other("none is configured") };
+        let quarantine = inner.config.quarantine.as_ref().ok_or_else(none)?;
+        let mut kept = 0;
+        for content in &displacing.contents {
+            let mut rest = Some(content.range.clone());
+            while let Some(range) = rest.take() {
+                let options = ScanOptions::default().max_entries(usize::MAX).max_bytes(QUARANTINE_BYTES);
+                let page = inner.store.scan(Keyspace::Data, range, options).await?;
+                let displaced = Displacing::displaced(content, page.ops());
+                if !displaced.is_empty() {
+                    kept += displaced.len() as u64;
+                    let words = |source| FollowError::Quarantine { source };
+                    quarantine.keep(&displacing.resync, displaced).await.map_err(words)?;
+                }
+                rest = page.rest().cloned();
+            }
+        }
+        if kept > 0 {
+            inner.tracker.quarantined(kept);
+        }
+        Ok(())
     }
 
     // The store's future is polled until it answers, whatever else goes on: a write set is never left undecided here.

@@ -1,8 +1,12 @@
 //! How a slave behaves.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use replikv_core::{Durability, LinkId};
+use replikv_proto::OnDivergence;
+
+use super::Quarantine;
 
 /// The settings of a [`Slave`](super::Slave). Every setting but the name has a default.
 #[derive(Debug, Clone)]
@@ -16,6 +20,9 @@ pub struct SlaveConfig {
     pub(crate) handshake_timeout: Duration,
     pub(crate) backoff: (Duration, Duration),
     pub(crate) stale_after: Duration,
+    pub(crate) on_divergence: OnDivergence,
+    pub(crate) quarantine: Option<Arc<dyn Quarantine>>,
+    pub(crate) from_backup: bool,
 }
 
 impl SlaveConfig {
@@ -34,6 +41,9 @@ impl SlaveConfig {
             handshake_timeout: Duration::from_secs(10),
             backoff: (Duration::from_millis(100), Duration::from_secs(10)),
             stale_after: Duration::from_secs(30),
+            on_divergence: OnDivergence::Refuse,
+            quarantine: None,
+            from_backup: false,
         }
     }
 
@@ -87,6 +97,44 @@ impl SlaveConfig {
     #[must_use]
     pub fn reconnect(mut self, first: Duration, longest: Duration) -> Self {
         self.backoff = (first, longest.max(first));
+        self
+    }
+
+    /// Becomes what its master is when their histories have parted: when the master was restored from a backup, has lost
+    /// batches, or is a copy of the one that was followed. Default: the slave stays refused, and its owner decides.
+    ///
+    /// Ranges are compared, and only what differs is replaced. Every entry that the slave loses, because the master holds
+    /// another value or none, is written to `quarantine` and synced before it is overwritten: a
+    /// [`QuarantineFile`](super::QuarantineFile), or a place of your own. Nobody can tell which of both sides wrote what
+    /// differs, so that what the master changed since is in it as well. Until it is through, the slave holds no state of
+    /// any master, as while it compares.
+    ///
+    /// Another source stays refused: see [`adopt_source`](Self::adopt_source). So does a master that holds nothing.
+    #[must_use]
+    pub fn resync(mut self, quarantine: impl Quarantine) -> Self {
+        self.quarantine = Some(Arc::new(quarantine));
+        if self.on_divergence == OnDivergence::Refuse {
+            self.on_divergence = OnDivergence::Resync;
+        }
+        self
+    }
+
+    /// As [`resync`](Self::resync), also where the master is another one altogether. Say this once, and not by habit: with
+    /// it a wrong address replaces all that the slave holds. Default: no.
+    #[must_use]
+    pub fn adopt_source(mut self, quarantine: impl Quarantine) -> Self {
+        self.quarantine = Some(Arc::new(quarantine));
+        self.on_divergence = OnDivergence::AdoptSource;
+        self
+    }
+
+    /// Takes a store that is a backup of a master: it becomes this slave's, and goes on from where the backup was taken,
+    /// without a copy. The log that is in it goes. Default: no, a backup of a master is refused.
+    ///
+    /// A store that is a slave's already stays what it is.
+    #[must_use]
+    pub fn from_backup(mut self) -> Self {
+        self.from_backup = true;
         self
     }
 

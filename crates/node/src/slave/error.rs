@@ -1,5 +1,7 @@
 //! How following ends, and why waiting fails.
 
+use std::io;
+
 use replikv_core::StoreError;
 use replikv_proto::{GoodbyeReason, ProtocolError, Refusal};
 
@@ -36,6 +38,13 @@ pub enum FollowError {
     /// The slave's own store failed.
     #[error(transparent)]
     Store(StoreError),
+    /// What a resync takes the place of could not be kept. Nothing of it was overwritten; it is tried again.
+    #[error("what the slave would lose cannot be quarantined, and stays")]
+    Quarantine {
+        /// What the quarantine reported.
+        source: io::Error,
+    },
+
     /// Somebody else moves the cursor of this link: two slaves share one store.
     #[error("another process writes to this slave's store")]
     Fenced,
@@ -55,6 +64,8 @@ impl FollowError {
             // The space may come back, and an unknown outcome is settled by reopening.
             Self::Store(StoreError::StoreFull { .. } | StoreError::Fatal { .. } | StoreError::Backend { .. }) => true,
             Self::Store(error) => error.is_retryable(),
+            // Space comes back, and so do file systems.
+            Self::Quarantine { .. } => true,
             Self::Fenced | Self::AlreadyFollowing => false,
         }
     }

@@ -6,7 +6,7 @@ use std::time::Duration;
 use replikv_core::{
     EncodedOps, KeyRange, Keyspace, ReplicaStore, ReplicaStoreExt, ScanOptions, StoreError, StoreLimits,
 };
-use replikv_proto::{Applier, DecoderLimits, SlaveAction, SlaveSession, SlaveSessionConfig};
+use replikv_proto::{Applier, DecoderLimits, Resync, SlaveAction, SlaveSession, SlaveSessionConfig};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::sync::{OwnedMutexGuard, oneshot};
 use tokio::task::JoinHandle;
@@ -109,7 +109,7 @@ impl<S: ReplicaStore> Slave<S> {
         let session = self.session().await?;
         let target = inner.config.group_bytes.unwrap_or_else(|| inner.store.preferred_write_set());
         let target = target.min(usable(inner.store.limits()).max_batch).max(1);
-        let applier = Applier::new(inner.config.link.clone(), session.cursor.clone(), target);
+        let applier = Applier::new(inner.config.link.clone(), session.cursor.clone(), target).resyncing(session.resync);
         inner.tracker.rewound(session.cursor.as_ref());
         let (queue, items, backlog) = Queue::new(target.saturating_mul(2));
         let task = ApplyTask::new(inner.clone(), items, backlog.clone(), applier, abandoned);
@@ -132,6 +132,8 @@ impl<S: ReplicaStore> Slave<S> {
             limits: usable(inner.store.limits()),
             temporary: inner.config.temporary,
             handshake_timeout: inner.config.handshake_timeout,
+            on_divergence: inner.config.on_divergence,
+            resync: stored::read(&inner.store, Resync::KEY).await?,
         })
     }
 
@@ -155,6 +157,18 @@ impl<S: ReplicaStore> Slave<S> {
                 match action {
                     SlaveAction::Send(message) => connection.send(&message)?,
                     SlaveAction::Begin(cursor) => queue.push(Item::Begin(cursor)),
+                    SlaveAction::Resync(cursor, resync) => {
+                        // What is told from here on is about the history that it joins.
+                        inner.tracker.resyncs(&cursor);
+                        tracing::warn!(
+                            target: "replikv::slave",
+                            follower = %inner.config.name,
+                            reason = ?resync.reason,
+                            seq = %resync.was.seq,
+                            "this slave's history has parted from its master's: it resyncs, and quarantines what it loses"
+                        );
+                        queue.push(Item::Resync(cursor, resync));
+                    }
                     SlaveAction::Apply(record) => queue.push(Item::Record(record)),
                     SlaveAction::Copy(content) => queue.push(Item::Content(content)),
                     SlaveAction::Covered { range, read_at } => queue.push(Item::Covered(range, read_at)),

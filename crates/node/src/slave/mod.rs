@@ -5,6 +5,8 @@ mod config;
 mod error;
 mod follow;
 mod probe;
+mod quarantine;
+mod restore;
 mod status;
 #[cfg(feature = "tcp")]
 mod tcp;
@@ -23,6 +25,7 @@ use tokio_util::sync::CancellationToken;
 
 pub use self::config::SlaveConfig;
 pub use self::error::{Ending, FollowError, WaitError};
+pub use self::quarantine::{Quarantine, QuarantineFile};
 use self::status::Tracker;
 pub use self::status::{Lag, SlaveProgress, SlaveState, SlaveStatus};
 pub use self::wait::WaitFor;
@@ -73,12 +76,13 @@ impl<S: ReplicaStore> Slave<S> {
     /// Opens a slave on `store`: an empty one, or one that followed before.
     ///
     /// # Errors
-    /// [`OpenError::Name`] if the configured name is none; [`OpenError::Role`] if the store is a master's;
+    /// [`OpenError::Name`] if the configured name is none; [`OpenError::Role`] if the store is a master's, and
+    /// [`OpenError::Backup`] if it is a backup of one and the configuration does not say that it takes it;
     /// [`OpenError::OtherLink`] if it follows under another link's name: one store has one lineage. A store with data
     /// that came from no master opens, and is refused when it follows; nothing is written to it.
     pub async fn open(store: S, config: SlaveConfig) -> Result<Self, OpenError> {
         LinkId::new(config.name.as_str())?;
-        let identity = stored::read(&store, Identity::KEY).await?;
+        let identity = restore::identity(&store, &config).await?;
         if let Some(Identity { role: Role::Master, .. }) = identity {
             return Err(OpenError::Role { found: Role::Master, wanted: Role::Slave });
         }

@@ -87,6 +87,10 @@ pub struct SlaveStatus {
     /// How often it began to compare what it holds with its master, since the slave was opened: what it missed was no
     /// longer in the log, or more than there is data.
     pub comparisons: u64,
+    /// How often it began to resync, since the slave was opened: its history had parted from its master's.
+    pub resyncs: u64,
+    /// How many entries were quarantined, since the slave was opened.
+    pub quarantined: u64,
 }
 
 /// Keeps the facts; the status is made of them when somebody asks.
@@ -115,6 +119,8 @@ struct Facts {
     groups: u64,
     connections: u64,
     comparisons: u64,
+    resyncs: u64,
+    quarantined: u64,
     /// How what is not covered is filled, as committed.
     fill: Option<Fill>,
     /// Copies and comparisons that were begun since the data was last a state of the master.
@@ -170,10 +176,10 @@ impl Tracker {
             facts.applied_bytes = 0;
             facts.trouble = None;
             facts.connections += 1;
-            facts.comparisons += u64::from(matches!(welcome.mode, Mode::Compare { .. }));
-            facts.begun += u64::from(matches!(welcome.mode, Mode::Compare { .. } | Mode::Copy { .. }));
+            facts.comparisons += u64::from(matches!(welcome.mode, Mode::Compare { .. } | Mode::Resync { .. }));
+            facts.begun += u64::from(welcome.mode.from().is_some());
         });
-        let begins = matches!(welcome.mode, Mode::Compare { .. } | Mode::Copy { .. });
+        let begins = welcome.mode.from().is_some();
         self.progress.send_modify(|progress| {
             progress.connected = true;
             // In one step: who waits must not see a connection, and the head of an earlier one.
@@ -245,6 +251,24 @@ impl Tracker {
         });
     }
 
+    /// The history that the slave was in is left. What it had acknowledged there counts for nothing in the new one.
+    pub(super) fn resyncs(&self, cursor: &Cursor) {
+        self.change(|facts| {
+            facts.resyncs += 1;
+            facts.filled_in(Some(cursor));
+        });
+        self.progress.send_modify(|progress| {
+            progress.position = Some(cursor.position);
+            progress.consistent = false;
+            progress.durable = Seq::ZERO;
+        });
+    }
+
+    /// So many entries were quarantined.
+    pub(super) fn quarantined(&self, entries: u64) {
+        self.change(|facts| facts.quarantined += entries);
+    }
+
     pub(super) fn disconnected(&self, reason: String) {
         self.trouble(HealthState::Disconnected, reason);
     }
@@ -256,7 +280,10 @@ impl Tracker {
                 _ => HealthState::Blocked,
             },
             FollowError::Store(StoreError::Closed) => HealthState::Stopped,
-            FollowError::Store(_) | FollowError::Fenced | FollowError::AlreadyFollowing => HealthState::Blocked,
+            FollowError::Store(_)
+            | FollowError::Fenced
+            | FollowError::AlreadyFollowing
+            | FollowError::Quarantine { .. } => HealthState::Blocked,
             FollowError::Connection(_) | FollowError::Protocol(_) => HealthState::Disconnected,
         };
         self.trouble(state, crate::error_chain(error));
@@ -316,6 +343,8 @@ impl Tracker {
             groups: facts.groups,
             connections: facts.connections,
             comparisons: facts.comparisons,
+            resyncs: facts.resyncs,
+            quarantined: facts.quarantined,
         }
     }
 

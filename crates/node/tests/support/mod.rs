@@ -71,6 +71,17 @@ pub(crate) async fn followed(master: &Master<Store>, name: &str) -> Store {
     FaultStore::new(store.inner().open_again())
 }
 
+/// What a backup is: every keyspace, as it was.
+pub(crate) async fn copy_of(store: &impl ReplicaStore) -> Store {
+    let inner = MemoryStore::new();
+    for keyspace in Keyspace::ALL {
+        for (key, value) in entries(store, keyspace).await {
+            inner.apply_one(keyspace, replikv_core::Op::Put { key: &key, value: &value }).await.unwrap();
+        }
+    }
+    FaultStore::new(inner)
+}
+
 pub(crate) async fn contents(store: &impl ReplicaStore) -> Contents {
     entries(store, Keyspace::Data).await
 }

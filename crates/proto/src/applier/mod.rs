@@ -19,7 +19,7 @@ use replikv_core::{
 use self::fold::Fold;
 use crate::layout::{Checkpoint, Stored};
 use crate::planted::{self, Bug};
-use crate::{Content, Record};
+use crate::{Content, Displacing, Record, Resync};
 
 /// Turns what arrives into write sets.
 #[derive(Debug)]
@@ -30,6 +30,8 @@ pub struct Applier {
     cursor: Option<Cursor>,
     /// The stored form of `cursor`: what the next group requires.
     stored: Option<Bytes>,
+    /// The resync that is under way once every group handed out is committed.
+    resync: Option<Resync>,
     pending: VecDeque<Item>,
     pending_bytes: usize,
     received: u64,
@@ -38,6 +40,7 @@ pub struct Applier {
 #[derive(Debug)]
 enum Item {
     Begin(Cursor),
+    Resync(Cursor, Resync),
     Record(Record),
     Content(Content),
     Covered(KeyRange, Position),
@@ -47,6 +50,8 @@ enum Item {
 /// One write set of a slave, and what is true once it is committed.
 #[derive(Debug)]
 pub struct Group {
+    /// What must be quarantined, and synced, before `writes` may be applied: nothing else keeps it.
+    pub displacing: Option<Displacing>,
     /// The operations, the cursor, and the precondition on the cursor before.
     pub writes: WriteSet,
     /// The cursor after it.
@@ -69,12 +74,25 @@ impl Applier {
     /// at least.
     pub fn new(link: LinkId, cursor: Option<Cursor>, target: usize) -> Self {
         let stored = cursor.as_ref().map(Cursor::to_bytes);
-        Self { link, target, cursor, stored, pending: VecDeque::new(), pending_bytes: 0, received: 0 }
+        Self { link, target, cursor, stored, resync: None, pending: VecDeque::new(), pending_bytes: 0, received: 0 }
+    }
+
+    /// With a resync that was begun before, as stored.
+    #[must_use]
+    pub fn resyncing(mut self, resync: Option<Resync>) -> Self {
+        self.resync = resync;
+        self
     }
 
     /// The next records go on top of `cursor`: a copy begins, or an empty store follows from the start of a history.
     pub fn begin(&mut self, cursor: Cursor) {
         self.pending.push_back(Item::Begin(cursor));
+    }
+
+    /// As [`begin`](Self::begin), in a history from which the slave's has parted. What it knew of its own goes in the
+    /// same write set: checkpoints of a branch that ended would be held against it later.
+    pub fn begin_resync(&mut self, cursor: Cursor, resync: Resync) {
+        self.pending.push_back(Item::Resync(cursor, resync));
     }
 
     /// A record whose place in the chain was verified.
@@ -137,9 +155,17 @@ impl Applier {
         let plain = matches!(&items[..], [Item::Record(_)])
             && self.cursor.as_ref().is_some_and(|cursor| cursor.coverage.is_complete());
         let mut fold = Fold::default();
+        let (mut displacing, mut contents) = (self.resync, Vec::new());
         let mut late = Vec::new();
         for item in &items {
             match item {
+                Item::Resync(cursor, resync) => {
+                    fold.flush(&mut out)?;
+                    out.put(Keyspace::Meta, Resync::KEY, resync.to_bytes())?;
+                    out.delete_range(Keyspace::Meta, &KeyRange::prefix(Checkpoint::PREFIX));
+                    self.cursor = Some(cursor.clone());
+                    (self.resync, displacing) = (Some(*resync), Some(*resync));
+                }
                 Item::Begin(cursor) => {
                     fold.flush(&mut out)?;
                     self.cursor = Some(cursor.clone());
@@ -172,6 +198,9 @@ impl Applier {
                     } else {
                         fold.replace(&content.range, content.entries.clone(), &mut out)?;
                     }
+                    if displacing.is_some() {
+                        contents.push(content.clone());
+                    }
                     complete(cursor);
                 }
                 Item::Covered(range, read_at) => {
@@ -201,13 +230,18 @@ impl Applier {
                 out.delete(Keyspace::Meta, key)?;
             }
         }
+        if displacing.is_some() && cursor.coverage.is_complete() {
+            out.delete(Keyspace::Meta, Resync::KEY)?;
+            self.resync = None;
+        }
         if !planted::is(Bug::CursorLeftOut) {
             out.set_cursor(&self.link, &cursor);
         }
         self.stored = Some(cursor.to_bytes());
         self.received += records_bytes(&items);
         let time = items.iter().rev().find_map(Item::time);
-        Ok(Some(Group { writes: out.build(), cursor, records, bytes, received: self.received, time }))
+        let displacing = displacing.filter(|_| !contents.is_empty()).map(|resync| Displacing { resync, contents });
+        Ok(Some(Group { displacing, writes: out.build(), cursor, records, bytes, received: self.received, time }))
     }
 
     fn push(&mut self, item: Item) {
@@ -238,7 +272,7 @@ impl Applier {
 impl Item {
     fn byte_len(&self) -> usize {
         match self {
-            Self::Begin(_) => 0,
+            Self::Begin(_) | Self::Resync(..) => 0,
             Self::Record(record) => record.byte_len(),
             Self::Content(content) => content.entries.byte_len(),
             Self::Covered(range, _) => Applier::covered_len(range),

@@ -156,6 +156,10 @@ enum State {
     Measuring(Box<Applicant>, u64),
     /// It could go through so much log: is there much less data than that?
     Weighing(Box<Applicant>, u64),
+    /// Its history has parted from this one, and it resyncs: where did they part?
+    Parting(Box<Applicant>, Refusal),
+    /// Is there anything to replace what it holds with?
+    Replacing(Box<Applicant>, Refusal, Option<Position>),
     /// The slave is ahead of this relay, which had published this much when the slave was last located.
     Waiting(Box<Applicant>, Position),
     Streaming(Box<Stream>),
@@ -262,7 +266,12 @@ impl MasterSession {
     pub fn handle_located(&mut self, located: &[Located]) {
         match std::mem::replace(&mut self.state, State::Closed) {
             State::Locating(applicant) => self.decide_by_history(applicant, located),
-            State::Recognising(applicant) => self.decide_by_checkpoints(&applicant, located),
+            State::Recognising(applicant) => self.decide_by_checkpoints(applicant, located),
+            State::Parting(applicant, refusal) => {
+                let shared = |(_, place): &(_, &Located)| matches!(place, Located::Shared | Located::Held { .. });
+                let ancestor = applicant.hello.checkpoints.iter().zip(located).rfind(shared).map(|(at, _)| *at);
+                self.replace(applicant, refusal, ancestor);
+            }
             State::Streaming(mut stream) => {
                 if let Pending::Verifying(reading) = std::mem::replace(&mut stream.pending, Pending::Nothing) {
                     let held = |place: &Located| matches!(place, Located::Held { .. } | Located::Shared);
@@ -288,6 +297,19 @@ impl MasterSession {
             State::Measuring(applicant, _) => self.start_copy(&applicant),
             State::Weighing(applicant, behind) if bytes < behind / 2 => self.start_compare(&applicant),
             State::Weighing(applicant, behind) => self.resume(&applicant, behind),
+            State::Replacing(_, refusal, _) if bytes == 0 => {
+                let words = format!(
+                    "{}; and this master holds nothing at all: a slave is not emptied by a resync. If that is what is \
+                     wanted, make the slave anew from an empty store",
+                    refusal.words
+                );
+                self.refuse(Refusal { words, ..refusal });
+            }
+            State::Replacing(applicant, refusal, ancestor) => {
+                let (from, reason) = (self.view.published, refusal.code);
+                let coverage = Coverage::new(KeyRange::all(), Fill::Compare);
+                self.start(&applicant, Mode::Resync { from, reason, ancestor }, 0, from, coverage);
+            }
             other => self.state = other,
         }
     }
@@ -459,7 +481,8 @@ impl MasterSession {
                 "the slave follows source {}, this master is source {}: point it at its own master, or empty its store",
                 cursor.position.source, self.config.source
             );
-            return self.refuse(Refusal::new(RejectCode::ForeignSource, words));
+            let refusal = Refusal::new(RejectCode::ForeignSource, words);
+            return self.part(Box::new(Applicant { hello, waits: false }), refusal);
         }
         self.locate(Box::new(Applicant { hello, waits: false }));
     }
@@ -496,16 +519,17 @@ impl MasterSession {
     fn decide_by_history(&mut self, applicant: Box<Applicant>, located: &[Located]) {
         let Some(Cursor { position, coverage }) = &applicant.hello.cursor else { return };
         if located.contains(&Located::Mismatch) {
-            self.refuse_diverged(*position);
+            let refusal = diverged(*position);
+            self.part(applicant, refusal);
         } else if located.contains(&Located::Ahead) && self.config.relay {
             self.wait(*applicant);
         } else if located.contains(&Located::Ahead) {
             let words = format!(
                 "the slave stands at {position}, this master's history ends at seq {}: the master lost batches, or is \
-                 not the one the slave followed",
+                 not the one the slave followed; let the slave resync, or copy it anew from an empty store",
                 self.view.published.seq
             );
-            self.refuse(Refusal::new(RejectCode::SlaveAhead, words));
+            self.part(applicant, Refusal::new(RejectCode::SlaveAhead, words));
         } else if let Some(log_bytes) = held(located) {
             let behind = self.view.log_bytes.saturating_sub(log_bytes);
             if behind >= LONG && coverage.is_complete() {
@@ -525,32 +549,42 @@ impl MasterSession {
     }
 
     // The position itself is too old to tell. A point that both passed through shows that it is the same history.
-    fn decide_by_checkpoints(&mut self, applicant: &Applicant, located: &[Located]) {
+    fn decide_by_checkpoints(&mut self, applicant: Box<Applicant>, located: &[Located]) {
         let Some(Cursor { position, .. }) = applicant.hello.cursor else { return };
         let shared = |place: &Located| matches!(place, Located::Shared | Located::Held { .. });
         // A nonce is drawn with each epoch: whoever was in it has its first record.
         let began_there =
             |start: &EpochStart| start.epoch == position.epoch && position.seq.since(start.first) < Checkpoint::EVERY;
         if located.iter().any(|place| matches!(place, Located::Mismatch | Located::Ahead)) {
-            self.refuse_diverged(position);
+            self.part(applicant, diverged(position));
         } else if located.iter().any(shared) || self.epochs.iter().any(began_there) {
-            self.start_compare(applicant);
+            self.start_compare(&applicant);
         } else {
             let words = format!(
                 "the slave stands at seq {}, the log begins after seq {}, and nothing shows any more that they have a \
                  history in common; copy the slave anew from an empty store",
                 position.seq, self.view.floor.seq
             );
-            self.refuse(Refusal::new(RejectCode::NeedsCompare, words));
+            self.part(applicant, Refusal::new(RejectCode::NeedsCompare, words));
         }
     }
 
-    fn refuse_diverged(&mut self, position: Position) {
-        let words = format!(
-            "the slave's history parted from this master's at or before {position}: they hold different batches \
-             there; copy the slave anew from an empty store"
-        );
-        self.refuse(Refusal::new(RejectCode::Diverged, words));
+    // It is not of this history. Its owner has said what becomes of it.
+    fn part(&mut self, applicant: Box<Applicant>, refusal: Refusal) {
+        if !applicant.hello.on_divergence.resyncs(refusal.code) {
+            self.refuse(refusal);
+        } else if refusal.code == RejectCode::ForeignSource || applicant.hello.checkpoints.is_empty() {
+            self.replace(applicant, refusal, None);
+        } else {
+            self.queue.push_back(MasterAction::Locate(applicant.hello.checkpoints.clone()));
+            self.state = State::Parting(applicant, refusal);
+        }
+    }
+
+    // An empty master is more likely a mistake than what a full slave should become.
+    fn replace(&mut self, applicant: Box<Applicant>, refusal: Refusal, ancestor: Option<Position>) {
+        self.queue.push_back(MasterAction::MeasureData { at_most: 1 });
+        self.state = State::Replacing(applicant, refusal, ancestor);
     }
 
     fn resume(&mut self, applicant: &Applicant, behind: u64) {
@@ -598,7 +632,7 @@ impl MasterSession {
 
     fn welcome(&mut self, Applicant { hello, waits }: &Applicant, mode: Mode, behind_bytes: u64, from: Position) {
         let checkpoints = match mode {
-            Mode::Copy { from } | Mode::Compare { from } => {
+            Mode::Copy { from } | Mode::Compare { from } | Mode::Resync { from, .. } => {
                 let until = |checkpoint: &&Position| checkpoint.seq <= from.seq;
                 self.config.checkpoints.iter().filter(until).copied().collect()
             }
@@ -760,6 +794,14 @@ impl State {
     fn is_welcomed(&self) -> bool {
         self.waits() || matches!(self, Self::Streaming(_))
     }
+}
+
+fn diverged(position: Position) -> Refusal {
+    let words = format!(
+        "the slave's history parted from this master's at or before {position}: they hold different batches there; let \
+         it resync, or copy it anew from an empty store"
+    );
+    Refusal::new(RejectCode::Diverged, words)
 }
 
 fn is_answer(action: &MasterAction) -> bool {

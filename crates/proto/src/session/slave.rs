@@ -9,8 +9,8 @@ use super::{ProtocolError, Refusal};
 use crate::planted::{self, Bug};
 use crate::reconcile::Comparison;
 use crate::{
-    Ack, Compare, Compared, Content, Goodbye, GoodbyeReason, Heartbeat, Hello, Message, Mode, Now, Progress, Record,
-    Records, RejectCode, Welcome,
+    Ack, Compare, Compared, Content, Goodbye, GoodbyeReason, Heartbeat, Hello, Message, Mode, Now, OnDivergence,
+    Progress, Record, Records, RejectCode, Resync, Welcome,
 };
 
 /// What a session needs to know of its slave, once.
@@ -32,6 +32,11 @@ pub struct SlaveSessionConfig {
     pub temporary: bool,
     /// How long the master may take until its welcome.
     pub handshake_timeout: Duration,
+    /// What to do if the slave's history has parted from the master's. Whoever says that it is not to be refused has a
+    /// quarantine.
+    pub on_divergence: OnDivergence,
+    /// A resync that was begun, as committed.
+    pub resync: Option<Resync>,
 }
 
 /// What the driver is asked to do.
@@ -41,6 +46,9 @@ pub enum SlaveAction {
     Send(Message),
     /// What follows continues this cursor.
     Begin(Cursor),
+    /// As [`Begin`](Self::Begin), in a history from which the slave's has parted. From here on, what content takes the
+    /// place of is quarantined first; where the slave stood before counts for nothing any more.
+    Resync(Cursor, Resync),
     /// Apply a record. Its place in the chain was verified.
     Apply(Record),
     /// Replace a range. It continues the copy, or was found to differ.
@@ -128,6 +136,7 @@ impl SlaveSession {
             ranges: Vec::new(),
             path: Vec::new(),
             temporary: config.temporary,
+            on_divergence: config.on_divergence,
         };
         let deadline = now.monotonic.saturating_add(config.handshake_timeout);
         Self {
@@ -224,6 +233,10 @@ impl SlaveSession {
         if progress == self.progress || !matches!(self.state, State::Following { .. }) {
             return;
         }
+        // Until that is taken, the driver speaks of the history that was left.
+        if matches!(self.queue.front(), Some(SlaveAction::Resync(..))) {
+            return;
+        }
         self.progress = progress;
         let Progress { applied, durable, consistent } = progress;
         self.queue.retain(|action| !matches!(action, SlaveAction::Send(Message::Ack(_))));
@@ -313,13 +326,15 @@ impl SlaveSession {
     }
 
     fn welcome(&mut self, now: Now, welcome: Welcome) -> Result<(), ProtocolError> {
-        let from = match welcome.mode {
-            Mode::Copy { from } | Mode::Compare { from } => from,
-            Mode::Resume | Mode::Wait => welcome.head,
-        };
+        let from = welcome.mode.from().unwrap_or(welcome.head);
         let positions = [welcome.head, welcome.floor, from];
         if positions.iter().chain(&welcome.checkpoints).any(|position| position.source != welcome.source) {
             return Err(ProtocolError::misbehaved("a welcome speaks of two sources"));
+        }
+        if let Mode::Resync { ancestor: Some(ancestor), .. } = &welcome.mode
+            && !self.config.checkpoints.contains(ancestor)
+        {
+            return Err(ProtocolError::misbehaved("it names an ancestor that was never this slave's"));
         }
         let cursor = match self.accept(&welcome) {
             Ok(cursor) => cursor,
@@ -340,7 +355,11 @@ impl SlaveSession {
         let compares = coverage.fill() == Some(Fill::Compare);
         let comparison = compares.then(|| Box::new(Comparison::new(coverage.holes())));
         self.state = State::Following { received: cursor.position, coverage, comparison };
-        if self.config.cursor.as_ref() != Some(&cursor) {
+        if let (Mode::Resync { reason, ancestor, .. }, Some(before)) = (welcome.mode, &self.config.cursor) {
+            let was = self.config.resync.map_or(before.position, |begun| begun.was);
+            self.queue.push_back(SlaveAction::Resync(cursor, Resync { reason, was, ancestor }));
+            self.queue.push_back(SlaveAction::Checkpoints(welcome.checkpoints.clone()));
+        } else if self.config.cursor.as_ref() != Some(&cursor) {
             self.queue.push_back(SlaveAction::Begin(cursor));
             if !welcome.checkpoints.is_empty() {
                 self.queue.push_back(SlaveAction::Checkpoints(welcome.checkpoints.clone()));
@@ -357,8 +376,16 @@ impl SlaveSession {
             let words = "the master's limits are larger than what this slave's store can hold";
             return Err(Refusal::new(RejectCode::LimitsTooSmall, words));
         }
+        if self.config.resync.is_some() && self.config.on_divergence == OnDivergence::Refuse {
+            let words = "a resync of this slave has begun and is not finished: what it holds is no state of any master. \
+                         Let it resync, with a quarantine, or make it anew";
+            return Err(Refusal::new(RejectCode::Diverged, words));
+        }
+        let adopts =
+            matches!(welcome.mode, Mode::Resync { .. }) && self.config.on_divergence == OnDivergence::AdoptSource;
         if let Some(cursor) = &self.config.cursor
             && cursor.position.source != welcome.source
+            && !adopts
         {
             let words = format!(
                 "this slave follows source {}, the master is source {}",
@@ -380,6 +407,9 @@ impl SlaveSession {
             }
             // What is equal is kept, and what differs is the master's: the history is the same, and goes on.
             (Mode::Compare { from }, Some(cursor)) if from.seq >= cursor.position.seq => {
+                Ok(Cursor { position: *from, coverage: Coverage::new(KeyRange::all(), Fill::Compare) })
+            }
+            (Mode::Resync { from, reason, .. }, Some(_)) if self.config.on_divergence.resyncs(*reason) => {
                 Ok(Cursor { position: *from, coverage: Coverage::new(KeyRange::all(), Fill::Compare) })
             }
             (Mode::Copy { from }, _) => Ok(Cursor { position: *from, coverage: Coverage::begin(KeyRange::all()) }),

@@ -10,7 +10,7 @@ use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
 use super::compare;
-use crate::{Compare, Compared};
+use crate::{Compare, Compared, OnDivergence};
 
 /// What master and slave say to each other.
 #[derive(Debug, Clone, PartialEq)]
@@ -67,6 +67,10 @@ pub struct Hello {
     pub path: Vec<String>,
     /// Whether it comes once, and nothing is to be kept for it when it is gone.
     pub temporary: bool,
+    /// What it does if its history has parted from the master's. Told only if that is not to be refused: appended then,
+    /// as a newer version does, so that a master that does not know it skips it, and refuses.
+    #[serde(skip)]
+    pub on_divergence: OnDivergence,
 }
 
 /// Where an epoch begins.
@@ -122,6 +126,26 @@ pub enum Mode {
     },
     /// Wait until the master, a relay that is behind the slave, has caught up: another welcome or a reject follows.
     Wait,
+    /// Their histories have parted, and the slave's owner has asked for this: as `Compare`, and the slave quarantines
+    /// what it loses.
+    Resync {
+        /// The position that the stream of records begins after. It may lie before the slave's.
+        from: Position,
+        /// Why the slave would be refused.
+        reason: RejectCode,
+        /// The newest of the slave's checkpoints that lies in the history.
+        ancestor: Option<Position>,
+    },
+}
+
+impl Mode {
+    /// Where the stream of records begins, if content comes with it.
+    pub fn from(&self) -> Option<Position> {
+        match self {
+            Self::Copy { from } | Self::Compare { from } | Self::Resync { from, .. } => Some(*from),
+            Self::Resume | Self::Wait => None,
+        }
+    }
 }
 
 /// Why a slave is not served.
@@ -266,6 +290,8 @@ pub enum GoodbyeReason {
 
 /// The version of every control payload.
 const PAYLOAD: u8 = 1;
+/// The version of a hello that says what to do on divergence.
+const HELLO_ON_DIVERGENCE: u8 = 2;
 
 #[derive(Serialize, Deserialize)]
 struct ContentHeader {
@@ -324,7 +350,7 @@ impl Message {
     /// Its payload, in parts that follow one another.
     pub(super) fn payload(&self) -> Result<Vec<Bytes>, postcard::Error> {
         Ok(match self {
-            Self::Hello(hello) => vec![control(hello)?],
+            Self::Hello(hello) => vec![hello_payload(hello)?],
             Self::Welcome(welcome) => vec![control(welcome)?],
             Self::Reject(reject) => vec![control(reject)?],
             Self::Ack(ack) => vec![control(ack)?],
@@ -352,7 +378,7 @@ impl Message {
         }
         let payload = super::encoder::join(segments);
         Ok(Some(match kind {
-            1 => Self::Hello(parse(&payload)?),
+            1 => Self::Hello(parse_hello(&payload)?),
             2 => Self::Challenge(payload),
             3 => Self::Auth(payload),
             4 => Self::Welcome(parse(&payload)?),
@@ -380,6 +406,30 @@ pub(super) fn carries_data(kind: u8) -> bool {
 
 pub(super) fn control<T: Serialize>(payload: &T) -> Result<Bytes, postcard::Error> {
     postcard::to_extend(payload, BytesMut::from(&[PAYLOAD][..])).map(BytesMut::freeze)
+}
+
+fn hello_payload(hello: &Hello) -> Result<Bytes, postcard::Error> {
+    if hello.on_divergence == OnDivergence::Refuse {
+        return control(hello);
+    }
+    let payload = BytesMut::from(&[HELLO_ON_DIVERGENCE][..]);
+    postcard::to_extend(&(hello, hello.on_divergence), payload).map(BytesMut::freeze)
+}
+
+fn parse_hello(payload: &[u8]) -> Result<Hello, &'static str> {
+    let (version, mut hello, rest): (_, Hello, _) = parse_head(payload)?;
+    match (version, rest) {
+        (PAYLOAD, []) => {}
+        (PAYLOAD, _) => return Err("bytes are left over in its payload"),
+        (version, rest) => {
+            let (on_divergence, rest) = postcard::take_from_bytes(rest).map_err(|_| "its payload does not decode")?;
+            if version == HELLO_ON_DIVERGENCE && (!rest.is_empty() || on_divergence == OnDivergence::Refuse) {
+                return Err("bytes are left over in its payload");
+            }
+            hello.on_divergence = on_divergence;
+        }
+    }
+    Ok(hello)
 }
 
 // What a newer version has appended is skipped; what this version never wrote is damage.

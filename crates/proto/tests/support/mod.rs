@@ -9,8 +9,8 @@ use replikv_core::{
 };
 use replikv_proto::{
     Ack, Compare, Compared, Content, DecodeError, Decoder, DecoderLimits, Encoder, EpochStart, Event, Goodbye,
-    GoodbyeReason, Heartbeat, Hello, Message, Mode, RangeSummary, Records, Reject, RejectCode, Request, RequestBody,
-    Response, Verdict, Welcome,
+    GoodbyeReason, Heartbeat, Hello, Message, Mode, OnDivergence, RangeSummary, Records, Reject, RejectCode, Request,
+    RequestBody, Response, Verdict, Welcome,
 };
 
 pub(crate) const CRITICAL: u8 = 0x01;
@@ -130,6 +130,11 @@ fn mode() -> impl Strategy<Value = Mode> {
         position().prop_map(|from| Mode::Copy { from }),
         position().prop_map(|from| Mode::Compare { from }),
         Just(Mode::Wait),
+        (position(), code(), proptest::option::of(position())).prop_map(|(from, reason, ancestor)| Mode::Resync {
+            from,
+            reason,
+            ancestor
+        }),
     ]
 }
 
@@ -141,10 +146,15 @@ fn reason() -> impl Strategy<Value = GoodbyeReason> {
     prop_oneof![Just(GoodbyeReason::Closing), Just(GoodbyeReason::Trimmed), Just(GoodbyeReason::Refused)]
 }
 
+fn on_divergence() -> impl Strategy<Value = OnDivergence> {
+    prop_oneof![Just(OnDivergence::Refuse), Just(OnDivergence::Resync), Just(OnDivergence::AdoptSource)]
+}
+
 fn hello() -> impl Strategy<Value = Hello> {
-    let who = (".{0,20}", any::<u64>(), proptest::option::of(cursor()), any::<bool>(), any::<bool>());
+    let flags = (any::<bool>(), any::<bool>(), on_divergence());
+    let who = (".{0,20}", any::<u64>(), proptest::option::of(cursor()), flags);
     (who, vec(position(), 0..4), limits(), vec(range(), 0..3), vec(".{0,9}", 0..3)).prop_map(
-        |((slave, nonce, cursor, holds_data, temporary), checkpoints, limits, ranges, path)| Hello {
+        |((slave, nonce, cursor, (holds_data, temporary, on_divergence)), checkpoints, limits, ranges, path)| Hello {
             slave,
             nonce,
             cursor,
@@ -154,6 +164,7 @@ fn hello() -> impl Strategy<Value = Hello> {
             ranges,
             path,
             temporary,
+            on_divergence,
         },
     )
 }

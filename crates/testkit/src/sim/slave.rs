@@ -4,8 +4,8 @@ use replikv_core::{KeyRange, Keyspace, Position, ScanOptions, StoreError, StoreL
 use replikv_proto::layout::Identity;
 use replikv_proto::layout::Stored as _;
 use replikv_proto::{
-    Ack, DecoderLimits, GoodbyeReason, Heartbeat, Hello, Message, Mode, ProtocolError, Refusal, RejectCode,
-    SlaveAction, SlaveSession, SlaveSessionConfig,
+    Ack, DecoderLimits, GoodbyeReason, Heartbeat, Hello, Message, Mode, OnDivergence, ProtocolError, Refusal,
+    RejectCode, SlaveAction, SlaveSession, SlaveSessionConfig,
 };
 
 use super::apply::{Apply, Driver, Item, Tracker};
@@ -183,6 +183,7 @@ impl Slave {
             ranges: Vec::new(),
             path: Vec::new(),
             temporary: false,
+            on_divergence: OnDivergence::Refuse,
         }
     }
 
@@ -261,6 +262,8 @@ impl Slave {
             temporary: false,
             limits: hello.limits,
             handshake_timeout: ctx.sizes.heartbeat * 5,
+            on_divergence: hello.on_divergence,
+            resync: None,
         };
         let target = ctx.sizes.apply_bytes;
         let apply = Apply::new(hello.cursor, target);
@@ -451,6 +454,8 @@ impl Follow {
         match action {
             SlaveAction::Send(message) => self.send(ctx, store, &message),
             SlaveAction::Begin(cursor) => self.apply.push(ctx, Item::Begin(cursor)),
+            // Nobody here asks for it: it ends as the refusal that it is.
+            SlaveAction::Resync(_, resync) => return Err(Err(Ending::Refused(resync.reason))),
             SlaveAction::Apply(record) => self.apply.push(ctx, Item::Record(record)),
             SlaveAction::Copy(content) => {
                 if self.compares {

@@ -5,6 +5,7 @@ mod copying;
 mod deciding;
 mod misbehaving;
 mod relay;
+mod resyncing;
 mod slave_checks;
 mod timing;
 mod world;
@@ -19,7 +20,8 @@ use replikv_core::{
 
 use super::*;
 use crate::{
-    Content, Hello, LogEntry, Message, Mode, Now, PreparedRecord, RecordDraft, RecordKind, Records, Welcome, origin,
+    Content, Hello, LogEntry, Message, Mode, Now, OnDivergence, PreparedRecord, RecordDraft, RecordKind, Records,
+    Welcome, origin,
 };
 
 const SOURCE: SourceId = SourceId::from_bytes([1; 16]);
@@ -210,6 +212,7 @@ fn hello(cursor: Option<Cursor>) -> Hello {
         ranges: Vec::new(),
         path: Vec::new(),
         temporary: false,
+        on_divergence: OnDivergence::Refuse,
     }
 }
 
@@ -241,6 +244,8 @@ fn slave_config(cursor: Option<Cursor>) -> SlaveSessionConfig {
         limits: LIMITS,
         handshake_timeout: Duration::from_secs(10),
         temporary: false,
+        on_divergence: OnDivergence::Refuse,
+        resync: None,
     }
 }
 
@@ -290,7 +295,8 @@ fn all_actions(session: &mut SlaveSession) -> Vec<SlaveAction> {
 
 /// True for what changes a store.
 fn writes(action: &SlaveAction) -> bool {
-    matches!(action, SlaveAction::Begin(_) | SlaveAction::Apply(_) | SlaveAction::Copy(_) | SlaveAction::Covered { .. })
+    use SlaveAction::{Apply, Begin, Copy, Covered, Resync};
+    matches!(action, Begin(_) | Resync(..) | Apply(_) | Copy(_) | Covered { .. })
 }
 
 /// A copy of everything that has come as far as `key`, by a page that was read at `read_at`.

@@ -307,6 +307,7 @@ impl World {
                 }
                 SlaveAction::Checkpoints(checkpoints) => connection.applier.push_checkpoints(checkpoints),
                 SlaveAction::Begin(cursor) => connection.applier.begin(cursor),
+                SlaveAction::Resync(..) => panic!("nothing here has parted"),
                 SlaveAction::Apply(record) => connection.applier.push_record(record),
                 SlaveAction::Copy(content) => connection.applier.push_content(content),
                 SlaveAction::Welcomed(_) | SlaveAction::Contact(_) => {}

@@ -1,0 +1,167 @@
+//! A copy of a store, taken while it is used.
+
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+use std::time::Duration;
+
+use anyhow::{Context, anyhow, bail, ensure};
+use replikv::blocking::sync_directory;
+use replikv::{BackedUp, BackupError, LmdbOptions, LmdbStore, ReplicaStore, backup, mark_backup};
+use tokio::time::interval;
+
+use crate::args;
+use crate::interrupt::{INTERRUPTED, Interrupt};
+use crate::{store, ui};
+
+pub(crate) async fn run(args: args::Backup, json: bool) -> anyhow::Result<ExitCode> {
+    let mut interrupt = Interrupt::new()?;
+    let Some((kind, source)) = args.store.split_once(':').filter(|(_, path)| !path.is_empty()) else {
+        bail!("{}: only what is on a disk can be backed up", args.store);
+    };
+    let destination = Destination::new(kind, &args.destination)?;
+    destination.check()?;
+    // Made beside, and given its name when it is whole: what a crash leaves has another name, and the next backup to the
+    // same place removes it.
+    let aside = destination.aside()?;
+    let _cleared = Cleared::begin(aside.clone())?;
+    let taken = tokio::select! {
+        biased;
+        () = interrupt.wait() => return Ok(ExitCode::from(INTERRUPTED)),
+        taken = take((kind, source), &args.store, &destination, &aside) => taken?,
+    };
+    destination.take_name(&aside)?;
+    let seq = taken.position.map(|position| position.seq.as_u64());
+    if json {
+        say!("{}", serde_json::json!({ "backup": destination.url(), "role": taken.role, "seq": seq }))?;
+    } else {
+        let seq = seq.map_or_else(|| "before any record".into(), |seq| format!("at record {}", ui::thousands(seq)));
+        note!("backed up {}'s store {seq} to {}", taken.role, destination.url());
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+async fn take(
+    (kind, source): (&str, &str),
+    url: &str,
+    destination: &Destination,
+    aside: &Path,
+) -> anyhow::Result<BackedUp> {
+    let taken = match (kind, destination.kind.as_str()) {
+        // At one instant, whoever writes meanwhile, and whatever else is in the environment.
+        ("lmdb", "lmdb") => {
+            ensure!(Path::new(source).join("data.mdb").exists(), "{url}: there is no such store");
+            let from = LmdbStore::open_read_only(source, LmdbOptions::default()).with_context(|| url.to_string())?;
+            let copied = copy(from, aside).await.with_context(|| url.to_string())?;
+            let taken = mark_backup(&copied).await;
+            copied.close().await?;
+            taken
+        }
+        _ => {
+            let from = store::open_to_read(url)?;
+            let to = store::open(&format!("{}:{}", destination.kind, aside.display()))?;
+            let bar = ui::bar("backing up", None);
+            let taken = backup(&from, &to, |entries| bar.set_position(entries)).await;
+            bar.finish_and_clear();
+            to.close().await?;
+            from.close().await?;
+            taken
+        }
+    };
+    taken.map_err(|error| match error {
+        BackupError::Changed if kind == "lmdb" => {
+            anyhow!("{url}: it is a slave's that follows: stop it, or back it up to LMDB as well")
+        }
+        error => anyhow::Error::new(error).context(url.to_string()),
+    })
+}
+
+// How far it is can be seen in the file that grows.
+async fn copy(from: LmdbStore, aside: &Path) -> anyhow::Result<LmdbStore> {
+    let (file, path) = (aside.join("data.mdb"), aside.to_path_buf());
+    let bar = ui::bytes_bar("backing up");
+    let mut copying = tokio::task::spawn_blocking(move || {
+        from.copy_to(&path)?;
+        LmdbStore::open(&path, LmdbOptions::default())
+    });
+    let mut look = interval(Duration::from_millis(200));
+    let copied = loop {
+        tokio::select! {
+            biased;
+            copied = &mut copying => break copied?,
+            _ = look.tick() => bar.set_position(std::fs::metadata(&file).map_or(0, |file| file.len())),
+        }
+    };
+    bar.finish_and_clear();
+    Ok(copied?)
+}
+
+/// Where the backup goes.
+#[derive(Debug)]
+struct Destination {
+    kind: String,
+    path: PathBuf,
+}
+
+impl Destination {
+    fn new(kind: &str, words: &str) -> anyhow::Result<Self> {
+        let (kind, path) = match words.split_once(':') {
+            Some((kind @ ("lmdb" | "sled"), path)) => (kind, path),
+            Some(("memory", _)) => bail!("{words}: a backup in memory is gone with this command"),
+            _ => (kind, words),
+        };
+        ensure!(["lmdb", "sled"].contains(&kind), "{kind:?} names no store: use lmdb:PATH or sled:PATH");
+        ensure!(!path.is_empty(), "{words:?} names no path: use {kind}:PATH");
+        Ok(Self { kind: kind.into(), path: path.into() })
+    }
+
+    fn url(&self) -> String {
+        format!("{}:{}", self.kind, self.path.display())
+    }
+
+    fn check(&self) -> anyhow::Result<()> {
+        let name = || self.path.display().to_string();
+        match std::fs::read_dir(&self.path) {
+            Ok(mut entries) => ensure!(entries.next().is_none(), "{}: it is not empty: choose another place", name()),
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => {}
+            Err(error) => return Err(error).with_context(name),
+        }
+        Ok(())
+    }
+
+    fn parent(&self) -> &Path {
+        self.path.parent().filter(|dir| !dir.as_os_str().is_empty()).unwrap_or(Path::new("."))
+    }
+
+    fn aside(&self) -> anyhow::Result<PathBuf> {
+        let name = self.path.file_name().with_context(|| format!("{}: it has no name", self.path.display()))?;
+        Ok(self.parent().join(format!(".{}.replikv-partial", name.to_string_lossy())))
+    }
+
+    // An empty directory gives way; one that is not does not.
+    fn take_name(&self, aside: &Path) -> anyhow::Result<()> {
+        let name = || self.path.display().to_string();
+        sync_directory(aside).with_context(name)?;
+        std::fs::rename(aside, &self.path).with_context(name)?;
+        sync_directory(self.parent()).with_context(name)
+    }
+}
+
+/// Removes what is left of an earlier attempt, and of this one if it ends early.
+struct Cleared(PathBuf);
+
+impl Cleared {
+    fn begin(aside: PathBuf) -> anyhow::Result<Self> {
+        match std::fs::remove_dir_all(&aside) {
+            Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+                Err(error).with_context(|| aside.display().to_string())
+            }
+            _ => Ok(Self(aside)),
+        }
+    }
+}
+
+impl Drop for Cleared {
+    fn drop(&mut self) {
+        drop(std::fs::remove_dir_all(&self.0));
+    }
+}
