@@ -59,3 +59,7 @@ crash STATES="100000" *ARGS:
 # Masters and slaves over TCP, on real stores, killed so often each.
 kill-loop CYCLES="1000":
     REPLIKV_KILLS={{CYCLES}} cargo test --release --all-features --test kill -- --nocapture
+
+# What compaction by key costs the writer, and what it leaves.
+compaction OVERWRITES="10000000" KEYS="100000" STORE="lmdb":
+    cargo run --release --all-features --example compaction_cost -- {{OVERWRITES}} {{KEYS}} {{STORE}}

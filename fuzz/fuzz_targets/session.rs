@@ -9,13 +9,13 @@ use std::time::Duration;
 use arbitrary::{Arbitrary, Unstructured};
 use bytes::Bytes;
 use libfuzzer_sys::fuzz_target;
-use replikv_core::{Coverage, Cursor, EncodedOps, Fill, Fingerprint, KeyRange, Position, Seq, StoreLimits};
+use replikv_core::{Batch, Coverage, Cursor, EncodedOps, Fill, Fingerprint, KeyRange, Position, Seq, StoreLimits};
 use replikv_fuzz::{LIMITS, Page, Place, RECORDS, Stand, at_most, position, record, source};
 use replikv_proto::{
     Ack, Compare, Compared, Content, Goodbye, GoodbyeReason, Heartbeat, Hello, Located, LogAnswer, MasterAction,
     MasterSession, MasterSessionConfig, Message, Mode, Now, OnDivergence, Progress, ProtocolError, RangeSummary,
     Records, Refusal, Reject, RejectCode, Request, RequestBody, Response, SlaveAction, SlaveSession,
-    SlaveSessionConfig, Verdict, View, Welcome,
+    SlaveSessionConfig, Stretch, Touched, Verdict, View, Welcome,
 };
 
 #[derive(Debug)]
@@ -74,6 +74,7 @@ enum Word {
     Opaque(u8),
     Compare(Vec<(u8, Option<u8>, u32)>),
     Compared(Place, Vec<(bool, u32)>),
+    Touched { read_at: Place, end: Option<Place>, key: u8 },
 }
 
 impl Word {
@@ -151,6 +152,15 @@ impl Word {
                     })
                     .collect(),
             }),
+            Self::Touched { read_at, end, key } => Message::Touched(Touched {
+                read_at: read_at.position(),
+                end: end.map(|end| end.position()),
+                ops: Batch::new()
+                    .put([key], [1])
+                    .delete([key ^ 1])
+                    .into_parts()
+                    .map_or_else(|_| EncodedOps::default(), |parts| parts.0),
+            }),
             Self::Compared(read_at, verdicts) => Message::Compared(Compared {
                 read_at: read_at.position(),
                 verdicts: verdicts
@@ -208,6 +218,15 @@ impl Master {
                     self.session.handle_records(self.read(after));
                 }
                 MasterAction::ReadPage { .. } => (self.page_asked, self.page_under_way) = (true, true),
+                MasterAction::LookUp { keys, .. } => {
+                    assert!(!self.page_under_way, "no keys are looked up while a page is under way");
+                    let values = vec![None; keys.len().min(2)];
+                    self.session.handle_view(self.view);
+                    self.session.handle_values(&values, self.view.handed);
+                }
+                MasterAction::Send(Message::Touched(touched)) => {
+                    assert!(!self.page_under_way && self.view.published.seq >= touched.read_at.seq);
+                }
                 MasterAction::Send(Message::Ranges(content)) => {
                     assert!(self.page_under_way && self.view.published.seq >= content.read_at.seq);
                     self.page_under_way = false;
@@ -245,6 +264,11 @@ impl Master {
             return LogAnswer::Trimmed;
         }
         let to = (from + 1).min(self.view.published.seq.as_u64() as usize);
+        // Every third stretch is compacted.
+        if from % 3 == 0 {
+            let touched = vec![Bytes::from_static(b"a"), Bytes::from_static(b"b"), Bytes::from_static(b"c")];
+            return LogAnswer::Compacted(Stretch { end: position(to), deleted: vec![KeyRange::all()], touched });
+        }
         LogAnswer::Records { parts: (from..=to).map(|seq| record(seq).bytes().clone()).collect(), last: position(to) }
     }
 }
@@ -291,6 +315,14 @@ impl Slave {
                     assert!(
                         entries.iter().all(|op| matches!(op, replikv_core::Op::Put { key, .. } if range.contains(key)))
                     );
+                }
+                SlaveAction::Touch(touched) => {
+                    let cursor = self.received.as_mut().expect("touches continue something");
+                    let until = touched.end.unwrap_or(cursor.position);
+                    assert!(touched.end.is_none_or(|end| end.seq > cursor.position.seq));
+                    assert!(until.source == source() && touched.read_at.seq >= until.seq);
+                    cursor.position = until;
+                    cursor.coverage.newer_until(touched.read_at);
                 }
                 SlaveAction::Covered { range, read_at } => {
                     let cursor = self.received.as_mut().expect("what is equal continues something");

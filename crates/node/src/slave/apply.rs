@@ -8,7 +8,7 @@ use std::time::Duration;
 use replikv_core::{
     Cursor, Durability, KeyRange, Keyspace, Outcome, Position, ReplicaStore, ScanOptions, StoreError, WriteSet,
 };
-use replikv_proto::{Applier, Content, Displacing, Group, Record, Resync};
+use replikv_proto::{Applier, Content, Displacing, Group, Record, Resync, Touched};
 use tokio::sync::{Notify, mpsc};
 use tokio::time::{Instant, sleep, sleep_until};
 use tokio_util::sync::CancellationToken;
@@ -26,6 +26,7 @@ pub(super) enum Item {
     Resync(Cursor, Resync),
     Record(Record),
     Content(Content),
+    Touched(Touched),
     Covered(KeyRange, Position),
     Checkpoints(Vec<Position>),
 }
@@ -36,6 +37,7 @@ impl Item {
             Self::Begin(_) | Self::Resync(..) => 0,
             Self::Record(record) => record.byte_len(),
             Self::Content(content) => content.entries.byte_len(),
+            Self::Touched(touched) => touched.ops.byte_len(),
             Self::Covered(range, _) => Applier::covered_len(range),
             Self::Checkpoints(_) => 0,
         }
@@ -162,6 +164,7 @@ impl<S: ReplicaStore> ApplyTask<S> {
             Item::Resync(cursor, resync) => self.applier.begin_resync(cursor, resync),
             Item::Record(record) => self.applier.push_record(record),
             Item::Content(content) => self.applier.push_content(content),
+            Item::Touched(touched) => self.applier.push_touched(touched),
             Item::Covered(range, read_at) => self.applier.push_covered(range, read_at),
             Item::Checkpoints(checkpoints) => self.applier.push_checkpoints(checkpoints),
         }

@@ -3,8 +3,8 @@
 use std::collections::VecDeque;
 use std::time::Duration;
 
-use bytes::Bytes;
-use replikv_core::{Coverage, Cursor, Fill, KeyRange, Position, Seq, SourceId, StoreLimits};
+use bytes::{Bytes, BytesMut};
+use replikv_core::{Coverage, Cursor, EncodedOps, Fill, KeyRange, Op, Position, Seq, SourceId, StoreLimits};
 
 use super::{Located, MAX_CHECKPOINTS, MAX_NAME_LEN, ProtocolError, Refusal};
 use crate::layout::Checkpoint;
@@ -12,7 +12,7 @@ use crate::planted::{self, Bug};
 use crate::reconcile::{Answer, Asked, Examination, MAX_BOUND_BYTES, MAX_ENTRIES, MAX_PIECES, bound_len};
 use crate::{
     Ack, Compare, Content, EpochStart, Goodbye, GoodbyeReason, Heartbeat, Hello, Message, Mode, Now, Progress, Records,
-    RejectCode, Request, Response, Welcome,
+    RejectCode, Request, Response, Stretch, Touched, Welcome,
 };
 
 /// What a session needs to know of its master, once.
@@ -81,6 +81,14 @@ pub enum MasterAction {
         /// How many bytes, roughly.
         max_bytes: usize,
     },
+    /// Look up what these keys hold, some of them at least, in order, then take `handed`; answer with
+    /// [`MasterSession::handle_values`]. A lookup that fails is no answer: the session must end.
+    LookUp {
+        /// The keys.
+        keys: Vec<Bytes>,
+        /// How many bytes of values, roughly.
+        max_bytes: usize,
+    },
     /// The slave is accepted, if only to wait. It may replace an older connection of the same name.
     Joined {
         /// Its name.
@@ -112,6 +120,8 @@ pub enum LogAnswer {
         /// The position of the last one.
         last: Position,
     },
+    /// The next record is no longer there in full: what it and those after it came to.
+    Compacted(Stretch),
     /// The next record is no longer there.
     Trimmed,
 }
@@ -125,6 +135,8 @@ const MAX_ASKED: usize = 2 * MAX_PIECES;
 const MAX_ASKED_BYTES: usize = 32 * MAX_BOUND_BYTES;
 /// How many ranges are answered at once.
 const MAX_EXAMINED: usize = 1024;
+/// How many keys are looked up at once.
+const MAX_LOOKED_UP: usize = 1024;
 /// From how many bytes of log on it is worth looking whether there is less data than that.
 const LONG: u64 = 8 << 20;
 
@@ -183,6 +195,8 @@ struct Stream {
     compares: bool,
     /// What it asked about, and was not answered.
     asked: VecDeque<Asked>,
+    /// What of a compacted stretch of the log was not sent yet.
+    stretch: Option<Stretch>,
     pending: Pending,
     /// Content and records take turns while a copy runs.
     records_next: bool,
@@ -194,6 +208,8 @@ struct Stream {
 enum Pending {
     Nothing,
     Records,
+    /// Values of touched keys.
+    Values,
     /// A page of a copy.
     Page,
     /// The pages of an answer to a comparison.
@@ -209,6 +225,8 @@ enum Pending {
 enum Reading {
     Page(Content),
     Answer(Box<Answer>),
+    /// So many keys of the stretch.
+    Touched(Touched, usize),
 }
 
 impl MasterSession {
@@ -327,8 +345,23 @@ impl MasterSession {
                 stream.sent = last;
                 self.queue.push_back(MasterAction::Send(Message::Records(Records { parts })));
             }
+            LogAnswer::Compacted(stretch) => stream.stretch = Some(stretch),
             // The slave comes back, and is told then what is to be done.
             LogAnswer::Trimmed => self.shut(GoodbyeReason::Trimmed, "the log was trimmed past this slave"),
+        }
+    }
+
+    /// Keys were looked up: the values of the first of them, `None` for those that are not there, and what had been
+    /// handed to the store when the last lookup ended.
+    pub fn handle_values(&mut self, values: &[Option<Bytes>], read_at: Position) {
+        let State::Streaming(stream) = &mut self.state else { return };
+        if !matches!(stream.pending, Pending::Values) {
+            return;
+        }
+        stream.pending = Pending::Nothing;
+        if let Some(stretch) = &stream.stretch {
+            let (touched, taken) = touched(stretch, values, read_at);
+            stream.pending = Pending::Unpublished(Reading::Touched(touched, taken));
         }
     }
 
@@ -616,6 +649,7 @@ impl MasterSession {
             copy: if compares { Coverage::default() } else { coverage },
             compares,
             asked: VecDeque::new(),
+            stretch: None,
             pending: Pending::Nothing,
             records_next: false,
         }));
@@ -668,6 +702,9 @@ impl MasterSession {
                 let content = stream.copy.rest().is_some() || self.answers(stream);
                 if content && !(behind && stream.records_next) {
                     self.read(stream);
+                } else if behind && stream.stretch.is_some() {
+                    stream.records_next = false;
+                    self.look_up(stream);
                 } else if behind {
                     stream.records_next = false;
                     stream.pending = Pending::Records;
@@ -713,9 +750,19 @@ impl MasterSession {
         }
     }
 
+    fn look_up(&mut self, stream: &mut Stream) {
+        let Some(stretch) = &stream.stretch else { return };
+        stream.pending = Pending::Values;
+        let keys = stretch.touched.iter().take(MAX_LOOKED_UP).cloned().collect();
+        self.queue.push_back(MasterAction::LookUp { keys, max_bytes: self.config.chunk });
+    }
+
     fn read_again(&mut self, stream: &mut Stream, reading: &Reading) {
         self.spend(reading);
-        self.read(stream);
+        match reading {
+            Reading::Touched(..) => self.look_up(stream),
+            Reading::Page(_) | Reading::Answer(_) => self.read(stream),
+        }
     }
 
     fn send(&mut self, stream: &mut Stream, reading: Reading) {
@@ -733,6 +780,17 @@ impl MasterSession {
                     asked.begun = true;
                 }
                 self.queue.extend(answer.into_messages().into_iter().map(MasterAction::Send));
+            }
+            Reading::Touched(touched, taken) => {
+                if let Some(stretch) = &mut stream.stretch {
+                    stretch.deleted.clear();
+                    stretch.touched.drain(..taken.min(stretch.touched.len()));
+                }
+                if let Some(end) = touched.end {
+                    stream.sent = end;
+                    stream.stretch = None;
+                }
+                self.queue.push_back(MasterAction::Send(Message::Touched(touched)));
             }
         }
     }
@@ -774,6 +832,7 @@ impl Reading {
         match self {
             Self::Page(content) => std::slice::from_ref(&content.read_at),
             Self::Answer(answer) => &answer.reads,
+            Self::Touched(touched, _) => std::slice::from_ref(&touched.read_at),
         }
     }
 
@@ -781,6 +840,7 @@ impl Reading {
         match self {
             Self::Page(content) => Some(content.read_at),
             Self::Answer(answer) => answer.read_at(),
+            Self::Touched(touched, _) => Some(touched.read_at),
         }
     }
 }
@@ -802,6 +862,25 @@ fn diverged(position: Position) -> Refusal {
          it resync, or copy it anew from an empty store"
     );
     Refusal::new(RejectCode::Diverged, words)
+}
+
+// What the first keys of a stretch hold, and how many of them that is. Range deletes go first, and once.
+fn touched(stretch: &Stretch, values: &[Option<Bytes>], read_at: Position) -> (Touched, usize) {
+    let mut ops = BytesMut::new();
+    for range in &stretch.deleted {
+        Op::delete_range(range).encode_into(&mut ops);
+    }
+    for (key, value) in stretch.touched.iter().zip(values) {
+        match value {
+            Some(value) => Op::Put { key, value }.encode_into(&mut ops),
+            None => Op::Delete { key }.encode_into(&mut ops),
+        }
+    }
+    let taken = values.len().min(stretch.touched.len());
+    let end = (taken == stretch.touched.len()).then_some(stretch.end);
+    // Whole operations, with keys that were taken from such.
+    let ops = EncodedOps::from_bytes(ops.freeze()).unwrap_or_default();
+    (Touched { read_at, end, ops }, taken)
 }
 
 fn is_answer(action: &MasterAction) -> bool {

@@ -10,7 +10,7 @@ use crate::planted::{self, Bug};
 use crate::reconcile::Comparison;
 use crate::{
     Ack, Compare, Compared, Content, Goodbye, GoodbyeReason, Heartbeat, Hello, Message, Mode, Now, OnDivergence,
-    Progress, Record, Records, RejectCode, Resync, Welcome,
+    Progress, Record, Records, RejectCode, Resync, Touched, Welcome,
 };
 
 /// What a session needs to know of its slave, once.
@@ -53,6 +53,8 @@ pub enum SlaveAction {
     Apply(Record),
     /// Replace a range. It continues the copy, or was found to differ.
     Copy(Content),
+    /// Apply what touched keys hold: newer than the records around it.
+    Touch(Touched),
     /// A range was found to hold what the master held at that moment: from now on records apply to it.
     Covered {
         /// The keys.
@@ -189,6 +191,12 @@ impl SlaveSession {
                 }
                 check_entries(&content)?;
                 self.queue.push_back(SlaveAction::Copy(content));
+            }
+            (Message::Touched(touched), State::Following { coverage, received, .. }) => {
+                check_touched(&touched, received)?;
+                *received = touched.end.unwrap_or(*received);
+                coverage.newer_until(touched.read_at);
+                self.queue.push_back(SlaveAction::Touch(touched));
             }
             (
                 Message::Compared(Compared { read_at, verdicts }),
@@ -465,4 +473,19 @@ fn misplaced(key: &[u8]) -> ProtocolError {
     let key = key.escape_ascii();
     let what = format!("a page of content holds {key}, which lies outside, is out of order, or is no entry");
     ProtocolError::misbehaved(what)
+}
+
+// Its place in the chain cannot be verified, since the records in between are gone. The master has found where this slave
+// stood in its history, and vouches for the end of the stretch with the hash of what it read it from.
+fn check_touched(touched: &Touched, received: &Position) -> Result<(), ProtocolError> {
+    let until = touched.end.unwrap_or(*received);
+    let same_epoch = until.epoch == received.epoch;
+    // Before the first record there is no epoch.
+    let epoch_follows = same_epoch || until.epoch.number > received.epoch.number || received.seq.as_u64() == 0;
+    let goes_on = touched.end.is_none_or(|end| end.seq > received.seq);
+    let continues = until.source == received.source && goes_on && epoch_follows;
+    if !continues || touched.read_at.source != received.source || touched.read_at.seq < until.seq {
+        return Err(ProtocolError::misbehaved("what keys hold does not continue what came before"));
+    }
+    Ok(())
 }

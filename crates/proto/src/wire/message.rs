@@ -44,6 +44,8 @@ pub enum Message {
     Goodbye(Goodbye),
     /// Master: which of these ranges are equal, and which are to be asked again in pieces.
     Compared(Compared),
+    /// Master: what keys hold that were touched in a stretch of the log which is compacted.
+    Touched(Touched),
 }
 
 /// Who a slave is, where it stands, what it can hold and what it wants.
@@ -239,6 +241,20 @@ pub struct Content {
     pub entries: EncodedOps,
 }
 
+/// What keys hold now that were touched in a stretch of the log whose records are no longer there in full.
+///
+/// It is newer than the records around it: a slave that has applied it is consistent again once it has gone through
+/// `read_at`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Touched {
+    /// The last record that the master had handed to its store when the values had been read.
+    pub read_at: Position,
+    /// The last record of the stretch, with the last message of it: the slave goes on from there.
+    pub end: Option<Position>,
+    /// Range deletes of the stretch first, then a put or a delete for each touched key.
+    pub ops: EncodedOps,
+}
+
 /// A question.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Request {
@@ -299,6 +315,12 @@ struct ContentHeader {
     read_at: Position,
 }
 
+#[derive(Serialize, Deserialize)]
+struct TouchedHeader {
+    read_at: Position,
+    end: Option<Position>,
+}
+
 impl Message {
     /// Its name, for errors and logs.
     pub fn name(&self) -> &'static str {
@@ -317,6 +339,7 @@ impl Message {
             Self::Response(_) => "response",
             Self::Goodbye(_) => "goodbye",
             Self::Compared(_) => "compared",
+            Self::Touched(_) => "touched",
         }
     }
 
@@ -337,6 +360,7 @@ impl Message {
             Self::Response(_) => 12,
             Self::Goodbye(_) => 13,
             Self::Compared(_) => 14,
+            Self::Touched(_) => KIND_TOUCHED,
         }
     }
 
@@ -366,6 +390,10 @@ impl Message {
                 let header = ContentHeader { range: content.range.clone(), read_at: content.read_at };
                 std::iter::once(control(&header)?).chain(content.entries.buffers().cloned()).collect()
             }
+            Self::Touched(touched) => {
+                let header = TouchedHeader { read_at: touched.read_at, end: touched.end };
+                vec![control(&header)?, touched.ops.as_bytes().clone()]
+            }
         })
     }
 
@@ -390,6 +418,7 @@ impl Message {
             12 => Self::Response(Response { id: request, body: parse(&payload)? }),
             13 => Self::Goodbye(parse(&payload)?),
             14 => Self::Compared(parse(&payload)?),
+            KIND_TOUCHED => Self::Touched(touched(&payload)?),
             _ => return Ok(None),
         }))
     }
@@ -397,11 +426,12 @@ impl Message {
 
 const KIND_RECORDS: u8 = 6;
 const KIND_RANGES: u8 = 10;
+const KIND_TOUCHED: u8 = 15;
 
 /// True for kinds whose payload is data: as large as batches are.
 pub(super) fn carries_data(kind: u8) -> bool {
     // A response carries as much as was asked for.
-    matches!(kind, KIND_RECORDS | KIND_RANGES | 12)
+    matches!(kind, KIND_RECORDS | KIND_RANGES | KIND_TOUCHED | 12)
 }
 
 pub(super) fn control<T: Serialize>(payload: &T) -> Result<Bytes, postcard::Error> {
@@ -462,4 +492,14 @@ fn content(mut segments: Vec<Bytes>) -> Result<Content, &'static str> {
     *first = rest;
     let entries = EncodedOps::from_segments(segments).map_err(|_| "its entries are malformed")?;
     Ok(Content { range, read_at, entries })
+}
+
+fn touched(payload: &Bytes) -> Result<Touched, &'static str> {
+    let (version, TouchedHeader { read_at, end }, rest) = parse_head(payload)?;
+    // As above: what is left over are the operations, and nothing else.
+    if version != PAYLOAD {
+        return Err("its payload has a newer version");
+    }
+    let ops = EncodedOps::from_bytes(payload.slice_ref(rest)).map_err(|_| "its operations are malformed")?;
+    Ok(Touched { read_at, end, ops })
 }

@@ -230,6 +230,7 @@ impl Process {
                     ctx.coverage.met(Scene::PageReadAgain);
                 }
             }
+            MasterAction::LookUp { .. } => unreachable!("the simulated log is not compacted"),
             // Nothing is held back for a slave that is not connected.
             MasterAction::Verified(_) => {}
             MasterAction::Joined { slave, start, .. } => {

@@ -464,6 +464,7 @@ impl Follow {
                 }
                 self.apply.push(ctx, Item::Content(content));
             }
+            SlaveAction::Touch(_) => unreachable!("the simulated log is not compacted"),
             SlaveAction::Covered { range, read_at } => {
                 ctx.coverage.met(Scene::EqualKept);
                 self.apply.push(ctx, Item::Covered(range, read_at));
