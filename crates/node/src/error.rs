@@ -1,7 +1,7 @@
 //! Why a store cannot be opened as a master or a slave.
 
 use replikv_core::{InvalidLinkId, LinkId, StoreError};
-use replikv_proto::layout::Role;
+use replikv_proto::layout::{Role, Superseded};
 
 /// Why a store cannot be opened as a master or a slave.
 #[derive(Debug, thiserror::Error)]
@@ -38,6 +38,13 @@ pub enum OpenError {
     Links {
         /// One of them.
         link: LinkId,
+    },
+    /// The store is a master's whose history has gone on with another one. It can follow that one, if it is opened as a
+    /// slave that [rejoins](crate::SlaveConfig::rejoin).
+    #[error("{}: follow that one (--rejoin NAME)", mark.words())]
+    Superseded {
+        /// By whom.
+        mark: Superseded,
     },
     /// The slave's name is none.
     #[error(transparent)]

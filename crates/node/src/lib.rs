@@ -34,8 +34,8 @@ pub use master::{
 pub use reader::{Reader, ReaderStatus};
 pub use replikv_proto::{Displaced, OnDivergence, Resync};
 pub use slave::{
-    Ending, FollowError, Lag, Quarantine, QuarantineFile, Slave, SlaveConfig, SlaveProgress, SlaveState, SlaveStatus,
-    WaitError, WaitFor,
+    Ending, FollowError, Lag, PromoteError, Promoted, Quarantine, QuarantineFile, Slave, SlaveConfig, SlaveProgress,
+    SlaveState, SlaveStatus, WaitError, WaitFor, promote,
 };
 pub use stored::role;
 pub use transport::{Codec, ConnectionError};

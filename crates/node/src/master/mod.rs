@@ -19,14 +19,14 @@ mod write;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
-use arc_swap::ArcSwap;
+use arc_swap::{ArcSwap, ArcSwapOption};
 use async_trait::async_trait;
 use bytes::Bytes;
 use replikv_core::{
     Batch, DataReader, KeyRange, Keyspace, LinkId, Op, Page, Position, ReplicaStore, ScanOptions, SourceId, StoreError,
     StoreLimits,
 };
-use replikv_proto::layout::Checkpoint;
+use replikv_proto::layout::{Checkpoint, Superseded};
 use replikv_proto::{Committer, CommitterConfig, EpochStart, LogParts, View};
 use tokio::sync::{Mutex as AsyncMutex, Notify, Semaphore, mpsc, watch};
 use tokio::task::JoinHandle;
@@ -36,6 +36,7 @@ use self::commit::{CommitTask, Queued};
 pub use self::config::{Commit, MasterConfig};
 pub use self::error::{ServeError, WriteError};
 pub use self::log::{LogError, LogPart, read_log, read_log_parts};
+pub(crate) use self::open::next_epoch;
 use self::recording::Recordings;
 pub use self::recording::{Recording, Sealed};
 use self::ring::Ring;
@@ -108,6 +109,8 @@ pub(crate) struct Inner<S> {
     queue: Arc<Semaphore>,
     /// What belongs to links of the centre that this master is, if it is one.
     claims: ArcSwap<Vec<(LinkId, KeyRange)>>,
+    /// Whose the history is, if it is no longer this master's.
+    superseded: ArcSwapOption<Superseded>,
     closing: CancellationToken,
     committing: AsyncMutex<Option<JoinHandle<()>>>,
     runtime: tokio::runtime::Handle,
@@ -120,7 +123,7 @@ impl<S: ReplicaStore> Master<S> {
     /// Must be called within a tokio runtime.
     ///
     /// # Errors
-    /// [`OpenError::Role`] if the store is a slave's; [`OpenError::Links`] if links write to it; `NewerFormat` if a newer program wrote it; what the store reports.
+    /// [`OpenError::Superseded`] if another master was promoted; [`OpenError::Role`] if the store is a slave's; [`OpenError::Links`] if links write to it; `NewerFormat` if a newer program wrote it; what the store reports.
     pub async fn open(store: S, config: MasterConfig) -> Result<Self, OpenError> {
         if let Some((link, _)) = Claims::read(&store).await?.into_iter().next() {
             return Err(OpenError::Links { link });
@@ -176,6 +179,7 @@ impl<S: ReplicaStore> Master<S> {
             wake: Notify::new(),
             queue: Arc::new(Semaphore::new(write::permits(config.queue_bytes))),
             claims: ArcSwap::default(),
+            superseded: ArcSwapOption::default(),
             closing: CancellationToken::new(),
             committing: AsyncMutex::new(None),
             runtime: tokio::runtime::Handle::current(),

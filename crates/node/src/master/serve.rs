@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use replikv_core::{KeyRange, Keyspace, Position, ReplicaStore, ScanOptions, Seq, StoreError};
-use replikv_proto::layout::Head;
+use replikv_proto::layout::{Head, Superseded};
 use replikv_proto::{
     Content, DecoderLimits, Goodbye, GoodbyeReason, MasterAction, MasterSession, MasterSessionConfig, Message, Refusal,
     Reject, RejectCode, Request, RequestBody, Response, SlotName, View,
@@ -60,7 +60,7 @@ impl<S: ReplicaStore> Master<S> {
             let words = "this master serves as many slaves as it may";
             session.refuse(Reject { code: RejectCode::Busy, words: words.into(), retry: true }.into());
         }
-        let driver = Driver { inner, views, entered: None, slot: None, ending: None };
+        let driver = Driver { master: self, inner, views, entered: None, slot: None, ending: None };
         let result = driver.run(&mut connection, &mut session).await;
         if let Err(ServeError::Refused(refusal)) = &result {
             inner.metrics.session_refused(refusal.code);
@@ -80,6 +80,7 @@ impl<S: ReplicaStore> Master<S> {
 }
 
 struct Driver<'a, S> {
+    master: &'a Master<S>,
     inner: &'a Inner<S>,
     views: watch::Receiver<View>,
     entered: Option<Entered>,
@@ -225,6 +226,15 @@ impl<S: ReplicaStore> Driver<'_, S> {
             MasterAction::Verified(position) => {
                 if let Some(name) = &self.slot {
                     inner.slots.with(|slots| slots.verified(name, position));
+                }
+            }
+            MasterAction::Superseded(epoch) => {
+                // Before the slave is told: whoever hears of it finds nobody here who still writes.
+                if let Err(error) = self.master.supersede(Superseded { by: Some(epoch) }).await {
+                    tracing::error!(
+                        target: "replikv::master", source = %inner.source, error = %crate::error_chain(&error),
+                        "that another master was promoted cannot be kept"
+                    );
                 }
             }
             MasterAction::Progress(progress) => {

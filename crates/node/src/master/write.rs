@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use replikv_core::{Batch, ReplicaStore, Token};
+use replikv_proto::layout::Superseded;
 use replikv_proto::{Abort, Gathered, Intent, TransactView, Work};
 use tokio::sync::oneshot;
 use tokio::time::timeout;
@@ -68,6 +69,17 @@ impl<S: ReplicaStore> Master<S> {
         self.submit(Work::Batch(Batch::new()), 0).await.map(drop)
     }
 
+    /// Ends this master's writing for good: what was handed over before is decided, and what comes later is refused, also
+    /// by whoever opens the store.
+    pub(crate) async fn supersede(&self, mark: Superseded) -> Result<(), WriteError> {
+        if self.inner.superseded.load().is_some() {
+            return Ok(());
+        }
+        let (told, marked) = oneshot::channel();
+        self.intents.send(Queued::Superseded(mark, told)).map_err(|_| WriteError::Closed)?;
+        Ok(marked.await.map_err(|_| WriteError::Closed)??)
+    }
+
     async fn submit(&self, work: Work, bytes: usize) -> Result<Token, WriteError> {
         if self.inner.closing.is_cancelled() {
             return Err(WriteError::Closed);
@@ -81,7 +93,15 @@ impl<S: ReplicaStore> Master<S> {
         let intent = Intent { ticket: Ticket { answer, _permit: permit }, work };
         self.intents.send(Queued::Intent(intent)).map_err(|_| WriteError::Closed)?;
         let answer = answered.await.map_err(|_| WriteError::Closed)?;
-        WriteError::from_answer(answer).map(Token::from)
+        WriteError::from_answer(answer).map(Token::from).map_err(|error| self.after_reign(error))
+    }
+
+    // Why nobody writes here any more.
+    fn after_reign(&self, error: WriteError) -> WriteError {
+        match (error, &*self.inner.superseded.load()) {
+            (WriteError::Fenced, Some(mark)) => WriteError::Superseded { by: mark.by },
+            (error, _) => error,
+        }
     }
 
     async fn wait_replicated(&self, token: Token, wanted: usize, limit: Duration) -> Result<(), WriteError> {

@@ -261,6 +261,11 @@ impl<T> Committer<T> {
         self.fenced |= matches!(error, StoreError::HeadMoved);
     }
 
+    /// Another master has taken over, here or elsewhere: nothing more is committed.
+    pub fn fence(&mut self) {
+        self.fenced = true;
+    }
+
     /// The store has refused a group of one intent for a condition of a link's, and is unchanged. No other master is
     /// there.
     pub fn refused(&mut self) {
