@@ -14,6 +14,7 @@ mod slots;
 mod status;
 #[cfg(feature = "tcp")]
 mod tcp;
+mod throttle;
 mod write;
 
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -104,6 +105,8 @@ pub(crate) struct Inner<S> {
     damaged: Mutex<Option<replikv_core::Seq>>,
     wake: Notify,
     queue: Arc<Semaphore>,
+    /// Held by the writer who waits for a slave; the others wait behind it, in order.
+    throttle: AsyncMutex<()>,
     closing: CancellationToken,
     committing: AsyncMutex<Option<JoinHandle<()>>>,
     runtime: tokio::runtime::Handle,
@@ -163,6 +166,7 @@ impl<S: ReplicaStore> Master<S> {
             damaged: Mutex::new(None),
             wake: Notify::new(),
             queue: Arc::new(Semaphore::new(write::permits(config.queue_bytes))),
+            throttle: AsyncMutex::new(()),
             closing: CancellationToken::new(),
             committing: AsyncMutex::new(None),
             runtime: tokio::runtime::Handle::current(),

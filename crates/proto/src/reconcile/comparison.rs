@@ -6,7 +6,7 @@ use replikv_core::{EncodedOps, KeyRange};
 
 use super::pieces::Pieces;
 use super::{
-    FAN_OUT, MAX_BOUND_BYTES, MAX_ENTRIES, MAX_PIECES, MAX_RANGES, PIECE_BYTES, PIECE_ENTRIES, RangeSummary, Verdict,
+    FAN_OUT, GATHER_ENTRIES, GATHER_RANGES, MAX_BOUND_BYTES, MAX_ENTRIES, MAX_PIECES, MAX_RANGES, PIECE_BYTES, PIECE_ENTRIES, RangeSummary, Verdict,
     bound_len, ends_by, joins,
 };
 
@@ -110,6 +110,11 @@ impl Comparison {
     /// more to say then.
     pub(crate) fn next_question(&mut self) -> Option<Vec<RangeSummary>> {
         if self.ready.is_empty() || (self.reading.is_some() && !self.is_full()) {
+            return None;
+        }
+        // While an answer is on its way there is time to gather: each question costs the master a turn, however few
+        // ranges it has.
+        if !self.asked.is_empty() && self.ready.len() < GATHER_RANGES && self.ready_entries < GATHER_ENTRIES {
             return None;
         }
         let (mut len, mut entries, mut bytes) = (0, 0, 0);
