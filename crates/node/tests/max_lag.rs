@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use replikv_core::Token;
 use replikv_node::{Master, MasterConfig, SlaveConfig, WriteError};
-use support::{Error, Serving, Store, assert_equal, connect, follow, master, serve, slave, soon, store, until};
+use support::{Error, Serving, Store, assert_equal, connect, follow, followed, master, serve, slave, soon, store, until};
 use tokio::task::JoinHandle;
 
 /// A record of these tests has fewer bytes than this.
@@ -110,6 +110,38 @@ async fn a_slave_that_is_stuck_is_left_out_until_it_moves() -> Result<(), Error>
     soon(writer(&master, 200)).await??;
     assert!(before.elapsed() >= 4 * heartbeat);
     gate.release();
+    Ok(())
+}
+
+// Its store is broken, and whoever supervises it starts it again and again.
+#[tokio::test(start_paused = true)]
+async fn a_slave_that_connects_again_and_again_and_applies_nothing_is_not_waited_for() -> Result<(), Error> {
+    let heartbeat = Duration::from_secs(2);
+    let master = master(&store(), config().heartbeat(heartbeat)).await;
+    let held = followed(&master, "edge").await;
+    let before = tokio::time::Instant::now();
+    for n in 0..50 {
+        put(&master, n).await?;
+    }
+    let mut written = 50;
+    let mut gates = Vec::new();
+    while written < 200 {
+        // The same store each time, which hangs whenever something is to be applied.
+        let again = support::copy_of(&held).await;
+        gates.push(again.faults().hold_apply());
+        let edge = slave(&again, "edge").await;
+        let (serving, following) = connect(&master, &edge);
+        until(|| master.status().slaves.iter().any(|slave| slave.consistent)).await;
+        soon(gates[gates.len() - 1].reached()).await;
+        for _ in 0..5 {
+            soon(put(&master, written)).await?;
+            written += 1;
+        }
+        following.abort();
+        serving.abort();
+        until(|| master.status().slaves.is_empty()).await;
+    }
+    assert!(before.elapsed() < 4 * heartbeat, "{:?}", before.elapsed());
     Ok(())
 }
 

@@ -229,8 +229,9 @@ impl<S: ReplicaStore> Driver<'_, S> {
             }
             MasterAction::Progress(progress) => {
                 if let Some(entered) = &self.entered {
-                    let bytes = inner.log_bytes_at(progress.applied, &inner.view());
-                    entered.progress(progress, bytes, inner.clock.now().monotonic);
+                    let view = inner.view();
+                    let bytes = inner.log_bytes_at(progress.applied, &view);
+                    entered.progress(progress, bytes, inner.is_close(bytes, &view), inner.clock.now().monotonic);
                     if let Some(name) = self.slot.as_ref().filter(|_| progress.durable > Seq::ZERO) {
                         inner.slots.note(name.clone(), progress.durable);
                     }

@@ -28,8 +28,8 @@ pub(super) struct Session {
     applied_bytes: AtomicU64,
     /// Since when a writer has waited for it, and it has applied nothing; 0 if none has.
     stuck_since_ms: AtomicU64,
-    /// Writers have waited for long enough; until it moves.
-    left_out: AtomicBool,
+    /// Since it came it has applied something, or was close enough; until writers have waited for long enough.
+    counts: AtomicBool,
 }
 
 impl Session {
@@ -54,18 +54,14 @@ impl Session {
 
     /// Nobody waits for it any more, until it moves. False if that was so already.
     pub(super) fn leave_out(&self) -> bool {
-        !self.left_out.swap(true, Ordering::AcqRel)
+        self.counts.swap(false, Ordering::AcqRel)
     }
 
-    fn moved(&self) {
-        self.stuck_since_ms.store(0, Ordering::Release);
-        self.left_out.store(false, Ordering::Release);
-    }
-
-    // Whether writers wait for it, if it is further behind than they may leave it.
+    // Whether writers wait for it, if it is further behind than they may leave it. One that connects again and again, and
+    // never applies anything, must not begin to be waited for each time.
     fn counts(&self, floor: Seq) -> bool {
         let Progress { applied, consistent, .. } = self.progress();
-        !self.temporary && consistent && applied >= floor && !self.left_out.load(Ordering::Acquire)
+        !self.temporary && consistent && applied >= floor && self.counts.load(Ordering::Acquire)
     }
 }
 
@@ -98,7 +94,7 @@ impl Sessions {
             temporary,
             applied_bytes: AtomicU64::new(0),
             stuck_since_ms: AtomicU64::new(0),
-            left_out: AtomicBool::new(false),
+            counts: AtomicBool::new(false),
         });
         let before = self.map.rcu(|map| {
             let mut map = Map::clone(map);
@@ -162,12 +158,16 @@ impl Entered {
         &self.session
     }
 
-    /// The slave has told how far it is: `bytes` of records, up to what it has applied.
-    pub(super) fn progress(&self, progress: Progress, bytes: u64, now: Duration) {
+    /// The slave has told how far it is: `bytes` of records, up to what it has applied, which is `close` enough for
+    /// writers or not.
+    pub(super) fn progress(&self, progress: Progress, bytes: u64, close: bool, now: Duration) {
         let before = self.session.applied.swap(progress.applied.as_u64(), Ordering::AcqRel);
         self.session.applied_bytes.store(bytes, Ordering::Release);
         if before != progress.applied.as_u64() {
-            self.session.moved();
+            self.session.stuck_since_ms.store(0, Ordering::Release);
+            self.session.counts.store(true, Ordering::Release);
+        } else if close {
+            self.session.counts.store(true, Ordering::Release);
         }
         self.session.durable.store(progress.durable.as_u64(), Ordering::Release);
         self.session.consistent.store(progress.consistent, Ordering::Release);

@@ -1,4 +1,8 @@
 //! Writers wait for slaves that are too far behind.
+//!
+//! Only for those that are worth it: connected, at a batch boundary, within the log, and moving. A slave that is gone is
+//! no session, and holds nobody up; one that hangs is left out after a few heartbeats, and so is its next connection
+//! until it applies something.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -6,7 +10,7 @@ use std::time::Duration;
 use tokio::time::{Instant, sleep_until};
 
 use super::sessions::Session;
-use super::{Inner, WriteError};
+use super::{Inner, View, WriteError};
 
 /// After so many heartbeats in which a slave has applied nothing it is stuck, and nobody waits for it.
 const PATIENCE: u32 = 4;
@@ -15,7 +19,7 @@ impl<S> Inner<S> {
     /// Waits until no slave that counts is further behind than it may be.
     pub(super) async fn wait_for_slaves(&self) -> Result<(), WriteError> {
         let Some(max_lag) = self.config.max_lag else { return Ok(()) };
-        if !self.is_outrun(max_lag) {
+        if self.laggard(max_lag).is_none() {
             return Ok(());
         }
         let _counted = Counted { inner: self, begun: Instant::now() };
@@ -52,8 +56,9 @@ impl<S> Inner<S> {
         }
     }
 
-    fn is_outrun(&self, max_lag: u64) -> bool {
-        self.laggard(max_lag).is_some()
+    /// Whether a slave that holds so many bytes of the records is near enough for writers to go on.
+    pub(super) fn is_close(&self, bytes: u64, view: &View) -> bool {
+        self.config.max_lag.is_some_and(|max_lag| bytes.saturating_add(max_lag) >= view.log_bytes)
     }
 
     fn laggard(&self, max_lag: u64) -> Option<Arc<Session>> {
