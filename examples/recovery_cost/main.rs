@@ -1,11 +1,12 @@
-//! What it costs a slave that fell behind the log to catch up, against a copy: bytes, questions, time. And what it costs
-//! those who write meanwhile, under budgets of so many bytes a second; 0 stands for none.
+//! What it costs a slave that fell behind the log to catch up, against a copy: bytes, rounds, time, memory. And what it
+//! costs those who write meanwhile, under budgets of so many bytes a second; 0 stands for none.
 //!
 //! ```sh
 //! cargo run --release --all-features --example recovery_cost -- 1000000 lmdb
 //! cargo run --release --all-features --example recovery_cost -- 1000000 lmdb writers 0 33554432 8388608
 //! ```
 
+mod memory;
 mod wire;
 mod writer;
 
@@ -21,7 +22,8 @@ use replikv::{
     SlaveConfig,
 };
 
-use self::wire::follow;
+use self::memory::Memory;
+use self::wire::{Heard, follow};
 
 type Store = Arc<dyn ReplicaStore>;
 type Res<T> = Result<T, Box<dyn Error + Send + Sync>>;
@@ -44,35 +46,48 @@ async fn main() -> Res<()> {
     let retention = Retention { max_bytes: 1, max_age_ms: None, hold_back_bytes: 0 };
     let master = Master::open(open("master")?, MasterConfig::default().retention(retention)).await?;
     let mut rng = fastrand::Rng::with_seed(7);
-    let keys: Vec<[u8; 16]> = (0..entries).map(|_| rng.u128(..).to_be_bytes()).collect();
+    let mut keys: Vec<[u8; 16]> = (0..entries).map(|_| rng.u128(..).to_be_bytes()).collect();
     write(&master, keys.iter(), 0).await?;
     behind(&master, 0).await?;
 
     println!("{entries} entries of {} bytes, {kind}", 16 + VALUE);
-    println!("| changed | bytes | of a copy | questions | rounds | time |");
-    println!("| --- | --- | --- | --- | --- | --- |");
+    println!("| changed | bytes | of a copy | rounds | questions | time | of a copy | memory |");
+    println!("| --- | --- | --- | --- | --- | --- | --- | --- |");
     let slave = Slave::open(open("slave")?, SlaveConfig::new("edge")).await?;
-    let (copy, took) = follow(&master, &slave).await?;
-    println!("| copy | {} | 100 % | | | {took:.2?} |", copy.bytes);
-    for (round, percent) in [0.0, 0.01, 0.1, 1.0, 10.0, 100.0].into_iter().enumerate() {
+    let memory = Memory::watch();
+    let (copy, copied) = follow(&master, &slave, Heard::AtOnce).await?;
+    println!("| copy | {} | 100 % | | | {copied:.2?} | 1 | {} |", copy.bytes, memory.most());
+    let mut round = 0;
+    for percent in [0.0, 0.01, 0.1, 1.0, 10.0, 100.0] {
         let count = (entries as f64 * percent / 100.0).round() as usize;
-        let mut changed: Vec<&[u8; 16]> = keys.iter().collect();
-        rng.shuffle(&mut changed);
-        write(&master, changed.into_iter().take(count), round as u8 + 1).await?;
-        let from = slave.status().position.map_or(0, |position| position.seq.as_u64());
-        behind(&master, from).await?;
-        let (cost, took) = follow(&master, &slave).await?;
-        if slave.status().comparisons != round as u64 + 1 {
-            return Err("the slave did not compare".into());
-        }
-        let share = cost.bytes as f64 / copy.bytes as f64 * 100.0;
-        println!(
-            "| {percent} % | {} | {share:.2} % | {} | {} | {took:.2?} |",
-            cost.bytes, cost.questions, cost.rounds
-        );
-        // With fewer entries the first pass alone weighs more.
-        if percent <= 0.1 && entries >= 100_000 && (share > 3.0 || cost.rounds > 10) {
-            return Err("a thousandth must cost at most 3 percent of a copy, in at most 10 rounds".into());
+        let mut rounds = 0;
+        // The first tells rounds, the second everything else.
+        for heard in [Heard::Late, Heard::AtOnce] {
+            round += 1;
+            change(&master, &mut keys, count, &mut rng, round).await?;
+            let from = slave.status().position.map_or(0, |position| position.seq.as_u64());
+            behind(&master, from).await?;
+            let memory = Memory::watch();
+            let (cost, took) = follow(&master, &slave, heard).await?;
+            if slave.status().comparisons != u64::from(round) {
+                return Err("the slave did not compare".into());
+            }
+            if heard == Heard::Late {
+                rounds = cost.rounds;
+                continue;
+            }
+            let share = cost.bytes as f64 / copy.bytes as f64 * 100.0;
+            let slower = took.as_secs_f64() / copied.as_secs_f64();
+            println!(
+                "| {percent} % | {} | {share:.2} % | {rounds} | {} | {took:.2?} | {slower:.2} | {} |",
+                cost.bytes,
+                cost.questions,
+                memory.most()
+            );
+            // With fewer entries the first pass alone weighs more.
+            if percent <= 0.1 && entries >= 100_000 && (share > 3.0 || rounds > 10) {
+                return Err("a thousandth must cost at most 3 percent of a copy, in at most 10 rounds".into());
+            }
         }
     }
     equal(master.store(), slave.store()).await?;
@@ -98,6 +113,26 @@ async fn write(master: &Master<Store>, keys: impl Iterator<Item = &[u8; 16]>, ro
     if !batch.is_empty() {
         master.write(batch).await?;
     }
+    Ok(())
+}
+
+// Half of them get another value, a quarter go, and as many are new.
+async fn change(
+    master: &Master<Store>,
+    keys: &mut Vec<[u8; 16]>,
+    count: usize,
+    rng: &mut fastrand::Rng,
+    round: u8,
+) -> Res<()> {
+    rng.shuffle(keys);
+    let gone = keys.split_off(keys.len() - count / 4);
+    for gone in gone.chunks(BATCH) {
+        master.write(gone.iter().fold(Batch::new(), |batch, key| batch.delete(key))).await?;
+    }
+    write(master, keys[..count - 2 * gone.len()].iter(), round).await?;
+    let new: Vec<[u8; 16]> = gone.iter().map(|_| rng.u128(..).to_be_bytes()).collect();
+    write(master, new.iter(), round).await?;
+    keys.extend(new);
     Ok(())
 }
 

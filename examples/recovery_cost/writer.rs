@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use replikv::{Batch, Master, MasterConfig, Retention, Slave, SlaveConfig, SlaveState};
 
-use super::wire::Connected;
+use super::wire::{Connected, Heard};
 use super::{Res, Store, VALUE, behind, open, write};
 
 const PAIRS: usize = 5;
@@ -65,7 +65,7 @@ async fn while_comparing(master: &Master<Store>, slave: &Slave<Store>, keys: &[[
             write(master, fastrand::choose_multiple(keys, keys.len() / 1000).into_iter(), fastrand::u8(..)).await?;
             behind(master, from).await?;
         }
-        let connected = Connected::new(master, slave);
+        let connected = Connected::new(master, slave, Heard::AtOnce);
         if from == 0 {
             // A copy, which is not what is measured.
             slave.wait_caught_up().await?;

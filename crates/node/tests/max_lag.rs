@@ -6,7 +6,9 @@ use std::time::Duration;
 
 use replikv_core::Token;
 use replikv_node::{Master, MasterConfig, SlaveConfig, WriteError};
-use support::{Error, Serving, Store, assert_equal, connect, follow, followed, master, serve, slave, soon, store, until};
+use support::{
+    Error, Serving, Store, assert_equal, connect, follow, followed, master, serve, slave, soon, store, until,
+};
 use tokio::task::JoinHandle;
 
 /// A record of these tests has fewer bytes than this.

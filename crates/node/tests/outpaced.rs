@@ -6,13 +6,23 @@ use std::time::Duration;
 
 use replikv_core::Token;
 use replikv_node::{HealthState, Master, MasterConfig, Slave, SlaveConfig};
-use support::{Error, Store, connect, master, soon, store, until};
+use support::{Error, Following, Serving, Store, follow, master, serve, soon, store, until};
 use tokio::task::JoinHandle;
 use tokio::time::{Instant, sleep};
 
 const MINUTE: Duration = Duration::from_secs(60);
 /// About as many bytes as one of a writer's records has.
 const RECORD: usize = 1100;
+
+/// Small pieces, and a short pipe: what the slave hears is not much older than now.
+fn config() -> MasterConfig {
+    MasterConfig::default().chunk_bytes(4 << 10)
+}
+
+fn connect(master: &Master<Store>, slave: &Slave<Store>) -> (Serving, Following) {
+    let (here, there) = tokio::io::duplex(4 << 10);
+    (serve(master, there), follow(slave, here))
+}
 
 /// Four records a second. Returns the last one when it is told to end.
 fn writer(master: &Master<Store>, ended: &tokio_util::sync::CancellationToken) -> JoinHandle<Token> {
@@ -64,12 +74,12 @@ async fn outpaced_within(slave: &Slave<Store>, limit: Duration) -> Option<Durati
 
 #[tokio::test(start_paused = true)]
 async fn a_slave_that_is_slower_than_the_writer_for_good_says_so_until_it_gains_ground() -> Result<(), Error> {
-    let master = master(&store(), MasterConfig::default()).await;
+    let master = master(&store(), config()).await;
     let held = store();
     let slave = edge(&held, 2).await;
     let (_serving, _following) = connect(&master, &slave);
     soon(slave.wait_caught_up()).await?;
-    // Half of what is written.
+    // A quarter of what is written, at most half.
     let slowly = slow(&held, Duration::from_secs(1));
     let ended = tokio_util::sync::CancellationToken::new();
     let writing = writer(&master, &ended);
@@ -83,11 +93,10 @@ async fn a_slave_that_is_slower_than_the_writer_for_good_says_so_until_it_gains_
     // It is as slow as before, and gains ground.
     ended.cancel();
     let last = writing.await?;
-    let lag = slave.status().lag.ok_or("connected")?.bytes;
     sleep(3 * MINUTE).await;
     let status = slave.status();
     assert_eq!(status.health.state, HealthState::CatchingUp, "{}", status.health.reason);
-    assert!((1..lag).contains(&status.lag.ok_or("connected")?.bytes));
+    assert!(status.lag.is_some_and(|lag| lag.seqs > 100), "it is far behind");
     slowly.abort();
     held.faults().clear();
     soon(slave.wait_applied(last)).await?;
@@ -97,7 +106,7 @@ async fn a_slave_that_is_slower_than_the_writer_for_good_says_so_until_it_gains_
 
 #[tokio::test(start_paused = true)]
 async fn a_slave_that_catches_up_in_bursts_never_says_so() -> Result<(), Error> {
-    let master = master(&store(), MasterConfig::default()).await;
+    let master = master(&store(), config()).await;
     let held = store();
     // Whatever there is goes into one group, which takes longer than a minute: it never catches up wholly.
     let slave = edge(&held, 10_000).await;
@@ -108,13 +117,13 @@ async fn a_slave_that_catches_up_in_bursts_never_says_so() -> Result<(), Error> 
     let _writing = writer(&master, &ended);
     let outpaced = outpaced_within(&slave, 60 * MINUTE).await;
     assert_eq!(outpaced, None, "{}", slave.status().health.reason);
-    assert!(slave.status().lag.is_some_and(|lag| lag.seqs > 0 && lag.millis > 60_000), "it is far behind all the time");
+    assert!(slave.status().lag.is_some_and(|lag| lag.seqs > 200), "it is far behind all the time");
     Ok(())
 }
 
 #[tokio::test(start_paused = true)]
 async fn a_slave_that_writers_wait_for_is_not_outpaced() -> Result<(), Error> {
-    let master = master(&store(), MasterConfig::default().max_lag(50 * RECORD as u64)).await;
+    let master = master(&store(), config().max_lag(50 * RECORD as u64)).await;
     let held = store();
     let slave = edge(&held, 2).await;
     let (_serving, _following) = connect(&master, &slave);
@@ -125,7 +134,8 @@ async fn a_slave_that_writers_wait_for_is_not_outpaced() -> Result<(), Error> {
     let _writing = writer(&master, &ended);
     let outpaced = outpaced_within(&slave, 40 * MINUTE).await;
     assert_eq!(outpaced, None, "{}", slave.status().health.reason);
-    let lag = slave.status().lag.ok_or("connected")?;
-    assert!(lag.bytes <= 52 * RECORD as u64 && lag.seqs > 40, "{lag:?}: as far behind as it may be");
+    // The slave has not heard of all of it.
+    let lag = master.status().slaves[0].lag_seqs;
+    assert!((45..=52).contains(&lag), "{lag}: as far behind as it may be");
     Ok(())
 }

@@ -131,9 +131,8 @@ impl Sessions {
 
     /// A slave that writers wait for, and that has less than `bytes` of the records that are published.
     pub(super) fn laggard(&self, bytes: u64, floor: Seq) -> Option<Arc<Session>> {
-        let lags = |session: &&Arc<Session>| {
-            session.applied_bytes.load(Ordering::Acquire) < bytes && session.counts(floor)
-        };
+        let lags =
+            |session: &&Arc<Session>| session.applied_bytes.load(Ordering::Acquire) < bytes && session.counts(floor);
         self.map.load().values().find(lags).cloned()
     }
 

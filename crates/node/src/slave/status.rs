@@ -113,6 +113,8 @@ struct Facts {
     behind_at_welcome: u64,
     log_bytes_at_welcome: u64,
     applied_bytes: u64,
+    /// On all connections.
+    applied_ever: u64,
     applied_time: Option<u64>,
     clock_offset: i64,
     heard: Option<Duration>,
@@ -220,7 +222,7 @@ impl Tracker {
         }
         let progress = self.progress.borrow().clone();
         self.change(|facts| match lag(facts, &progress, now) {
-            Some(lag) if progress.consistent => facts.trend.told(lag, now.monotonic),
+            Some(lag) if progress.consistent => facts.trend.told(lag.bytes, facts.applied_ever, now.monotonic),
             // A copy or a comparison ends with what was written meanwhile.
             _ => facts.trend = Trend::default(),
         });
@@ -233,6 +235,7 @@ impl Tracker {
     /// A group is readable, and durable if `durable` says so.
     pub(super) fn applied(&self, group: &Applied) {
         self.change(|facts| {
+            facts.applied_ever += group.received.saturating_sub(facts.applied_bytes);
             facts.applied_bytes = group.received;
             facts.applied_time = group.time.or(facts.applied_time);
             facts.records += group.records as u64;

@@ -6,8 +6,8 @@ use replikv_core::{EncodedOps, KeyRange};
 
 use super::pieces::Pieces;
 use super::{
-    FAN_OUT, GATHER_ENTRIES, GATHER_RANGES, MAX_BOUND_BYTES, MAX_ENTRIES, MAX_PIECES, MAX_RANGES, PIECE_BYTES, PIECE_ENTRIES, RangeSummary, Verdict,
-    bound_len, ends_by, joins,
+    FAN_OUT, GATHER_ENTRIES, GATHER_RANGES, MAX_BOUND_BYTES, MAX_ENTRIES, MAX_PIECES, MAX_RANGES, PIECE_BYTES,
+    PIECE_ENTRIES, RangeSummary, Verdict, bound_len, ends_by, joins,
 };
 
 /// Asks about everything that is not covered, until all of it is.
@@ -140,6 +140,7 @@ impl Comparison {
     /// What the master says of the next ranges. Returns those that are equal, adjacent ones as one.
     pub(crate) fn answered(&mut self, verdicts: &[Verdict]) -> Result<Vec<KeyRange>, Unexpected> {
         let mut equal: Vec<KeyRange> = Vec::new();
+        let mut split = VecDeque::new();
         for verdict in verdicts {
             for _ in 0..verdict.count() {
                 let question = self.asked.pop_front().filter(|question| !question.begun).ok_or(Unexpected)?;
@@ -154,11 +155,15 @@ impl Comparison {
                     // One entry cannot be split, and its master knows.
                     Verdict::Split(_) if question.count < 2 => return Err(Unexpected),
                     Verdict::Split(_) => {
-                        self.again.ranges.push_back((question.range, question.count.div_ceil(FAN_OUT)));
+                        split.push_back((question.range, question.count.div_ceil(FAN_OUT)));
                     }
                 }
             }
         }
+        // The smallest first: those come to an end, and make room. Otherwise what is open fills up with ranges that have
+        // yet to be cut, and each of these has to wait for a round of its own.
+        split.append(&mut self.again.ranges);
+        self.again.ranges = split;
         Ok(equal)
     }
 
