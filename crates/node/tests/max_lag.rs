@@ -4,10 +4,12 @@ mod support;
 
 use std::time::Duration;
 
-use replikv_core::Token;
+use replikv_core::{Seq, Token};
 use replikv_node::{Master, MasterConfig, SlaveConfig, WriteError};
+use replikv_proto::{Retention, SlotKind};
 use support::{
-    Error, Serving, Store, assert_equal, connect, follow, followed, master, serve, slave, soon, store, until,
+    Error, Serving, Store, assert_equal, connect, follow, followed, master, serve, slave, soon, store, store_with,
+    until,
 };
 use tokio::task::JoinHandle;
 
@@ -38,6 +40,10 @@ fn writer(master: &Master<Store>, records: u32) -> JoinHandle<Result<(), WriteEr
 /// Lets everything run until nothing more comes of it: the clock stands still, and only moves once nobody has work.
 async fn settle() {
     tokio::time::sleep(Duration::from_secs(1)).await;
+}
+
+fn slave_at(master: &Master<Store>) -> Seq {
+    master.status().slaves.iter().map(|slave| slave.applied).max().unwrap_or(Seq::ZERO)
 }
 
 fn records(master: &Master<Store>) -> u64 {
@@ -112,6 +118,56 @@ async fn a_slave_that_is_stuck_is_left_out_until_it_moves() -> Result<(), Error>
     soon(writer(&master, 200)).await??;
     assert!(before.elapsed() >= 4 * heartbeat);
     gate.release();
+    Ok(())
+}
+
+// A copy takes as long as it takes, and ends with what was written meanwhile.
+#[tokio::test(start_paused = true)]
+async fn nobody_waits_for_a_slave_that_copies_and_once_it_has_it_counts() -> Result<(), Error> {
+    let master = master(&store_with(5000).await, config()).await;
+    let held = store();
+    let edge = slave(&held, "edge").await;
+    // Something is copied, so that the master has heard how far it is.
+    held.faults().pass_applies(2);
+    let gate = held.faults().hold_apply();
+    let (_serving, _following) = connect(&master, &edge);
+    soon(gate.reached()).await;
+    settle().await;
+    assert_eq!(edge.status().state, replikv_node::SlaveState::Copying);
+    let before = tokio::time::Instant::now();
+    soon(writer(&master, 200)).await??;
+    assert!(before.elapsed() < Duration::from_secs(60), "{:?}", before.elapsed());
+    gate.release();
+    soon(edge.wait_caught_up()).await?;
+    until(|| master.status().slaves.iter().any(|slave| slave.consistent)).await;
+    let gate = held.faults().hold_apply();
+    let writing = writer(&master, 200);
+    settle().await;
+    assert!(!writing.is_finished());
+    gate.release();
+    soon(writing).await??;
+    Ok(())
+}
+
+// What it lacks is gone: it will have to compare, and nothing that it could apply is waited for.
+#[tokio::test(start_paused = true)]
+async fn nobody_waits_for_a_slave_whose_records_are_trimmed_or_for_one_that_is_forgotten() -> Result<(), Error> {
+    let retention = Retention { max_bytes: RECORD, max_age_ms: None, hold_back_bytes: 0 };
+    // The log is trimmed in steps of some hundred records.
+    let master = master(&store(), config().retention(retention).max_lag(1000 * RECORD)).await;
+    let (following, serving, gate, held) = stalled(&master).await;
+    let before = tokio::time::Instant::now();
+    soon(writer(&master, 3000)).await??;
+    assert!(before.elapsed() < Duration::from_secs(600), "{:?}", before.elapsed());
+    assert!(master.status().floor.seq > slave_at(&master));
+    following.abort();
+    serving.abort();
+    until(|| master.status().slaves.is_empty()).await;
+    assert!(master.forget(SlotKind::Slave, "edge"));
+    soon(writer(&master, 200)).await??;
+    assert!(before.elapsed() < Duration::from_secs(600), "{:?}", before.elapsed());
+    gate.release();
+    drop(held);
     Ok(())
 }
 

@@ -36,9 +36,10 @@ impl<S> Inner<S> {
 
     async fn wait_for_laggards(&self, max_lag: u64) {
         // Subscribed first: whatever changes after a look is told.
-        let mut acks = self.sessions.acks();
+        let (mut acks, mut views) = (self.sessions.acks(), self.view.subscribe());
         loop {
             acks.mark_unchanged();
+            views.mark_unchanged();
             let Some(session) = self.laggard(max_lag) else { return };
             let since = session.waited_for(self.clock.now().monotonic);
             let until = since.saturating_add(self.patience());
@@ -49,6 +50,10 @@ impl<S> Inner<S> {
             tokio::select! {
                 biased;
                 changed = acks.changed() => if changed.is_err() {
+                    return;
+                },
+                // The log may have been trimmed past it.
+                changed = views.changed() => if changed.is_err() {
                     return;
                 },
                 () = sleep_until(self.clock.instant(until)) => {}
