@@ -223,9 +223,10 @@ impl MasterConfig {
     /// writers never wait for slaves.
     ///
     /// A slave counts while it is connected, not temporary, at a batch boundary, and within the log: not while it copies
-    /// or compares. Writers wait until it has come closer, or is gone; nothing is refused. One that has applied nothing
-    /// for four [heartbeats](Self::heartbeat) is stuck, and is left out until it moves again. What is already committing
-    /// is not held up, so that a slave may lack as much more as writers have under way, at most
+    /// or compares. It begins to count once it has applied something on its connection, or is near enough. Writers wait
+    /// until it has come closer, or is gone; nothing is refused. One that has applied nothing for four
+    /// [heartbeats](Self::heartbeat) is stuck, and is left out until it moves again. What is already committing is not
+    /// held up, so that a slave may lack as much more as writers have under way, at most
     /// [`queue_bytes`](Self::queue_bytes). [`Recording`](super::Recording)s never wait.
     ///
     /// # Hazard
