@@ -3,7 +3,7 @@
 //!
 //! ```sh
 //! cargo run --release --all-features --example recovery_cost -- 1000000 lmdb
-//! cargo run --release --all-features --example recovery_cost -- 1000000 lmdb writers 0 33554432 8388608
+//! cargo run --release --all-features --example recovery_cost -- 300000 lmdb writers 0 33554432 8388608
 //! ```
 
 mod memory;

@@ -40,6 +40,7 @@ pub(crate) async fn run(entries: usize, kind: &str, budgets: &[u64], dir: &Path)
         for _ in 0..PAIRS {
             let before = p99(latencies(&master, &keys, || false).await?);
             let during = p99(while_comparing(&master, &slave, &keys).await?);
+            eprintln!("{budget}: {before:.2?} idle, {during:.2?} comparing");
             idle.push(before);
             comparing.push(during);
             ratios.push(during.as_secs_f64() / before.as_secs_f64());
