@@ -116,6 +116,10 @@ pub(crate) struct Serve {
     /// is kept.
     #[arg(long, value_name = "BYTES")]
     pub(crate) compact_behind: Option<u64>,
+    /// Let writes wait while a connected slave that goes through the log lacks more than so many bytes of records. One that
+    /// applies nothing for eight seconds is not waited for.
+    #[arg(long, value_name = "BYTES")]
+    pub(crate) max_lag_bytes: Option<u64>,
     /// Apply NDJSON operations from standard input as they come: "op" is put, delete (key), or delete_range (start, end).
     #[arg(long)]
     pub(crate) stdin: bool,
