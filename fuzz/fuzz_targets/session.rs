@@ -108,7 +108,8 @@ impl Word {
                 heartbeat_ms: heartbeat,
                 log_bytes: u64::from(heartbeat),
                 behind_bytes: 0,
-                checkpoints: Vec::new(),
+                verifies: false,
+checkpoints: Vec::new(),
             }),
             Self::Reject(retry) => Message::Reject(Reject { code: RejectCode::Busy, words: String::new(), retry }),
             Self::Records { from, count, damage } => {

@@ -30,10 +30,10 @@ pub use master::{
     SlaveSeen, SlotSeen, Write, WriteError, read_log, remote_status,
 };
 pub use reader::{Reader, ReaderStatus};
-pub use replikv_proto::{Displaced, OnDivergence, Resync};
+pub use replikv_proto::{DifferenceKind, Displaced, OnDivergence, Resync};
 pub use slave::{
-    Ending, FollowError, Lag, Quarantine, QuarantineFile, Slave, SlaveConfig, SlaveProgress, SlaveState, SlaveStatus,
-    WaitError, WaitFor,
+    Difference, Ending, FollowError, Lag, Quarantine, QuarantineFile, Slave, SlaveConfig, SlaveProgress, SlaveState,
+    SlaveStatus, VerifyError, VerifyOptions, VerifyReport, WaitError, WaitFor,
 };
 pub use stored::role;
 pub use transport::{Codec, ConnectionError};

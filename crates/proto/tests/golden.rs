@@ -85,6 +85,7 @@ fn messages() -> Vec<(&'static str, Message)> {
         heartbeat_ms: 5000,
         log_bytes: 123_456,
         behind_bytes: 78_900,
+        verifies: false,
         checkpoints: match mode {
             Mode::Copy { .. } | Mode::Compare { .. } | Mode::Resync { .. } => vec![position(256), position(512)],
             _ => Vec::new(),

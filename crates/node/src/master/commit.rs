@@ -14,6 +14,7 @@ use tokio::time::{Instant, sleep, sleep_until};
 
 use super::Inner;
 use super::config::Commit;
+use super::exact::ExactRead;
 use super::recording::Pending;
 use super::status::{GroupSize, Trouble};
 use crate::stored;
@@ -32,6 +33,8 @@ pub(super) enum Queued {
     Intent(Intent<Ticket>),
     /// A record may have been committed beside it.
     Recorded,
+    /// A page is to be read between two groups.
+    Read(ExactRead),
 }
 
 /// Commits one master's groups, one after the other.
@@ -43,6 +46,8 @@ pub(super) struct CommitTask<S> {
     floor: Floor,
     /// Somebody says that there is a record which was committed beside this task.
     look: bool,
+    /// What is to be read before the next group.
+    reads: Vec<ExactRead>,
     /// The last record that is known to be on stable storage.
     synced: Position,
     /// Committed after it, and not synced yet. Not published either, unless the configuration says so.
@@ -67,7 +72,8 @@ impl<S: ReplicaStore> CommitTask<S> {
     ) -> Self {
         let synced = committer.head().position;
         let (unsynced, unsynced_bytes, sync_at, trim_at) = (Vec::new(), 0, None, Instant::now());
-        Self { inner, committer, intents, floor, look: false, synced, unsynced, unsynced_bytes, sync_at, trim_at }
+        let (look, reads) = (false, Vec::new());
+        Self { inner, committer, intents, floor, look, reads, synced, unsynced, unsynced_bytes, sync_at, trim_at }
     }
 
     pub(super) async fn run(mut self) {
@@ -76,6 +82,9 @@ impl<S: ReplicaStore> CommitTask<S> {
             self.take_all();
             if self.look {
                 self.look_for_recorded().await;
+            }
+            for read in std::mem::take(&mut self.reads) {
+                self.inner.read_for(read).await;
             }
             match self.committer.step(self.inner.clock.now(), self.inner.uptime_ms()) {
                 Step::Fetch(keys) => {
@@ -112,6 +121,7 @@ impl<S: ReplicaStore> CommitTask<S> {
         match queued {
             Queued::Intent(intent) => self.committer.push(intent),
             Queued::Recorded => self.look = true,
+            Queued::Read(read) => self.reads.push(read),
         }
     }
 

@@ -3,6 +3,7 @@
 mod commit;
 mod config;
 mod error;
+mod exact;
 mod log;
 mod open;
 mod recording;

@@ -11,10 +11,11 @@ use replikv_proto::{
     Reject, RejectCode, Request, RequestBody, Response, SlotName, View,
 };
 use tokio::io::{AsyncRead, AsyncWrite};
-use tokio::sync::watch;
+use tokio::sync::{mpsc, watch};
 use tokio::time::{Instant, sleep_until, timeout};
 use tokio_util::sync::CancellationToken;
 
+use super::commit::Queued;
 use super::sessions::Entered;
 use super::{Inner, Master, ServeError};
 use crate::slave::Ending;
@@ -60,7 +61,7 @@ impl<S: ReplicaStore> Master<S> {
             let words = "this master serves as many slaves as it may";
             session.refuse(Reject { code: RejectCode::Busy, words: words.into(), retry: true }.into());
         }
-        let driver = Driver { inner, views, entered: None, slot: None, ending: None };
+        let driver = Driver { inner, intents: &self.intents, views, entered: None, slot: None, ending: None };
         let result = driver.run(&mut connection, &mut session).await;
         if let Err(ServeError::Refused(refusal)) = &result {
             inner.metrics.session_refused(refusal.code);
@@ -81,6 +82,7 @@ impl<S: ReplicaStore> Master<S> {
 
 struct Driver<'a, S> {
     inner: &'a Inner<S>,
+    intents: &'a mpsc::UnboundedSender<Queued>,
     views: watch::Receiver<View>,
     entered: Option<Entered>,
     /// The slot of the slave, if it is to have one.
@@ -202,6 +204,11 @@ impl<S: ReplicaStore> Driver<'_, S> {
                 session.handle_view(**inner.seen.load());
                 session.handle_page(content);
             }
+            MasterAction::ReadExactly { range, max_bytes } => {
+                let content = self.stored(session, inner.read_exactly(self.intents, &range, max_bytes).await)?;
+                session.handle_view(**inner.seen.load());
+                session.handle_page(content);
+            }
             MasterAction::Joined { slave, start, temporary, .. } => {
                 tracing::info!(
                     target: "replikv::master", source = %inner.source, follower = %slave, seq = %start,
@@ -260,6 +267,7 @@ fn reads_store(action: &MasterAction) -> bool {
             | MasterAction::MeasureData { .. }
             | MasterAction::ReadRecords { .. }
             | MasterAction::ReadPage { .. }
+            | MasterAction::ReadExactly { .. }
     )
 }
 

@@ -1,20 +1,25 @@
 //! The task that commits: takes what has arrived, a group at a time, into the store.
 
+use std::collections::VecDeque;
 use std::io;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use replikv_core::{
-    Cursor, Durability, KeyRange, Keyspace, Outcome, Position, ReplicaStore, ScanOptions, StoreError, WriteSet,
+    Cursor, Durability, KeyRange, Keyspace, Outcome as StoreOutcome, Position, ReplicaStore, ScanOptions, StoreError,
+    WriteSet, WriteSetBuilder,
 };
-use replikv_proto::{Applier, Content, Displacing, Group, Record, Resync};
+
+use bytes::Bytes;
+use replikv_proto::{Applier, Content, Differing, Displacing, Group, ProbeCheck, Probed, Record, Resync};
 use tokio::sync::{Notify, mpsc};
 use tokio::time::{Instant, sleep, sleep_until};
 use tokio_util::sync::CancellationToken;
 
 use super::follow::LAST_WORDS;
 use super::status::Applied;
+use super::verify::{Compared, Difference, Job, Outcome};
 use super::{FollowError, Inner};
 use crate::changes::AppliedGroup;
 use crate::clock::ahead;
@@ -28,6 +33,7 @@ pub(super) enum Item {
     Content(Content),
     Covered(KeyRange, Position),
     Checkpoints(Vec<Position>),
+    Probed(Box<Probed>, Job),
 }
 
 impl Item {
@@ -38,6 +44,7 @@ impl Item {
             Self::Content(content) => content.entries.byte_len(),
             Self::Covered(range, _) => Applier::covered_len(range),
             Self::Checkpoints(_) => 0,
+            Self::Probed(probed, _) => probed.byte_len(),
         }
     }
 }
@@ -104,12 +111,18 @@ pub(super) struct ApplyTask<S> {
     pub(super) applier: Applier,
     /// Cancelled when the connection's owner lost interest: the group in flight is decided, the rest is dropped.
     pub(super) abandoned: CancellationToken,
+    /// What becomes of the answers that the applier holds, in order.
+    jobs: VecDeque<Job>,
     sync_at: Option<Instant>,
 }
 
 const ATTEMPTS: u32 = 6;
 /// How much of the slave's own data is read at once to see what is displaced, in bytes.
 const QUARANTINE_BYTES: usize = 1 << 20;
+/// How much of it is read at once to compare it, in bytes.
+const VERIFY_BYTES: usize = 256 << 10;
+/// From how many bytes on what mends a range is committed before the rest of it is looked at.
+const MEND_BYTES: usize = 1 << 20;
 
 impl<S: ReplicaStore> ApplyTask<S> {
     pub(super) fn new(
@@ -119,7 +132,7 @@ impl<S: ReplicaStore> ApplyTask<S> {
         applier: Applier,
         abandoned: CancellationToken,
     ) -> Self {
-        Self { inner, items, backlog, applier, abandoned, sync_at: None }
+        Self { inner, items, backlog, applier, abandoned, jobs: VecDeque::new(), sync_at: None }
     }
 
     /// Commits until the connection has handed over its last item, or has been abandoned. Once the slave shuts down, a
@@ -130,6 +143,12 @@ impl<S: ReplicaStore> ApplyTask<S> {
         while !self.abandoned.is_cancelled() {
             while let Ok(item) = self.items.try_recv() {
                 self.push(item);
+            }
+            if folded.is_none()
+                && let Some(probed) = self.applier.take_probed()
+            {
+                self.compare(&probed).await?;
+                continue;
             }
             let group = match folded.take() {
                 Some(group) => Some(group),
@@ -164,6 +183,10 @@ impl<S: ReplicaStore> ApplyTask<S> {
             Item::Content(content) => self.applier.push_content(content),
             Item::Covered(range, read_at) => self.applier.push_covered(range, read_at),
             Item::Checkpoints(checkpoints) => self.applier.push_checkpoints(checkpoints),
+            Item::Probed(probed, job) => {
+                self.applier.push_probed(probed);
+                self.jobs.push_back(job);
+            }
         }
     }
 
@@ -235,6 +258,80 @@ impl<S: ReplicaStore> ApplyTask<S> {
         Ok(())
     }
 
+    // Everything before it is committed, and nothing after it: the store holds what the master's answer speaks of.
+    async fn compare(&mut self, probed: &Probed) -> Result<(), FollowError> {
+        // Whoever no longer waits for it wants nothing mended either.
+        if let Some(job) = self.jobs.pop_front().filter(|job| !job.answer.is_closed()) {
+            let there = |cursor: &&Cursor| cursor.is_consistent() && cursor.position == probed.at;
+            let outcome = match self.applier.cursor().filter(there).cloned() {
+                Some(cursor) => Outcome::Compared(self.compare_at(cursor, probed, &job).await?),
+                None => Outcome::NotConsistent,
+            };
+            drop(job.answer.send(outcome));
+        }
+        self.backlog.remove(probed.byte_len());
+        Ok(())
+    }
+
+    async fn compare_at(&mut self, cursor: Cursor, probed: &Probed, job: &Job) -> Result<Compared, FollowError> {
+        let inner = self.inner.clone();
+        let mut check = ProbeCheck::new(probed);
+        let mut findings = Findings { max: job.max_differences, ..Findings::default() };
+        findings.mending = job.repair.then(|| self.applier.mending());
+        let mut rest = Some(probed.range.clone());
+        while let Some(range) = rest.take() {
+            let options = ScanOptions::default().max_entries(usize::MAX).max_bytes(VERIFY_BYTES);
+            let page = inner.store.scan(Keyspace::Data, range, options).await?;
+            check.push_page(page.ops(), |differing| findings.add(differing))?;
+            rest = page.rest().cloned();
+            // A slave may hold any number of entries that its master does not.
+            if let Some(mending) = findings.mending.as_mut().filter(|mending| mending.byte_len() > MEND_BYTES) {
+                let writes = mending.build();
+                findings.mending = Some(self.applier.mending());
+                self.mend(&cursor, writes).await?;
+            }
+        }
+        let checked = check.finish(|differing| findings.add(differing))?;
+        if let Some(mending) = findings.mending.as_mut().filter(|mending| mending.byte_len() > 0) {
+            let writes = mending.build();
+            self.mend(&cursor, writes).await?;
+        }
+        let repaired = if job.repair { findings.count } else { 0 };
+        Ok(Compared {
+            range: probed.range.clone(),
+            at: probed.at,
+            entries: checked.entries,
+            bytes: checked.bytes,
+            equal: checked.equal,
+            different: findings.count,
+            differences: findings.listed,
+            repaired,
+        })
+    }
+
+    // At this point of the history the master holds just this: what comes after is applied on top of it.
+    async fn mend(&mut self, cursor: &Cursor, writes: WriteSet) -> Result<(), FollowError> {
+        let durability = self.inner.config.durability;
+        let inner = self.inner.clone();
+        for attempt in 0.. {
+            match inner.store.apply(writes.clone(), durability).await {
+                Ok(()) => break,
+                Err(error) if error.is_retryable() && attempt < ATTEMPTS => {
+                    sleep(Duration::from_millis(10 << attempt)).await;
+                }
+                Err(error) => return Err(self.give_up(error).await),
+            }
+        }
+        if inner.feed.is_heard() {
+            let cursor = cursor.clone();
+            inner.feed.tell(AppliedGroup { cursor, records: 0, time: None, writes: Some(writes) });
+        }
+        if durability == Durability::Buffered && self.sync_at.is_none() {
+            self.sync_at = Some(ahead(inner.config.sync_every));
+        }
+        Ok(())
+    }
+
     // The store's future is polled until it answers, whatever else goes on: a write set is never left undecided here.
     async fn apply(
         &mut self,
@@ -277,7 +374,7 @@ impl<S: ReplicaStore> ApplyTask<S> {
 
     // After an unknown outcome the store is opened anew; what it then holds is where the next connection goes on.
     async fn give_up(&self, error: StoreError) -> FollowError {
-        if error.outcome() == Outcome::Unknown
+        if error.outcome() == StoreOutcome::Unknown
             && let Err(reopening) = self.inner.store.reopen().await
         {
             tracing::warn!(
@@ -286,6 +383,32 @@ impl<S: ReplicaStore> ApplyTask<S> {
             );
         }
         error.into()
+    }
+}
+
+/// What of a range differs.
+#[derive(Debug, Default)]
+struct Findings {
+    count: u64,
+    listed: Vec<Difference>,
+    max: usize,
+    /// What mends it, if that is wanted.
+    mending: Option<WriteSetBuilder>,
+}
+
+impl Findings {
+    fn add(&mut self, Differing { key, kind, value }: Differing<'_>) -> Result<(), StoreError> {
+        self.count += 1;
+        if self.listed.len() < self.max {
+            self.listed.push(Difference { key: Bytes::copy_from_slice(key), kind });
+        }
+        if let Some(mending) = &mut self.mending {
+            match value {
+                Some(value) => mending.put(Keyspace::Data, key, value)?,
+                None => mending.delete(Keyspace::Data, key)?,
+            };
+        }
+        Ok(())
     }
 }
 

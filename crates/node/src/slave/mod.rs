@@ -10,6 +10,7 @@ mod restore;
 mod status;
 #[cfg(feature = "tcp")]
 mod tcp;
+mod verify;
 mod wait;
 
 use std::sync::Arc;
@@ -28,6 +29,8 @@ pub use self::error::{Ending, FollowError, WaitError};
 pub use self::quarantine::{Quarantine, QuarantineFile};
 use self::status::Tracker;
 pub use self::status::{Lag, SlaveProgress, SlaveState, SlaveStatus};
+use self::verify::Desk;
+pub use self::verify::{Difference, VerifyError, VerifyOptions, VerifyReport};
 pub use self::wait::WaitFor;
 use crate::changes::GroupFeed;
 use crate::clock::Clock;
@@ -62,6 +65,8 @@ struct Inner<S> {
     clock: Clock,
     tracker: Tracker,
     feed: GroupFeed,
+    /// Where questions to the master lie.
+    desk: Desk,
     metrics: FollowerMetrics,
     /// Held while a connection is followed, and while its last write set is in flight.
     following: Arc<Mutex<()>>,
@@ -106,7 +111,9 @@ impl<S: ReplicaStore> Slave<S> {
         let feed = GroupFeed::new();
         let runtime = tokio::runtime::Handle::try_current().ok();
         let metrics = FollowerMetrics::new(&config.name);
-        let inner = Inner { store, config, nonce, clock, tracker, feed, metrics, following, active, closing, runtime };
+        let desk = Desk::default();
+        let inner =
+            Inner { store, config, nonce, clock, tracker, feed, desk, metrics, following, active, closing, runtime };
         let inner = Arc::new(inner);
         if let Some(runtime) = &inner.runtime {
             sample_every_second(runtime, &inner, inner.closing.clone());

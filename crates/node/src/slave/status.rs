@@ -422,6 +422,7 @@ mod tests {
                 heartbeat_ms: 1,
                 log_bytes: 0,
                 behind_bytes: 0,
+                verifies: false,
                 checkpoints: Vec::new(),
             });
             let seen = seen.borrow_and_update();

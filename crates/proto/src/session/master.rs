@@ -9,7 +9,9 @@ use replikv_core::{Coverage, Cursor, Fill, KeyRange, Position, Seq, SourceId, St
 use super::{Located, MAX_CHECKPOINTS, MAX_NAME_LEN, ProtocolError, Refusal};
 use crate::layout::Checkpoint;
 use crate::planted::{self, Bug};
-use crate::reconcile::{Answer, Asked, Examination, MAX_BOUND_BYTES, MAX_ENTRIES, MAX_PIECES, bound_len};
+use crate::reconcile::{
+    Answer, Asked, Examination, MAX_BOUND_BYTES, MAX_ENTRIES, MAX_PIECES, Probe, Probed, bound_len,
+};
 use crate::{
     Ack, Compare, Content, EpochStart, Goodbye, GoodbyeReason, Heartbeat, Hello, Message, Mode, Now, Progress, Records,
     RejectCode, Request, Response, Welcome,
@@ -77,6 +79,15 @@ pub enum MasterAction {
     /// Read a page of the data, then take `handed`; answer with [`MasterSession::handle_page`].
     ReadPage {
         /// What is missing.
+        range: KeyRange,
+        /// How many bytes, roughly.
+        max_bytes: usize,
+    },
+    /// Read a page of the data as it is right after one record, and name that record: with no other one in between, and
+    /// with none that was handed to the store and is not decided. Answer with [`MasterSession::handle_page`], whose
+    /// `read_at` is that record.
+    ReadExactly {
+        /// What to read, from its start on.
         range: KeyRange,
         /// How many bytes, roughly.
         max_bytes: usize,
@@ -183,6 +194,8 @@ struct Stream {
     compares: bool,
     /// What it asked about, and was not answered.
     asked: VecDeque<Asked>,
+    /// What it wants to know of one point of the history.
+    probe: Option<Probe>,
     pending: Pending,
     /// Content and records take turns while a copy runs.
     records_next: bool,
@@ -198,6 +211,8 @@ enum Pending {
     Page,
     /// The pages of an answer to a comparison.
     Examining(Box<Examination>),
+    /// What a range holds at one point of the history.
+    Probing,
     /// What may show records which are not published yet.
     Unpublished(Reading),
     /// What was read at moments that are looked up in the history.
@@ -209,6 +224,8 @@ enum Pending {
 enum Reading {
     Page(Content),
     Answer(Box<Answer>),
+    /// And what was read for it, in bytes.
+    Probed(Box<Probed>, usize),
 }
 
 impl MasterSession {
@@ -239,6 +256,14 @@ impl MasterSession {
             }
             (Message::Hello(hello), State::AwaitHello { .. }) => self.decide(hello),
             (Message::Compare(compare), State::Streaming(stream)) if stream.compares => stream.ask(compare)?,
+            (Message::Probe(probe), State::Streaming(stream)) => {
+                if stream.probe.is_some() || probe.range.is_empty() {
+                    return Err(ProtocolError::misbehaved(
+                        "it probes an empty range, or without waiting for the answer",
+                    ));
+                }
+                stream.probe = Some(probe);
+            }
             (Message::Ack(Ack { applied, durable, consistent }), State::Streaming(stream))
             | (Message::Heartbeat(Heartbeat::Follower { applied, durable, consistent }), State::Streaming(stream)) => {
                 if applied > stream.sent.seq || durable > applied {
@@ -347,6 +372,14 @@ impl MasterSession {
                     None => Pending::Unpublished(Reading::Answer(Box::new(examination.into_answer()))),
                 };
             }
+            Pending::Probing => {
+                if let Some(probe) = &stream.probe {
+                    let Content { range, read_at, entries } = content;
+                    let bytes = entries.byte_len();
+                    let probed = Box::new(Probed::new(probe, range, read_at, entries));
+                    stream.pending = Pending::Unpublished(Reading::Probed(probed, bytes));
+                }
+            }
             other => stream.pending = other,
         }
     }
@@ -388,7 +421,7 @@ impl MasterSession {
             State::AwaitHello { deadline } => Some(*deadline),
             state if state.is_welcomed() => {
                 let contact = self.next_heartbeat.min(self.heard.saturating_add(self.silence()));
-                let waits = matches!(state, State::Streaming(stream) if !stream.asked.is_empty());
+                let waits = matches!(state, State::Streaming(stream) if stream.wants_answers());
                 let budget = Some(self.compare_from).filter(|from| waits && *from > self.now);
                 Some(budget.map_or(contact, |budget| contact.min(budget)))
             }
@@ -420,7 +453,7 @@ impl MasterSession {
 
     // There is a question, and budget for it.
     fn answers(&self, stream: &Stream) -> bool {
-        !stream.asked.is_empty() && self.compare_from <= self.now
+        stream.wants_answers() && self.compare_from <= self.now
     }
 
     /// Answers a question.
@@ -616,6 +649,7 @@ impl MasterSession {
             copy: if compares { Coverage::default() } else { coverage },
             compares,
             asked: VecDeque::new(),
+            probe: None,
             pending: Pending::Nothing,
             records_next: false,
         }));
@@ -649,6 +683,7 @@ impl MasterSession {
             log_bytes: self.view.log_bytes,
             behind_bytes,
             checkpoints,
+            verifies: true,
         };
         if !waits {
             let Hello { slave, nonce, temporary, .. } = hello;
@@ -703,6 +738,10 @@ impl MasterSession {
         if let Some(range) = stream.copy.rest() {
             stream.pending = Pending::Page;
             self.queue.push_back(MasterAction::ReadPage { range, max_bytes: self.config.chunk });
+        } else if let Some(probe) = stream.probe.as_ref().filter(|_| stream.asked.is_empty()) {
+            let max_bytes = self.config.chunk.min(probe.max_bytes as usize);
+            self.queue.push_back(MasterAction::ReadExactly { range: probe.range.clone(), max_bytes });
+            stream.pending = Pending::Probing;
         } else {
             let asked = stream.asked.iter().take(MAX_EXAMINED).cloned().collect();
             let examination = Examination::new(asked, self.config.chunk);
@@ -734,20 +773,42 @@ impl MasterSession {
                 }
                 self.queue.extend(answer.into_messages().into_iter().map(MasterAction::Send));
             }
+            // Read after everything that was sent had been published: only a master that lost batches is back before it.
+            Reading::Probed(probed, _) if probed.at.seq < stream.sent.seq => {
+                stream.probe = None;
+                self.queue.push_back(MasterAction::Send(Message::Goodbye(Goodbye {
+                    reason: GoodbyeReason::Closing,
+                    words: "the master has lost batches that this slave holds".into(),
+                })));
+                self.queue.push_back(MasterAction::Close(None));
+            }
+            Reading::Probed(probed, _) => {
+                stream.probe = None;
+                self.queue.push_back(MasterAction::Send(Message::Probed(*probed)));
+            }
         }
     }
 
     // What was read for an answer is paid for, whether it could be sent or not.
     fn spend(&mut self, reading: &Reading) {
-        let Reading::Answer(answer) = reading else { return };
+        let bytes = match reading {
+            Reading::Page(_) => return,
+            Reading::Answer(answer) => answer.bytes,
+            Reading::Probed(_, bytes) => *bytes,
+        };
         let Some(rate) = self.config.compare_bytes_per_second else { return };
-        let nanos = answer.bytes as u128 * 1_000_000_000 / u128::from(rate.max(1));
+        let nanos = bytes as u128 * 1_000_000_000 / u128::from(rate.max(1));
         let pause = Duration::from_nanos(u64::try_from(nanos).unwrap_or(u64::MAX));
         self.compare_from = self.compare_from.max(self.now).saturating_add(pause);
     }
 }
 
 impl Stream {
+    // What is read for these is paid for from one budget.
+    fn wants_answers(&self) -> bool {
+        !self.asked.is_empty() || self.probe.is_some()
+    }
+
     fn ask(&mut self, compare: Compare) -> Result<(), ProtocolError> {
         let entries = compare.ranges.iter().fold(0, |sum: u64, asked| sum.saturating_add(asked.count));
         // A question may have one range too many for its bound.
@@ -774,6 +835,7 @@ impl Reading {
         match self {
             Self::Page(content) => std::slice::from_ref(&content.read_at),
             Self::Answer(answer) => &answer.reads,
+            Self::Probed(probed, _) => std::slice::from_ref(&probed.at),
         }
     }
 
@@ -781,6 +843,7 @@ impl Reading {
         match self {
             Self::Page(content) => Some(content.read_at),
             Self::Answer(answer) => answer.read_at(),
+            Self::Probed(probed, _) => Some(probed.at),
         }
     }
 }

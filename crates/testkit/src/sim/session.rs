@@ -230,6 +230,8 @@ impl Process {
                     ctx.coverage.met(Scene::PageReadAgain);
                 }
             }
+            // No simulated slave verifies.
+            MasterAction::ReadExactly { .. } => return Err(Over),
             // Nothing is held back for a slave that is not connected.
             MasterAction::Verified(_) => {}
             MasterAction::Joined { slave, start, .. } => {

@@ -476,7 +476,7 @@ impl Follow {
                     conn.set_limits(DecoderLimits::for_batches(welcome.limits.max_batch));
                 }
             }
-            SlaveAction::Contact(_) | SlaveAction::Waiting(_) => {}
+            SlaveAction::Contact(_) | SlaveAction::Waiting(_) | SlaveAction::Probed(_) => {}
             SlaveAction::Close(Ok(goodbye)) if goodbye.reason == GoodbyeReason::Replaced => {
                 return Err(Err(Ending::Refused(RejectCode::DuplicateSlave)));
             }

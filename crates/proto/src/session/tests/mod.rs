@@ -261,6 +261,7 @@ fn welcome(history: &History, mode: Mode) -> Welcome {
         heartbeat_ms: 5000,
         log_bytes: view.log_bytes,
         behind_bytes: 0,
+        verifies: false,
         checkpoints: Vec::new(),
     }
 }

@@ -248,6 +248,7 @@ impl World {
             // The slave still reads what is under way; it ends the connection.
             Some(MasterAction::Close(_)) => {}
             Some(MasterAction::Answer(request)) => panic!("nobody asked {request:?}"),
+            Some(MasterAction::ReadExactly { .. }) => panic!("nobody verifies here"),
         }
         self.splits += splits;
         true
@@ -312,6 +313,7 @@ impl World {
                 SlaveAction::Copy(content) => connection.applier.push_content(content),
                 SlaveAction::Welcomed(_) | SlaveAction::Contact(_) => {}
                 SlaveAction::Waiting(_) => waits += 1,
+                SlaveAction::Probed(_) => panic!("nobody verifies here"),
                 SlaveAction::Close(end) => ending = Some(end),
             }
         }
