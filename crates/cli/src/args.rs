@@ -56,7 +56,7 @@ pub(crate) enum Command {
     Backup(Backup),
     /// Drops the slot of a slave that does not come back, so that the log is no longer kept for it.
     Forget(Forget),
-    /// Compares two stores: 0 equal, 1 different, 2 could not tell.
+    /// Compares two stores, or a slave's with its master's: 0 equal, 1 different, 2 could not tell.
     Verify(Verify),
     /// Prints records of a master's change log.
     Log(Log),
@@ -291,9 +291,19 @@ pub(crate) struct Status {
 
 #[derive(Debug, Group)]
 pub(crate) struct Verify {
-    /// A store; give it twice.
+    /// A store; give it twice, or once with --from.
     #[arg(long = "store", value_name = "URL", required = true)]
     pub(crate) stores: Vec<String>,
+    /// The store is a slave's, which nobody has open: follow the master at this address, HOST:PORT, and compare with what
+    /// it holds while writes go on.
+    #[arg(long, value_name = "ADDR")]
+    pub(crate) from: Option<String>,
+    /// Give what differs the master's values. The answer is still 1: something differed.
+    #[arg(long, requires = "from")]
+    pub(crate) repair: bool,
+    /// Read at most so many bytes of entries a second.
+    #[arg(long, value_name = "BYTES", requires = "from")]
+    pub(crate) bytes_per_second: Option<u64>,
     /// How many differences to print.
     #[arg(long, default_value_t = 10)]
     pub(crate) show: usize,

@@ -16,9 +16,10 @@ use replikv_core::{
 };
 use replikv_proto::layout::{Backup, Checkpoint, Epochs, Floor, Head, Identity, Role, Stored};
 use replikv_proto::{
-    Ack, Compare, Compared, Content, EpochStart, FRAME_HEADER_LEN, Goodbye, GoodbyeReason, Heartbeat, Hello, Message,
-    Mode, OnDivergence, PreparedRecord, RangeSummary, Record, RecordDraft, RecordHeader, RecordKind, Records, Reject,
-    RejectCode, Request, RequestBody, Response, Resync, Slot, Verdict, Welcome, origin,
+    Ack, Compare, Compared, Content, EpochStart, FRAME_HEADER_LEN, Goodbye, GoodbyeReason, Heartbeat, Held, Hello,
+    Message, Mode, OnDivergence, PreparedRecord, Probe, Probed, RangeSummary, Record, RecordDraft, RecordHeader,
+    RecordKind, Records, Reject, RejectCode, Request, RequestBody, Response, Resync, Slot, Summary, Verdict, Welcome,
+    origin,
 };
 use support::{CRITICAL, MORE, decode_all, encode, ops, preamble, seal};
 
@@ -100,7 +101,15 @@ fn messages() -> Vec<(&'static str, Message)> {
     let progress = (Seq::new(300), Seq::new(299), true);
     let (applied, durable, consistent) = progress;
     let words = || "in words".to_owned();
+    let probe = |entries| Probe { range: KeyRange::from_bounds("users/".."users0"), max_bytes: 262_144, entries };
+    let probed = |held| Probed { range: KeyRange::from_bounds("users/".."users/m"), at: position(320), held };
+    let summary = Summary { count: 2, bytes: 29, fingerprint: Fingerprint::from_bytes(*b"sixteen bytes of") };
+    let held = ops(Batch::new().put("users/alice", "1").put("users/bob", ""));
     vec![
+        ("frame_15_probe", Message::Probe(probe(false))),
+        ("frame_15_probe_for_entries", Message::Probe(probe(true))),
+        ("frame_16_probed", Message::Probed(probed(Held::Summary(summary)))),
+        ("frame_16_probed_entries", Message::Probed(probed(Held::Entries(held)))),
         ("frame_01_hello_first", Message::Hello(hello(None))),
         ("frame_01_hello_again", Message::Hello(hello(Some(Cursor::at(position(300)))))),
         ("frame_01_hello_in_mid_copy", Message::Hello(hello(Some(cursor_that_copies())))),
@@ -130,6 +139,7 @@ fn messages() -> Vec<(&'static str, Message)> {
                 ancestor: Some(position(256)),
             })),
         ),
+        ("frame_04_welcome_verifies", Message::Welcome(Welcome { verifies: true, ..welcome(Mode::Resume) })),
         ("frame_05_reject", Message::Reject(Reject { code: RejectCode::Busy, words: words(), retry: true })),
         ("frame_06_records", Message::Records(records)),
         ("frame_07_ack", Message::Ack(Ack { applied, durable, consistent })),

@@ -13,6 +13,7 @@ mod scan;
 mod serve;
 mod status;
 mod verify;
+mod verify_from;
 
 use std::io::Write;
 use std::net::SocketAddr;
