@@ -209,3 +209,36 @@ fn a_master_takes_values_as_large_as_it_is_told_to_and_slaves_get_them() {
     follow_once(&slave, "edge", &address).ok();
     master.interrupt("TERM").ok();
 }
+
+#[test]
+fn a_slaves_store_is_compared_with_its_master_over_the_network_and_mended() {
+    use replikv::{Keyspace, LmdbOptions, LmdbStore, Op, ReplicaStore, ReplicaStoreExt};
+    let place = Place::new();
+    let store = place.filled("master");
+    let slave = place.lmdb("slave");
+    let (master, address) = Running::master(&store, &[]);
+    let verify = |more: &[&str]| run(&[&["verify", "--store", &slave, "--from", &address, "--json"], more].concat());
+    run(&["verify", "--store", &slave, "--from", &address]).code(2);
+    follow_once(&slave, "edge", &address).ok();
+    let equal = verify(&[]).ok().json();
+    assert_eq!((&equal["equal"], &equal["different"], &equal["differences"]), (&json!(true), &json!(0), &json!([])));
+    let entries = equal["entries"].as_u64().unwrap();
+    assert!(entries > 0);
+    let runtime = tokio::runtime::Runtime::new().unwrap();
+    runtime.block_on(async {
+        let held = LmdbStore::open(place.path("slave"), LmdbOptions::default()).unwrap();
+        held.apply_one(Keyspace::Data, Op::Put { key: b"mine", value: b"1" }).await.unwrap();
+        held.close().await.unwrap();
+    });
+    let wanted = json!([{ "key": "mine", "kind": "extra" }]);
+    for (more, repaired) in [(&[][..], 0), (&["--repair"], 1)] {
+        let different = verify(more).code(1).json();
+        assert_eq!((&different["equal"], &different["differences"]), (&json!(false), &wanted));
+        assert_eq!((&different["entries"], &different["repaired"]), (&json!(entries + 1), &json!(repaired)));
+    }
+    verify(&[]).ok();
+    run(&["verify", "--store", &slave, "--from", &address]).ok();
+    master.interrupt("INT").ok();
+    run(&["verify", "--store", &store, "--store", &slave]).ok();
+    run(&["verify", "--store", &slave, "--repair"]).code(2);
+}

@@ -4,6 +4,7 @@ mod comparing;
 mod copying;
 mod deciding;
 mod misbehaving;
+mod probing;
 mod relay;
 mod resyncing;
 mod slave_checks;
