@@ -27,9 +27,18 @@ hot-paths:
 soak ROUNDS="100":
     for i in $(seq {{ROUNDS}}); do REPLIKV_SEED=$RANDOM$i cargo test --all-features --test cross_backend --test cuts --test kill || exit 1; done
 
-# Simulates masters and slaves with new seeds for so many seconds, and says what happened.
-simulate SECONDS="600":
-    REPLIKV_SIM_SECONDS={{SECONDS}} cargo test --release -p replikv-testkit --test sim -- --ignored --nocapture --exact campaign
+# Simulates masters and slaves with new seeds for so many hours (0.1 will do for a look): says how many seeds, simulated
+# seconds and faults, and writes what fails to target/simulation-failures.txt, with the lines that repeat it.
+simulate HOURS="1":
+    REPLIKV_SIM_SECONDS=$(awk 'BEGIN { printf "%d", {{HOURS}} * 3600 }') REPLIKV_SIM_FAILURES={{justfile_directory()}}/target/simulation-failures.txt cargo test --release -p replikv-testkit --test sim -- --ignored --nocapture --exact campaign
+
+# The same failure as that of a seed, made smaller: `REPLIKV_SIM_BUG=AckOnArrival just shrink 1` tries it on a planted bug.
+shrink SEED:
+    REPLIKV_SIM_SHRINK=1 REPLIKV_SIM_SEED={{SEED}} cargo test -p replikv-testkit --features planted-bugs --test sim -- --nocapture --exact the_seed_of_the_environment_holds
+
+# The tokio shell over a simulated network, with so many new seeds.
+network SEEDS="100":
+    for i in $(seq {{SEEDS}}); do REPLIKV_NETWORK_SEED=$(od -An -N4 -tu4 /dev/urandom | tr -d ' ') cargo test --quiet -p replikv-node --test network -- --exact the_seed_of_the_environment_holds || exit 1; done
 
 # Looks for every bug that can be planted, and says which invariant found it. Bugs are never built for release.
 planted:
@@ -50,3 +59,7 @@ crash STATES="100000" *ARGS:
 # Masters and slaves over TCP, on real stores, killed so often each.
 kill-loop CYCLES="1000":
     REPLIKV_KILLS={{CYCLES}} cargo test --release --all-features --test kill -- --nocapture
+
+# What compaction by key costs the writer, and what it leaves.
+compaction OVERWRITES="10000000" KEYS="100000" STORE="lmdb":
+    cargo run --release --all-features --example compaction_cost -- {{OVERWRITES}} {{KEYS}} {{STORE}}

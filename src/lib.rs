@@ -25,7 +25,7 @@ pub use replikv_memory::MemoryStore;
 pub use replikv_node::*;
 pub use replikv_proto as proto;
 pub use replikv_proto::layout::Role;
-pub use replikv_proto::{Abort, Record, RejectCode, Retention, TransactView};
+pub use replikv_proto::{Abort, Compaction, Record, RejectCode, Retention, Run, RunPart, TransactView};
 
 #[cfg(feature = "lmdb")]
 pub use replikv_lmdb::{LmdbOptions, LmdbOrder, LmdbStore, LmdbSync, heed};

@@ -1,4 +1,4 @@
-//! What the documents say is there, is there: the tests that docs/guarantees.md names, and where links lead.
+//! What the documents say is there, is there: the tests that docs/guarantees.md and docs/reliability.md name, and where links lead.
 
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
@@ -38,8 +38,11 @@ fn holds_test(source: &str, name: &str) -> bool {
 
 #[test]
 fn every_test_that_a_promise_names_exists() {
-    let named = named_tests(&read(&root().join("docs/guarantees.md")));
+    let mut named = named_tests(&read(&root().join("docs/guarantees.md")));
     assert!(named.len() >= AT_LEAST, "only {} tests are named", named.len());
+    let tried = named_tests(&read(&root().join("docs/reliability.md")));
+    assert!(tried.len() >= 25, "only {} tests are named", tried.len());
+    named.extend(tried);
     let missing: Vec<String> = named
         .iter()
         .filter(|(file, test)| {
@@ -48,7 +51,11 @@ fn every_test_that_a_promise_names_exists() {
         })
         .map(|(file, test)| format!("{file}::{test}"))
         .collect();
-    assert!(missing.is_empty(), "docs/guarantees.md names tests that are not there:\n{}", missing.join("\n"));
+    assert!(
+        missing.is_empty(),
+        "docs/guarantees.md or docs/reliability.md names tests that are not there:\n{}",
+        missing.join("\n")
+    );
 }
 
 /// Where the links of a document lead, without those to the web and within the document.

@@ -87,6 +87,7 @@ async fn child() -> Result<bool, Error> {
                 store.apply(before.build(), Durability::Synced).await?;
                 store.close().await?;
                 say("filled");
+                next_step().await;
                 return Ok(true);
             }
             let master = Master::open(store, MasterConfig::default().limits(LIMITS)).await?;

@@ -9,13 +9,13 @@ use std::time::Duration;
 use arbitrary::{Arbitrary, Unstructured};
 use bytes::Bytes;
 use libfuzzer_sys::fuzz_target;
-use replikv_core::{Coverage, Cursor, EncodedOps, Fill, Fingerprint, KeyRange, Position, Seq, StoreLimits};
+use replikv_core::{Batch, Coverage, Cursor, EncodedOps, Fill, Fingerprint, KeyRange, Position, Seq, StoreLimits};
 use replikv_fuzz::{LIMITS, Page, Place, RECORDS, Stand, at_most, position, record, source};
 use replikv_proto::{
     Ack, Compare, Compared, Content, Goodbye, GoodbyeReason, Heartbeat, Held, Hello, Located, LogAnswer, MasterAction,
-    MasterSession, MasterSessionConfig, Message, Mode, Now, OnDivergence, Probe, Probed, Progress, ProtocolError, RangeSummary,
-    Records, Refusal, Reject, RejectCode, Request, RequestBody, Response, SlaveAction, SlaveSession,
-    SlaveSessionConfig, Summary, Verdict, View, Welcome,
+    MasterSession, MasterSessionConfig, Message, Mode, Now, OnDivergence, Probe, Probed, Progress, ProtocolError,
+    RangeSummary, Records, Refusal, Reject, RejectCode, Request, RequestBody, Response, SlaveAction, SlaveSession,
+    SlaveSessionConfig, Stretch, Summary, Touched, Verdict, View, Welcome,
 };
 
 #[derive(Debug)]
@@ -78,6 +78,7 @@ enum Word {
     Compared(Place, Vec<(bool, u32)>),
     Probe(u8, Option<u8>, u32, bool),
     Probed(Page, Place, bool),
+    Touched { read_at: Place, end: Option<Place>, key: u8 },
 }
 
 impl Word {
@@ -113,7 +114,7 @@ impl Word {
                 log_bytes: u64::from(heartbeat),
                 behind_bytes: 0,
                 verifies: heartbeat % 2 == 0,
-checkpoints: Vec::new(),
+                checkpoints: Vec::new(),
             }),
             Self::Reject(retry) => Message::Reject(Reject { code: RejectCode::Busy, words: String::new(), retry }),
             Self::Records { from, count, damage } => {
@@ -156,13 +157,24 @@ checkpoints: Vec::new(),
                     })
                     .collect(),
             }),
-            Self::Probe(from, to, max_bytes, entries) => Message::Probe(Probe { max_bytes, ..probe(from, to, entries) }),
+            Self::Probe(from, to, max_bytes, entries) => {
+                Message::Probe(Probe { max_bytes, ..probe(from, to, entries) })
+            }
             Self::Probed(page, at, entries) => {
                 let Content { range, entries: held, .. } = page.content();
                 let summary = Summary { count: 1, bytes: 2, fingerprint: Fingerprint::from_bytes([3; 16]) };
                 let held = if entries { Held::Entries(held) } else { Held::Summary(summary) };
                 Message::Probed(Probed { range, at: at.position(), held })
             }
+            Self::Touched { read_at, end, key } => Message::Touched(Touched {
+                read_at: read_at.position(),
+                end: end.map(|end| end.position()),
+                ops: Batch::new()
+                    .put([key], [1])
+                    .delete([key ^ 1])
+                    .into_parts()
+                    .map_or_else(|_| EncodedOps::default(), |parts| parts.0),
+            }),
             Self::Compared(read_at, verdicts) => Message::Compared(Compared {
                 read_at: read_at.position(),
                 verdicts: verdicts
@@ -223,7 +235,18 @@ impl Master {
                     assert!(!self.page_under_way, "no record is framed while a page is under way");
                     self.session.handle_records(self.read(after));
                 }
-                MasterAction::ReadPage { .. } | MasterAction::ReadExactly { .. } => (self.page_asked, self.page_under_way) = (true, true),
+                MasterAction::ReadPage { .. } | MasterAction::ReadExactly { .. } => {
+                    (self.page_asked, self.page_under_way) = (true, true)
+                }
+                MasterAction::LookUp { keys, .. } => {
+                    assert!(!self.page_under_way, "no keys are looked up while a page is under way");
+                    let values = vec![None; keys.len().min(2)];
+                    self.session.handle_view(self.view);
+                    self.session.handle_values(&values, self.view.handed);
+                }
+                MasterAction::Send(Message::Touched(touched)) => {
+                    assert!(!self.page_under_way && self.view.published.seq >= touched.read_at.seq);
+                }
                 MasterAction::Send(Message::Ranges(content)) => {
                     assert!(self.page_under_way && self.view.published.seq >= content.read_at.seq);
                     self.page_under_way = false;
@@ -265,6 +288,11 @@ impl Master {
             return LogAnswer::Trimmed;
         }
         let to = (from + 1).min(self.view.published.seq.as_u64() as usize);
+        // Every third stretch is compacted.
+        if from % 3 == 0 {
+            let touched = vec![Bytes::from_static(b"a"), Bytes::from_static(b"b"), Bytes::from_static(b"c")];
+            return LogAnswer::Compacted(Stretch { end: position(to), deleted: vec![KeyRange::all()], touched });
+        }
         LogAnswer::Records { parts: (from..=to).map(|seq| record(seq).bytes().clone()).collect(), last: position(to) }
     }
 }
@@ -311,6 +339,14 @@ impl Slave {
                     assert!(
                         entries.iter().all(|op| matches!(op, replikv_core::Op::Put { key, .. } if range.contains(key)))
                     );
+                }
+                SlaveAction::Touch(touched) => {
+                    let cursor = self.received.as_mut().expect("touches continue something");
+                    let until = touched.end.unwrap_or(cursor.position);
+                    assert!(touched.end.is_none_or(|end| end.seq > cursor.position.seq));
+                    assert!(until.source == source() && touched.read_at.seq >= until.seq);
+                    cursor.position = until;
+                    cursor.coverage.newer_until(touched.read_at);
                 }
                 SlaveAction::Covered { range, read_at } => {
                     let cursor = self.received.as_mut().expect("what is equal continues something");

@@ -103,6 +103,10 @@ pub(crate) struct Serve {
     /// The format of the file. By default its extension says.
     #[arg(long, requires = "import")]
     pub(crate) format: Option<Format>,
+    /// Compact the log by key, in the background: behind so many bytes of recent records only the newest change of each key
+    /// is kept.
+    #[arg(long, value_name = "BYTES")]
+    pub(crate) compact_behind: Option<u64>,
     /// Apply NDJSON operations from standard input as they come: "op" is put, delete (key), or delete_range (start, end).
     #[arg(long)]
     pub(crate) stdin: bool,

@@ -175,15 +175,26 @@ impl Coverage {
         let end = after.filter(|_| joins_after).unwrap_or(range).end().cloned();
         let replaced = index - usize::from(joins_before)..index + usize::from(joins_after);
         self.covered.splice(replaced, [KeyRange::new(start, end)]);
-        if self.consistent_at.is_none_or(|earlier| earlier.seq <= read_at.seq) {
-            self.consistent_at = Some(read_at);
-        }
+        self.newer_until(read_at);
         true
     }
 
     /// As [`cover`](Self::cover), for a page of a copy: it must begin where the copy stands.
     pub fn advance(&mut self, page: &KeyRange, read_at: Position) -> bool {
         self.rest().is_some_and(|rest| rest.start() == page.start()) && self.cover(page, read_at)
+    }
+
+    /// Notes that some of what is covered is newer than the position, as new as `read_at` at most: it is a state of the
+    /// master again once the stream has passed that.
+    pub fn newer_until(&mut self, read_at: Position) {
+        if self.filling.is_none() {
+            let domain = KeyRange::all();
+            self.covered = vec![domain.clone()];
+            self.filling = Some(Filling { domain, fill: Fill::Copy });
+        }
+        if self.consistent_at.is_none_or(|earlier| earlier.seq <= read_at.seq) {
+            self.consistent_at = Some(read_at);
+        }
     }
 
     /// What a master needs to know to go on with it. To a comparison that is the lineage alone, since it is the slave
@@ -259,6 +270,20 @@ mod tests {
         assert!(cursor.coverage.advance(&rest, position(9)));
         assert!(!cursor.is_consistent(), "the stream stands at 5, the last page was read at 9");
         cursor.position = position(9);
+        assert!(cursor.is_consistent());
+    }
+
+    #[test]
+    fn what_is_newer_than_the_position_is_no_state_until_the_stream_has_passed_it() {
+        let mut cursor = Cursor::at(position(5));
+        cursor.coverage.newer_until(position(8));
+        assert!(cursor.coverage.covers(b"a") && cursor.coverage.rest().is_none());
+        assert!(!cursor.is_consistent() && !cursor.coverage.is_complete());
+        cursor.coverage.newer_until(position(7));
+        assert_eq!(Cursor::from_bytes(&cursor.to_bytes()), Some(cursor.clone()));
+        cursor.position = position(7);
+        assert!(!cursor.is_consistent(), "the latest moment of reading counts");
+        cursor.position = position(8);
         assert!(cursor.is_consistent());
     }
 

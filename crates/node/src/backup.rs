@@ -13,7 +13,7 @@ use replikv_core::{
     WriteSet, meta,
 };
 use replikv_proto::layout::{Backup, Floor, Head, Identity, Role, Stored};
-use replikv_proto::{Record, RecordError};
+use replikv_proto::{Compacted, Indexed, Record, RecordError, TombstoneFloor};
 
 use crate::clock::unix_ms;
 use crate::{Master, stored};
@@ -148,6 +148,12 @@ async fn mark<D: ReplicaStore>(store: &D, taken_unix_ms: Option<u64>) -> Result<
     store.apply(writes.build(), Durability::Synced).await
 }
 
+// The mark is the destination's own, and what is said of compacted records goes with these.
+fn is_copied(key: &[u8]) -> bool {
+    let left = [Head::KEY, Floor::KEY, Backup::KEY, Compacted::KEY, TombstoneFloor::KEY];
+    !left.contains(&key) && !key.starts_with(Indexed::PREFIX)
+}
+
 /// How much is read at once.
 const PAGE_BYTES: usize = 1 << 20;
 /// How often a copy that was overtaken begins again with its log, or its cursor.
@@ -174,9 +180,10 @@ impl<S: ReplicaStore, D: ReplicaStore> Copy<'_, S, D> {
             }
             if self.log(floor.position, before.position.seq, head.position).await? {
                 let mut writes = WriteSet::builder();
-                for (key, value) in said.iter().filter(|(key, _)| key[..] != *Head::KEY && key[..] != *Backup::KEY) {
+                for (key, value) in said.iter().filter(|(key, _)| is_copied(key)) {
                     writes.put(Keyspace::Meta, key, value)?;
                 }
+                writes.put(Keyspace::Meta, Floor::KEY, floor.to_bytes())?;
                 writes.put(Keyspace::Meta, Head::KEY, head.to_bytes())?;
                 self.destination.apply(writes.build(), Durability::Buffered).await?;
                 return Ok(head);
@@ -214,10 +221,14 @@ impl<S: ReplicaStore, D: ReplicaStore> Copy<'_, S, D> {
         self.store.entries(Keyspace::Meta, KeyRange::all(), ScanOptions::default()).try_collect().await
     }
 
+    // The records begin after it. What is compacted before them is left out.
     fn floor(&self, said: &[(bytes::Bytes, bytes::Bytes)]) -> Result<Floor, StoreError> {
+        let find = |key: &[u8]| said.iter().find(|(found, _)| found[..] == *key).map(|(_, bytes)| bytes);
         let missing = || StoreError::Corrupt { what: format!("{} is missing", Floor::WHAT) };
-        let (_, bytes) = said.iter().find(|(key, _)| key[..] == *Floor::KEY).ok_or_else(missing)?;
-        Floor::from_bytes(bytes)
+        let floor = Floor::from_bytes(find(Floor::KEY).ok_or_else(missing)?)?;
+        let compacted = find(Compacted::KEY).map(|bytes| Compacted::from_bytes(bytes)).transpose()?;
+        let compacted = compacted.map(|Compacted { position, log_bytes, .. }| Floor { position, log_bytes });
+        Ok(compacted.filter(|compacted| compacted.position.seq > floor.position.seq).unwrap_or(floor))
     }
 
     async fn data(&mut self) -> Result<(), StoreError> {
@@ -237,8 +248,9 @@ impl<S: ReplicaStore, D: ReplicaStore> Copy<'_, S, D> {
     async fn log(&mut self, floor: Position, before: Seq, head: Position) -> Result<bool, BackupError> {
         let mut last = floor;
         while last.seq < head.seq {
-            let range =
-                KeyRange::all().after(&last.seq.to_key()).intersect(&KeyRange::from_bounds(..=head.seq.to_key()));
+            // Not from behind the key of the last one: touches of a run come after the run.
+            let next = last.seq.next().unwrap_or(last.seq).to_key();
+            let range = KeyRange::from_bounds(next..).intersect(&KeyRange::from_bounds(..=head.seq.to_key()));
             let page = self.page(Keyspace::Log, range).await?;
             if page.is_empty() {
                 return Ok(false);

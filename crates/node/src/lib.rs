@@ -26,8 +26,8 @@ pub use changes::{Change, ChangeOp, Changes, ChangesError, ChangesFrom, Consumer
 pub use error::OpenError;
 pub use health::{Health, HealthState};
 pub use master::{
-    Commit, LogError, Master, MasterConfig, MasterProgress, MasterStatus, Recording, Replicated, Sealed, ServeError,
-    SlaveSeen, SlotSeen, Write, WriteError, read_log, remote_status,
+    Commit, LogError, LogPart, Master, MasterConfig, MasterProgress, MasterStatus, Recording, Replicated, Sealed,
+    ServeError, SlaveSeen, SlotSeen, Write, WriteError, read_log, read_log_parts, remote_status,
 };
 pub use reader::{Reader, ReaderStatus};
 pub use replikv_proto::{DifferenceKind, Displaced, OnDivergence, Resync};

@@ -414,3 +414,35 @@ async fn a_slave_does_not_wait_long_for_what_only_tells_which_way_is_cheaper() -
     }
     Ok(())
 }
+
+// A page of the slave's own data ends somewhere between these entries: where it does, nothing of it differs, and all that
+// differs lies behind it.
+#[tokio::test]
+async fn what_a_slave_holds_behind_a_page_of_its_own_is_compared_too() -> Result<(), Error> {
+    const LARGE: usize = 16 << 10;
+    for kept in 12..20_u32 {
+        let inner = MemoryStore::new();
+        let mut writes = WriteSet::builder();
+        for n in 0..40_u32 {
+            writes.put(Keyspace::Data, n.to_be_bytes(), [7; LARGE])?;
+        }
+        inner.apply(writes.build(), Durability::Synced).await?;
+        let master = master(&FaultStore::new(inner), config()).await;
+        let slave = slave(&followed(&master, "edge").await, "edge").await;
+        assert!(master.forget(replikv_proto::SlotKind::Slave, "edge"));
+        let mut token = master.write(Batch::new().delete_range(kept.to_be_bytes()..)).await?;
+        // The log goes on, and the data stays as it is.
+        soon(async {
+            while master.status().floor.seq <= token.seq {
+                master.write(Batch::new().note([1; 3_000])).await.unwrap();
+                tokio::time::sleep(std::time::Duration::from_millis(1)).await;
+            }
+        })
+        .await;
+        token = master.write(Batch::new().note("last")).await?;
+        catch_up(&master, &slave, token.seq).await;
+        assert_equal(&master, &slave).await;
+        assert_eq!((slave.status().comparisons, contents(slave.store()).await.len()), (1, kept as usize));
+    }
+    Ok(())
+}

@@ -9,6 +9,7 @@ compile_error!("`planted-bugs` loses data on purpose: it is for tests that are b
 
 mod applier;
 mod committer;
+mod compaction;
 mod divergence;
 pub mod layout;
 #[cfg(feature = "planted-bugs")]
@@ -30,6 +31,10 @@ pub use committer::{
     Abort, Answer, CommitGroup, Committer, CommitterConfig, Intent, LogEntry, LoneRecord, Step, TransactFn,
     TransactView, Work,
 };
+pub use compaction::{
+    Compacted, Compaction, CompactionStep, Expiry, Folding, Indexed, LogParts, RUN_FORMAT, Run, RunError, RunPart,
+    Stretch, TombstoneFloor, WholeRun, read_stretch,
+};
 pub use divergence::{Displaced, Displacing, OnDivergence, Resync};
 pub use reconcile::{
     Checked, Compare, Compared, DifferenceKind, Differing, Held, Probe, ProbeCheck, Probed, RangeSummary, Summary,
@@ -46,5 +51,5 @@ pub use time::Now;
 pub use wire::{
     Ack, Content, DecodeError, Decoder, DecoderLimits, EncodeError, Encoder, EpochStart, Event, FRAME_HEADER_LEN,
     Goodbye, GoodbyeReason, Heartbeat, Hello, MAX_FRAME_LEN, Message, Mode, Outgoing, PREAMBLE_LEN, Preamble, Records,
-    Reject, RejectCode, Request, RequestBody, Response, VERSION, Welcome,
+    Reject, RejectCode, Request, RequestBody, Response, Touched, VERSION, Welcome,
 };

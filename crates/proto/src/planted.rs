@@ -47,6 +47,10 @@ pub enum Bug {
     LastBodyLost,
     /// A failed commit leaves what was handed as it was.
     HandedNotTakenBack,
+    /// Ranges with as many entries are equal, whatever these are.
+    CountsAlone,
+    /// Content is added to what its range held before.
+    ContentIsAdded,
 }
 
 impl Bug {
@@ -72,6 +76,8 @@ impl Bug {
         Self::OldValuesKept,
         Self::LastBodyLost,
         Self::HandedNotTakenBack,
+        Self::CountsAlone,
+        Self::ContentIsAdded,
     ];
 }
 

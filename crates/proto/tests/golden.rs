@@ -11,15 +11,15 @@ use std::path::{Path, PathBuf};
 
 use bytes::{Bytes, BytesMut};
 use replikv_core::{
-    Batch, Coverage, Cursor, Digest, EncodedOps, Epoch, Fill, Fingerprint, KeyRange, Position, Seq, SourceId,
-    StoreLimits,
+    Batch, Coverage, Cursor, Digest, EncodedOps, Epoch, Fill, Fingerprint, KeyRange, Keyspace, Op, Position, Seq,
+    SourceId, StoreLimits,
 };
 use replikv_proto::layout::{Backup, Checkpoint, Epochs, Floor, Head, Identity, Role, Stored};
 use replikv_proto::{
-    Ack, Compare, Compared, Content, EpochStart, FRAME_HEADER_LEN, Goodbye, GoodbyeReason, Heartbeat, Held, Hello,
-    Message, Mode, OnDivergence, PreparedRecord, Probe, Probed, RangeSummary, Record, RecordDraft, RecordHeader,
-    RecordKind, Records, Reject, RejectCode, Request, RequestBody, Response, Resync, Slot, Summary, Verdict, Welcome,
-    origin,
+    Ack, Compacted, Compaction, Compare, Compared, Content, EpochStart, FRAME_HEADER_LEN, Goodbye, GoodbyeReason,
+    Heartbeat, Held, Hello, LogParts, Message, Mode, OnDivergence, PreparedRecord, Probe, Probed, RangeSummary, Record,
+    RecordDraft, RecordHeader, RecordKind, Records, Reject, RejectCode, Request, RequestBody, Response, Resync, Slot,
+    Summary, TombstoneFloor, Touched, Verdict, Welcome, origin, read_stretch,
 };
 use support::{CRITICAL, MORE, decode_all, encode, ops, preamble, seal};
 
@@ -106,10 +106,10 @@ fn messages() -> Vec<(&'static str, Message)> {
     let summary = Summary { count: 2, bytes: 29, fingerprint: Fingerprint::from_bytes(*b"sixteen bytes of") };
     let held = ops(Batch::new().put("users/alice", "1").put("users/bob", ""));
     vec![
-        ("frame_15_probe", Message::Probe(probe(false))),
-        ("frame_15_probe_for_entries", Message::Probe(probe(true))),
-        ("frame_16_probed", Message::Probed(probed(Held::Summary(summary)))),
-        ("frame_16_probed_entries", Message::Probed(probed(Held::Entries(held)))),
+        ("frame_16_probe", Message::Probe(probe(false))),
+        ("frame_16_probe_for_entries", Message::Probe(probe(true))),
+        ("frame_17_probed", Message::Probed(probed(Held::Summary(summary)))),
+        ("frame_17_probed_entries", Message::Probed(probed(Held::Entries(held)))),
         ("frame_01_hello_first", Message::Hello(hello(None))),
         ("frame_01_hello_again", Message::Hello(hello(Some(Cursor::at(position(300)))))),
         ("frame_01_hello_in_mid_copy", Message::Hello(hello(Some(cursor_that_copies())))),
@@ -161,6 +161,18 @@ fn messages() -> Vec<(&'static str, Message)> {
                 verdicts: vec![Verdict::Equal(300), Verdict::Split(2), Verdict::Equal(1)],
             }),
         ),
+        (
+            "touched",
+            Message::Touched(Touched {
+                read_at: position(320),
+                end: Some(position(256)),
+                ops: ops(Batch::new().delete_range("a".."b").put("key", "value").delete("old")),
+            }),
+        ),
+        (
+            "touched_more_follows",
+            Message::Touched(Touched { read_at: position(320), end: None, ops: ops(Batch::new().delete("old")) }),
+        ),
     ]
 }
 
@@ -183,6 +195,43 @@ fn records() -> Vec<(&'static str, Bytes)> {
         record("record_4_batch_note", RecordKind::Batch, b"a note", ops(Batch::new().put("key", ""))),
         record("record_5_note_alone", RecordKind::Batch, b"a note alone", EncodedOps::default()),
     ]
+}
+
+/// What the golden records come to when they are compacted: what is written to the log, and to `Meta`.
+fn compaction() -> [(&'static str, Bytes); 2] {
+    let records: Vec<_> = records().into_iter().map(|(_, bytes)| Record::decode(bytes).unwrap()).collect();
+    let log_bytes = records.iter().map(|record| record.bytes().len() as u64).sum();
+    let parts = LogParts::new(Floor { position: origin(source(), EPOCH), log_bytes: 0 });
+    let head = Head { position: records.last().unwrap().position(), log_bytes, uptime_ms: 777 };
+    let compaction = Compaction { window_bytes: 0, window_records: 0 };
+    let mut folding = compaction.fold(&parts, &head, &records, None, &[]).unwrap().unwrap();
+    let index = vec![None; folding.index_keys().len()];
+    assert!(folding.found(&index).unwrap().is_empty());
+    let step = folding.finish(&[]).unwrap().unwrap();
+    let written = |keyspace| {
+        let mut bytes = BytesMut::new();
+        let ops = step.writes.ops().filter(|(found, op)| *found == keyspace && matches!(op, Op::Put { .. }));
+        ops.for_each(|(_, op)| op.encode_into(&mut bytes));
+        bytes.freeze()
+    };
+    [("compaction_log", written(Keyspace::Log)), ("compaction_meta", written(Keyspace::Meta))]
+}
+
+#[test]
+fn the_golden_bytes_of_a_run_mean_what_they_meant() {
+    let written = EncodedOps::from_bytes(golden("compaction_log").into()).unwrap();
+    let mut entries: Vec<_> = written
+        .iter()
+        .map(|op| match op {
+            Op::Put { key, value } => (written.as_bytes().slice_ref(key), written.as_bytes().slice_ref(value)),
+            other => panic!("{other:?}"),
+        })
+        .collect();
+    entries.sort_unstable();
+    let stretch = read_stretch(entries, true, Seq::ZERO, usize::MAX).unwrap().unwrap();
+    assert_eq!(stretch.end.seq, Seq::new(5));
+    assert_eq!(stretch.touched, ["key", "old"]);
+    assert_eq!(stretch.deleted, [KeyRange::from_bounds("a".."b"), KeyRange::from_bounds("x"..)]);
 }
 
 /// Whether a stored form means what it should.
@@ -212,6 +261,9 @@ fn stored() -> Vec<(&'static str, Bytes, Meaning)> {
     fn backup() -> Backup {
         Backup { taken_unix_ms: Some(1_700_000_000_000) }
     }
+    fn compacted() -> Compacted {
+        Compacted { position: position(512), log_bytes: 55_667, entries: 300, runs: 7, bytes: 12_345 }
+    }
     fn slot() -> Slot {
         Slot { position: position(300), seen_unix_ms: 1_700_000_000_000, seen_uptime_ms: 777 }
     }
@@ -229,6 +281,8 @@ fn stored() -> Vec<(&'static str, Bytes, Meaning)> {
         ("stored_backup_begun", Backup { taken_unix_ms: None }.to_bytes(), |b| {
             same(b, &Backup { taken_unix_ms: None })
         }),
+        ("stored_compacted", compacted().to_bytes(), |b| same(b, &compacted())),
+        ("stored_tombstone_floor", TombstoneFloor(floor()).to_bytes(), |b| same(b, &TombstoneFloor(floor()))),
         ("stored_slot", slot().to_bytes(), |b| same(b, &slot())),
         ("stored_cursor", Cursor::at(position(300)).to_bytes(), |b| {
             Cursor::from_bytes(b) == Some(Cursor::at(position(300)))
@@ -261,6 +315,7 @@ fn everything() -> BTreeMap<&'static str, Vec<u8>> {
     all.extend(messages().iter().map(|(name, message)| (*name, encode(message))));
     all.extend(records().into_iter().map(|(name, bytes)| (name, bytes.to_vec())));
     all.extend(stored().into_iter().map(|(name, bytes, _)| (name, bytes.to_vec())));
+    all.extend(compaction().into_iter().map(|(name, bytes)| (name, bytes.to_vec())));
     all.extend(fragments());
     all
 }

@@ -1,8 +1,10 @@
 //! The simulator, over fixed seeds and those that the environment asks for.
 
-use std::time::Duration;
+use std::collections::BTreeSet;
+use std::io::Write as _;
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
-use replikv_testkit::sim::{Campaign, Config, Fault, Report, Simulation, Totals, shrink};
+use replikv_testkit::sim::{Campaign, Config, Fault, Report, Scene, Simulation, Totals, shrink};
 
 /// Fixed, so that a red build is red again. They are few enough for a build, and many enough to meet every situation:
 /// a test holds them to that.
@@ -29,7 +31,8 @@ fn the_seed_of_the_environment_holds() {
     let config = Config::from_env().unwrap();
     let report = Simulation::run(seed, &config);
     println!("{report}");
-    assert_eq!(report.violation, None, "{}", report.reproduce());
+    let smaller = || if env("REPLIKV_SIM_SHRINK").is_some() { explain(&report) } else { report.reproduce() };
+    assert_eq!(report.violation, None, "{}", smaller());
 }
 
 #[test]
@@ -77,22 +80,100 @@ fn a_failing_run_is_made_smaller_and_still_fails() {
     assert_eq!(Simulation::run(small.seed, &small.config), small);
 }
 
+#[test]
+fn the_line_of_a_failing_run_fails_in_the_same_way_again() {
+    use replikv_testkit::sim::{Bug, DriverBug};
+    let config = Config::default().millis(3_000).without(Fault::Cut).bug(Bug::Driver(DriverBug::AckOnArrival));
+    let failing = (0..50).map(|seed| Simulation::run(seed, &config)).find(|report| report.violation.is_some()).unwrap();
+    let line = failing.reproduce();
+    let (settings, test) = line.split_once("cargo test").unwrap();
+    let settings = settings.split_whitespace().map(|setting| setting.split_once('=').unwrap());
+    let (_, arguments) = test.split_once(" -- ").unwrap();
+    let again = std::process::Command::new(std::env::current_exe().unwrap())
+        .args(arguments.split_whitespace())
+        .envs(settings)
+        .output()
+        .unwrap();
+    let said = String::from_utf8_lossy(&again.stdout);
+    assert!(!again.status.success() && said.contains(&failing.to_string()), "{line}\n{said}");
+}
+
 /// `REPLIKV_SIM_SECONDS=600 cargo test --release -p replikv-testkit --test sim -- --ignored --nocapture campaign`
+///
+/// New seeds, or those from `REPLIKV_SIM_SEED` on, on `REPLIKV_SIM_THREADS` threads. Says every minute how far it is;
+/// what fails is written to `REPLIKV_SIM_FAILURES` as well, with the line that repeats it.
 #[test]
 #[ignore = "runs for as long as REPLIKV_SIM_SECONDS says"]
 fn campaign() {
-    let seconds = env("REPLIKV_SIM_SECONDS").unwrap_or(60);
-    let first = env("REPLIKV_SIM_SEED").unwrap_or(1_000_000);
-    let threads = std::thread::available_parallelism().map_or(1, |threads| threads.get() as u64);
-    let campaign = Campaign { first, config: Config::from_env().unwrap() };
-    let began = std::time::Instant::now();
-    let totals = campaign.time(Duration::from_secs(seconds), threads);
-    let real = began.elapsed().as_secs_f64();
-    println!("{} seeds from {first} on, {threads} threads, {real:.0} s", totals.seeds);
-    println!("{} events, {:.0} a second", totals.events, totals.events as f64 / real);
-    println!("{:.0} simulated seconds, {:.0} a second", totals.millis as f64 / 1e3, totals.millis as f64 / 1e3 / real);
-    println!("{} records, {} faults", totals.records, totals.coverage.injected());
-    println!("{} slaves came to equal their master, {} were refused rightly", totals.converged, totals.refused);
+    let seconds = Duration::from_secs(env("REPLIKV_SIM_SECONDS").unwrap_or(60));
+    let since_epoch = SystemTime::now().duration_since(UNIX_EPOCH).unwrap();
+    let first = env("REPLIKV_SIM_SEED").unwrap_or(since_epoch.as_secs() << 20);
+    let threads = env("REPLIKV_SIM_THREADS");
+    let threads =
+        threads.unwrap_or_else(|| std::thread::available_parallelism().map_or(1, |threads| threads.get() as u64));
+    println!("seeds from {first} on, {threads} threads, {seconds:?}");
+    let (began, mut totals) = (Instant::now(), Totals::default());
+    for round in 0.. {
+        let left = seconds.saturating_sub(began.elapsed());
+        if left.is_zero() || totals.failures.len() >= ENOUGH {
+            break;
+        }
+        let campaign = Campaign { first: first + (round << 16), config: Config::from_env().unwrap() };
+        let found = campaign.time(left.min(Duration::from_secs(60)), threads);
+        found.failures.iter().for_each(write_down);
+        totals.merge(found);
+        say(&totals, began.elapsed().as_secs_f64());
+    }
     println!("never met: {:?}\n{:#?}", totals.coverage.missing(), totals.coverage);
     all_hold(&totals);
+}
+
+/// So many failures are enough for a campaign.
+const ENOUGH: usize = 10;
+
+fn write_down(failure: &Report) {
+    println!("{failure}");
+    if let Some(path) = std::env::var_os("REPLIKV_SIM_FAILURES") {
+        let mut file = std::fs::File::options().create(true).append(true).open(path).unwrap();
+        writeln!(file, "{failure}\n").unwrap();
+    }
+}
+
+fn say(totals: &Totals, real: f64) {
+    let simulated = totals.millis as f64 / 1e3;
+    let faults = totals.coverage.injected();
+    println!(
+        "{real:.0} s: {} seeds, {} events ({:.0} a second), {simulated:.0} simulated seconds ({:.0} a second), {} records, \
+         {faults} faults ({:.0} a second), {} slaves came to equal their master, {} were refused rightly, {} failures",
+        totals.seeds,
+        totals.events,
+        totals.events as f64 / real,
+        simulated / real,
+        totals.records,
+        faults as f64 / real,
+        totals.converged,
+        totals.refused,
+        totals.failures.len(),
+    );
+}
+
+// docs/reliability.md says which test, kind of fault or situation stands for which scenario: `fault:cut`, `scene:resumed`.
+#[test]
+fn every_scenario_of_the_document_is_a_fault_or_a_situation_that_is_counted() {
+    let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../../docs/reliability.md");
+    let document = std::fs::read_to_string(path).unwrap();
+    let named = |kind: &str| -> BTreeSet<String> {
+        let words = document
+            .split('`')
+            .skip(1)
+            .step_by(2)
+            .filter_map(|span| span.strip_prefix(kind))
+            .filter(|word| !word.is_empty());
+        words.map(String::from).collect()
+    };
+    let faults: BTreeSet<String> = Fault::ALL.iter().map(|fault| fault.word().into()).collect();
+    let scenes: BTreeSet<String> = Scene::ALL.iter().map(|scene| scene.word().into()).collect();
+    assert_eq!(named("fault:").difference(&faults).next(), None, "no such kind of fault");
+    assert_eq!(named("scene:").difference(&scenes).next(), None, "no such situation");
+    assert_eq!(faults.difference(&named("fault:")).next(), None, "the document does not say what it stands for");
 }

@@ -3,7 +3,7 @@
 use std::process::ExitCode;
 
 use anyhow::Context;
-use replikv::{Batch, Master, MasterConfig, StoreLimits};
+use replikv::{Batch, Compaction, Master, MasterConfig, StoreLimits};
 use tokio::sync::mpsc;
 
 use super::import::{Source, import};
@@ -28,7 +28,8 @@ pub(crate) async fn run(args: args::Serve, json: bool) -> anyhow::Result<ExitCod
     let mut interrupt = Interrupt::new()?;
     let mut end = Interrupt::new()?;
     super::expose_metrics(args.metrics, args.insecure, json).await?;
-    let config = MasterConfig::default().limits(limits);
+    let compaction = args.compact_behind.map(|bytes| Compaction { window_bytes: bytes, ..Compaction::default() });
+    let config = MasterConfig::default().limits(limits).compaction(compaction);
     let (store, config) = match args.new_epoch {
         // Of what was there before, or of nothing: a new store begins with an epoch anyway.
         true => (store::open_existing(&args.store)?, config.new_epoch()),

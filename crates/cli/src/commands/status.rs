@@ -4,8 +4,10 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use anyhow::{Context, anyhow, bail};
+use futures_util::TryStreamExt;
 use replikv::proto::layout::{Backup, Floor, Head, Stored};
-use replikv::{Cursor, KeyRange, Keyspace, ReplicaStoreExt, Role, remote_status, role};
+use replikv::proto::{Compacted, LogParts, Slot, SlotLimits, SlotName, SlotView, Slots, TombstoneFloor};
+use replikv::{Cursor, KeyRange, Keyspace, ReplicaStoreExt, Role, ScanOptions, Seq, remote_status, role};
 use serde_json::{Value, json};
 use tokio::net::TcpStream;
 use tokio::time::timeout;
@@ -54,9 +56,12 @@ async fn look(url: &str) -> anyhow::Result<Value> {
         None => json!({ "role": null }),
         Some(Role::Master) => {
             let head: Head = stored(&store, Head::KEY).await?;
-            let floor: Floor = stored(&store, Floor::KEY).await?;
-            json!({ "role": "master", "source": head.position.source, "head": head.position, "floor": floor.position,
-                "log_bytes": head.log_bytes, "retained_bytes": head.log_bytes.saturating_sub(floor.log_bytes) })
+            let parts = log_parts(&store).await?;
+            json!({ "role": "master", "source": head.position.source, "head": head.position,
+                "floor": parts.floor.position,
+                "tombstone_floor": parts.begins().position, "compacted": parts.compacted(),
+                "log_bytes": head.log_bytes, "retained_bytes": head.log_bytes.saturating_sub(parts.missing_bytes()),
+                "slots": slots(&store, &head, parts.begins().position.seq).await? })
         }
         Some(role) => {
             let cursors = KeyRange::prefix(replikv::meta::CURSOR_PREFIX);
@@ -71,6 +76,39 @@ async fn look(url: &str) -> anyhow::Result<Value> {
     }
     store.close().await?;
     Ok(status)
+}
+
+pub(super) async fn log_parts(store: &Store) -> anyhow::Result<LogParts> {
+    Ok(LogParts {
+        floor: stored(store, Floor::KEY).await?,
+        compacted: optional(store, Compacted::KEY).await?,
+        tombstones: optional(store, TombstoneFloor::KEY).await?,
+    })
+}
+
+async fn optional<V: Stored>(store: &Store, key: &[u8]) -> anyhow::Result<Option<V>> {
+    Ok(store.get(Keyspace::Meta, key).await?.map(|bytes| V::from_bytes(&bytes)).transpose()?)
+}
+
+// As a running master tells them, as far as the store knows: nobody is connected.
+async fn slots(store: &Store, head: &Head, floor: Seq) -> anyhow::Result<Vec<Value>> {
+    let range = KeyRange::prefix(SlotName::PREFIX);
+    let entries: Vec<_> = store.entries(Keyspace::Meta, range, ScanOptions::default()).try_collect().await?;
+    let mut found = Vec::new();
+    for (key, bytes) in entries {
+        if let Some(name) = SlotName::from_key(&key) {
+            found.push((name, Slot::from_bytes(&bytes)?));
+        }
+    }
+    let slots = Slots::new(SlotLimits { max: usize::MAX, expire_after_ms: None }, found);
+    let slowest = slots.slowest(floor).map(|(name, _)| name.clone());
+    let views = slots.all(floor).into_iter();
+    let told = views.map(|SlotView { name, slot, state }| {
+        json!({ "name": name.name, "kind": name.kind, "state": state, "position": slot.position,
+            "lag_seqs": head.position.seq.since(slot.position.seq), "seen_unix_ms": slot.seen_unix_ms,
+            "holds_log": slowest.as_ref() == Some(&name) })
+    });
+    Ok(told.collect())
 }
 
 async fn stored<V: Stored>(store: &Store, key: &[u8]) -> anyhow::Result<V> {
@@ -101,7 +139,10 @@ fn trouble(status: &Value, max_lag: Option<Duration>) -> Option<String> {
 // A slave's own, if it holds a state of its master and somebody knows.
 fn lag_of(status: &Value) -> Option<Duration> {
     let lag = status["lag"]["millis"].as_u64().map(Duration::from_millis);
-    lag.filter(|_| !["empty", "copying", "comparing"].iter().any(|state| status["state"] == *state))
+    lag.filter(|_| {
+        status["consistent"] != false
+            && !["empty", "copying", "comparing"].iter().any(|state| status["state"] == *state)
+    })
 }
 
 // Identities and digests are sixteen bytes each; people and scripts know them by their digits.

@@ -54,14 +54,15 @@ impl<S: ReplicaStore> Inner<S> {
         let view = self.view();
         match from {
             ChangesFrom::Now => Ok(view.published),
-            ChangesFrom::Oldest => Ok(view.floor),
+            ChangesFrom::Oldest => Ok(self.parts().full_after().position),
             ChangesFrom::After(position) => {
                 if position.source != self.source() {
                     return Err(ChangesError::ForeignSource);
                 }
                 match self.locate(&[position]).await?[..] {
-                    [Located::Held { .. }] => Ok(position),
-                    [Located::Below | Located::Shared] => Err(ChangesError::Trimmed { floor: self.view().floor }),
+                    // What is compacted is no batch any more.
+                    [Located::Held { .. }] if self.is_in_full_after(position.seq) => Ok(position),
+                    [Located::Held { .. } | Located::Below | Located::Shared] => Err(self.trimmed()),
                     _ => Err(ChangesError::NotInHistory { position }),
                 }
             }
@@ -82,8 +83,17 @@ impl<S: ReplicaStore> Inner<S> {
         if seq > view.published.seq {
             return Err(ChangesError::NotInHistory { position: Position { seq, ..view.published } });
         }
-        let trimmed = || ChangesError::Trimmed { floor: self.view().floor };
-        self.position_at(seq).await?.ok_or_else(trimmed)
+        let position = self.position_at(seq).await?.filter(|_| self.is_in_full_after(seq));
+        position.ok_or_else(|| self.trimmed())
+    }
+
+    // The ring may still have what is compacted in the store.
+    fn is_in_full_after(&self, seq: Seq) -> bool {
+        seq >= self.parts().full_after().position.seq || self.rings_after(seq)
+    }
+
+    fn trimmed(&self) -> ChangesError {
+        ChangesError::Trimmed { floor: self.parts().full_after().position }
     }
 }
 
@@ -111,7 +121,7 @@ impl<S: ReplicaStore> Tail<S> {
                 return Ok(None);
             }
             let LogAnswer::Records { parts, last } = self.inner.read_chunk(self.after).await? else {
-                return Err(ChangesError::Trimmed { floor: self.inner.view().floor });
+                return Err(self.inner.trimmed());
             };
             let mut rest = VecDeque::from(parts);
             // What ring and log hand out has passed its checks.

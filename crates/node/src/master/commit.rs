@@ -8,13 +8,17 @@ use replikv_core::{
     Durability, KeyRange, Keyspace, Outcome, Position, ReplicaStore, ScanOptions, Seq, StoreError, WriteSet,
 };
 use replikv_proto::layout::{Checkpoint, Floor, Head, Stored};
-use replikv_proto::{Answer, CommitGroup, Committer, Intent, LogEntry, Record, Step, Trim};
+use replikv_proto::{
+    Answer, CommitGroup, Committer, Compacted, CompactionStep, Expiry, Intent, LogEntry, LogParts, Record, Run, Step,
+    Trim,
+};
 use tokio::sync::{OwnedSemaphorePermit, mpsc, oneshot};
 use tokio::time::{Instant, sleep, sleep_until};
 
 use super::Inner;
 use super::config::Commit;
 use super::exact::ExactRead;
+use super::open::log_parts;
 use super::recording::Pending;
 use super::status::{GroupSize, Trouble};
 use crate::stored;
@@ -43,7 +47,6 @@ pub(super) struct CommitTask<S> {
     inner: Arc<Inner<S>>,
     committer: Committer<Ticket>,
     intents: mpsc::UnboundedReceiver<Queued>,
-    floor: Floor,
     /// Somebody says that there is a record which was committed beside this task.
     look: bool,
     /// What is to be read before the next group.
@@ -68,12 +71,11 @@ impl<S: ReplicaStore> CommitTask<S> {
         inner: Arc<Inner<S>>,
         committer: Committer<Ticket>,
         intents: mpsc::UnboundedReceiver<Queued>,
-        floor: Floor,
     ) -> Self {
         let synced = committer.head().position;
         let (unsynced, unsynced_bytes, sync_at, trim_at) = (Vec::new(), 0, None, Instant::now());
         let (look, reads) = (false, Vec::new());
-        Self { inner, committer, intents, floor, look, reads, synced, unsynced, unsynced_bytes, sync_at, trim_at }
+        Self { inner, committer, intents, look, reads, synced, unsynced, unsynced_bytes, sync_at, trim_at }
     }
 
     pub(super) async fn run(mut self) {
@@ -102,6 +104,10 @@ impl<S: ReplicaStore> CommitTask<S> {
             }
             if Instant::now() >= self.trim_at {
                 self.trim().await;
+            }
+            // One step, then writers get their turn.
+            if let Some(step) = self.inner.workbench.take() {
+                self.compact(step).await;
             }
         }
         self.look_for_recorded().await;
@@ -148,6 +154,7 @@ impl<S: ReplicaStore> CommitTask<S> {
                 self.trim_at = Instant::now();
                 true
             }
+            () = inner.workbench.ready.notified() => true,
             () = sleep_until(wake_at) => true,
         }
     }
@@ -389,7 +396,7 @@ impl<S: ReplicaStore> CommitTask<S> {
             "the store must be opened anew"
         );
         self.inner.trouble.store(Arc::new(Trouble::from_commit(error)));
-        let (stored, floor) = self.reopen().await?;
+        let (stored, parts) = self.reopen().await?;
         // What recordings have put on top is adopted afterwards.
         let base = self.inner.recordings.lock().base_of(stored.position);
         let heads = [stored, self.committer.head()].into_iter().chain(group.map(|group| group.head));
@@ -407,11 +414,7 @@ impl<S: ReplicaStore> CommitTask<S> {
             }
         }
         self.forget_after(found.position);
-        self.floor = floor;
-        self.inner.change_view(|view| {
-            view.floor = floor.position;
-            view.retained_bytes = view.log_bytes.saturating_sub(floor.log_bytes);
-        });
+        self.inner.change_parts(parts);
         self.inner.recordings.lock().went_back(found.position);
         self.inner.hand_over(found.position);
         self.inner.trouble.store(Arc::default());
@@ -431,11 +434,11 @@ impl<S: ReplicaStore> CommitTask<S> {
         }
     }
 
-    async fn reopen(&mut self) -> Option<(Head, Floor)> {
+    async fn reopen(&mut self) -> Option<(Head, LogParts)> {
         let inner = self.inner.clone();
         loop {
             match inner.store.reopen().await {
-                Ok(()) => match head_and_floor(&inner.store).await {
+                Ok(()) => match head_and_parts(&inner.store).await {
                     Ok(found) => return Some(found),
                     Err(error) => {
                         tracing::error!(
@@ -469,11 +472,11 @@ impl<S: ReplicaStore> CommitTask<S> {
         let Some(last) = entries.last().filter(|last| last.position.seq > published) else { return };
         let (position, log_bytes) = (last.position, last.log_bytes);
         self.inner.with_ring(|ring| fresh.for_each(|entry| ring.push(entry.clone())));
-        let floor_bytes = self.floor.log_bytes;
+        let missing_bytes = self.inner.parts().missing_bytes();
         self.inner.change_view(|view| {
             view.published = position;
             view.log_bytes = log_bytes;
-            view.retained_bytes = log_bytes.saturating_sub(floor_bytes);
+            view.retained_bytes = log_bytes.saturating_sub(missing_bytes);
         });
     }
 
@@ -496,10 +499,14 @@ impl<S: ReplicaStore> CommitTask<S> {
         if let Some(seq) = damaged {
             return self.cut(seq).await;
         }
-        let published = self.inner.seen.load().published;
         self.look |= !self.inner.recordings.lock().released().is_empty();
+        if self.inner.parts().compacted().is_some() {
+            // Its runs go first, in steps of the task that compacts.
+            return;
+        }
+        let published = self.inner.seen.load().published;
         let head = Head { uptime_ms: self.inner.uptime_ms(), position: published, ..self.committer.head() };
-        let floor = self.floor.position.seq;
+        let floor = self.inner.parts().floor.position.seq;
         let above = self.inner.with_checkpoints(|checkpoints| {
             checkpoints.iter().filter(|checkpoint| checkpoint.position.seq > floor).take(1).copied().collect::<Vec<_>>()
         });
@@ -529,11 +536,12 @@ impl<S: ReplicaStore> CommitTask<S> {
         held: Option<Seq>,
     ) -> Result<Option<Trim>, StoreError> {
         let retention = self.inner.config.retention;
-        let Some(trim) = retention.step(&self.floor, head, &above, held)? else { return Ok(None) };
-        if trim.floor.position.seq.since(self.floor.position.seq) <= TRIM_RECORDS as u64 {
+        let floor = self.inner.parts().floor;
+        let Some(trim) = retention.step(&floor, head, &above, held)? else { return Ok(None) };
+        if trim.floor.position.seq.since(floor.position.seq) <= TRIM_RECORDS as u64 {
             return Ok(Some(trim));
         }
-        let range = KeyRange::all().after(&self.floor.position.seq.to_key());
+        let range = KeyRange::all().after(&floor.position.seq.to_key());
         let options = ScanOptions::default().max_entries(TRIM_RECORDS).max_bytes(usize::MAX);
         let page = self.inner.store.scan(Keyspace::Log, range, options).await?;
         let bytes: u64 = page.iter().map(|(_, record)| record.len() as u64).sum();
@@ -541,14 +549,15 @@ impl<S: ReplicaStore> CommitTask<S> {
         // A record that cannot be read names no position; the checkpoint does.
         let Some(last) = last else { return Ok(Some(trim)) };
         let uptime_ms = above.first().map_or(0, |checkpoint| checkpoint.uptime_ms);
-        let log_bytes = self.floor.log_bytes.saturating_add(bytes);
+        let log_bytes = floor.log_bytes.saturating_add(bytes);
         above.insert(0, Checkpoint { position: last.position(), log_bytes, uptime_ms });
-        retention.step(&self.floor, head, &above, held)
+        retention.step(&floor, head, &above, held)
     }
 
     // The log begins after a damaged record: at the next point whose digest is known.
     async fn cut(&mut self, damaged: Seq) {
-        if damaged <= self.floor.position.seq {
+        let parts = self.inner.parts();
+        if damaged <= parts.begins().position.seq {
             return;
         }
         // Not past what is published: what comes after it is still to be sent.
@@ -561,8 +570,12 @@ impl<S: ReplicaStore> CommitTask<S> {
             position: next.position,
             log_bytes: next.log_bytes,
         });
+        if let Some(compacted) = parts.compacted() {
+            let until = if damaged > compacted.position.seq { floor } else { self.run_end(damaged, &compacted).await };
+            return self.give_up_until(&parts, until).await;
+        }
         let mut writes = WriteSet::builder();
-        writes.require(Floor::KEY, Some(self.floor.to_bytes()));
+        writes.require(Floor::KEY, Some(parts.floor.to_bytes()));
         writes.delete_range(Keyspace::Log, &KeyRange::from_bounds(..=floor.position.seq.to_key()));
         match writes.put(Keyspace::Meta, Floor::KEY, floor.to_bytes()) {
             Ok(writes) => {
@@ -578,26 +591,58 @@ impl<S: ReplicaStore> CommitTask<S> {
         }
     }
 
+    // Where a damaged run ends, if that much can be read of it.
+    async fn run_end(&mut self, seq: Seq, compacted: &Compacted) -> Floor {
+        let stored = self.inner.store.get(Keyspace::Log, &seq.to_key()).await.ok().flatten().unwrap_or_default();
+        match Run::from_bytes(seq, &stored) {
+            Ok(run) => Floor { position: run.end, log_bytes: run.log_bytes },
+            Err(_) => Floor { position: compacted.position, log_bytes: compacted.log_bytes },
+        }
+    }
+
+    // The compacted part is no longer served up to there; what is in it goes step by step.
+    async fn give_up_until(&mut self, parts: &LogParts, until: Floor) {
+        match Expiry::all_until(parts, until).step(&[], false) {
+            Ok(step) => self.compact(step).await,
+            Err(error) => {
+                tracing::error!(
+                    target: "replikv::master", source = %self.inner.source, error = %crate::error_chain(&error),
+                    "cutting the log is not possible"
+                );
+            }
+        }
+    }
+
+    async fn compact(&mut self, step: CompactionStep) {
+        // Log and slots may be another master's now; the fence would say so.
+        if !self.committer.is_fenced() {
+            self.change_log(step.after, &step.writes).await;
+        }
+        self.inner.workbench.done.notify_one();
+    }
+
     async fn move_floor(&mut self, floor: Floor, writes: WriteSet) -> bool {
+        self.change_log(LogParts { floor, ..self.inner.parts() }, &writes).await
+    }
+
+    // A write set that changes where the parts of the log begin and end.
+    async fn change_log(&mut self, after: LogParts, writes: &WriteSet) -> bool {
         // Told before it is done: nobody is sent to records that are about to go.
-        self.inner.change_view(|view| {
-            view.floor = floor.position;
-            view.retained_bytes = view.log_bytes.saturating_sub(floor.log_bytes);
-        });
-        match apply(&self.inner, &writes, Durability::Buffered).await {
+        self.inner.change_view(|view| view.floor = after.begins().position);
+        match apply(&self.inner, writes, Durability::Buffered).await {
             Ok(()) => {
-                self.floor = floor;
+                self.inner.change_parts(after);
                 true
             }
             Err(error) => {
                 tracing::warn!(
                     target: "replikv::master", source = %self.inner.source, error = %crate::error_chain(&error),
-                    "the log could not be trimmed"
+                    "the log could not be trimmed or compacted"
                 );
                 if error.outcome() == Outcome::Unknown {
                     self.recover(&error, None).await;
                 } else if matches!(error, StoreError::HeadMoved) {
-                    self.read_floor().await;
+                    self.read_parts().await;
                 }
                 false
             }
@@ -607,13 +652,13 @@ impl<S: ReplicaStore> CommitTask<S> {
 
 impl<S: ReplicaStore> CommitTask<S> {
     // Somebody else has moved it.
-    async fn read_floor(&mut self) {
-        match stored::require::<S, Floor>(&self.inner.store, Floor::KEY).await {
-            Ok(floor) => self.floor = floor,
+    async fn read_parts(&mut self) {
+        match log_parts(&self.inner.store).await {
+            Ok(parts) => self.inner.change_parts(parts),
             Err(error) => {
                 tracing::warn!(
                     target: "replikv::master", source = %self.inner.source, error = %crate::error_chain(&error),
-                    "the floor cannot be read"
+                    "the floor of the log cannot be read"
                 );
             }
         }
@@ -633,8 +678,8 @@ async fn apply<S: ReplicaStore>(inner: &Inner<S>, writes: &WriteSet, durability:
     }
 }
 
-async fn head_and_floor<S: ReplicaStore>(store: &S) -> Result<(Head, Floor), StoreError> {
-    Ok((stored::require(store, Head::KEY).await?, stored::require(store, Floor::KEY).await?))
+async fn head_and_parts<S: ReplicaStore>(store: &S) -> Result<(Head, LogParts), StoreError> {
+    Ok((stored::require(store, Head::KEY).await?, log_parts(store).await?))
 }
 
 // What was refused is refused; what would have been committed, or had seen what was not, shares the group's fate.

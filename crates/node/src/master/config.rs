@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use replikv_core::StoreLimits;
-use replikv_proto::{Retention, SlotLimits};
+use replikv_proto::{Compaction, Retention, SlotLimits};
 
 /// When a record is published: sent to slaves, and seen by subscribers.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -29,6 +29,7 @@ pub struct MasterConfig {
     pub(crate) queue_bytes: usize,
     pub(crate) ring_bytes: usize,
     pub(crate) retention: Retention,
+    pub(crate) compaction: Option<Compaction>,
     pub(crate) slots: SlotLimits,
     pub(crate) heartbeat: Duration,
     pub(crate) handshake_timeout: Duration,
@@ -49,6 +50,7 @@ impl Default for MasterConfig {
             queue_bytes: 64 << 20,
             ring_bytes: 64 << 20,
             retention: Retention { max_bytes: 1 << 30, max_age_ms: None, hold_back_bytes: 4 << 30 },
+            compaction: None,
             slots: SlotLimits { max: 1024, expire_after_ms: Some(7 * 24 * 3600 * 1000) },
             heartbeat: Duration::from_secs(2),
             handshake_timeout: Duration::from_secs(10),
@@ -126,6 +128,21 @@ impl MasterConfig {
     #[must_use]
     pub fn retention(mut self, retention: Retention) -> Self {
         self.retention = retention;
+        self
+    }
+
+    /// Compacts the log by key, in the background: behind a window of recent records only the newest change of each key is
+    /// kept, without its value. The log is then bounded by the number of keys that were ever touched, until
+    /// [`retention`](Self::retention), which counts what is really there, lets the oldest go; and a slave that comes back
+    /// after any time gets at most one value of each key that has changed, and the recent records. Default: none.
+    ///
+    /// # Cost
+    /// Each key that was ever changed takes about 100 bytes of the store beside its own length, twice. Streams of
+    /// [`changes`](super::Master::changes) begin after the compacted part. Named consumers hold compaction back, up to the
+    /// cap of the retention.
+    #[must_use]
+    pub fn compaction(mut self, compaction: impl Into<Option<Compaction>>) -> Self {
+        self.compaction = compaction.into();
         self
     }
 

@@ -4,8 +4,8 @@ use std::sync::PoisonError;
 use std::time::Duration;
 
 use bytes::Bytes;
-use replikv_core::{KeyRange, Keyspace, Position, ReplicaStore, ReplicaStoreExt, ScanOptions, Seq, StoreError};
-use replikv_proto::{Located, LogAnswer, Record, RecordError, origin};
+use replikv_core::{KeyRange, Keyspace, Page, Position, ReplicaStore, ReplicaStoreExt, ScanOptions, Seq, StoreError};
+use replikv_proto::{Located, LogAnswer, Record, RecordError, Run, RunError, RunPart, WholeRun, origin, read_stretch};
 use tokio::time::{Instant, timeout_at};
 
 use super::Inner;
@@ -46,40 +46,111 @@ pub enum LogError {
         /// What is wrong with it.
         source: RecordError,
     },
+    /// A run of the compacted part is damaged.
+    #[error(transparent)]
+    Run(#[from] RunError),
     /// The store failed.
     #[error(transparent)]
     Store(#[from] StoreError),
 }
 
-/// Reads up to `limit` records after `after` from the log of a store, in order. Each record is checked against its own
-/// hash, and against the one before it; the first one only if it is the first of the history.
+/// A part of a log: a record, or what older ones came to.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum LogPart {
+    /// A batch, as it was written.
+    Full(Record),
+    /// The records after the part before, up to the end of the run, are compacted.
+    Compacted {
+        /// What is known of them.
+        run: Run,
+        /// What they touched, each with the number of the record; in no particular order. Nothing of it is touched again in
+        /// a later run.
+        touched: Vec<(Seq, RunPart)>,
+    },
+}
+
+impl LogPart {
+    /// The last record that it stands for.
+    pub fn end(&self) -> Position {
+        match self {
+            Self::Full(record) => record.position(),
+            Self::Compacted { run, .. } => run.end,
+        }
+    }
+}
+
+/// Reads up to `limit` parts of the log of a store after `after`, in order: runs of the compacted part, then records. Each
+/// record is checked against its own hash, and against the part before it; the first one only if it is the first of the
+/// history. A run is checked against its own hash, and its touches against its sum.
+///
+/// # Errors
+/// [`LogError`].
+pub async fn read_log_parts<S: ReplicaStore>(store: &S, after: Seq, limit: usize) -> Result<Vec<LogPart>, LogError> {
+    let mut parts: Vec<LogPart> = Vec::new();
+    let (mut at, mut bytes) = (after, ScanOptions::default().max_bytes);
+    while parts.len() < limit {
+        let Some(next) = at.next() else { break };
+        // One entry more than is wanted: it tells that a run before it is whole.
+        let entries = (limit - parts.len()).saturating_add(1).max(1000);
+        let options = ScanOptions::default().max_entries(entries).max_bytes(bytes);
+        let page = store.scan(Keyspace::Log, KeyRange::from_bounds(next.to_key()..), options).await?;
+        let before = parts.len();
+        for (key, value) in page.entries().take(if page_begins_with_a_run(&page) { 0 } else { limit - parts.len() }) {
+            let seq = Seq::from_key(&key).unwrap_or_default();
+            let last = parts.last().map(LogPart::end);
+            let record = decode_at(seq, value, last).map_err(|source| LogError::Record { seq, source })?;
+            parts.push(LogPart::Full(record));
+        }
+        if page_begins_with_a_run(&page) {
+            // Read as far as it goes: the page must be of one instant.
+            if let Some(WholeRun { run, touched }) = Run::read(page.entries(), page.rest().is_none())? {
+                parts.push(LogPart::Compacted { run, touched });
+            } else if page.rest().is_some() {
+                bytes = bytes.saturating_mul(4);
+                continue;
+            }
+        }
+        if parts.len() == before {
+            break;
+        }
+        at = parts.last().map_or(at, |last| last.end().seq);
+    }
+    Ok(parts)
+}
+
+fn page_begins_with_a_run(page: &Page) -> bool {
+    page.iter().next().is_some_and(|(_, first)| Run::is_run(first))
+}
+
+/// As [`read_log_parts`], of the records alone: what is compacted is left out.
 ///
 /// # Errors
 /// [`LogError`].
 pub async fn read_log<S: ReplicaStore>(store: &S, after: Seq, limit: usize) -> Result<Vec<Record>, LogError> {
-    let mut records = Vec::new();
-    let mut rest = Some(KeyRange::all().after(&after.to_key()));
-    while let Some(range) = rest.take().filter(|_| records.len() < limit) {
-        let page = store.scan(Keyspace::Log, range, ScanOptions::default().max_entries(limit - records.len())).await?;
-        for (key, value) in page.entries() {
-            let seq = Seq::from_key(&key).unwrap_or_default();
-            let record = decode_at(seq, value, records.last()).map_err(|source| LogError::Record { seq, source })?;
-            records.push(record);
-        }
-        rest = page.rest().cloned();
+    let mut records: Vec<Record> = Vec::new();
+    let mut at = after;
+    while records.len() < limit {
+        let parts = read_log_parts(store, at, limit - records.len()).await?;
+        let Some(last) = parts.last() else { break };
+        at = last.end().seq;
+        records.extend(parts.into_iter().filter_map(|part| match part {
+            LogPart::Full(record) => Some(record),
+            LogPart::Compacted { .. } => None,
+        }));
     }
     Ok(records)
 }
 
 // The record whose key says `seq`.
-fn decode_at(seq: Seq, value: Bytes, before: Option<&Record>) -> Result<Record, RecordError> {
+fn decode_at(seq: Seq, value: Bytes, before: Option<Position>) -> Result<Record, RecordError> {
     let record = Record::decode(value)?;
     let header = record.header();
     if header.seq != seq {
         return Err(RecordError::Chain { seq: header.seq, what: "its key names another number" });
     }
     let start = (seq == Seq::new(1)).then(|| origin(header.source, header.epoch));
-    if let Some(before) = before.map(Record::position).or(start) {
+    if let Some(before) = before.or(start) {
         header.verify_after(&before)?;
     }
     Ok(record)
@@ -94,9 +165,14 @@ impl<S: ReplicaStore> Inner<S> {
         // Slaves that are far behind share a few readers, so that they cannot starve the store.
         let Ok(_permit) = self.log_reads.acquire().await else { return Err(StoreError::Closed) };
         let published = self.seen.load().published.seq;
-        let range = KeyRange::all().after(&after.seq.to_key()).intersect(&KeyRange::from_bounds(..=published.to_key()));
+        // Not the touches behind a run that ends there.
+        let first = after.seq.next().unwrap_or(after.seq).to_key();
+        let range = KeyRange::from_bounds(first..).intersect(&KeyRange::from_bounds(..=published.to_key()));
         let options = ScanOptions::default().max_entries(4096).max_bytes(max_bytes);
         let page = self.store.scan(Keyspace::Log, range, options).await?;
+        if page.iter().next().is_some_and(|(_, first)| Run::is_run(first)) {
+            return self.read_stretch(after.seq).await;
+        }
         let (mut parts, mut last) = (Vec::<Bytes>::new(), after);
         for (key, bytes) in page.entries() {
             // By its key: what the record says of itself may be what is damaged.
@@ -121,9 +197,38 @@ impl<S: ReplicaStore> Inner<S> {
         Ok(if parts.is_empty() { LogAnswer::Trimmed } else { LogAnswer::Records { parts, last } })
     }
 
+    // A run and its touches lie in one page, which is of one instant: a step of compaction is in it, or not.
+    async fn read_stretch(&self, after: Seq) -> Result<LogAnswer, StoreError> {
+        const BYTES: usize = 256 << 10;
+        let range = KeyRange::from_bounds(after.next().unwrap_or(after).to_key()..);
+        let mut bytes = 2 * BYTES;
+        loop {
+            let options = ScanOptions::default().max_entries(usize::MAX).max_bytes(bytes);
+            let page = self.store.scan(Keyspace::Log, range.clone(), options).await?;
+            // What was cut meanwhile is not there; what has begun to go must not be served.
+            if self.view().floor.seq > after {
+                return Ok(LogAnswer::Trimmed);
+            }
+            match read_stretch(page.entries(), page.rest().is_none(), after, BYTES) {
+                Ok(Some(stretch)) => return Ok(LogAnswer::Compacted(stretch)),
+                Ok(None) if page.rest().is_some() => bytes = bytes.saturating_mul(4),
+                Ok(None) => return Ok(LogAnswer::Trimmed),
+                Err(error) => {
+                    self.run_is_damaged(&error);
+                    return Ok(LogAnswer::Trimmed);
+                }
+            }
+        }
+    }
+
     /// As [`read_records`](Self::read_records), as much as a session takes at once.
     pub(crate) async fn read_chunk(&self, after: Position) -> Result<LogAnswer, StoreError> {
         self.read_records(after, self.config.chunk).await
+    }
+
+    /// True if the ring holds the record after `seq`.
+    pub(crate) fn rings_after(&self, seq: Seq) -> bool {
+        seq.next().is_some_and(|next| self.with_ring(|ring| ring.entry(next).is_some()))
     }
 
     /// The position of the record numbered `seq`; `None` if it is no longer there.
@@ -135,10 +240,18 @@ impl<S: ReplicaStore> Inner<S> {
         if let Some(held) = self.with_ring(|ring| ring.entry(seq).map(|entry| entry.position)) {
             return Ok(Some(held));
         }
-        if seq < view.floor.seq {
+        let parts = self.parts();
+        if let Some(compacted) = parts.compacted().filter(|compacted| compacted.position.seq == seq) {
+            return Ok(Some(compacted.position));
+        }
+        if seq < parts.full_after().position.seq {
             return Ok(None);
         }
         let Some(bytes) = self.store.get(Keyspace::Log, &seq.to_key()).await? else { return Ok(None) };
+        if Run::is_run(&bytes) {
+            // Compacted meanwhile.
+            return Ok(Run::from_bytes(seq, &bytes).ok().map(|run| run.end));
+        }
         match Record::decode(bytes) {
             Ok(record) => Ok(Some(record.position())),
             Err(error) => {
@@ -185,8 +298,13 @@ impl<S: ReplicaStore> Inner<S> {
         if let Some((held, log_bytes)) = entry {
             return Ok(same(held, log_bytes));
         }
-        let Some(bytes) = self.store.get(Keyspace::Log, &position.seq.to_key()).await? else {
-            return Ok(Located::Below);
+        if position.seq <= self.parts().full_after().position.seq {
+            return self.locate_compacted(position, floor_bytes).await;
+        }
+        let bytes = self.store.get(Keyspace::Log, &position.seq.to_key()).await?;
+        let Some(bytes) = bytes.filter(|bytes| !Run::is_run(bytes)) else {
+            // Compacted meanwhile.
+            return self.locate_compacted(position, floor_bytes).await;
         };
         let error = match Record::decode(bytes) {
             Ok(record) if record.position() == *position => {
@@ -208,12 +326,39 @@ impl<S: ReplicaStore> Inner<S> {
         Ok(Located::Below)
     }
 
+    // What follows is there, as touches. The digest of the record itself is known where something has kept it: the end of
+    // the compacted part and of each run, checkpoints, and slots. How much is still to be sent nobody can tell before the
+    // keys are looked up; as much as the log holds is the most that is known.
+    async fn locate_compacted(&self, position: &Position, floor_bytes: u64) -> Result<Located, StoreError> {
+        let compacted = self.parts().compacted();
+        let held = Located::Held { log_bytes: floor_bytes };
+        if compacted.is_some_and(|compacted| compacted.position == *position) {
+            return Ok(held);
+        }
+        match self.locate_below(position) {
+            Located::Shared => return Ok(held),
+            Located::Below => {}
+            other => return Ok(other),
+        }
+        let Some(bytes) = self.store.get(Keyspace::Log, &position.seq.to_key()).await? else {
+            return Ok(Located::Below);
+        };
+        match Run::from_bytes(position.seq, &bytes) {
+            Ok(run) if run.end == *position => Ok(held),
+            Ok(_) => Ok(Located::Mismatch),
+            Err(error) => {
+                self.run_is_damaged(&error);
+                Ok(Located::Below)
+            }
+        }
+    }
+
     // Whether a stored record continues the one before it.
     async fn verify_stored(&self, record: &Record) -> Result<Result<(), RecordError>, StoreError> {
-        let floor = self.seen.load().floor;
+        let full_after = self.parts().full_after().position;
         let seq = Seq::new(record.header().seq.as_u64().saturating_sub(1));
-        if seq == floor.seq {
-            return Ok(record.header().verify_after(&floor));
+        if seq == full_after.seq {
+            return Ok(record.header().verify_after(&full_after));
         }
         let before = self.store.get(Keyspace::Log, &seq.to_key()).await?.unwrap_or_default();
         Ok(Record::decode(before).and_then(|before| record.header().verify_after(&before.position())))
@@ -291,11 +436,15 @@ impl<S: ReplicaStore> Inner<S> {
     }
 
     // A damaged record is never served: the log begins after it from now on, and slaves before it are told so.
-    fn record_is_damaged(&self, seq: Seq, error: &RecordError) {
+    pub(super) fn record_is_damaged(&self, seq: Seq, error: &RecordError) {
         tracing::error!(
             target: "replikv::master", source = %self.source, %seq, %error,
             "a stored record is damaged; the log is cut after it"
         );
+        self.cut_after(seq);
+    }
+
+    pub(super) fn cut_after(&self, seq: Seq) {
         let mut damaged = self.damaged.lock().unwrap_or_else(PoisonError::into_inner);
         *damaged = (*damaged).max(Some(seq));
         self.wake.notify_one();

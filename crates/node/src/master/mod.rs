@@ -1,6 +1,7 @@
 //! The master: takes writes, keeps the log, serves slaves.
 
 mod commit;
+mod compact;
 mod config;
 mod error;
 mod exact;
@@ -26,7 +27,7 @@ use replikv_core::{
     Batch, DataReader, KeyRange, Keyspace, Page, Position, ReplicaStore, ScanOptions, SourceId, StoreError, StoreLimits,
 };
 use replikv_proto::layout::Checkpoint;
-use replikv_proto::{Committer, CommitterConfig, EpochStart, View};
+use replikv_proto::{Committer, CommitterConfig, EpochStart, LogParts, View};
 use tokio::sync::{Mutex as AsyncMutex, Notify, Semaphore, mpsc, watch};
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
@@ -34,7 +35,7 @@ use tokio_util::sync::CancellationToken;
 use self::commit::{CommitTask, Queued};
 pub use self::config::{Commit, MasterConfig};
 pub use self::error::{ServeError, WriteError};
-pub use self::log::{LogError, read_log};
+pub use self::log::{LogError, LogPart, read_log, read_log_parts};
 use self::recording::Recordings;
 pub use self::recording::{Recording, Sealed};
 use self::ring::Ring;
@@ -97,6 +98,9 @@ pub(crate) struct Inner<S> {
     measured: AsyncMutex<Option<log::Measured>>,
     /// What is being read, and needs the log from here on: backups.
     held: Mutex<Vec<replikv_core::Seq>>,
+    /// Where the parts of the log begin and end. The commit task changes them.
+    parts: Mutex<LogParts>,
+    workbench: compact::Workbench,
     /// A record up to here is damaged: the log begins after it.
     damaged: Mutex<Option<replikv_core::Seq>>,
     wake: Notify,
@@ -122,9 +126,9 @@ impl<S: ReplicaStore> Master<S> {
         let view = View {
             published: opened.head.position,
             handed: opened.head.position,
-            floor: opened.floor.position,
+            floor: opened.parts.begins().position,
             log_bytes: opened.head.log_bytes,
-            retained_bytes: opened.head.log_bytes.saturating_sub(opened.floor.log_bytes),
+            retained_bytes: opened.head.log_bytes.saturating_sub(opened.parts.missing_bytes()),
         };
         let committer_config = CommitterConfig {
             epoch: opened.head.position.epoch,
@@ -155,6 +159,8 @@ impl<S: ReplicaStore> Master<S> {
             log_reads: Semaphore::new(config.log_readers.min(Semaphore::MAX_PERMITS)),
             measured: AsyncMutex::new(None),
             held: Mutex::default(),
+            parts: Mutex::new(opened.parts),
+            workbench: compact::Workbench::default(),
             damaged: Mutex::new(None),
             wake: Notify::new(),
             queue: Arc::new(Semaphore::new(write::permits(config.queue_bytes))),
@@ -164,7 +170,7 @@ impl<S: ReplicaStore> Master<S> {
             store,
             config,
         });
-        let task = CommitTask::new(inner.clone(), committer, receiver, opened.floor);
+        let task = CommitTask::new(inner.clone(), committer, receiver);
         // However it ends, nobody can write any more, and whoever waits for more is told.
         let ended = inner.closing.clone().drop_guard();
         let committing = tokio::spawn(async move {
@@ -172,6 +178,9 @@ impl<S: ReplicaStore> Master<S> {
             task.run().await;
         });
         *inner.committing.lock().await = Some(committing);
+        if inner.config.compaction.is_some() || opened.parts.compacted().is_some() {
+            tokio::spawn(compact::run(inner.clone()));
+        }
         tracing::info!(
             target: "replikv::master", source = %inner.source, seq = %view.published.seq,
             "a master was opened"
@@ -298,6 +307,15 @@ impl<S> Inner<S> {
                 self.setbacks.fetch_add(1, Ordering::SeqCst);
             }
             self.seen.store(Arc::new(*view));
+        });
+    }
+
+    /// The store holds the log in these parts.
+    fn change_parts(&self, parts: LogParts) {
+        *self.parts.lock().unwrap_or_else(PoisonError::into_inner) = parts;
+        self.change_view(|view| {
+            view.floor = parts.begins().position;
+            view.retained_bytes = view.log_bytes.saturating_sub(parts.missing_bytes());
         });
     }
 

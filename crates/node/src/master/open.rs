@@ -6,7 +6,9 @@ use replikv_core::{
     StoreLimits, WriteSet,
 };
 use replikv_proto::layout::{Backup, Checkpoint, Epochs, Floor, Head, Identity, Role, Stored};
-use replikv_proto::{EpochStart, PreparedRecord, RecordDraft, RecordKind, Slots, origin};
+use replikv_proto::{
+    Compacted, EpochStart, LogParts, PreparedRecord, RecordDraft, RecordKind, Slots, TombstoneFloor, origin,
+};
 
 use super::MasterConfig;
 use super::slots::SlotBook;
@@ -18,7 +20,7 @@ use crate::{OpenError, stored};
 pub(super) struct Opened {
     pub(super) source: SourceId,
     pub(super) head: Head,
-    pub(super) floor: Floor,
+    pub(super) parts: LogParts,
     pub(super) epochs: Vec<EpochStart>,
     pub(super) checkpoints: Vec<Checkpoint>,
     pub(super) slots: Slots,
@@ -54,11 +56,20 @@ pub(super) async fn open<S: ReplicaStore>(store: &S, config: &MasterConfig) -> R
     Ok(Opened {
         source: head.position.source,
         head,
-        floor: stored::require(store, Floor::KEY).await?,
+        parts: log_parts(store).await?,
         epochs: epochs.0,
         checkpoints: stored::checkpoints(store, ALL_CHECKPOINTS).await?,
         slots: SlotBook::read(store, config.slots).await?,
         limits,
+    })
+}
+
+/// The parts of the log, as they are stored.
+pub(super) async fn log_parts<S: ReplicaStore>(store: &S) -> Result<LogParts, StoreError> {
+    Ok(LogParts {
+        floor: stored::require(store, Floor::KEY).await?,
+        compacted: stored::read(store, Compacted::KEY).await?,
+        tombstones: stored::read(store, TombstoneFloor::KEY).await?,
     })
 }
 
@@ -67,7 +78,9 @@ fn limits<S: ReplicaStore>(store: &S, config: &MasterConfig) -> Result<StoreLimi
     let holds = store.limits();
     let usable = StoreLimits { max_batch: holds.max_batch.saturating_sub(OVERHEAD) / 2, ..holds };
     let limits = config.limits.min(usable);
-    if limits.max_batch == 0 || limits.max_key < Checkpoint::PREFIX.len() + 8 {
+    // The longest keys of its own: checkpoints, and what compaction knows touches by.
+    let own = if config.compaction.is_some() { 24 } else { Checkpoint::PREFIX.len() + 8 };
+    if limits.max_batch == 0 || limits.max_key < own {
         return Err(OpenError::Limits { reason: format!("{holds:?}") });
     }
     Ok(limits)

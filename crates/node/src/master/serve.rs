@@ -4,7 +4,7 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use bytes::Bytes;
-use replikv_core::{KeyRange, Keyspace, ReplicaStore, ScanOptions, Seq, StoreError};
+use replikv_core::{KeyRange, Keyspace, Position, ReplicaStore, ScanOptions, Seq, StoreError};
 use replikv_proto::layout::Head;
 use replikv_proto::{
     Content, DecoderLimits, Goodbye, GoodbyeReason, MasterAction, MasterSession, MasterSessionConfig, Message, Refusal,
@@ -209,6 +209,11 @@ impl<S: ReplicaStore> Driver<'_, S> {
                 session.handle_view(**inner.seen.load());
                 session.handle_page(content);
             }
+            MasterAction::LookUp { keys, max_bytes } => {
+                let (values, read_at) = self.stored(session, inner.look_up(&keys, max_bytes).await)?;
+                session.handle_view(**inner.seen.load());
+                session.handle_values(&values, read_at);
+            }
             MasterAction::Joined { slave, start, temporary, .. } => {
                 tracing::info!(
                     target: "replikv::master", source = %inner.source, follower = %slave, seq = %start,
@@ -268,32 +273,57 @@ fn reads_store(action: &MasterAction) -> bool {
             | MasterAction::ReadRecords { .. }
             | MasterAction::ReadPage { .. }
             | MasterAction::ReadExactly { .. }
+            | MasterAction::LookUp { .. }
     )
 }
 
 impl<S: ReplicaStore> Inner<S> {
     async fn read_page(&self, range: KeyRange, max_bytes: usize) -> Result<Content, StoreError> {
         let options = ScanOptions::default().max_entries(usize::MAX).max_bytes(max_bytes);
-        let (page, read_at) = loop {
+        let (page, read_at) = self.read_at(|| self.store.scan(Keyspace::Data, range.clone(), options)).await?;
+        let end = page.rest().map_or_else(|| range.end().cloned(), |rest| Some(rest.start().clone()));
+        let covered = KeyRange::new(range.start().clone(), end);
+        Ok(Content { range: covered, read_at, entries: page.ops().clone() })
+    }
+
+    // The values of the first of `keys`, as many as fit, and one at least.
+    async fn look_up(&self, keys: &[Bytes], max_bytes: usize) -> Result<(Vec<Option<Bytes>>, Position), StoreError> {
+        let look_up = || async {
+            let (mut values, mut bytes) = (Vec::new(), 0);
+            for key in keys {
+                let value = self.store.get(Keyspace::Data, key).await?;
+                bytes += key.len() + value.as_ref().map_or(0, Bytes::len);
+                values.push(value);
+                if bytes >= max_bytes {
+                    break;
+                }
+            }
+            Ok(values)
+        };
+        self.read_at(look_up).await
+    }
+
+    // What `read` reads, and the last record that it may show.
+    async fn read_at<R, F>(&self, read: impl Fn() -> F) -> Result<(R, Position), StoreError>
+    where
+        F: Future<Output = Result<R, StoreError>>,
+    {
+        loop {
             let setbacks = self.setbacks.load(Ordering::SeqCst);
-            let page = self.store.scan(Keyspace::Data, range.clone(), options).await?;
+            let found = read().await?;
             let head: Head = stored::require(&self.store, Head::KEY).await?;
             // After the read has ended, not before: what it may show is known only now.
             let read_at = self.seen.load().handed;
-            // What came to nothing while the page was read may be in it, and `read_at` may already name what came
-            // after.
+            // What came to nothing while it was read may be in it, and `read_at` may already name what came after.
             if self.setbacks.load(Ordering::SeqCst) != setbacks {
                 continue;
             }
             if head.position.seq > read_at.seq {
-                // Another master writes to this store. The page may show what this one never wrote, and cannot name.
+                // Another master writes to this store. It may show what this one never wrote, and cannot name.
                 return Err(StoreError::HeadMoved);
             }
-            break (page, read_at);
-        };
-        let end = page.rest().map_or_else(|| range.end().cloned(), |rest| Some(rest.start().clone()));
-        let covered = KeyRange::new(range.start().clone(), end);
-        Ok(Content { range: covered, read_at, entries: page.ops().clone() })
+            return Ok((found, read_at));
+        }
     }
 
     fn answer(&self, request: &Request) -> Response {

@@ -120,6 +120,11 @@ impl<S> Inner<S> {
         HeldLog { inner: self, from }
     }
 
+    /// The record from which backups need the log.
+    pub(super) fn held_by_backups(&self) -> Option<Seq> {
+        self.held_logs().iter().min().copied()
+    }
+
     fn held_logs(&self) -> MutexGuard<'_, Vec<Seq>> {
         self.held.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -203,7 +208,7 @@ impl<S: ReplicaStore> Inner<S> {
     pub(super) fn held(&self) -> Option<Seq> {
         let floor = self.view().floor.seq;
         let slot = self.slots.with(|slots| slots.slowest(floor).map(|(_, seq)| seq));
-        let backup = self.held_logs().iter().min().copied();
+        let backup = self.held_by_backups();
         [slot, self.sessions.slowest(), backup].into_iter().flatten().min()
     }
 

@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use replikv_core::{Position, ReplicaStore, Seq, SourceId, StoreError};
-use replikv_proto::{LogEntry, RecordHeader, View};
+use replikv_proto::{Compacted, LogEntry, RecordHeader, View};
 use serde::Serialize;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
@@ -26,11 +26,14 @@ pub struct MasterStatus {
     pub published: Position,
     /// The last record handed to the store, published or not.
     pub handed: Position,
-    /// Records after this one are in the log.
+    /// What came after this is in the log: compacted, or in full. While old touches are being removed this is the
+    /// tombstone floor.
     pub floor: Position,
+    /// The compacted part of the log: records after its position are there in full. `None` if there is none.
+    pub compacted: Option<Compacted>,
     /// Bytes of records ever published.
     pub log_bytes: u64,
-    /// Bytes of records in the log.
+    /// Bytes that the log holds.
     pub retained_bytes: u64,
     /// Records committed since the master was opened.
     pub records: u64,
@@ -143,6 +146,7 @@ impl<S: ReplicaStore> Inner<S> {
             published: view.published,
             handed: view.handed,
             floor: view.floor,
+            compacted: self.parts().compacted(),
             log_bytes: view.log_bytes,
             retained_bytes: view.retained_bytes,
             records: self.counters.records.load(Ordering::Relaxed),

@@ -6,13 +6,12 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
+use bytes::Bytes;
 use replikv_core::{
     Cursor, Durability, KeyRange, Keyspace, Outcome as StoreOutcome, Position, ReplicaStore, ScanOptions, StoreError,
     WriteSet, WriteSetBuilder,
 };
-
-use bytes::Bytes;
-use replikv_proto::{Applier, Content, Differing, Displacing, Group, ProbeCheck, Probed, Record, Resync};
+use replikv_proto::{Applier, Content, Differing, Displacing, Group, ProbeCheck, Probed, Record, Resync, Touched};
 use tokio::sync::{Notify, mpsc};
 use tokio::time::{Instant, sleep, sleep_until};
 use tokio_util::sync::CancellationToken;
@@ -31,6 +30,7 @@ pub(super) enum Item {
     Resync(Cursor, Resync),
     Record(Record),
     Content(Content),
+    Touched(Touched),
     Covered(KeyRange, Position),
     Checkpoints(Vec<Position>),
     Probed(Box<Probed>, Job),
@@ -42,6 +42,7 @@ impl Item {
             Self::Begin(_) | Self::Resync(..) => 0,
             Self::Record(record) => record.byte_len(),
             Self::Content(content) => content.entries.byte_len(),
+            Self::Touched(touched) => touched.ops.byte_len(),
             Self::Covered(range, _) => Applier::covered_len(range),
             Self::Checkpoints(_) => 0,
             Self::Probed(probed, _) => probed.byte_len(),
@@ -181,6 +182,7 @@ impl<S: ReplicaStore> ApplyTask<S> {
             Item::Resync(cursor, resync) => self.applier.begin_resync(cursor, resync),
             Item::Record(record) => self.applier.push_record(record),
             Item::Content(content) => self.applier.push_content(content),
+            Item::Touched(touched) => self.applier.push_touched(touched),
             Item::Covered(range, read_at) => self.applier.push_covered(range, read_at),
             Item::Checkpoints(checkpoints) => self.applier.push_checkpoints(checkpoints),
             Item::Probed(probed, job) => {

@@ -174,6 +174,7 @@ impl<S: ReplicaStore> Slave<S> {
                     }
                     SlaveAction::Apply(record) => queue.push(Item::Record(record)),
                     SlaveAction::Copy(content) => queue.push(Item::Content(content)),
+                    SlaveAction::Touch(touched) => queue.push(Item::Touched(touched)),
                     SlaveAction::Covered { range, read_at } => queue.push(Item::Covered(range, read_at)),
                     SlaveAction::Probed(probed) => {
                         if let Some(job) = asked.take() {

@@ -22,7 +22,8 @@ pub enum SlaveState {
     Copying,
     /// It compares what it holds with its master: some of it may be older than the rest.
     Comparing,
-    /// It holds a state that the master had, and goes through what came after.
+    /// It goes through what it missed. It holds a state that the master had, unless some of that comes from the compacted
+    /// part of the log, and is newer than the rest: see [`SlaveStatus::consistent`].
     CatchingUp,
     /// It holds what the master had when it last told.
     Following,
@@ -70,6 +71,8 @@ pub struct SlaveStatus {
     pub health: Health,
     /// The last record applied.
     pub position: Option<Position>,
+    /// Whether the data is a state that the master had.
+    pub consistent: bool,
     /// The last record on stable storage.
     pub durable: Seq,
     /// The master's last published record, as last told.
@@ -301,8 +304,8 @@ impl Tracker {
         let state = match progress.position {
             None => SlaveState::Empty,
             Some(_) if !progress.consistent && facts.fill == Some(Fill::Compare) => SlaveState::Comparing,
-            Some(_) if !progress.consistent => SlaveState::Copying,
-            Some(_) if caught_up => SlaveState::Following,
+            Some(_) if !progress.consistent && facts.fill == Some(Fill::Copy) => SlaveState::Copying,
+            Some(_) if caught_up && progress.consistent => SlaveState::Following,
             Some(_) => SlaveState::CatchingUp,
         };
         let silence = facts.heard.map(|heard| now.monotonic.saturating_sub(heard));
@@ -335,6 +338,7 @@ impl Tracker {
             state,
             health: Health { state: health, reason, since_unix_ms: facts.since },
             position: progress.position,
+            consistent: progress.consistent,
             durable: progress.durable,
             source_head: progress.head,
             lag,
@@ -360,7 +364,10 @@ impl Tracker {
 
 impl Facts {
     fn filled_in(&mut self, cursor: Option<&Cursor>) {
-        self.fill = cursor.and_then(|cursor| cursor.coverage.fill());
+        // Where everything is covered nothing is copied: part of it is newer than the position.
+        let missing = cursor.filter(|cursor| cursor.coverage.consistent_at().is_none());
+        let comparing = cursor.filter(|cursor| cursor.coverage.fill() == Some(Fill::Compare));
+        self.fill = missing.or(comparing).and_then(|cursor| cursor.coverage.fill());
         if cursor.is_some_and(Cursor::is_consistent) {
             self.begun = 0;
         }

@@ -90,6 +90,18 @@ pub(crate) async fn entries(store: &impl ReplicaStore, keyspace: Keyspace) -> Co
     store.entries(keyspace, KeyRange::all(), ScanOptions::default()).try_collect().await.unwrap()
 }
 
+/// Writes past whoever the store belongs to.
+pub(crate) async fn put_raw(
+    store: &impl ReplicaStore,
+    keyspace: Keyspace,
+    key: &[u8],
+    value: &[u8],
+) -> Result<(), StoreError> {
+    let mut writes = replikv_core::WriteSet::builder();
+    writes.put(keyspace, key, value)?;
+    store.apply(writes.build(), replikv_core::Durability::Synced).await
+}
+
 pub(crate) async fn assert_equal(master: &Master<Store>, slave: &Slave<Store>) {
     assert!(contents(master.store()).await == contents(slave.store()).await, "master and slave differ");
 }

@@ -55,7 +55,11 @@ impl<'a> Fold<'a> {
         entries: EncodedOps,
         out: &mut WriteSetBuilder,
     ) -> Result<(), StoreError> {
-        self.delete_range(range, out)?;
+        if planted::is(Bug::ContentIsAdded) {
+            self.flush(out)?;
+        } else {
+            self.delete_range(range, out)?;
+        }
         out.append(Keyspace::Data, entries);
         Ok(())
     }

@@ -19,7 +19,7 @@ use replikv_core::{
 use self::fold::Fold;
 use crate::layout::{Checkpoint, Stored};
 use crate::planted::{self, Bug};
-use crate::{Content, Displacing, Probed, Record, Resync};
+use crate::{Content, Displacing, Probed, Record, Resync, Touched};
 
 /// Turns what arrives into write sets.
 #[derive(Debug)]
@@ -43,6 +43,7 @@ enum Item {
     Resync(Cursor, Resync),
     Record(Record),
     Content(Content),
+    Touched(Touched),
     Covered(KeyRange, Position),
     Checkpoints(Vec<Position>),
     Probed(Box<Probed>),
@@ -104,6 +105,11 @@ impl Applier {
     /// A page that replaces its range.
     pub fn push_content(&mut self, content: Content) {
         self.push(Item::Content(content));
+    }
+
+    /// What touched keys hold, newer than the records around it.
+    pub fn push_touched(&mut self, touched: Touched) {
+        self.push(Item::Touched(touched));
     }
 
     /// A range that holds what the master held at `read_at`: records that come after this apply to it.
@@ -233,6 +239,13 @@ impl Applier {
                     }
                     complete(cursor);
                 }
+                Item::Touched(touched) => {
+                    let cursor = self.cursor.as_mut().ok_or_else(|| corrupt("touches came before a position"))?;
+                    fold_covered(&touched.ops, &cursor.coverage, &mut fold, &mut out)?;
+                    cursor.coverage.newer_until(touched.read_at);
+                    cursor.position = touched.end.unwrap_or(cursor.position);
+                    complete(cursor);
+                }
                 Item::Covered(range, read_at) => {
                     let cursor = self.cursor.as_mut().ok_or_else(|| corrupt("a range came before a position"))?;
                     // No barrier: nothing that was folded so far touches the range, since it was not covered.
@@ -308,6 +321,7 @@ impl Item {
             Self::Begin(_) | Self::Resync(..) => 0,
             Self::Record(record) => record.byte_len(),
             Self::Content(content) => content.entries.byte_len(),
+            Self::Touched(touched) => touched.ops.byte_len(),
             Self::Covered(range, _) => Applier::covered_len(range),
             Self::Checkpoints(_) => 0,
             Self::Probed(probed) => probed.byte_len(),
@@ -331,6 +345,7 @@ impl Item {
     fn checkpoint(&self) -> Option<Position> {
         match self {
             Self::Record(record) if Checkpoint::is_due(record.position().seq) => Some(record.position()),
+            Self::Touched(touched) => touched.end.filter(|end| Checkpoint::is_due(end.seq)),
             _ => None,
         }
     }

@@ -298,7 +298,8 @@ impl<T> Committer<T> {
     }
 
     /// The store was opened anew, and holds an earlier head than was committed: what was not synced is lost. Nothing may
-    /// be under way but a group that shares that fate.
+    /// be under way but a group that shares that fate. A head of an earlier epoch has lost the beginning of this one as
+    /// well: it is marked again before anything else is pushed or left waiting.
     pub fn rewound(&mut self, found: Head) {
         self.in_flight = false;
         self.committed = found;

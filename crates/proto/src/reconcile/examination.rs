@@ -4,6 +4,7 @@ use bytes::Bytes;
 use replikv_core::{EncodedOps, KeyRange, Op, PageBuilder, Position, ScanOptions};
 
 use super::{Fingerprinter, LEAF_BYTES, RangeSummary, Verdict, ends_by, joins};
+use crate::planted::{self, Bug};
 use crate::{Compared, Content, Message};
 
 /// A range that a slave asked about and that was not answered for good.
@@ -164,7 +165,8 @@ impl Examination {
         let Some(asked) = self.asked.get(self.next) else { return };
         let RangeSummary { range, count, fingerprint } = &asked.summary;
         let seen = std::mem::take(&mut self.seen);
-        let equal = !asked.begun && seen.count == *count && seen.hash.finish() == *fingerprint;
+        let same = seen.hash.finish() == *fingerprint || planted::is(Bug::CountsAlone);
+        let equal = !asked.begun && seen.count == *count && same;
         match seen.content {
             _ if equal => self.push_verdict(Verdict::Equal(1)),
             Some(entries) if asked.begun || *count <= 1 || seen.bytes <= LEAF_BYTES => {

@@ -3,8 +3,8 @@
 use std::collections::VecDeque;
 use std::time::Duration;
 
-use bytes::Bytes;
-use replikv_core::{Coverage, Cursor, Fill, KeyRange, Position, Seq, SourceId, StoreLimits};
+use bytes::{Bytes, BytesMut};
+use replikv_core::{Coverage, Cursor, EncodedOps, Fill, KeyRange, Op, Position, Seq, SourceId, StoreLimits};
 
 use super::{Located, MAX_CHECKPOINTS, MAX_NAME_LEN, ProtocolError, Refusal};
 use crate::layout::Checkpoint;
@@ -14,7 +14,7 @@ use crate::reconcile::{
 };
 use crate::{
     Ack, Compare, Content, EpochStart, Goodbye, GoodbyeReason, Heartbeat, Hello, Message, Mode, Now, Progress, Records,
-    RejectCode, Request, Response, Welcome,
+    RejectCode, Request, Response, Stretch, Touched, Welcome,
 };
 
 /// What a session needs to know of its master, once.
@@ -92,6 +92,14 @@ pub enum MasterAction {
         /// How many bytes, roughly.
         max_bytes: usize,
     },
+    /// Look up what these keys hold, some of them at least, in order, then take `handed`; answer with
+    /// [`MasterSession::handle_values`]. A lookup that fails is no answer: the session must end.
+    LookUp {
+        /// The keys.
+        keys: Vec<Bytes>,
+        /// How many bytes of values, roughly.
+        max_bytes: usize,
+    },
     /// The slave is accepted, if only to wait. It may replace an older connection of the same name.
     Joined {
         /// Its name.
@@ -123,6 +131,8 @@ pub enum LogAnswer {
         /// The position of the last one.
         last: Position,
     },
+    /// The next record is no longer there in full: what it and those after it came to.
+    Compacted(Stretch),
     /// The next record is no longer there.
     Trimmed,
 }
@@ -136,6 +146,8 @@ const MAX_ASKED: usize = 2 * MAX_PIECES;
 const MAX_ASKED_BYTES: usize = 32 * MAX_BOUND_BYTES;
 /// How many ranges are answered at once.
 const MAX_EXAMINED: usize = 1024;
+/// How many keys are looked up at once.
+const MAX_LOOKED_UP: usize = 1024;
 /// From how many bytes of log on it is worth looking whether there is less data than that.
 const LONG: u64 = 8 << 20;
 
@@ -196,6 +208,8 @@ struct Stream {
     asked: VecDeque<Asked>,
     /// What it wants to know of one point of the history.
     probe: Option<Probe>,
+    /// What of a compacted stretch of the log was not sent yet.
+    stretch: Option<Stretch>,
     pending: Pending,
     /// Content and records take turns while a copy runs.
     records_next: bool,
@@ -207,6 +221,8 @@ struct Stream {
 enum Pending {
     Nothing,
     Records,
+    /// Values of touched keys.
+    Values,
     /// A page of a copy.
     Page,
     /// The pages of an answer to a comparison.
@@ -226,6 +242,8 @@ enum Reading {
     Answer(Box<Answer>),
     /// And what was read for it, in bytes.
     Probed(Box<Probed>, usize),
+    /// So many keys of the stretch.
+    Touched(Touched, usize),
 }
 
 impl MasterSession {
@@ -352,8 +370,23 @@ impl MasterSession {
                 stream.sent = last;
                 self.queue.push_back(MasterAction::Send(Message::Records(Records { parts })));
             }
+            LogAnswer::Compacted(stretch) => stream.stretch = Some(stretch),
             // The slave comes back, and is told then what is to be done.
             LogAnswer::Trimmed => self.shut(GoodbyeReason::Trimmed, "the log was trimmed past this slave"),
+        }
+    }
+
+    /// Keys were looked up: the values of the first of them, `None` for those that are not there, and what had been
+    /// handed to the store when the last lookup ended.
+    pub fn handle_values(&mut self, values: &[Option<Bytes>], read_at: Position) {
+        let State::Streaming(stream) = &mut self.state else { return };
+        if !matches!(stream.pending, Pending::Values) {
+            return;
+        }
+        stream.pending = Pending::Nothing;
+        if let Some(stretch) = &stream.stretch {
+            let (touched, taken) = touched(stretch, values, read_at);
+            stream.pending = Pending::Unpublished(Reading::Touched(touched, taken));
         }
     }
 
@@ -650,6 +683,7 @@ impl MasterSession {
             compares,
             asked: VecDeque::new(),
             probe: None,
+            stretch: None,
             pending: Pending::Nothing,
             records_next: false,
         }));
@@ -703,6 +737,9 @@ impl MasterSession {
                 let content = stream.copy.rest().is_some() || self.answers(stream);
                 if content && !(behind && stream.records_next) {
                     self.read(stream);
+                } else if behind && stream.stretch.is_some() {
+                    stream.records_next = false;
+                    self.look_up(stream);
                 } else if behind {
                     stream.records_next = false;
                     stream.pending = Pending::Records;
@@ -752,9 +789,19 @@ impl MasterSession {
         }
     }
 
+    fn look_up(&mut self, stream: &mut Stream) {
+        let Some(stretch) = &stream.stretch else { return };
+        stream.pending = Pending::Values;
+        let keys = stretch.touched.iter().take(MAX_LOOKED_UP).cloned().collect();
+        self.queue.push_back(MasterAction::LookUp { keys, max_bytes: self.config.chunk });
+    }
+
     fn read_again(&mut self, stream: &mut Stream, reading: &Reading) {
         self.spend(reading);
-        self.read(stream);
+        match reading {
+            Reading::Touched(..) => self.look_up(stream),
+            Reading::Page(_) | Reading::Answer(_) | Reading::Probed(..) => self.read(stream),
+        }
     }
 
     fn send(&mut self, stream: &mut Stream, reading: Reading) {
@@ -786,13 +833,24 @@ impl MasterSession {
                 stream.probe = None;
                 self.queue.push_back(MasterAction::Send(Message::Probed(*probed)));
             }
+            Reading::Touched(touched, taken) => {
+                if let Some(stretch) = &mut stream.stretch {
+                    stretch.deleted.clear();
+                    stretch.touched.drain(..taken.min(stretch.touched.len()));
+                }
+                if let Some(end) = touched.end {
+                    stream.sent = end;
+                    stream.stretch = None;
+                }
+                self.queue.push_back(MasterAction::Send(Message::Touched(touched)));
+            }
         }
     }
 
     // What was read for an answer is paid for, whether it could be sent or not.
     fn spend(&mut self, reading: &Reading) {
         let bytes = match reading {
-            Reading::Page(_) => return,
+            Reading::Page(_) | Reading::Touched(..) => return,
             Reading::Answer(answer) => answer.bytes,
             Reading::Probed(_, bytes) => *bytes,
         };
@@ -836,6 +894,7 @@ impl Reading {
             Self::Page(content) => std::slice::from_ref(&content.read_at),
             Self::Answer(answer) => &answer.reads,
             Self::Probed(probed, _) => std::slice::from_ref(&probed.at),
+            Self::Touched(touched, _) => std::slice::from_ref(&touched.read_at),
         }
     }
 
@@ -844,6 +903,7 @@ impl Reading {
             Self::Page(content) => Some(content.read_at),
             Self::Answer(answer) => answer.read_at(),
             Self::Probed(probed, _) => Some(probed.at),
+            Self::Touched(touched, _) => Some(touched.read_at),
         }
     }
 }
@@ -865,6 +925,25 @@ fn diverged(position: Position) -> Refusal {
          it resync, or copy it anew from an empty store"
     );
     Refusal::new(RejectCode::Diverged, words)
+}
+
+// What the first keys of a stretch hold, and how many of them that is. Range deletes go first, and once.
+fn touched(stretch: &Stretch, values: &[Option<Bytes>], read_at: Position) -> (Touched, usize) {
+    let mut ops = BytesMut::new();
+    for range in &stretch.deleted {
+        Op::delete_range(range).encode_into(&mut ops);
+    }
+    for (key, value) in stretch.touched.iter().zip(values) {
+        match value {
+            Some(value) => Op::Put { key, value }.encode_into(&mut ops),
+            None => Op::Delete { key }.encode_into(&mut ops),
+        }
+    }
+    let taken = values.len().min(stretch.touched.len());
+    let end = (taken == stretch.touched.len()).then_some(stretch.end);
+    // Whole operations, with keys that were taken from such.
+    let ops = EncodedOps::from_bytes(ops.freeze()).unwrap_or_default();
+    (Touched { read_at, end, ops }, taken)
 }
 
 fn is_answer(action: &MasterAction) -> bool {

@@ -10,7 +10,7 @@ use crate::planted::{self, Bug};
 use crate::reconcile::{Comparison, Held, Probe, Probed};
 use crate::{
     Ack, Compare, Compared, Content, Goodbye, GoodbyeReason, Heartbeat, Hello, Message, Mode, Now, OnDivergence,
-    Progress, Record, Records, RejectCode, Resync, Welcome,
+    Progress, Record, Records, RejectCode, Resync, Touched, Welcome,
 };
 
 /// What a session needs to know of its slave, once.
@@ -53,6 +53,8 @@ pub enum SlaveAction {
     Apply(Record),
     /// Replace a range. It continues the copy, or was found to differ.
     Copy(Content),
+    /// Apply what touched keys hold: newer than the records around it.
+    Touch(Touched),
     /// A range was found to hold what the master held at that moment: from now on records apply to it.
     Covered {
         /// The keys.
@@ -134,7 +136,7 @@ enum State {
 enum Probing {
     Asked(Probe),
     /// Answered, of a point that the stream of records has not come to.
-    Ahead(Box<Probed>),
+    Ahead(Probe, Box<Probed>),
 }
 
 impl SlaveSession {
@@ -190,30 +192,32 @@ impl SlaveSession {
                     let position = record.position();
                     self.queue.push_back(SlaveAction::Apply(record));
                     // Between this record and the next one: that is what it speaks of.
-                    if let Some(Probing::Ahead(probed)) = probing
+                    if let Some(Probing::Ahead(_, probed)) = probing
                         && probed.at.seq == position.seq
                     {
                         if probed.at != position {
                             return Err(ProtocolError::misbehaved("it answers of another history than it sends"));
                         }
-                        if let Some(Probing::Ahead(probed)) = probing.take() {
+                        if let Some(Probing::Ahead(_, probed)) = probing.take() {
                             self.queue.push_back(SlaveAction::Probed(probed));
                         }
                     }
                 }
             }
             (Message::Probed(probed), State::Following { received, probing, .. }) => {
-                let asked = matches!(probing, Some(Probing::Asked(probe)) if probed.answers(probe));
+                let asked = match probing.take() {
+                    Some(Probing::Asked(probe)) if probed.answers(&probe) => Some(probe),
+                    _ => None,
+                };
                 let later = probed.at.source == received.source && probed.at.seq > received.seq;
-                if !asked || !(later || probed.at == *received) {
+                let Some(probe) = asked.filter(|_| later || probed.at == *received) else {
                     return Err(ProtocolError::misbehaved("it answers a probe that was not asked, or of what is past"));
-                }
+                };
                 if let Held::Entries(entries) = &probed.held {
                     check_entries(&probed.range, entries)?;
                 }
-                *probing = None;
                 if later {
-                    *probing = Some(Probing::Ahead(Box::new(probed)));
+                    *probing = Some(Probing::Ahead(probe, Box::new(probed)));
                 } else {
                     self.queue.push_back(SlaveAction::Probed(Box::new(probed)));
                 }
@@ -232,6 +236,20 @@ impl SlaveSession {
                 }
                 check_entries(&content.range, &content.entries)?;
                 self.queue.push_back(SlaveAction::Copy(content));
+            }
+            (Message::Touched(touched), State::Following { coverage, received, probing, .. }) => {
+                check_touched(&touched, received)?;
+                *received = touched.end.unwrap_or(*received);
+                coverage.newer_until(touched.read_at);
+                self.queue.push_back(SlaveAction::Touch(touched));
+                // The record that it speaks of is no longer sent as such.
+                if let Some(Probing::Ahead(probe, probed)) = probing
+                    && probed.at.seq <= received.seq
+                {
+                    let probe = probe.clone();
+                    self.queue.push_back(SlaveAction::Send(Message::Probe(probe.clone())));
+                    *probing = Some(Probing::Asked(probe));
+                }
             }
             (
                 Message::Compared(Compared { read_at, verdicts }),
@@ -530,4 +548,19 @@ fn misplaced(key: &[u8]) -> ProtocolError {
     let key = key.escape_ascii();
     let what = format!("a page of content holds {key}, which lies outside, is out of order, or is no entry");
     ProtocolError::misbehaved(what)
+}
+
+// Its place in the chain cannot be verified, since the records in between are gone. The master has found where this slave
+// stood in its history, and vouches for the end of the stretch with the hash of what it read it from.
+fn check_touched(touched: &Touched, received: &Position) -> Result<(), ProtocolError> {
+    let until = touched.end.unwrap_or(*received);
+    let same_epoch = until.epoch == received.epoch;
+    // Before the first record there is no epoch.
+    let epoch_follows = same_epoch || until.epoch.number > received.epoch.number || received.seq.as_u64() == 0;
+    let goes_on = touched.end.is_none_or(|end| end.seq > received.seq);
+    let continues = until.source == received.source && goes_on && epoch_follows;
+    if !continues || touched.read_at.source != received.source || touched.read_at.seq < until.seq {
+        return Err(ProtocolError::misbehaved("what keys hold does not continue what came before"));
+    }
+    Ok(())
 }

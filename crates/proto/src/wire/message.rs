@@ -48,6 +48,8 @@ pub enum Message {
     Probe(Probe),
     /// Master: what it held there. Sent before the record that comes after that point.
     Probed(Probed),
+    /// Master: what keys hold that were touched in a stretch of the log which is compacted.
+    Touched(Touched),
 }
 
 /// Who a slave is, where it stands, what it can hold and what it wants.
@@ -247,6 +249,20 @@ pub struct Content {
     pub entries: EncodedOps,
 }
 
+/// What keys hold now that were touched in a stretch of the log whose records are no longer there in full.
+///
+/// It is newer than the records around it: a slave that has applied it is consistent again once it has gone through
+/// `read_at`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Touched {
+    /// The last record that the master had handed to its store when the values had been read.
+    pub read_at: Position,
+    /// The last record of the stretch, with the last message of it: the slave goes on from there.
+    pub end: Option<Position>,
+    /// Range deletes of the stretch first, then a put or a delete for each touched key.
+    pub ops: EncodedOps,
+}
+
 /// A question.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Request {
@@ -317,6 +333,12 @@ struct ProbedHeader {
     summary: Option<Summary>,
 }
 
+#[derive(Serialize, Deserialize)]
+struct TouchedHeader {
+    read_at: Position,
+    end: Option<Position>,
+}
+
 impl Message {
     /// Its name, for errors and logs.
     pub fn name(&self) -> &'static str {
@@ -337,6 +359,7 @@ impl Message {
             Self::Compared(_) => "compared",
             Self::Probe(_) => "probe",
             Self::Probed(_) => "probed",
+            Self::Touched(_) => "touched",
         }
     }
 
@@ -357,7 +380,8 @@ impl Message {
             Self::Response(_) => 12,
             Self::Goodbye(_) => 13,
             Self::Compared(_) => 14,
-            Self::Probe(_) => 15,
+            Self::Touched(_) => KIND_TOUCHED,
+            Self::Probe(_) => 16,
             Self::Probed(_) => KIND_PROBED,
         }
     }
@@ -398,6 +422,10 @@ impl Message {
                 let entries = entries.into_iter().flat_map(EncodedOps::buffers).cloned();
                 std::iter::once(control(&header)?).chain(entries).collect()
             }
+            Self::Touched(touched) => {
+                let header = TouchedHeader { read_at: touched.read_at, end: touched.end };
+                vec![control(&header)?, touched.ops.as_bytes().clone()]
+            }
         })
     }
 
@@ -423,7 +451,8 @@ impl Message {
             12 => Self::Response(Response { id: request, body: parse(&payload)? }),
             13 => Self::Goodbye(parse(&payload)?),
             14 => Self::Compared(parse(&payload)?),
-            15 => Self::Probe(parse(&payload)?),
+            KIND_TOUCHED => Self::Touched(touched(&payload)?),
+            16 => Self::Probe(parse(&payload)?),
             _ => return Ok(None),
         }))
     }
@@ -431,12 +460,13 @@ impl Message {
 
 const KIND_RECORDS: u8 = 6;
 const KIND_RANGES: u8 = 10;
-const KIND_PROBED: u8 = 16;
+const KIND_TOUCHED: u8 = 15;
+const KIND_PROBED: u8 = 17;
 
 /// True for kinds whose payload is data: as large as batches are.
 pub(super) fn carries_data(kind: u8) -> bool {
     // A response carries as much as was asked for.
-    matches!(kind, KIND_RECORDS | KIND_RANGES | KIND_PROBED | 12)
+    matches!(kind, KIND_RECORDS | KIND_RANGES | KIND_TOUCHED | KIND_PROBED | 12)
 }
 
 pub(super) fn control<T: Serialize>(payload: &T) -> Result<Bytes, postcard::Error> {
@@ -529,4 +559,14 @@ fn header_and_entries<T: DeserializeOwned>(mut segments: Vec<Bytes>) -> Result<(
     *first = rest;
     let entries = EncodedOps::from_segments(segments).map_err(|_| "its entries are malformed")?;
     Ok((header, entries))
+}
+
+fn touched(payload: &Bytes) -> Result<Touched, &'static str> {
+    let (version, TouchedHeader { read_at, end }, rest) = parse_head(payload)?;
+    // As above: what is left over are the operations, and nothing else.
+    if version != PAYLOAD {
+        return Err("its payload has a newer version");
+    }
+    let ops = EncodedOps::from_bytes(payload.slice_ref(rest)).map_err(|_| "its operations are malformed")?;
+    Ok(Touched { read_at, end, ops })
 }

@@ -12,6 +12,6 @@ pub use encoder::{EncodeError, Encoder, Outgoing};
 pub use frame::{FRAME_HEADER_LEN, MAX_FRAME_LEN};
 pub use message::{
     Ack, Content, EpochStart, Goodbye, GoodbyeReason, Heartbeat, Hello, Message, Mode, Records, Reject, RejectCode,
-    Request, RequestBody, Response, Welcome,
+    Request, RequestBody, Response, Touched, Welcome,
 };
 pub use preamble::{PREAMBLE_LEN, Preamble, VERSION};

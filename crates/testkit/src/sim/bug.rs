@@ -67,8 +67,6 @@ pub enum DriverBug {
     SetbackUnnoticed,
     /// A slave whose position differs from a stored record is taken for diverged, though the record is damaged.
     DamageTakenForDivergence,
-    /// A slave that compares takes a page of its own data for all of the range.
-    OwnPageTakenForWhole,
 }
 
 impl DriverBug {
@@ -100,7 +98,6 @@ impl DriverBug {
         Self::TakeoverUnnoticed,
         Self::SetbackUnnoticed,
         Self::DamageTakenForDivergence,
-        Self::OwnPageTakenForWhole,
     ];
 }
 

@@ -10,12 +10,21 @@ pub struct Config {
     pub(super) off: Vec<Fault>,
     pub(super) max_slaves: usize,
     pub(super) quiet: bool,
+    pub(super) pace: Option<u64>,
     pub(super) bug: Option<Bug>,
 }
 
 impl Default for Config {
     fn default() -> Self {
-        Self { millis: 20_000, heal_millis: 120_000, off: Vec::new(), max_slaves: 4, quiet: false, bug: None }
+        Self {
+            millis: 20_000,
+            heal_millis: 120_000,
+            off: Vec::new(),
+            max_slaves: 4,
+            quiet: false,
+            pace: None,
+            bug: None,
+        }
     }
 }
 
@@ -57,6 +66,13 @@ impl Config {
         self
     }
 
+    /// About how long it is from one fault to the next, in milliseconds of virtual time. Default: the seed draws it.
+    #[must_use]
+    pub fn pace(mut self, millis: u64) -> Self {
+        self.pace = Some(millis.max(1));
+        self
+    }
+
     /// Plants a bug, to see that it is found.
     #[must_use]
     pub fn bug(mut self, bug: Bug) -> Self {
@@ -69,8 +85,8 @@ impl Config {
         !self.off.contains(&fault)
     }
 
-    /// The default, changed by `REPLIKV_SIM_MILLIS`, `REPLIKV_SIM_SLAVES`, `REPLIKV_SIM_QUIET` and `REPLIKV_SIM_OFF`
-    /// (words of faults, separated by commas): what the line that reproduces a failure sets.
+    /// The default, changed by `REPLIKV_SIM_MILLIS`, `REPLIKV_SIM_SLAVES`, `REPLIKV_SIM_QUIET`, `REPLIKV_SIM_PACE`,
+    /// `REPLIKV_SIM_BUG` (the name of one that can be planted) and `REPLIKV_SIM_OFF` (words of faults, separated by commas): what the line that reproduces a failure sets.
     ///
     /// # Errors
     /// The words of what does not parse.
@@ -82,7 +98,14 @@ impl Config {
         if let Some(slaves) = number("REPLIKV_SIM_SLAVES")? {
             config = config.max_slaves(usize::try_from(slaves).unwrap_or(usize::MAX));
         }
+        if let Some(millis) = number("REPLIKV_SIM_PACE")? {
+            config = config.pace(millis);
+        }
         config.quiet = std::env::var_os("REPLIKV_SIM_QUIET").is_some();
+        if let Ok(name) = std::env::var("REPLIKV_SIM_BUG") {
+            let bug = Bug::all().into_iter().find(|bug| bug.to_string() == name);
+            config = config.bug(bug.ok_or_else(|| format!("REPLIKV_SIM_BUG: {name} cannot be planted in this build"))?);
+        }
         let off = std::env::var("REPLIKV_SIM_OFF").unwrap_or_default();
         for word in off.split(',').filter(|word| !word.is_empty()) {
             let fault = Fault::ALL.iter().find(|fault| fault.word() == word);
@@ -103,6 +126,12 @@ impl Config {
         }
         if self.quiet {
             env += "REPLIKV_SIM_QUIET=1 ";
+        }
+        if let Some(bug) = self.bug {
+            env += &format!("REPLIKV_SIM_BUG={bug} ");
+        }
+        if let Some(millis) = self.pace {
+            env += &format!("REPLIKV_SIM_PACE={millis} ");
         }
         if !self.off.is_empty() {
             let words: Vec<_> = self.off.iter().map(|fault| fault.word()).collect();

@@ -169,7 +169,8 @@ pub(super) struct Context {
 impl Context {
     pub(super) fn new(seed: u64, config: &Config) -> Self {
         let mut rng = Rng::with_seed(seed);
-        let sizes = Sizes::draw(&mut rng);
+        let mut sizes = Sizes::draw(&mut rng);
+        sizes.fault_delay = config.pace.map_or(sizes.fault_delay, |millis| millis * MILLI);
         Self {
             now: 0,
             stores: Vec::new(),

@@ -103,6 +103,7 @@ impl World {
                 let beside = self.a_master();
                 let store = self.masters[beside].store;
                 self.ctx.stores[store].shared = true;
+                self.ctx.stores[store].was_shared = true;
                 let node = self.add_master(store, None, true);
                 self.later(2 * SECOND, Passing::ExtraMaster(node));
             }
@@ -132,6 +133,7 @@ impl World {
                 let (name, target) = (format!("{}-too", self.slaves[like].name), self.slaves[like].target);
                 let store = self.slaves[like].store;
                 self.ctx.stores[store].shared = true;
+                self.ctx.stores[store].was_shared = true;
                 let node = self.add_slave(name, store, target, true);
                 self.later(2 * SECOND, Passing::ExtraSlave(node));
             }

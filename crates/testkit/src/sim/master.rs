@@ -75,6 +75,7 @@ pub(super) struct Opened {
     sync_at: Option<Moment>,
     trim_at: Moment,
     /// Until its record is there, nothing else is written in a new epoch.
+    epoch: Epoch,
     beginning: Option<Epoch>,
     marking: bool,
 }
@@ -188,6 +189,13 @@ impl Master {
 
     pub(super) fn is_fenced(&self) -> bool {
         self.opened().is_some_and(|open| open.committer.is_fenced())
+    }
+
+    /// True if another master has written to the store, which this one learns of with its next write only.
+    pub(super) fn is_overtaken(&self, ctx: &Context) -> bool {
+        let store = &ctx.stores[self.store];
+        let own = self.opened().map(|open| open.committer.head().position);
+        store.was_shared && own.is_some() && own != store.head().map(|head| head.position)
     }
 }
 
@@ -384,6 +392,7 @@ impl Process {
             unsynced: Vec::new(),
             sync_at: None,
             trim_at: ctx.now,
+            epoch,
             beginning: begun,
             marking: false,
         });
@@ -527,6 +536,20 @@ impl Process {
             view.retained_bytes = view.log_bytes.saturating_sub(floor.log_bytes);
         });
         open.sync_at = Some(ctx.now + REOPEN_EVERY);
+        self.begin_again(ctx, found);
+    }
+
+    // The mark of the epoch is lost as well, and comes before everything else: who waits for the committer must ask again.
+    fn begin_again(&mut self, ctx: &mut Context, found: Head) {
+        let Some(open) = &mut self.open else { return };
+        if found.position.epoch == open.epoch {
+            return;
+        }
+        open.beginning = Some(open.epoch);
+        let lost = StoreError::Transient { reason: "the beginning of the epoch was lost".into() };
+        if let Step::Answer(answers) = open.committer.answer_all(&Answer::Failed(lost)) {
+            self.tell(ctx, answers);
+        }
     }
 
     // One bounded step, then writers get their turn.

@@ -339,8 +339,8 @@ impl Oracle {
         let readable = ack.applied <= applied || store.went_back;
         self.require(Invariant::AckIsTrue, readable, || format!("{ack:?}, the cursor is at {applied}"));
         self.require(Invariant::AckIsTrue, ack.durable <= durable, || format!("{ack:?}, durable is only {durable}"));
-        // Of two slaves on one store, one cannot know at once what the other has begun.
-        let known = !store.went_back && !store.shared;
+        // Of two slaves on one store, one cannot know what the other has begun until it looks, or writes itself.
+        let known = !store.went_back && !store.was_shared;
         self.require(Invariant::AckIsTrue, consistent || !ack.consistent || !known, || {
             format!("{ack:?} is not consistent")
         });

@@ -31,10 +31,11 @@ impl Report {
     /// The command that repeats this run.
     pub fn reproduce(&self) -> String {
         format!(
-            "REPLIKV_SIM_SEED={} {}cargo test -p replikv-testkit --test sim -- --exact \
+            "REPLIKV_SIM_SEED={} {}cargo test -p replikv-testkit{} --test sim -- --exact \
              the_seed_of_the_environment_holds --nocapture",
             self.seed,
-            self.config.to_env()
+            self.config.to_env(),
+            if self.config.bug.is_some() { " --features planted-bugs" } else { "" }
         )
     }
 }

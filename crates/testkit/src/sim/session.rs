@@ -232,6 +232,7 @@ impl Process {
             }
             // No simulated slave verifies.
             MasterAction::ReadExactly { .. } => return Err(Over),
+            MasterAction::LookUp { .. } => unreachable!("the simulated log is not compacted"),
             // Nothing is held back for a slave that is not connected.
             MasterAction::Verified(_) => {}
             MasterAction::Joined { slave, start, .. } => {
@@ -293,8 +294,7 @@ impl Process {
             }
             Some(Asked::Records(after)) => {
                 let page = reply.page()?;
-                let entries = page.entries().map(|(_, bytes)| bytes).collect();
-                let answer = checked(ctx, open, after, entries);
+                let answer = checked(ctx, open, after, &page);
                 if matches!(answer, LogAnswer::Trimmed) {
                     ctx.coverage.met(Scene::TrimmedUnderSlave);
                 }
@@ -540,29 +540,31 @@ fn same(ctx: &Context, position: &Position, held: Position) -> Located {
 }
 
 // Stored records after `after`, as far as their digests vouch for them.
-fn checked(ctx: &Context, open: &mut Opened, after: Position, entries: Vec<Bytes>) -> LogAnswer {
+fn checked(ctx: &Context, open: &mut Opened, after: Position, page: &Page) -> LogAnswer {
     let (mut parts, mut last) = (Vec::new(), after);
-    for bytes in entries {
+    let tells = !ctx.planted(DriverBug::TrimmedWithoutTelling);
+    for (key, bytes) in page.entries() {
+        // By its key: what the record says of itself may be what is damaged.
+        let seq = Seq::from_key(&key).unwrap_or_default();
+        if tells && parts.is_empty() && last.seq.next() != Some(seq) {
+            return LogAnswer::Trimmed;
+        }
         let record = match Record::decode(bytes.clone()) {
-            Ok(record) => record,
+            Ok(record) if record.header().seq == seq => record,
             Err(_) if ctx.planted(DriverBug::DamagedRecordSent) => {
                 parts.push(bytes);
                 break;
             }
-            Err(_) => {
-                open.damaged = open.damaged.max(last.seq.next());
+            _ => {
+                open.damaged = open.damaged.max(Some(seq));
                 break;
             }
         };
-        let position = record.position();
-        if record.header().verify_after(&last).is_err() && !ctx.planted(DriverBug::TrimmedWithoutTelling) {
-            if last.seq.next() != Some(position.seq) && parts.is_empty() {
-                return LogAnswer::Trimmed;
-            }
-            open.damaged = open.damaged.max(Some(position.seq));
+        if tells && record.header().verify_after(&last).is_err() {
+            open.damaged = open.damaged.max(Some(seq));
             break;
         }
-        last = position;
+        last = record.position();
         parts.push(bytes);
     }
     if parts.is_empty() { LogAnswer::Trimmed } else { LogAnswer::Records { parts, last } }

@@ -234,7 +234,8 @@ impl Slave {
     }
 
     fn begin(&mut self, ctx: &mut Context, conn: Conn, mut hello: Hello) {
-        ctx.stores[self.store].went_back = false;
+        let used = &mut ctx.stores[self.store];
+        (used.went_back, used.was_shared) = (false, used.shared);
         let Some(process) = &mut self.process else { return };
         let stands = hello.cursor.as_ref().map(|cursor| cursor.position.seq);
         if process.tracker.position.is_some_and(|position| Some(position.seq) > stands) {
@@ -462,6 +463,7 @@ impl Follow {
                 }
                 self.apply.push(ctx, Item::Content(content));
             }
+            SlaveAction::Touch(_) => unreachable!("the simulated log is not compacted"),
             SlaveAction::Covered { range, read_at } => {
                 ctx.coverage.met(Scene::EqualKept);
                 self.apply.push(ctx, Item::Covered(range, read_at));
@@ -492,8 +494,7 @@ impl Follow {
         self.compares = true;
         let options = ScanOptions::default().max_entries(usize::MAX).max_bytes(max_bytes.min(ctx.sizes.chunk));
         let page = ctx.stores[store].visible.page(Keyspace::Data, range, options);
-        let rest = page.rest().filter(|_| !ctx.planted(DriverBug::OwnPageTakenForWhole));
-        let end = rest.map_or_else(|| range.end().cloned(), |rest| Some(rest.start().clone()));
+        let end = page.rest().map_or_else(|| range.end().cloned(), |rest| Some(rest.start().clone()));
         self.session.handle_page(&KeyRange::new(range.start().clone(), end), page.ops());
     }
 

@@ -192,6 +192,8 @@ pub(super) struct ModelStore {
     pub(super) slow: bool,
     /// More than one process has it open. A sync that fails for one of them would prove nothing to the other.
     pub(super) shared: bool,
+    /// It was shared since who uses it has looked.
+    pub(super) was_shared: bool,
     /// It went back when it was opened anew, and who uses it has not looked since.
     pub(super) went_back: bool,
     /// Writes come one after the other.
@@ -213,6 +215,7 @@ impl ModelStore {
             full: false,
             slow: false,
             shared: false,
+            was_shared: false,
             went_back: false,
             writer_free_at: 0,
         }

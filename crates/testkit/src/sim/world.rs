@@ -365,7 +365,7 @@ impl World {
         }
         for node in 0..self.masters.len() {
             let master = &mut self.masters[node];
-            let fenced = master.is_fenced();
+            let fenced = master.is_fenced() || master.is_overtaken(&self.ctx);
             if !master.extra && (master.process.is_none() || fenced) {
                 master.kill(&mut self.ctx, false);
                 master.start(&mut self.ctx);
@@ -402,7 +402,8 @@ impl World {
         let mut missing = Vec::new();
         let mut outcome = (0, 0);
         for node in 0..self.masters.len() {
-            if !self.masters[node].extra && self.masters[node].is_fenced() {
+            let master = &self.masters[node];
+            if !master.extra && (master.is_fenced() || master.is_overtaken(&self.ctx)) {
                 self.masters[node].kill(&mut self.ctx, false);
                 self.masters[node].start(&mut self.ctx);
             }

@@ -297,8 +297,8 @@ fn all_actions(session: &mut SlaveSession) -> Vec<SlaveAction> {
 
 /// True for what changes a store.
 fn writes(action: &SlaveAction) -> bool {
-    use SlaveAction::{Apply, Begin, Copy, Covered, Resync};
-    matches!(action, Begin(_) | Resync(..) | Apply(_) | Copy(_) | Covered { .. })
+    use SlaveAction::{Apply, Begin, Copy, Covered, Resync, Touch};
+    matches!(action, Begin(_) | Resync(..) | Apply(_) | Copy(_) | Touch(_) | Covered { .. })
 }
 
 /// A copy of everything that has come as far as `key`, by a page that was read at `read_at`.

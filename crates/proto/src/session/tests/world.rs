@@ -9,6 +9,8 @@ use proptest::prelude::*;
 use replikv_core::{Keyspace, LinkId, PageBuilder, ScanOptions, meta};
 
 use super::*;
+use crate::compaction::tests::StoredLog;
+use crate::layout::Floor;
 use crate::{Applier, Group, Progress, Verdict};
 
 #[derive(Debug, Clone)]
@@ -21,6 +23,10 @@ enum Event {
     Fail,
     /// The log is trimmed, so far back from its end.
     Trim(usize),
+    /// So many records of the log are compacted, all but so many.
+    Compact(usize, u64),
+    /// So much of what nobody is served any more goes.
+    Expire(usize),
     /// The master's driver does so many things.
     Master(u8),
     /// The store has read the page that was asked for.
@@ -62,6 +68,8 @@ fn event() -> impl Strategy<Value = Event> {
         4 => Just(Event::Publish),
         1 => Just(Event::Fail),
         1 => (0usize..6).prop_map(Event::Trim),
+        3 => (1usize..6, 0u64..4).prop_map(|(records, window)| Event::Compact(records, window)),
+        1 => (1usize..5).prop_map(Event::Expire),
         10 => (1u8..4).prop_map(Event::Master),
         4 => Just(Event::ReadPage),
         4 => Just(Event::PageArrives),
@@ -75,8 +83,20 @@ fn event() -> impl Strategy<Value = Event> {
 
 #[derive(Debug)]
 enum Reading {
-    Asked { range: KeyRange, max_bytes: usize },
-    Read { range: KeyRange, max_bytes: usize, page: (KeyRange, EncodedOps) },
+    Asked {
+        range: KeyRange,
+        max_bytes: usize,
+    },
+    Read {
+        range: KeyRange,
+        max_bytes: usize,
+        page: (KeyRange, EncodedOps),
+    },
+    /// Keys are looked up one after the other, each at its own moment.
+    Keys {
+        keys: Vec<Bytes>,
+        values: Vec<Option<Bytes>>,
+    },
 }
 
 #[derive(Debug)]
@@ -94,6 +114,8 @@ struct Connection {
 #[derive(Debug)]
 struct World {
     history: History,
+    /// The log as the master's store holds it. A relay keeps its records as they are.
+    log: StoredLog,
     written: u64,
     /// The slave's store: its data, and its cursor as stored.
     data: State,
@@ -108,12 +130,15 @@ struct World {
     /// Ranges that were found equal, and questions that were to be asked again.
     equal: usize,
     splits: usize,
+    /// Messages of what touched keys hold.
+    touches: usize,
 }
 
 impl World {
     fn new(before: Vec<Vec<Change>>, trimmed: bool, target: usize) -> Self {
         let mut world = Self {
             history: History::new(),
+            log: StoredLog::new(origin(SOURCE, EPOCH)),
             written: 0,
             data: State::new(),
             cursor: None,
@@ -125,10 +150,13 @@ impl World {
             consistent: 0,
             equal: 0,
             splits: 0,
+            touches: 0,
         };
         before.into_iter().for_each(|changes| world.hand(changes));
-        world.history.publish();
-        world.history.floor = if trimmed { world.history.published } else { 0 };
+        world.publish();
+        if trimmed {
+            world.trim(world.history.published);
+        }
         world
     }
 
@@ -183,11 +211,11 @@ impl World {
     fn run(&mut self, event: Event) -> bool {
         match event {
             Event::Hand(changes) => self.hand(changes),
-            Event::Publish => self.history.publish(),
+            Event::Publish => self.publish(),
             Event::Fail => self.fail(),
-            Event::Trim(back) => {
-                self.history.floor = self.history.floor.max(self.history.published.saturating_sub(back));
-            }
+            Event::Trim(back) => self.trim(self.history.published.saturating_sub(back)),
+            Event::Compact(records, window) => return self.log.compact(records, window),
+            Event::Expire(entries) => return self.log.expire(entries),
             Event::Master(times) => return (0..times).filter(|_| self.master()).count() > 0,
             Event::ReadPage => return self.read_page(),
             Event::PageArrives => return self.page_arrives(),
@@ -203,6 +231,30 @@ impl World {
         true
     }
 
+    fn publish(&mut self) {
+        for entry in &self.history.entries[self.history.published..] {
+            self.log.append(entry.position, entry.bytes.clone());
+        }
+        self.history.publish();
+    }
+
+    fn trim(&mut self, to: usize) {
+        if to > self.history.floor {
+            self.history.floor = to;
+            self.log.give_up(Floor { position: self.history.position(to), log_bytes: self.history.bytes_at(to) });
+        }
+    }
+
+    // What the store answers: records, or what they came to.
+    fn read(&self, after: Position, max_bytes: usize) -> LogAnswer {
+        let history = self.parent();
+        let floor = usize::try_from(after.seq.as_u64()).unwrap() < history.floor;
+        if self.behind > 0 || floor || !self.log.parts.is_compacted_after(after.seq) {
+            return history.read(after, max_bytes);
+        }
+        LogAnswer::Compacted(self.log.stretch(after.seq, 60).unwrap().unwrap())
+    }
+
     // A page that was read before something came to nothing is read again by the driver: it cannot be told what the
     // page shows.
     fn fail(&mut self) {
@@ -212,12 +264,14 @@ impl World {
                 reading.take_if(|reading| matches!(reading, Reading::Read { .. }))
         {
             *reading = Some(Reading::Asked { range, max_bytes });
+        } else if let Some(Connection { reading: Some(Reading::Keys { values, .. }), .. }) = &mut self.connection {
+            values.clear();
         }
     }
 
     fn master(&mut self) -> bool {
         let history = self.parent();
-        let mut splits = 0;
+        let (mut splits, mut touches, mut asked) = (0, 0, None);
         let connection = self.connection();
         if connection.reading.is_some() {
             return false;
@@ -234,13 +288,15 @@ impl World {
                     let split = |verdict: &&Verdict| matches!(verdict, Verdict::Split(_));
                     splits += compared.verdicts.iter().filter(split).count();
                 }
+                touches += usize::from(matches!(message, Message::Touched(_)));
                 connection.to_slave.push_back(message);
+            }
+            Some(MasterAction::LookUp { keys, .. }) => {
+                connection.reading = Some(Reading::Keys { keys, values: Vec::new() });
             }
             Some(MasterAction::Locate(positions)) => master.handle_located(&history.locate(&positions)),
             Some(MasterAction::MeasureData { .. }) => master.handle_data_size(0),
-            Some(MasterAction::ReadRecords { after, max_bytes }) => {
-                master.handle_records(history.read(after, max_bytes));
-            }
+            Some(MasterAction::ReadRecords { after, max_bytes }) => asked = Some((after, max_bytes)),
             Some(MasterAction::ReadPage { range, max_bytes }) => {
                 connection.reading = Some(Reading::Asked { range, max_bytes });
             }
@@ -250,7 +306,12 @@ impl World {
             Some(MasterAction::Answer(request)) => panic!("nobody asked {request:?}"),
             Some(MasterAction::ReadExactly { .. }) => panic!("nobody verifies here"),
         }
+        if let Some((after, max_bytes)) = asked {
+            let answer = self.read(after, max_bytes);
+            self.connection().master.handle_records(answer);
+        }
         self.splits += splits;
+        self.touches += touches;
         true
     }
 
@@ -258,6 +319,11 @@ impl World {
     fn read_page(&mut self) -> bool {
         let parent = self.parent();
         let Some(connection) = &mut self.connection else { return false };
+        if let Some(Reading::Keys { keys, values }) = &mut connection.reading {
+            let Some(key) = keys.get(values.len()) else { return false };
+            values.push(parent.states.last().unwrap().get(key).cloned());
+            return true;
+        }
         let Some(Reading::Asked { range, max_bytes }) = &connection.reading else { return false };
         let page = page(parent.states.last().unwrap(), range, *max_bytes);
         connection.reading = Some(Reading::Read { range: range.clone(), max_bytes: *max_bytes, page });
@@ -275,6 +341,13 @@ impl World {
     fn page_arrives(&mut self) -> bool {
         let view = self.parent().view();
         let Some(connection) = &mut self.connection else { return false };
+        // As many as have been looked up: one at least, if there is one.
+        let looked_up = |reading: &mut Reading| matches!(reading, Reading::Keys { keys, values } if !values.is_empty() || keys.is_empty());
+        if let Some(Reading::Keys { values, .. }) = connection.reading.take_if(looked_up) {
+            connection.master.handle_view(view);
+            connection.master.handle_values(&values, view.handed);
+            return true;
+        }
         let read = connection.reading.take_if(|reading| matches!(reading, Reading::Read { .. }));
         let Some(Reading::Read { page: (range, entries), .. }) = read else { return false };
         connection.master.handle_view(view);
@@ -306,6 +379,7 @@ impl World {
                     equal += 1;
                     connection.applier.push_covered(range, read_at);
                 }
+                SlaveAction::Touch(touched) => connection.applier.push_touched(touched),
                 SlaveAction::Checkpoints(checkpoints) => connection.applier.push_checkpoints(checkpoints),
                 SlaveAction::Begin(cursor) => connection.applier.begin(cursor),
                 SlaveAction::Resync(..) => panic!("nothing here has parted"),
@@ -366,7 +440,7 @@ impl World {
 
     /// Faults end: everything converges, within a bound.
     fn settle(&mut self) {
-        self.history.publish();
+        self.publish();
         self.behind = 0;
         for _ in 0..10_000 {
             let steps =
@@ -442,8 +516,8 @@ fn the_model_compares_while_it_writes() {
         // What the slave missed is trimmed each time.
         world.run(Event::Cut(0));
         world.hand(vec![Change::Put(b'a' + round % 15), Change::Delete(b'a' + round % 7)]);
-        world.history.publish();
-        world.history.floor = world.history.published;
+        world.publish();
+        world.trim(world.history.published);
         for step in 0..30 {
             if step % 5 == 0 {
                 world.hand(put(b'a' + (round + step) % 15));
@@ -467,4 +541,39 @@ fn the_model_compares_while_it_writes() {
         equal > 20 && splits >= 20 && consistent > 10,
         "{pages} pages, {consistent}, {equal} equal, {splits} split"
     );
+}
+
+// Nor would one that never meets what is compacted.
+#[test]
+fn the_model_goes_through_touches_while_it_writes() {
+    let put = |key| vec![Change::Put(key)];
+    let mut world = World::new((b'a'..b'p').map(put).collect(), false, 1);
+    world.settle();
+    for round in 0..20u8 {
+        world.run(Event::Cut(0));
+        for key in 0..6 {
+            world.hand(vec![Change::Put(b'a' + (round + key) % 15), Change::Delete(b'a' + round % 7)]);
+        }
+        world.publish();
+        while world.run(Event::Compact(4, 2)) {}
+        for step in 0..30 {
+            if step % 5 == 0 {
+                world.hand(put(b'a' + (round + step) % 15));
+            }
+            for event in [
+                Event::Master(2),
+                Event::ReadPage,
+                Event::Publish,
+                Event::PageArrives,
+                Event::Slave(2),
+                Event::Commit,
+                Event::Compact(3, 1),
+            ] {
+                world.run(event);
+            }
+        }
+    }
+    world.settle();
+    let World { touches, consistent, pages, .. } = world;
+    assert!(touches > 60 && consistent > 20 && pages == 0, "{touches} touches, {consistent} consistent, {pages} pages");
 }
