@@ -8,10 +8,12 @@
 
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
+use std::sync::Arc;
 use std::time::Duration;
 
 use futures_util::TryStreamExt;
 use replikv::{ChangeOp, ChangesFrom, KeyRange, LmdbOptions, LmdbStore, Master, MasterConfig};
+use tokio::sync::Mutex;
 
 type Result<T = ()> = std::result::Result<T, Box<dyn std::error::Error + Send + Sync>>;
 
@@ -34,7 +36,7 @@ async fn open(dir: &Path) -> Result<Master<LmdbStore>> {
 async fn work(dir: &Path) -> Result {
     let master = open(dir).await?;
     let cache = Cache::open(dir)?;
-    let invalidating = tokio::spawn(invalidate(master.clone(), Cache::open(dir)?));
+    let invalidating = tokio::spawn(invalidate(master.clone(), cache.clone()));
     let written = master.get("written").await?.map(|bytes| String::from_utf8_lossy(&bytes).parse::<u32>());
     for n in written.transpose()?.unwrap_or(0)..WRITES {
         let page = n * 7 % PAGES;
@@ -60,6 +62,7 @@ async fn invalidate(master: Master<LmdbStore>, cache: Cache) -> Result {
     let consumer = master.consumer("cache", ChangesFrom::Oldest).await?;
     let mut changes = consumer.changes([KeyRange::prefix("page/")]).await?;
     while let Some(change) = changes.try_next().await? {
+        let _removing = cache.filling.lock().await;
         for op in change.ops() {
             match op {
                 ChangeOp::Put { key, .. } | ChangeOp::Delete { key } => cache.remove(&key)?,
@@ -71,15 +74,19 @@ async fn invalidate(master: Master<LmdbStore>, cache: Cache) -> Result {
     Ok(())
 }
 
+#[derive(Clone)]
 struct Cache {
     dir: PathBuf,
+    /// Held while a page is read, rendered and kept, and while one is removed: a page that changes meanwhile is removed
+    /// afterwards, and its change is acknowledged after that.
+    filling: Arc<Mutex<()>>,
 }
 
 impl Cache {
     fn open(dir: &Path) -> Result<Self> {
         let dir = dir.join("cache");
         std::fs::create_dir_all(&dir)?;
-        Ok(Self { dir })
+        Ok(Self { dir, filling: Arc::default() })
     }
 
     /// The rendered page, from its file or else from the master.
@@ -89,16 +96,13 @@ impl Cache {
         if let Ok(rendered) = std::fs::read_to_string(&file) {
             return Ok(Some(rendered));
         }
-        let before = master.status().published;
+        let _filling = self.filling.lock().await;
         let Some(text) = master.get(&key).await? else { return Ok(None) };
         let rendered = render(&text);
-        // A page that changed while it was rendered is not kept: its invalidation may have passed already.
-        if master.status().published == before {
-            std::fs::write(&file, &rendered)?;
-            if master.status().published != before {
-                self.remove(key.as_bytes())?;
-            }
-        }
+        // Whole or not at all.
+        let part = file.with_extension("part");
+        std::fs::write(&part, &rendered)?;
+        std::fs::rename(&part, &file)?;
         Ok(Some(rendered))
     }
 

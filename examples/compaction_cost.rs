@@ -192,6 +192,11 @@ async fn follow(master: &Master<Store>, slave: &Slave<Store>) -> Res<Cost> {
     });
     slave.wait_caught_up().await?;
     let time = begun.elapsed();
+    // Its last acknowledgement has arrived: by its slot it is known later.
+    let published = master.status().published.seq;
+    while !master.status().slaves.iter().any(|slave| slave.durable == published) {
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
     following.abort();
     drop(following.await);
     relaying.abort();

@@ -8,7 +8,9 @@ use std::time::Duration;
 use bytes::Bytes;
 use futures_util::{SinkExt, StreamExt, TryStreamExt};
 use replikv_core::{Batch, Cursor, Keyspace, Op, Position, ReplicaStore, Seq, StoreLimits};
-use replikv_node::{ChangesError, ChangesFrom, Codec, Master, MasterConfig, Slave, SlaveConfig, SlaveState};
+use replikv_node::{
+    ChangesError, ChangesFrom, Codec, LogPart, Master, MasterConfig, Slave, SlaveConfig, SlaveState, read_log_parts,
+};
 use replikv_proto::layout::Stored;
 use replikv_proto::{Compaction, DecoderLimits, Hello, Message, Mode, Record, Retention, Run, TombstoneFloor};
 use replikv_testkit::{ApplyFault, FaultStore};
@@ -415,5 +417,29 @@ async fn a_backup_of_a_compacted_master_is_a_master_in_a_new_epoch() -> Result<(
     soon(edge.wait_applied(second.status().published.seq)).await?;
     soon(edge.wait_caught_up()).await?;
     assert_equal(&second, &edge).await;
+    Ok(())
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_run_that_is_longer_than_a_page_is_read_whole() -> Result<(), Error> {
+    let store = store();
+    let master = master(&store, config()).await;
+    let copy = followed(&master, "edge").await;
+    let batch = (0..9_000u32).fold(Batch::new(), |batch, n| batch.put(n.to_be_bytes(), [3; 100]));
+    master.write(batch).await?;
+    overwrite(&master, 100, 10).await;
+    compacted().await;
+    let parts = read_log_parts(&store, Seq::ZERO, usize::MAX).await?;
+    let touched = parts.iter().map(|part| match part {
+        LogPart::Compacted { touched, .. } => touched.len(),
+        _ => 0,
+    });
+    assert_eq!(touched.sum::<usize>(), 9_000);
+    let numbers: Vec<_> = parts.iter().map(|part| part.end().seq).collect();
+    assert!(numbers.is_sorted() && numbers.last() == Some(&master.status().published.seq));
+    let slave = slave(&copy, "edge").await;
+    let _connection = connect(&master, &slave);
+    soon(slave.wait_caught_up()).await?;
+    assert_equal(&master, &slave).await;
     Ok(())
 }

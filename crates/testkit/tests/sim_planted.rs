@@ -30,7 +30,7 @@ fn config_for(bug: Bug) -> Config {
         "HandedToldLate" => default.only(&[Fault::Wiped]).pace(20).millis(5_000),
         "ReadAtBeforeRead" => default.only(&[Fault::Wiped, Fault::Cut]).pace(20).millis(5_000),
         "RecordsWhilePageWaits" => default.only(&[Fault::SlowStore, Fault::Wiped, Fault::Cut]),
-        "CoverageNotLocated" | "CheckpointIgnored" => {
+        "LocatedWithoutDigest" | "CoverageNotLocated" | "CheckpointIgnored" => {
             default.only(&[Fault::Restore, Fault::ClonedMaster, Fault::Repoint, Fault::Wiped, Fault::Cut])
         }
         "DamageTakenForDivergence" => default.only(&[Fault::FlipStored, Fault::Cut, Fault::SlaveCrash]).pace(30),

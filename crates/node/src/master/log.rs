@@ -88,11 +88,12 @@ impl LogPart {
 /// [`LogError`].
 pub async fn read_log_parts<S: ReplicaStore>(store: &S, after: Seq, limit: usize) -> Result<Vec<LogPart>, LogError> {
     let mut parts: Vec<LogPart> = Vec::new();
-    let (mut at, mut bytes) = (after, ScanOptions::default().max_bytes);
+    let (mut at, mut more) = (after, 1);
     while parts.len() < limit {
         let Some(next) = at.next() else { break };
         // One entry more than is wanted: it tells that a run before it is whole.
-        let entries = (limit - parts.len()).saturating_add(1).max(1000);
+        let entries = (limit - parts.len()).saturating_add(1).max(1000).saturating_mul(more);
+        let bytes = ScanOptions::default().max_bytes.saturating_mul(more);
         let options = ScanOptions::default().max_entries(entries).max_bytes(bytes);
         let page = store.scan(Keyspace::Log, KeyRange::from_bounds(next.to_key()..), options).await?;
         let before = parts.len();
@@ -107,7 +108,7 @@ pub async fn read_log_parts<S: ReplicaStore>(store: &S, after: Seq, limit: usize
             if let Some(WholeRun { run, touched }) = Run::read(page.entries(), page.rest().is_none())? {
                 parts.push(LogPart::Compacted { run, touched });
             } else if page.rest().is_some() {
-                bytes = bytes.saturating_mul(4);
+                more = more.saturating_mul(4);
                 continue;
             }
         }

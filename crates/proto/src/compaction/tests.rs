@@ -426,10 +426,10 @@ fn runs_end_where_checkpoints_are() {
 #[test]
 fn a_batch_that_is_larger_than_a_step_is_compacted_at_once() {
     let mut model = Model::new();
-    let keys = (0..3_000u32).fold(Batch::new(), |batch, n| batch.put(n.to_be_bytes(), [1]));
+    let keys = (0..6_000u32).fold(Batch::new(), |batch, n| batch.put(n.to_be_bytes(), [1]));
     model.write(keys);
     model.write(Batch::new().put("a", "1"));
     assert!(model.stored.compact(2, 0));
     assert_eq!(model.stored.parts.full_after().position.seq, Seq::new(1));
-    assert_eq!(model.stored.parts.compacted().unwrap().entries, 3_000);
+    assert_eq!(model.stored.parts.compacted().unwrap().entries, 6_000);
 }

@@ -1,20 +1,21 @@
 //! The master's end: decides how a slave is served, then streams content and records to it.
 
+mod deciding;
+mod probing;
+mod streaming;
+
 use std::collections::VecDeque;
 use std::time::Duration;
 
-use bytes::{Bytes, BytesMut};
-use replikv_core::{Coverage, Cursor, EncodedOps, Fill, KeyRange, Op, Position, Seq, SourceId, StoreLimits};
+use bytes::Bytes;
+use replikv_core::{Coverage, Fill, KeyRange, Position, Seq, SourceId, StoreLimits};
 
-use super::{Located, MAX_CHECKPOINTS, MAX_NAME_LEN, ProtocolError, Refusal};
-use crate::layout::Checkpoint;
+use super::{Located, ProtocolError, Refusal};
 use crate::planted::{self, Bug};
-use crate::reconcile::{
-    Answer, Asked, Examination, MAX_BOUND_BYTES, MAX_ENTRIES, MAX_PIECES, Probe, Probed, bound_len,
-};
+use crate::reconcile::{Answer, Asked, Examination, MAX_BOUND_BYTES, MAX_PIECES, Probe, Probed};
 use crate::{
-    Ack, Compare, Content, EpochStart, Goodbye, GoodbyeReason, Heartbeat, Hello, Message, Mode, Now, Progress, Records,
-    RejectCode, Request, Response, Stretch, Touched, Welcome,
+    Ack, Content, EpochStart, Goodbye, GoodbyeReason, Heartbeat, Hello, Message, Mode, Now, Progress, Records, Request,
+    Response, Stretch, Touched,
 };
 
 /// What a session needs to know of its master, once.
@@ -274,14 +275,7 @@ impl MasterSession {
             }
             (Message::Hello(hello), State::AwaitHello { .. }) => self.decide(hello),
             (Message::Compare(compare), State::Streaming(stream)) if stream.compares => stream.ask(compare)?,
-            (Message::Probe(probe), State::Streaming(stream)) => {
-                if stream.probe.is_some() || probe.range.is_empty() {
-                    return Err(ProtocolError::misbehaved(
-                        "it probes an empty range, or without waiting for the answer",
-                    ));
-                }
-                stream.probe = Some(probe);
-            }
+            (Message::Probe(probe), State::Streaming(stream)) => stream.probe(probe)?,
             (Message::Ack(Ack { applied, durable, consistent }), State::Streaming(stream))
             | (Message::Heartbeat(Heartbeat::Follower { applied, durable, consistent }), State::Streaming(stream)) => {
                 if applied > stream.sent.seq || durable > applied {
@@ -384,9 +378,11 @@ impl MasterSession {
             return;
         }
         stream.pending = Pending::Nothing;
-        if let Some(stretch) = &stream.stretch {
-            let (touched, taken) = touched(stretch, values, read_at);
-            stream.pending = Pending::Unpublished(Reading::Touched(touched, taken));
+        let Some(stretch) = &stream.stretch else { return };
+        match streaming::touched(stretch, values, read_at) {
+            Some((touched, taken)) => stream.pending = Pending::Unpublished(Reading::Touched(touched, taken)),
+            // Never taken for keys that nobody touched.
+            None => self.shut(GoodbyeReason::Closing, "what was touched cannot be told"),
         }
     }
 
@@ -407,10 +403,7 @@ impl MasterSession {
             }
             Pending::Probing => {
                 if let Some(probe) = &stream.probe {
-                    let Content { range, read_at, entries } = content;
-                    let bytes = entries.byte_len();
-                    let probed = Box::new(Probed::new(probe, range, read_at, entries));
-                    stream.pending = Pending::Unpublished(Reading::Probed(probed, bytes));
+                    stream.pending = Pending::Unpublished(probing::reading(probe, content));
                 }
             }
             other => stream.pending = other,
@@ -517,395 +510,6 @@ impl MasterSession {
     fn silence(&self) -> Duration {
         self.config.heartbeat.saturating_mul(4)
     }
-
-    fn decide(&mut self, hello: Hello) {
-        let name = &hello.slave;
-        if name.is_empty() || name.len() > MAX_NAME_LEN || name.chars().any(char::is_control) {
-            let words = format!("the slave's name must have 1 to {MAX_NAME_LEN} bytes and no control characters");
-            return self.refuse(Refusal::new(RejectCode::Malformed, words));
-        }
-        if hello.checkpoints.len() > MAX_CHECKPOINTS {
-            let words = format!("the slave names {} checkpoints: at most {MAX_CHECKPOINTS}", hello.checkpoints.len());
-            return self.refuse(Refusal::new(RejectCode::Malformed, words));
-        }
-        if !hello.limits.holds(&self.config.limits) {
-            let (theirs, ours) = (hello.limits, self.config.limits);
-            let words = format!(
-                "the slave's store holds keys of {} bytes, values of {} and batches of {}; this master accepts {}, {} \
-                 and {}: lower the master's limits, or choose another store for the slave",
-                theirs.max_key, theirs.max_value, theirs.max_batch, ours.max_key, ours.max_value, ours.max_batch
-            );
-            return self.refuse(Refusal::new(RejectCode::LimitsTooSmall, words));
-        }
-        if !hello.ranges.is_empty() {
-            let words = "this master serves whole stores, not key ranges";
-            return self.refuse(Refusal::new(RejectCode::Unsupported, words));
-        }
-        let Some(cursor) = &hello.cursor else { return self.decide_without_cursor(hello) };
-        if cursor.position.source != self.config.source {
-            let words = format!(
-                "the slave follows source {}, this master is source {}: point it at its own master, or empty its store",
-                cursor.position.source, self.config.source
-            );
-            let refusal = Refusal::new(RejectCode::ForeignSource, words);
-            return self.part(Box::new(Applicant { hello, waits: false }), refusal);
-        }
-        self.locate(Box::new(Applicant { hello, waits: false }));
-    }
-
-    // Everything that the cursor stands on must be in the history: its position, and where its content was read.
-    fn locate(&mut self, applicant: Box<Applicant>) {
-        if let Some(cursor) = &applicant.hello.cursor {
-            let positions = [Some(cursor.position), cursor.coverage.read_at()];
-            self.queue.push_back(MasterAction::Locate(positions.into_iter().flatten().collect()));
-        }
-        self.state = State::Locating(applicant);
-    }
-
-    fn decide_without_cursor(&mut self, hello: Hello) {
-        // Below this much log, looking at the data costs more than it can save.
-        const CHEAP: u64 = 1 << 20;
-        if hello.holds_data {
-            let words =
-                "the slave's store holds data that came from no master: it is not overwritten; use an empty one";
-            self.refuse(Refusal::new(RejectCode::DataWithoutCursor, words));
-            return;
-        }
-        let applicant = Box::new(Applicant { hello, waits: false });
-        if self.view.floor.seq.as_u64() > 0 {
-            self.start_copy(&applicant);
-        } else if self.view.retained_bytes <= CHEAP {
-            self.start_at_floor(&applicant);
-        } else {
-            self.queue.push_back(MasterAction::MeasureData { at_most: self.view.retained_bytes });
-            self.state = State::Measuring(applicant, self.view.retained_bytes);
-        }
-    }
-
-    fn decide_by_history(&mut self, applicant: Box<Applicant>, located: &[Located]) {
-        let Some(Cursor { position, coverage }) = &applicant.hello.cursor else { return };
-        if located.contains(&Located::Mismatch) {
-            let refusal = diverged(*position);
-            self.part(applicant, refusal);
-        } else if located.contains(&Located::Ahead) && self.config.relay {
-            self.wait(*applicant);
-        } else if located.contains(&Located::Ahead) {
-            let words = format!(
-                "the slave stands at {position}, this master's history ends at seq {}: the master lost batches, or is \
-                 not the one the slave followed; let the slave resync, or copy it anew from an empty store",
-                self.view.published.seq
-            );
-            self.part(applicant, Refusal::new(RejectCode::SlaveAhead, words));
-        } else if let Some(log_bytes) = held(located) {
-            let behind = self.view.log_bytes.saturating_sub(log_bytes);
-            if behind >= LONG && coverage.is_complete() {
-                // A slave that compares leaves its batch boundary for a while: it must be worth that.
-                self.queue.push_back(MasterAction::MeasureData { at_most: behind / 2 });
-                self.state = State::Weighing(applicant, behind);
-            } else {
-                self.resume(&applicant, behind);
-            }
-        } else if !coverage.is_complete() || located.first() == Some(&Located::Shared) {
-            // What was never finished is no state that anybody relies on: whatever differs may go.
-            self.start_compare(&applicant);
-        } else {
-            self.queue.push_back(MasterAction::Locate(applicant.hello.checkpoints.clone()));
-            self.state = State::Recognising(applicant);
-        }
-    }
-
-    // The position itself is too old to tell. A point that both passed through shows that it is the same history.
-    fn decide_by_checkpoints(&mut self, applicant: Box<Applicant>, located: &[Located]) {
-        let Some(Cursor { position, .. }) = applicant.hello.cursor else { return };
-        let shared = |place: &Located| matches!(place, Located::Shared | Located::Held { .. });
-        // A nonce is drawn with each epoch: whoever was in it has its first record.
-        let began_there =
-            |start: &EpochStart| start.epoch == position.epoch && position.seq.since(start.first) < Checkpoint::EVERY;
-        if located.iter().any(|place| matches!(place, Located::Mismatch | Located::Ahead)) {
-            self.part(applicant, diverged(position));
-        } else if located.iter().any(shared) || self.epochs.iter().any(began_there) {
-            self.start_compare(&applicant);
-        } else {
-            let words = format!(
-                "the slave stands at seq {}, the log begins after seq {}, and nothing shows any more that they have a \
-                 history in common; copy the slave anew from an empty store",
-                position.seq, self.view.floor.seq
-            );
-            self.part(applicant, Refusal::new(RejectCode::NeedsCompare, words));
-        }
-    }
-
-    // It is not of this history. Its owner has said what becomes of it.
-    fn part(&mut self, applicant: Box<Applicant>, refusal: Refusal) {
-        if !applicant.hello.on_divergence.resyncs(refusal.code) {
-            self.refuse(refusal);
-        } else if refusal.code == RejectCode::ForeignSource || applicant.hello.checkpoints.is_empty() {
-            self.replace(applicant, refusal, None);
-        } else {
-            self.queue.push_back(MasterAction::Locate(applicant.hello.checkpoints.clone()));
-            self.state = State::Parting(applicant, refusal);
-        }
-    }
-
-    // An empty master is more likely a mistake than what a full slave should become.
-    fn replace(&mut self, applicant: Box<Applicant>, refusal: Refusal, ancestor: Option<Position>) {
-        self.queue.push_back(MasterAction::MeasureData { at_most: 1 });
-        self.state = State::Replacing(applicant, refusal, ancestor);
-    }
-
-    fn resume(&mut self, applicant: &Applicant, behind: u64) {
-        if let Some(Cursor { position, coverage }) = applicant.hello.cursor.clone() {
-            self.start(applicant, Mode::Resume, behind, position, coverage);
-        }
-    }
-
-    fn start_compare(&mut self, applicant: &Applicant) {
-        let from = self.view.published;
-        self.start(applicant, Mode::Compare { from }, 0, from, Coverage::new(KeyRange::all(), Fill::Compare));
-    }
-
-    fn start_copy(&mut self, applicant: &Applicant) {
-        let from = self.view.published;
-        // What was published before is in the pages, and is no record that the slave still has to go through.
-        self.start(applicant, Mode::Copy { from }, 0, from, Coverage::begin(KeyRange::all()));
-    }
-
-    fn start_at_floor(&mut self, applicant: &Applicant) {
-        self.start(applicant, Mode::Resume, self.view.retained_bytes, self.view.floor, Coverage::default());
-    }
-
-    fn start(&mut self, applicant: &Applicant, mode: Mode, behind_bytes: u64, from: Position, coverage: Coverage) {
-        self.welcome(applicant, mode, behind_bytes, from);
-        let compares = coverage.fill() == Some(Fill::Compare);
-        self.state = State::Streaming(Box::new(Stream {
-            sent: from,
-            copy: if compares { Coverage::default() } else { coverage },
-            compares,
-            asked: VecDeque::new(),
-            probe: None,
-            stretch: None,
-            pending: Pending::Nothing,
-            records_next: false,
-        }));
-    }
-
-    // The slave may be right, and this relay behind: that is known once the relay has come as far as the slave.
-    fn wait(&mut self, applicant: Applicant) {
-        if !applicant.waits {
-            self.welcome(&applicant, Mode::Wait, 0, self.view.published);
-        }
-        let applicant = Box::new(Applicant { waits: true, ..applicant });
-        self.state = State::Waiting(applicant, self.view.published);
-    }
-
-    fn welcome(&mut self, Applicant { hello, waits }: &Applicant, mode: Mode, behind_bytes: u64, from: Position) {
-        let checkpoints = match mode {
-            Mode::Copy { from } | Mode::Compare { from } | Mode::Resync { from, .. } => {
-                let until = |checkpoint: &&Position| checkpoint.seq <= from.seq;
-                self.config.checkpoints.iter().filter(until).copied().collect()
-            }
-            Mode::Resume | Mode::Wait => Vec::new(),
-        };
-        let welcome = Welcome {
-            source: self.config.source,
-            epochs: self.epochs.clone(),
-            head: self.view.published,
-            floor: self.view.floor,
-            limits: self.config.limits,
-            mode,
-            heartbeat_ms: u32::try_from(self.config.heartbeat.as_millis()).unwrap_or(u32::MAX),
-            log_bytes: self.view.log_bytes,
-            behind_bytes,
-            checkpoints,
-            verifies: true,
-        };
-        if !waits {
-            let Hello { slave, nonce, temporary, .. } = hello;
-            let (slave, nonce, temporary) = (slave.clone(), *nonce, *temporary);
-            self.queue.push_back(MasterAction::Joined { slave, nonce, start: from.seq, temporary });
-        }
-        if mode != Mode::Wait && hello.cursor.as_ref().is_some_and(|cursor| cursor.position == from) {
-            self.queue.push_back(MasterAction::Verified(from));
-        }
-        self.queue.push_back(MasterAction::Send(Message::Welcome(welcome)));
-    }
-
-    fn advance(&mut self, stream: &mut Stream) {
-        match std::mem::replace(&mut stream.pending, Pending::Nothing) {
-            Pending::Nothing => {
-                let behind = stream.sent.seq < self.view.published.seq;
-                let content = stream.copy.rest().is_some() || self.answers(stream);
-                if content && !(behind && stream.records_next) {
-                    self.read(stream);
-                } else if behind && stream.stretch.is_some() {
-                    stream.records_next = false;
-                    self.look_up(stream);
-                } else if behind {
-                    stream.records_next = false;
-                    stream.pending = Pending::Records;
-                    let (after, max_bytes) = (stream.sent, self.config.chunk);
-                    self.queue.push_back(MasterAction::ReadRecords { after, max_bytes });
-                }
-            }
-            Pending::Unpublished(reading) => match reading.read_at() {
-                // A commit that it may show has failed.
-                Some(read_at) if self.view.handed.seq < read_at.seq => self.read_again(stream, &reading),
-                Some(_) if planted::is(Bug::PageBeforePublished) => self.send(stream, reading),
-                Some(read_at) if self.view.published.seq < read_at.seq => {
-                    if planted::is(Bug::RecordsWhilePageWaits) && stream.sent.seq < self.view.published.seq {
-                        let (after, max_bytes) = (stream.sent, self.config.chunk);
-                        self.queue.push_back(MasterAction::ReadRecords { after, max_bytes });
-                    }
-                    stream.pending = Pending::Unpublished(reading);
-                }
-                Some(_) if reading.reads() == [self.view.published] => self.send(stream, reading),
-                Some(_) => {
-                    self.queue.push_back(MasterAction::Locate(reading.reads().to_vec()));
-                    stream.pending = Pending::Verifying(reading);
-                }
-                None => {}
-            },
-            waiting => stream.pending = waiting,
-        }
-    }
-
-    // A page of the copy, or pages for an answer. Which of both there is does not change within a connection.
-    fn read(&mut self, stream: &mut Stream) {
-        stream.records_next = true;
-        if let Some(range) = stream.copy.rest() {
-            stream.pending = Pending::Page;
-            self.queue.push_back(MasterAction::ReadPage { range, max_bytes: self.config.chunk });
-        } else if let Some(probe) = stream.probe.as_ref().filter(|_| stream.asked.is_empty()) {
-            let max_bytes = self.config.chunk.min(probe.max_bytes as usize);
-            self.queue.push_back(MasterAction::ReadExactly { range: probe.range.clone(), max_bytes });
-            stream.pending = Pending::Probing;
-        } else {
-            let asked = stream.asked.iter().take(MAX_EXAMINED).cloned().collect();
-            let examination = Examination::new(asked, self.config.chunk);
-            if let Some((range, max_bytes)) = examination.next_read() {
-                self.queue.push_back(MasterAction::ReadPage { range, max_bytes });
-                stream.pending = Pending::Examining(Box::new(examination));
-            }
-        }
-    }
-
-    fn look_up(&mut self, stream: &mut Stream) {
-        let Some(stretch) = &stream.stretch else { return };
-        stream.pending = Pending::Values;
-        let keys = stretch.touched.iter().take(MAX_LOOKED_UP).cloned().collect();
-        self.queue.push_back(MasterAction::LookUp { keys, max_bytes: self.config.chunk });
-    }
-
-    fn read_again(&mut self, stream: &mut Stream, reading: &Reading) {
-        self.spend(reading);
-        match reading {
-            Reading::Touched(..) => self.look_up(stream),
-            Reading::Page(_) | Reading::Answer(_) | Reading::Probed(..) => self.read(stream),
-        }
-    }
-
-    fn send(&mut self, stream: &mut Stream, reading: Reading) {
-        self.spend(&reading);
-        match reading {
-            Reading::Page(content) => {
-                stream.copy.advance(&content.range, content.read_at);
-                self.queue.push_back(MasterAction::Send(Message::Ranges(content)));
-            }
-            Reading::Answer(answer) => {
-                stream.asked.drain(..answer.answered);
-                if let Some((asked, begun)) = stream.asked.front_mut().zip(answer.begun.as_ref()) {
-                    let range = &mut asked.summary.range;
-                    *range = KeyRange::new(begun.clone(), range.end().cloned());
-                    asked.begun = true;
-                }
-                self.queue.extend(answer.into_messages().into_iter().map(MasterAction::Send));
-            }
-            // Read after everything that was sent had been published: only a master that lost batches is back before it.
-            Reading::Probed(probed, _) if probed.at.seq < stream.sent.seq => {
-                stream.probe = None;
-                self.queue.push_back(MasterAction::Send(Message::Goodbye(Goodbye {
-                    reason: GoodbyeReason::Closing,
-                    words: "the master has lost batches that this slave holds".into(),
-                })));
-                self.queue.push_back(MasterAction::Close(None));
-            }
-            Reading::Probed(probed, _) => {
-                stream.probe = None;
-                self.queue.push_back(MasterAction::Send(Message::Probed(*probed)));
-            }
-            Reading::Touched(touched, taken) => {
-                if let Some(stretch) = &mut stream.stretch {
-                    stretch.deleted.clear();
-                    stretch.touched.drain(..taken.min(stretch.touched.len()));
-                }
-                if let Some(end) = touched.end {
-                    stream.sent = end;
-                    stream.stretch = None;
-                }
-                self.queue.push_back(MasterAction::Send(Message::Touched(touched)));
-            }
-        }
-    }
-
-    // What was read for an answer is paid for, whether it could be sent or not.
-    fn spend(&mut self, reading: &Reading) {
-        let bytes = match reading {
-            Reading::Page(_) | Reading::Touched(..) => return,
-            Reading::Answer(answer) => answer.bytes,
-            Reading::Probed(_, bytes) => *bytes,
-        };
-        let Some(rate) = self.config.compare_bytes_per_second else { return };
-        let nanos = bytes as u128 * 1_000_000_000 / u128::from(rate.max(1));
-        let pause = Duration::from_nanos(u64::try_from(nanos).unwrap_or(u64::MAX));
-        self.compare_from = self.compare_from.max(self.now).saturating_add(pause);
-    }
-}
-
-impl Stream {
-    // What is read for these is paid for from one budget.
-    fn wants_answers(&self) -> bool {
-        !self.asked.is_empty() || self.probe.is_some()
-    }
-
-    fn ask(&mut self, compare: Compare) -> Result<(), ProtocolError> {
-        let entries = compare.ranges.iter().fold(0, |sum: u64, asked| sum.saturating_add(asked.count));
-        // A question may have one range too many for its bound.
-        if self.asked.len() + compare.ranges.len() > MAX_ASKED || entries > 2 * MAX_ENTRIES {
-            return Err(ProtocolError::misbehaved("it asks about more than one question may, or without listening"));
-        }
-        let held = self.asked.iter().map(|asked| &asked.summary).chain(&compare.ranges);
-        if held.map(|summary| bound_len(&summary.range)).sum::<usize>() > MAX_ASKED_BYTES {
-            return Err(ProtocolError::misbehaved(
-                "the bounds of what it asks about are longer than those of any slave",
-            ));
-        }
-        if compare.ranges.iter().any(|asked| asked.range.is_empty()) {
-            return Err(ProtocolError::misbehaved("it asks about an empty range"));
-        }
-        self.asked.extend(compare.ranges.into_iter().map(|summary| Asked { summary, begun: false }));
-        Ok(())
-    }
-}
-
-impl Reading {
-    /// The moments at which it was read.
-    fn reads(&self) -> &[Position] {
-        match self {
-            Self::Page(content) => std::slice::from_ref(&content.read_at),
-            Self::Answer(answer) => &answer.reads,
-            Self::Probed(probed, _) => std::slice::from_ref(&probed.at),
-            Self::Touched(touched, _) => std::slice::from_ref(&touched.read_at),
-        }
-    }
-
-    fn read_at(&self) -> Option<Position> {
-        match self {
-            Self::Page(content) => Some(content.read_at),
-            Self::Answer(answer) => answer.read_at(),
-            Self::Probed(probed, _) => Some(probed.at),
-            Self::Touched(touched, _) => Some(touched.read_at),
-        }
-    }
 }
 
 impl State {
@@ -919,42 +523,6 @@ impl State {
     }
 }
 
-fn diverged(position: Position) -> Refusal {
-    let words = format!(
-        "the slave's history parted from this master's at or before {position}: they hold different batches there; let \
-         it resync, or copy it anew from an empty store"
-    );
-    Refusal::new(RejectCode::Diverged, words)
-}
-
-// What the first keys of a stretch hold, and how many of them that is. Range deletes go first, and once.
-fn touched(stretch: &Stretch, values: &[Option<Bytes>], read_at: Position) -> (Touched, usize) {
-    let mut ops = BytesMut::new();
-    for range in &stretch.deleted {
-        Op::delete_range(range).encode_into(&mut ops);
-    }
-    for (key, value) in stretch.touched.iter().zip(values) {
-        match value {
-            Some(value) => Op::Put { key, value }.encode_into(&mut ops),
-            None => Op::Delete { key }.encode_into(&mut ops),
-        }
-    }
-    let taken = values.len().min(stretch.touched.len());
-    let end = (taken == stretch.touched.len()).then_some(stretch.end);
-    // Whole operations, with keys that were taken from such.
-    let ops = EncodedOps::from_bytes(ops.freeze()).unwrap_or_default();
-    (Touched { read_at, end, ops }, taken)
-}
-
 fn is_answer(action: &MasterAction) -> bool {
     matches!(action, MasterAction::Answer(_) | MasterAction::Send(Message::Response(_)))
-}
-
-// If all are held: how many bytes of records were published until the first one, the slave's own position.
-fn held(located: &[Located]) -> Option<u64> {
-    let bytes = |place: &Located| match place {
-        Located::Held { log_bytes } => Some(*log_bytes),
-        _ => None,
-    };
-    located.iter().map(bytes).collect::<Option<Vec<_>>>()?.first().copied()
 }

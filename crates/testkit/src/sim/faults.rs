@@ -170,19 +170,26 @@ impl World {
             }
             Passing::ExtraMaster(node) => {
                 self.masters[node].kill(&mut self.ctx, false);
-                self.ctx.stores[self.masters[node].store].shared = false;
+                self.share(self.masters[node].store);
                 for slave in self.slaves.iter_mut().filter(|slave| slave.target == node) {
                     slave.target = 0;
                 }
             }
             Passing::ExtraSlave(node) => {
                 self.slaves[node].kill(&mut self.ctx, false);
-                self.ctx.stores[self.slaves[node].store].shared = false;
+                self.share(self.slaves[node].store);
             }
             Passing::Rest { master, step } => self.rest(master, step),
             Passing::LastAct => self.last_act(),
             Passing::MasterBack(_) | Passing::SlaveBack(_) => {}
         }
+    }
+
+    // One of those who shared a store is gone; there may be others.
+    fn share(&mut self, store: usize) {
+        let masters = self.masters.iter().filter(|master| master.store == store && master.process.is_some()).count();
+        let slaves = self.slaves.iter().filter(|slave| slave.store == store && slave.process.is_some()).count();
+        self.ctx.stores[store].shared = masters + slaves > 1;
     }
 
     fn later(&mut self, most: Moment, passing: Passing) {

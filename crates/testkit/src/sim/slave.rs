@@ -235,7 +235,8 @@ impl Slave {
 
     fn begin(&mut self, ctx: &mut Context, conn: Conn, mut hello: Hello) {
         let used = &mut ctx.stores[self.store];
-        (used.went_back, used.was_shared) = (false, used.shared);
+        // Another one that uses it has still to learn of that.
+        (used.went_back, used.was_shared) = (used.went_back && used.shared, used.shared);
         let Some(process) = &mut self.process else { return };
         let stands = hello.cursor.as_ref().map(|cursor| cursor.position.seq);
         if process.tracker.position.is_some_and(|position| Some(position.seq) > stands) {

@@ -1,0 +1,254 @@
+//! How a slave is served: by its position, by what its checkpoints show, or by what it costs.
+
+use std::collections::VecDeque;
+
+use replikv_core::{Coverage, Cursor, Fill, KeyRange, Position};
+
+use super::{Applicant, LONG, MasterAction, MasterSession, Pending, State, Stream};
+use crate::layout::Checkpoint;
+use crate::session::{Located, MAX_CHECKPOINTS, MAX_NAME_LEN, Refusal};
+use crate::{EpochStart, Hello, Message, Mode, RejectCode, Welcome};
+
+impl MasterSession {
+    pub(super) fn decide(&mut self, hello: Hello) {
+        let name = &hello.slave;
+        if name.is_empty() || name.len() > MAX_NAME_LEN || name.chars().any(char::is_control) {
+            let words = format!("the slave's name must have 1 to {MAX_NAME_LEN} bytes and no control characters");
+            return self.refuse(Refusal::new(RejectCode::Malformed, words));
+        }
+        if hello.checkpoints.len() > MAX_CHECKPOINTS {
+            let words = format!("the slave names {} checkpoints: at most {MAX_CHECKPOINTS}", hello.checkpoints.len());
+            return self.refuse(Refusal::new(RejectCode::Malformed, words));
+        }
+        if !hello.limits.holds(&self.config.limits) {
+            let (theirs, ours) = (hello.limits, self.config.limits);
+            let words = format!(
+                "the slave's store holds keys of {} bytes, values of {} and batches of {}; this master accepts {}, {} \
+                 and {}: lower the master's limits, or choose another store for the slave",
+                theirs.max_key, theirs.max_value, theirs.max_batch, ours.max_key, ours.max_value, ours.max_batch
+            );
+            return self.refuse(Refusal::new(RejectCode::LimitsTooSmall, words));
+        }
+        if !hello.ranges.is_empty() {
+            let words = "this master serves whole stores, not key ranges";
+            return self.refuse(Refusal::new(RejectCode::Unsupported, words));
+        }
+        let Some(cursor) = &hello.cursor else { return self.decide_without_cursor(hello) };
+        if cursor.position.source != self.config.source {
+            let words = format!(
+                "the slave follows source {}, this master is source {}: point it at its own master, or empty its store",
+                cursor.position.source, self.config.source
+            );
+            let refusal = Refusal::new(RejectCode::ForeignSource, words);
+            return self.part(Box::new(Applicant { hello, waits: false }), refusal);
+        }
+        self.locate(Box::new(Applicant { hello, waits: false }));
+    }
+
+    // Everything that the cursor stands on must be in the history: its position, and where its content was read.
+    pub(super) fn locate(&mut self, applicant: Box<Applicant>) {
+        if let Some(cursor) = &applicant.hello.cursor {
+            let positions = [Some(cursor.position), cursor.coverage.read_at()];
+            self.queue.push_back(MasterAction::Locate(positions.into_iter().flatten().collect()));
+        }
+        self.state = State::Locating(applicant);
+    }
+
+    pub(super) fn decide_without_cursor(&mut self, hello: Hello) {
+        // Below this much log, looking at the data costs more than it can save.
+        const CHEAP: u64 = 1 << 20;
+        if hello.holds_data {
+            let words =
+                "the slave's store holds data that came from no master: it is not overwritten; use an empty one";
+            self.refuse(Refusal::new(RejectCode::DataWithoutCursor, words));
+            return;
+        }
+        let applicant = Box::new(Applicant { hello, waits: false });
+        if self.view.floor.seq.as_u64() > 0 {
+            self.start_copy(&applicant);
+        } else if self.view.retained_bytes <= CHEAP {
+            self.start_at_floor(&applicant);
+        } else {
+            self.queue.push_back(MasterAction::MeasureData { at_most: self.view.retained_bytes });
+            self.state = State::Measuring(applicant, self.view.retained_bytes);
+        }
+    }
+
+    pub(super) fn decide_by_history(&mut self, applicant: Box<Applicant>, located: &[Located]) {
+        let Some(Cursor { position, coverage }) = &applicant.hello.cursor else { return };
+        if located.contains(&Located::Mismatch) {
+            let refusal = diverged(*position);
+            self.part(applicant, refusal);
+        } else if located.contains(&Located::Ahead) && self.config.relay {
+            self.wait(*applicant);
+        } else if located.contains(&Located::Ahead) {
+            let words = format!(
+                "the slave stands at {position}, this master's history ends at seq {}: the master lost batches, or is \
+                 not the one the slave followed; let the slave resync, or copy it anew from an empty store",
+                self.view.published.seq
+            );
+            self.part(applicant, Refusal::new(RejectCode::SlaveAhead, words));
+        } else if let Some(log_bytes) = held(located) {
+            let behind = self.view.log_bytes.saturating_sub(log_bytes);
+            if behind >= LONG && coverage.is_complete() {
+                // A slave that compares leaves its batch boundary for a while: it must be worth that.
+                self.queue.push_back(MasterAction::MeasureData { at_most: behind / 2 });
+                self.state = State::Weighing(applicant, behind);
+            } else {
+                self.resume(&applicant, behind);
+            }
+        } else if !coverage.is_complete() || located.first() == Some(&Located::Shared) {
+            // What was never finished is no state that anybody relies on: whatever differs may go.
+            self.start_compare(&applicant);
+        } else {
+            self.queue.push_back(MasterAction::Locate(applicant.hello.checkpoints.clone()));
+            self.state = State::Recognising(applicant);
+        }
+    }
+
+    // The position itself is too old to tell. A point that both passed through shows that it is the same history.
+    pub(super) fn decide_by_checkpoints(&mut self, applicant: Box<Applicant>, located: &[Located]) {
+        let Some(Cursor { position, .. }) = applicant.hello.cursor else { return };
+        let shared = |place: &Located| matches!(place, Located::Shared | Located::Held { .. });
+        // A nonce is drawn with each epoch: whoever was in it has its first record.
+        let began_there =
+            |start: &EpochStart| start.epoch == position.epoch && position.seq.since(start.first) < Checkpoint::EVERY;
+        if located.iter().any(|place| matches!(place, Located::Mismatch | Located::Ahead)) {
+            self.part(applicant, diverged(position));
+        } else if located.iter().any(shared) || self.epochs.iter().any(began_there) {
+            self.start_compare(&applicant);
+        } else {
+            let words = format!(
+                "the slave stands at seq {}, the log begins after seq {}, and nothing shows any more that they have a \
+                 history in common; copy the slave anew from an empty store",
+                position.seq, self.view.floor.seq
+            );
+            self.part(applicant, Refusal::new(RejectCode::NeedsCompare, words));
+        }
+    }
+
+    // It is not of this history. Its owner has said what becomes of it.
+    pub(super) fn part(&mut self, applicant: Box<Applicant>, refusal: Refusal) {
+        if !applicant.hello.on_divergence.resyncs(refusal.code) {
+            self.refuse(refusal);
+        } else if refusal.code == RejectCode::ForeignSource || applicant.hello.checkpoints.is_empty() {
+            self.replace(applicant, refusal, None);
+        } else {
+            self.queue.push_back(MasterAction::Locate(applicant.hello.checkpoints.clone()));
+            self.state = State::Parting(applicant, refusal);
+        }
+    }
+
+    // An empty master is more likely a mistake than what a full slave should become.
+    pub(super) fn replace(&mut self, applicant: Box<Applicant>, refusal: Refusal, ancestor: Option<Position>) {
+        self.queue.push_back(MasterAction::MeasureData { at_most: 1 });
+        self.state = State::Replacing(applicant, refusal, ancestor);
+    }
+
+    pub(super) fn resume(&mut self, applicant: &Applicant, behind: u64) {
+        if let Some(Cursor { position, coverage }) = applicant.hello.cursor.clone() {
+            self.start(applicant, Mode::Resume, behind, position, coverage);
+        }
+    }
+
+    pub(super) fn start_compare(&mut self, applicant: &Applicant) {
+        let from = self.view.published;
+        self.start(applicant, Mode::Compare { from }, 0, from, Coverage::new(KeyRange::all(), Fill::Compare));
+    }
+
+    pub(super) fn start_copy(&mut self, applicant: &Applicant) {
+        let from = self.view.published;
+        // What was published before is in the pages, and is no record that the slave still has to go through.
+        self.start(applicant, Mode::Copy { from }, 0, from, Coverage::begin(KeyRange::all()));
+    }
+
+    pub(super) fn start_at_floor(&mut self, applicant: &Applicant) {
+        self.start(applicant, Mode::Resume, self.view.retained_bytes, self.view.floor, Coverage::default());
+    }
+
+    pub(super) fn start(
+        &mut self,
+        applicant: &Applicant,
+        mode: Mode,
+        behind_bytes: u64,
+        from: Position,
+        coverage: Coverage,
+    ) {
+        self.welcome(applicant, mode, behind_bytes, from);
+        let compares = coverage.fill() == Some(Fill::Compare);
+        self.state = State::Streaming(Box::new(Stream {
+            sent: from,
+            copy: if compares { Coverage::default() } else { coverage },
+            compares,
+            asked: VecDeque::new(),
+            probe: None,
+            stretch: None,
+            pending: Pending::Nothing,
+            records_next: false,
+        }));
+    }
+
+    // The slave may be right, and this relay behind: that is known once the relay has come as far as the slave.
+    pub(super) fn wait(&mut self, applicant: Applicant) {
+        if !applicant.waits {
+            self.welcome(&applicant, Mode::Wait, 0, self.view.published);
+        }
+        let applicant = Box::new(Applicant { waits: true, ..applicant });
+        self.state = State::Waiting(applicant, self.view.published);
+    }
+
+    pub(super) fn welcome(
+        &mut self,
+        Applicant { hello, waits }: &Applicant,
+        mode: Mode,
+        behind_bytes: u64,
+        from: Position,
+    ) {
+        let checkpoints = match mode {
+            Mode::Copy { from } | Mode::Compare { from } | Mode::Resync { from, .. } => {
+                let until = |checkpoint: &&Position| checkpoint.seq <= from.seq;
+                self.config.checkpoints.iter().filter(until).copied().collect()
+            }
+            Mode::Resume | Mode::Wait => Vec::new(),
+        };
+        let welcome = Welcome {
+            source: self.config.source,
+            epochs: self.epochs.clone(),
+            head: self.view.published,
+            floor: self.view.floor,
+            limits: self.config.limits,
+            mode,
+            heartbeat_ms: u32::try_from(self.config.heartbeat.as_millis()).unwrap_or(u32::MAX),
+            log_bytes: self.view.log_bytes,
+            behind_bytes,
+            checkpoints,
+            verifies: true,
+        };
+        if !waits {
+            let Hello { slave, nonce, temporary, .. } = hello;
+            let (slave, nonce, temporary) = (slave.clone(), *nonce, *temporary);
+            self.queue.push_back(MasterAction::Joined { slave, nonce, start: from.seq, temporary });
+        }
+        if mode != Mode::Wait && hello.cursor.as_ref().is_some_and(|cursor| cursor.position == from) {
+            self.queue.push_back(MasterAction::Verified(from));
+        }
+        self.queue.push_back(MasterAction::Send(Message::Welcome(welcome)));
+    }
+}
+
+fn diverged(position: Position) -> Refusal {
+    let words = format!(
+        "the slave's history parted from this master's at or before {position}: they hold different batches there; let \
+         it resync, or copy it anew from an empty store"
+    );
+    Refusal::new(RejectCode::Diverged, words)
+}
+
+// If all are held: how many bytes of records were published until the first one, the slave's own position.
+fn held(located: &[Located]) -> Option<u64> {
+    let bytes = |place: &Located| match place {
+        Located::Held { log_bytes } => Some(*log_bytes),
+        _ => None,
+    };
+    located.iter().map(bytes).collect::<Option<Vec<_>>>()?.first().copied()
+}
