@@ -148,6 +148,13 @@ pub(crate) struct Follow {
     /// End when everything the master has published is here.
     #[arg(long)]
     pub(crate) once: bool,
+    /// Verify so often, in the background, that the store holds what its master holds. For example 24h, 30m; one second at
+    /// least. Nothing is repaired; `status` and the metrics say what came of it.
+    #[arg(long, value_name = "TIME", value_parser = duration, conflicts_with = "once")]
+    pub(crate) verify_every: Option<Duration>,
+    /// With --verify-every: read at most so many bytes of entries a second for it, on either side. Default: 4 MiB.
+    #[arg(long, value_name = "BYTES", requires = "verify_every", value_parser = clap::value_parser!(u64).range(1..))]
+    pub(crate) verify_bytes_per_second: Option<u64>,
     /// Answer `replikv status --from` there. Port 0 takes a free one; the address is printed.
     #[arg(long, value_name = "ADDR")]
     pub(crate) status: Option<SocketAddr>,
@@ -305,8 +312,11 @@ pub(crate) struct Verify {
     /// Give what differs the master's values. The answer is still 1: something differed.
     #[arg(long, requires = "from")]
     pub(crate) repair: bool,
+    /// With --repair: where what the slave's own entries held is kept, as NDJSON that `import` takes. It is appended to.
+    #[arg(long, value_name = "FILE", requires = "repair")]
+    pub(crate) quarantine: Option<PathBuf>,
     /// Read at most so many bytes of entries a second.
-    #[arg(long, value_name = "BYTES", requires = "from")]
+    #[arg(long, value_name = "BYTES", requires = "from", value_parser = clap::value_parser!(u64).range(1..))]
     pub(crate) bytes_per_second: Option<u64>,
     /// How many differences to print.
     #[arg(long, default_value_t = 10)]
@@ -349,7 +359,7 @@ pub(crate) struct Bench {
 }
 
 fn duration(words: &str) -> Result<Duration, String> {
-    let wrong = || format!("{words:?} is no time: write 500ms, 5s or 2m");
+    let wrong = || format!("{words:?} is no time: write 500ms, 5s, 2m or 24h");
     let digits = words.find(|c: char| !c.is_ascii_digit()).ok_or_else(wrong)?;
     let (number, unit) = words.split_at(digits);
     let number: u64 = number.parse().map_err(|_| wrong())?;
@@ -357,6 +367,7 @@ fn duration(words: &str) -> Result<Duration, String> {
         "ms" => Ok(Duration::from_millis(number)),
         "s" => Ok(Duration::from_secs(number)),
         "m" => number.checked_mul(60).map(Duration::from_secs).ok_or_else(wrong),
+        "h" => number.checked_mul(3600).map(Duration::from_secs).ok_or_else(wrong),
         _ => Err(wrong()),
     }
 }
@@ -375,7 +386,8 @@ mod tests {
     fn times_are_numbers_with_a_unit() {
         assert_eq!(duration("500ms"), Ok(Duration::from_millis(500)));
         assert_eq!(duration("2m"), Ok(Duration::from_secs(120)));
-        for wrong in ["", "5", "s", "5h", "-1s", "99999999999999999999s", "18446744073709551615m"] {
+        assert_eq!(duration("24h"), Ok(Duration::from_secs(86_400)));
+        for wrong in ["", "5", "s", "5d", "-1s", "99999999999999999999s", "18446744073709551615h"] {
             assert!(duration(wrong).is_err(), "{wrong}");
         }
     }

@@ -33,7 +33,7 @@ pub use reader::{Reader, ReaderStatus};
 pub use replikv_proto::{DifferenceKind, Displaced, OnDivergence, Resync};
 pub use slave::{
     Difference, Ending, FollowError, Lag, Quarantine, QuarantineFile, Slave, SlaveConfig, SlaveProgress, SlaveState,
-    SlaveStatus, VerifyError, VerifyOptions, VerifyReport, WaitError, WaitFor,
+    SlaveStatus, Verification, VerifyError, VerifyOptions, VerifyOutcome, VerifyReport, WaitError, WaitFor,
 };
 pub use stored::role;
 pub use transport::{Codec, ConnectionError};

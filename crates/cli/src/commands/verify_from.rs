@@ -4,7 +4,7 @@ use std::pin::pin;
 use std::process::ExitCode;
 
 use anyhow::{Context, bail};
-use replikv::{DifferenceKind, OpenError, Slave, SlaveConfig, VerifyOptions, VerifyReport};
+use replikv::{DifferenceKind, OpenError, QuarantineFile, Slave, SlaveConfig, VerifyOptions, VerifyReport};
 use tokio::sync::watch;
 
 use super::NO;
@@ -19,7 +19,13 @@ pub(crate) async fn run(args: &args::Verify, from: &str, json: bool) -> anyhow::
     let mut interrupt = Interrupt::new()?;
     super::check_address(from).await?;
     // It keeps no slot, and so its name is free.
-    let config = SlaveConfig::new(format!("verify-{}", std::process::id())).temporary();
+    let mut config = SlaveConfig::new(format!("verify-{}", std::process::id())).temporary();
+    if let Some(path) = &args.quarantine {
+        let quarantine = QuarantineFile::new(path);
+        // Before anything else: not when the first entry is to be kept.
+        quarantine.check().with_context(|| path.display().to_string())?;
+        config = config.quarantine(quarantine);
+    }
     let slave = Slave::open(store::open_existing(url)?, config).await.map_err(|error| match error {
         OpenError::Backup => store::is_backup(url),
         error => anyhow::Error::new(error).context(url.clone()),

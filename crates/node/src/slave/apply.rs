@@ -11,7 +11,9 @@ use replikv_core::{
     Cursor, Durability, KeyRange, Keyspace, Outcome as StoreOutcome, Position, ReplicaStore, ScanOptions, StoreError,
     WriteSet, WriteSetBuilder,
 };
-use replikv_proto::{Applier, Content, Differing, Displacing, Group, ProbeCheck, Probed, Record, Resync, Touched};
+use replikv_proto::{
+    Applier, Content, Differing, Displaced, Displacing, Group, ProbeCheck, Probed, Record, RejectCode, Resync, Touched,
+};
 use tokio::sync::{Notify, mpsc};
 use tokio::time::{Instant, sleep, sleep_until};
 use tokio_util::sync::CancellationToken;
@@ -279,7 +281,7 @@ impl<S: ReplicaStore> ApplyTask<S> {
         let inner = self.inner.clone();
         let mut check = ProbeCheck::new(probed);
         let mut findings = Findings { max: job.max_differences, ..Findings::default() };
-        findings.mending = job.repair.then(|| self.applier.mending());
+        findings.mending = job.repair.then(|| self.mending());
         let mut rest = Some(probed.range.clone());
         while let Some(range) = rest.take() {
             let options = ScanOptions::default().max_entries(usize::MAX).max_bytes(VERIFY_BYTES);
@@ -287,23 +289,24 @@ impl<S: ReplicaStore> ApplyTask<S> {
             check.push_page(page.ops(), |differing| findings.add(differing))?;
             rest = page.rest().cloned();
             // A slave may hold any number of entries that its master does not.
-            if let Some(mending) = findings.mending.as_mut().filter(|mending| mending.byte_len() > MEND_BYTES) {
-                let writes = mending.build();
-                findings.mending = Some(self.applier.mending());
-                self.mend(&cursor, writes).await?;
+            if let Some(mending) = findings.mending.take_if(|mending| mending.byte_len() > MEND_BYTES) {
+                self.mend(&cursor, mending).await?;
+                findings.mending = Some(self.mending());
             }
         }
         let checked = check.finish(|differing| findings.add(differing))?;
-        if let Some(mending) = findings.mending.as_mut().filter(|mending| mending.byte_len() > 0) {
-            let writes = mending.build();
-            self.mend(&cursor, writes).await?;
+        if let Some(mending) = findings.mending.take_if(|mending| mending.byte_len() > 0) {
+            self.mend(&cursor, mending).await?;
         }
         let repaired = if job.repair { findings.count } else { 0 };
+        let read_bytes = checked.bytes.max(probed.read_bytes());
+        inner.metrics.compared(read_bytes);
         Ok(Compared {
             range: probed.range.clone(),
             at: probed.at,
             entries: checked.entries,
             bytes: checked.bytes,
+            read_bytes,
             equal: checked.equal,
             different: findings.count,
             differences: findings.listed,
@@ -311,10 +314,24 @@ impl<S: ReplicaStore> ApplyTask<S> {
         })
     }
 
+    fn mending(&self) -> Mending {
+        let displaced = self.inner.config.quarantine.is_some().then(Vec::new);
+        Mending { writes: self.applier.mending(), displaced, displaced_bytes: 0 }
+    }
+
     // At this point of the history the master holds just this: what comes after is applied on top of it.
-    async fn mend(&mut self, cursor: &Cursor, writes: WriteSet) -> Result<(), FollowError> {
+    async fn mend(&mut self, cursor: &Cursor, mut mending: Mending) -> Result<(), FollowError> {
         let durability = self.inner.config.durability;
         let inner = self.inner.clone();
+        let displaced = mending.displaced.take().filter(|displaced| !displaced.is_empty());
+        if let Some((displaced, quarantine)) = displaced.zip(inner.config.quarantine.as_ref()) {
+            let (at, kept) = (cursor.position, displaced.len() as u64);
+            // They have one history, and stand at one point of it.
+            let why = Resync { reason: RejectCode::Diverged, was: at, ancestor: Some(at) };
+            quarantine.keep(&why, displaced).await.map_err(|source| FollowError::Quarantine { source })?;
+            inner.tracker.quarantined(kept);
+        }
+        let writes = mending.writes.build();
         for attempt in 0.. {
             match inner.store.apply(writes.clone(), durability).await {
                 Ok(()) => break,
@@ -395,22 +412,40 @@ struct Findings {
     listed: Vec<Difference>,
     max: usize,
     /// What mends it, if that is wanted.
-    mending: Option<WriteSetBuilder>,
+    mending: Option<Mending>,
+}
+
+/// What mends a range, or a part of it.
+#[derive(Debug)]
+struct Mending {
+    writes: WriteSetBuilder,
+    /// What it takes the place of, if there is a quarantine.
+    displaced: Option<Vec<Displaced>>,
+    displaced_bytes: usize,
 }
 
 impl Findings {
-    fn add(&mut self, Differing { key, kind, value }: Differing<'_>) -> Result<(), StoreError> {
+    fn add(&mut self, Differing { key, kind, value, own }: Differing<'_>) -> Result<(), StoreError> {
         self.count += 1;
         if self.listed.len() < self.max {
             self.listed.push(Difference { key: Bytes::copy_from_slice(key), kind });
         }
-        if let Some(mending) = &mut self.mending {
-            match value {
-                Some(value) => mending.put(Keyspace::Data, key, value)?,
-                None => mending.delete(Keyspace::Data, key)?,
-            };
+        let Some(mending) = &mut self.mending else { return Ok(()) };
+        if let Some((displaced, own)) = mending.displaced.as_mut().zip(own) {
+            mending.displaced_bytes += key.len() + own.len();
+            displaced.push(Displaced { key: Bytes::copy_from_slice(key), value: Bytes::copy_from_slice(own) });
         }
+        match value {
+            Some(value) => mending.writes.put(Keyspace::Data, key, value)?,
+            None => mending.writes.delete(Keyspace::Data, key)?,
+        };
         Ok(())
+    }
+}
+
+impl Mending {
+    fn byte_len(&self) -> usize {
+        self.writes.byte_len() + self.displaced_bytes
     }
 }
 

@@ -23,6 +23,8 @@ pub struct SlaveConfig {
     pub(crate) on_divergence: OnDivergence,
     pub(crate) quarantine: Option<Arc<dyn Quarantine>>,
     pub(crate) from_backup: bool,
+    pub(crate) verify_every: Option<Duration>,
+    pub(crate) verify_bytes_per_second: u64,
 }
 
 impl SlaveConfig {
@@ -44,6 +46,8 @@ impl SlaveConfig {
             on_divergence: OnDivergence::Refuse,
             quarantine: None,
             from_backup: false,
+            verify_every: None,
+            verify_bytes_per_second: 4 << 20,
         }
     }
 
@@ -109,6 +113,8 @@ impl SlaveConfig {
     /// differs, so that what the master changed since is in it as well. Until it is through, the slave holds no state of
     /// any master, as while it compares.
     ///
+    /// What [`VerifyOptions::repair`](super::VerifyOptions::repair) overwrites or takes away goes to `quarantine` as well.
+    ///
     /// Another source stays refused: see [`adopt_source`](Self::adopt_source). So does a master that holds nothing.
     #[must_use]
     pub fn resync(mut self, quarantine: impl Quarantine) -> Self {
@@ -128,6 +134,15 @@ impl SlaveConfig {
         self
     }
 
+    /// Keeps what [`VerifyOptions::repair`](super::VerifyOptions::repair) overwrites or takes away, and leaves it at that: a
+    /// slave whose history has parted from its master's stays refused, unless [`resync`](Self::resync) is said as well.
+    /// Default: what a repair overwrites is kept nowhere.
+    #[must_use]
+    pub fn quarantine(mut self, quarantine: impl Quarantine) -> Self {
+        self.quarantine = Some(Arc::new(quarantine));
+        self
+    }
+
     /// Takes a store that is a backup of a master: it becomes this slave's, and goes on from where the backup was taken,
     /// without a copy. The log that is in it goes. Default: no, a backup of a master is refused.
     ///
@@ -135,6 +150,28 @@ impl SlaveConfig {
     #[must_use]
     pub fn from_backup(mut self) -> Self {
         self.from_backup = true;
+        self
+    }
+
+    /// Verifies in the background that the slave holds what its master holds, as [`Slave::verify`] does: first so long
+    /// after it was opened, then so long after the last verification has ended; one second at least. What came of it is in
+    /// [`SlaveStatus::verification`], in the metrics, and in a warning if something differs; nothing is repaired. A
+    /// connection that breaks is waited for as long, and whoever calls [`Slave::verify`] meanwhile goes first. It runs in
+    /// the tokio runtime that the slave is opened in. Default: never.
+    ///
+    /// [`Slave::verify`]: super::Slave::verify
+    /// [`SlaveStatus::verification`]: super::SlaveStatus::verification
+    #[must_use]
+    pub fn verify_every(mut self, interval: Duration) -> Self {
+        self.verify_every = Some(interval.max(Duration::from_secs(1)));
+        self
+    }
+
+    /// How many bytes of entries a second [verifying in the background](Self::verify_every) reads on either side, at most.
+    /// Default: 4 MiB.
+    #[must_use]
+    pub fn verify_bytes_per_second(mut self, bytes: u64) -> Self {
+        self.verify_bytes_per_second = bytes.max(1);
         self
     }
 

@@ -30,7 +30,7 @@ pub use self::quarantine::{Quarantine, QuarantineFile};
 use self::status::Tracker;
 pub use self::status::{Lag, SlaveProgress, SlaveState, SlaveStatus};
 use self::verify::Desk;
-pub use self::verify::{Difference, VerifyError, VerifyOptions, VerifyReport};
+pub use self::verify::{Difference, Verification, VerifyError, VerifyOptions, VerifyOutcome, VerifyReport};
 pub use self::wait::WaitFor;
 use crate::changes::GroupFeed;
 use crate::clock::Clock;
@@ -66,7 +66,7 @@ struct Inner<S> {
     tracker: Tracker,
     feed: GroupFeed,
     /// Where questions to the master lie.
-    desk: Desk,
+    desk: Arc<Desk>,
     metrics: FollowerMetrics,
     /// Held while a connection is followed, and while its last write set is in flight.
     following: Arc<Mutex<()>>,
@@ -111,12 +111,13 @@ impl<S: ReplicaStore> Slave<S> {
         let feed = GroupFeed::new();
         let runtime = tokio::runtime::Handle::try_current().ok();
         let metrics = FollowerMetrics::new(&config.name);
-        let desk = Desk::default();
+        let desk = Arc::default();
         let inner =
             Inner { store, config, nonce, clock, tracker, feed, desk, metrics, following, active, closing, runtime };
         let inner = Arc::new(inner);
         if let Some(runtime) = &inner.runtime {
             sample_every_second(runtime, &inner, inner.closing.clone());
+            verify::start(runtime, &inner);
         }
         Ok(Self { inner })
     }

@@ -74,6 +74,8 @@ pub struct Differing<'a> {
     pub kind: DifferenceKind,
     /// What the master holds; `None` for an extra key.
     pub value: Option<&'a [u8]>,
+    /// What the slave holds; `None` for a missing key.
+    pub own: Option<&'a [u8]>,
 }
 
 impl Probed {
@@ -89,6 +91,14 @@ impl Probed {
             && !self.range.is_empty()
             && ends_by(&self.range, probe.range.end())
             && probe.entries == matches!(self.held, Held::Entries(_))
+    }
+
+    /// How many bytes of entries were read for it.
+    pub fn read_bytes(&self) -> u64 {
+        match &self.held {
+            Held::Summary(summary) => summary.bytes,
+            Held::Entries(entries) => entries.byte_len() as u64,
+        }
     }
 
     /// What it counts for among the bytes that wait to be applied.
@@ -165,7 +175,7 @@ impl<'a> ProbeCheck<'a> {
             if let Theirs::Entries(theirs) = &mut self.theirs {
                 while let Some(Op::Put { key, value }) = theirs.next_if(|other| put_key(other) < Some(key)) {
                     self.differences += 1;
-                    found(Differing { key, kind: DifferenceKind::Missing, value: Some(value) })?;
+                    found(Differing { key, kind: DifferenceKind::Missing, value: Some(value), own: None })?;
                 }
                 let (kind, theirs) = match theirs.next_if(|other| put_key(other) == Some(key)) {
                     Some(Op::Put { value: theirs, .. }) if theirs == value => continue,
@@ -173,7 +183,7 @@ impl<'a> ProbeCheck<'a> {
                     _ => (DifferenceKind::Extra, None),
                 };
                 self.differences += 1;
-                found(Differing { key, kind, value: theirs })?;
+                found(Differing { key, kind, value: theirs, own: Some(value) })?;
             }
         }
         Ok(())
@@ -193,7 +203,7 @@ impl<'a> ProbeCheck<'a> {
                 for op in theirs {
                     let Op::Put { key, value } = op else { continue };
                     self.differences += 1;
-                    found(Differing { key, kind: DifferenceKind::Missing, value: Some(value) })?;
+                    found(Differing { key, kind: DifferenceKind::Missing, value: Some(value), own: None })?;
                 }
                 self.differences == 0
             }
@@ -234,14 +244,14 @@ mod tests {
         Probed::new(&probe, KeyRange::all(), at, entries(theirs))
     }
 
-    type Found = Vec<(Bytes, DifferenceKind, Option<Bytes>)>;
+    type Found = Vec<(Bytes, DifferenceKind, Option<Bytes>, Option<Bytes>)>;
 
     // However the slave's own is cut into pages.
     fn check(probed: &Probed, own: &[(&str, &str)], cut: usize) -> (Found, bool) {
         let mut found = Vec::new();
         let mut tell = |differing: Differing<'_>| {
-            let value = differing.value.map(Bytes::copy_from_slice);
-            found.push((Bytes::copy_from_slice(differing.key), differing.kind, value));
+            let (value, own) = (differing.value.map(Bytes::copy_from_slice), differing.own.map(Bytes::copy_from_slice));
+            found.push((Bytes::copy_from_slice(differing.key), differing.kind, value, own));
             Ok::<_, ()>(())
         };
         let mut check = ProbeCheck::new(probed);
@@ -260,11 +270,11 @@ mod tests {
         let key = |key: &'static str| Bytes::from_static(key.as_bytes());
         let one = Some(key("1"));
         let wanted = vec![
-            (key("a"), DifferenceKind::Extra, None),
-            (key("c"), DifferenceKind::Value, one.clone()),
-            (key("d"), DifferenceKind::Missing, one.clone()),
-            (key("e"), DifferenceKind::Extra, None),
-            (key("g"), DifferenceKind::Missing, one),
+            (key("a"), DifferenceKind::Extra, None, one.clone()),
+            (key("c"), DifferenceKind::Value, one.clone(), Some(key("2"))),
+            (key("d"), DifferenceKind::Missing, one.clone(), None),
+            (key("e"), DifferenceKind::Extra, None, one.clone()),
+            (key("g"), DifferenceKind::Missing, one, None),
         ];
         for cut in 0..=own.len() {
             assert_eq!(check(&probed(true, &theirs), &own, cut), (wanted.clone(), false), "cut at {cut}");

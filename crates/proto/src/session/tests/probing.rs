@@ -1,7 +1,7 @@
 //! Probes: what a range holds at one point of the history, told in the stream of records at just that point.
 
 use super::*;
-use crate::{Held, Probe, Probed, Summary};
+use crate::{Held, Probe, Probed, Summary, Touched};
 
 fn probe(entries: bool) -> Probe {
     Probe { range: KeyRange::from_bounds("b".."m"), max_bytes: 40, entries }
@@ -152,4 +152,42 @@ fn a_master_is_asked_one_thing_at_a_time_and_an_older_one_nothing() {
     slave.probe(probe(false));
     let mut sent = std::iter::from_fn(|| slave.poll_action());
     assert!(!sent.any(|action| matches!(action, SlaveAction::Send(Message::Probe(_)))));
+}
+
+// Where the record was compacted away meanwhile, nothing is sent at whose end the data is what was read.
+#[test]
+fn an_answer_that_a_compacted_stretch_has_passed_is_asked_for_again() {
+    let history = History::of(9);
+    for (end, passed) in [(5, false), (6, true), (9, true)] {
+        let mut slave = asking(&history, 4, true);
+        let entries = Held::Entries(puts([(&b"b"[..], &b"v"[..])]));
+        slave.handle_message(at(0), Message::Probed(answer(&history, 6, entries))).unwrap();
+        let (end, read_at) = (Some(history.position(end)), history.position(9));
+        let touched = Touched { read_at, end, ops: puts([(&b"b"[..], &b"w"[..])]) };
+        slave.handle_message(at(0), Message::Touched(touched)).unwrap();
+        let actions: Vec<_> = std::iter::from_fn(|| slave.poll_action()).collect();
+        let asked =
+            |action: &SlaveAction| matches!(action, SlaveAction::Send(Message::Probe(again)) if *again == probe(true));
+        assert_eq!(actions.iter().any(asked), passed, "{end:?}");
+        assert!(!actions.iter().any(|action| matches!(action, SlaveAction::Probed(_))), "{end:?}");
+        if passed {
+            // And that one is answered.
+            let again = Probed { at: history.position(9), ..answer(&history, 9, Held::Entries(EncodedOps::default())) };
+            slave.handle_message(at(0), Message::Probed(again)).unwrap();
+        }
+    }
+}
+
+// What a slave holds that was ahead cannot be compared with what comes before it.
+#[test]
+fn a_master_that_has_lost_what_it_sent_answers_with_a_goodbye() {
+    let history = History::of(5);
+    let mut master = asked(&history, false);
+    read(&mut master);
+    let back = View { published: history.position(3), handed: history.position(3), ..history.view() };
+    master.handle_view(back);
+    master.handle_page(content(probe(false).range, history.position(3), &[]));
+    let mut actions = std::iter::from_fn(|| master.poll_action());
+    assert!(matches!(actions.next(), Some(MasterAction::Send(Message::Goodbye(_)))));
+    assert!(matches!(actions.next(), Some(MasterAction::Close(None))));
 }
