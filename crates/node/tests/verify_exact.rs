@@ -102,6 +102,26 @@ async fn a_range_that_is_hot_is_read_between_two_groups_and_the_slave_tells_of_t
     Ok(())
 }
 
+// A group that was folded while the one before it was committed is not there yet when the answer is.
+#[tokio::test]
+async fn an_answer_waits_for_the_groups_that_were_folded_before_it() -> Result<(), Error> {
+    let (master, slave, _) = ten(SlaveConfig::new("edge").group_bytes(1)).await?;
+    let applying = slave.store().faults().hold_apply();
+    master.put([3], "committed").await?;
+    soon(applying.reached()).await;
+    let last = master.put([3], "folded").await?;
+    let verifying = verify(&slave, VerifyOptions::default().repair());
+    for _ in 0..1_000 {
+        tokio::task::yield_now().await;
+    }
+    applying.release();
+    let report = soon(verifying).await??;
+    assert!(report.is_equal(), "a false alarm: {report:?}");
+    assert_eq!(report.position.map(|at| at.seq), Some(last.seq));
+    assert_equal(&master, &slave).await;
+    Ok(())
+}
+
 // As when applications commit in transactions of their own without a pause.
 #[tokio::test]
 async fn a_master_whose_data_never_rests_ends_the_connection_and_says_why() -> Result<(), Error> {
