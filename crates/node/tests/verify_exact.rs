@@ -105,11 +105,12 @@ async fn a_range_that_is_hot_is_read_between_two_groups_and_the_slave_tells_of_t
 // A group that was folded while the one before it was committed is not there yet when the answer is.
 #[tokio::test]
 async fn an_answer_waits_for_the_groups_that_were_folded_before_it() -> Result<(), Error> {
-    let (master, slave, _) = ten(SlaveConfig::new("edge").group_bytes(1)).await?;
+    // The second batch is a whole group, and behind both there is room for the answer.
+    let (master, slave, _) = ten(SlaveConfig::new("edge").group_bytes(2_000)).await?;
     let applying = slave.store().faults().hold_apply();
     master.put([3], "committed").await?;
     soon(applying.reached()).await;
-    let last = master.put([3], "folded").await?;
+    let last = master.put([3], "folded".repeat(400)).await?;
     let verifying = verify(&slave, VerifyOptions::default().repair());
     for _ in 0..1_000 {
         tokio::task::yield_now().await;
