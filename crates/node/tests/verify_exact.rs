@@ -10,7 +10,7 @@ use std::time::Duration;
 use async_trait::async_trait;
 use bytes::Bytes;
 use futures_util::{SinkExt, StreamExt};
-use replikv_core::{KeyRange, Keyspace, Position, ReplicaStore, Seq, StoreError};
+use replikv_core::{Cursor, KeyRange, Keyspace, LinkId, Position, ReplicaStore, Seq, StoreError, meta};
 use replikv_node::{
     Codec, DifferenceKind, Displaced, FollowError, Master, MasterConfig, Quarantine, Resync, ServeError, Slave,
     SlaveConfig, VerifyError, VerifyOptions, VerifyOutcome, VerifyReport,
@@ -171,6 +171,26 @@ async fn whoever_no_longer_waits_for_an_answer_wants_nothing_mended() -> Result<
     let report = soon(slave.verify(VerifyOptions::default().repair())).await?;
     assert_eq!((report.different, report.repaired), (1, 1));
     assert_equal(&master, &slave).await;
+    Ok(())
+}
+
+// Two slaves on one store: what the other one has written is no difference.
+#[tokio::test]
+async fn a_store_that_another_process_moves_on_is_not_called_different() -> Result<(), Error> {
+    let master = master(&store(), MasterConfig::default()).await;
+    master.put("a", "1").await?;
+    master.put("a", "2").await?;
+    let slave = slave(&store(), "edge").await;
+    let (_serving, following) = connect(&master, &slave);
+    soon(slave.wait_caught_up()).await?;
+    let at = slave.status().position.ok_or("it follows")?;
+    let moved = Cursor::at(Position { seq: Seq::new(at.seq.as_u64() + 1), ..at });
+    put_raw(slave.store(), Keyspace::Meta, &meta::cursor_key(&LinkId::default()), &moved.to_bytes()).await?;
+    put_raw(slave.store(), Keyspace::Data, b"a", b"3").await?;
+    let verifying = verify(&slave, VerifyOptions::default().patience(Duration::from_millis(20)));
+    assert!(matches!(soon(following).await?, Err(FollowError::Fenced)));
+    let Err(VerifyError::Interrupted { report }) = soon(verifying).await? else { panic!("it cannot tell") };
+    assert!(report.is_equal(), "{report:?}");
     Ok(())
 }
 

@@ -295,6 +295,10 @@ impl<S: ReplicaStore> ApplyTask<S> {
             }
         }
         let checked = check.finish(|differing| findings.add(differing))?;
+        // A second process that moves the cursor has another state in the store, and no difference is one.
+        if !checked.equal && inner.store.cursor(&inner.config.link).await?.as_ref() != Some(&cursor) {
+            return Err(FollowError::Fenced);
+        }
         if let Some(mending) = findings.mending.take_if(|mending| mending.byte_len() > 0) {
             self.mend(&cursor, mending).await?;
         }
