@@ -239,17 +239,23 @@ async fn a_master_of_an_older_version_is_named_as_the_reason() -> Result<(), Err
 
 /// Keeps in memory, and fails as often as it is told to.
 #[derive(Debug, Clone, Default)]
-struct Kept(Arc<Mutex<(Vec<(Resync, Displaced)>, usize)>>);
+struct Kept(Arc<Mutex<Inside>>);
+
+#[derive(Debug, Default)]
+struct Inside {
+    entries: Vec<(Resync, Displaced)>,
+    failures: usize,
+}
 
 #[async_trait]
 impl Quarantine for Kept {
     async fn keep(&self, resync: &Resync, entries: Vec<Displaced>) -> io::Result<()> {
         let mut kept = self.0.lock().unwrap();
-        if kept.1 > 0 {
-            kept.1 -= 1;
+        if kept.failures > 0 {
+            kept.failures -= 1;
             return Err(io::Error::other("no room"));
         }
-        kept.0.extend(entries.into_iter().map(|entry| (*resync, entry)));
+        kept.entries.extend(entries.into_iter().map(|entry| (*resync, entry)));
         Ok(())
     }
 }
@@ -262,9 +268,9 @@ async fn what_a_repair_takes_away_is_quarantined_first() -> Result<(), Error> {
     put_raw(slave.store(), Keyspace::Data, &[4], b"wrong").await?;
     put_raw(slave.store(), Keyspace::Data, b"mine", b"1").await?;
     let report = soon(slave.verify(VerifyOptions::default())).await?;
-    assert_eq!((report.different, kept.0.lock().unwrap().0.len()), (2, 0), "nothing is taken away yet");
+    assert_eq!((report.different, kept.0.lock().unwrap().entries.len()), (2, 0), "nothing is taken away yet");
     // What cannot be kept is not overwritten; the next connection tries again.
-    kept.0.lock().unwrap().1 = 1;
+    kept.0.lock().unwrap().failures = 1;
     let verifying = verify(&slave, VerifyOptions::default().repair());
     until(|| !slave.subscribe().borrow().connected).await;
     assert_eq!(slave.get([4]).await?.as_deref(), Some(&b"wrong"[..]));
@@ -276,7 +282,7 @@ async fn what_a_repair_takes_away_is_quarantined_first() -> Result<(), Error> {
         (at, Some(at), displaced)
     };
     let found: Vec<_> =
-        kept.0.lock().unwrap().0.iter().map(|(why, entry)| (why.was, why.ancestor, entry.clone())).collect();
+        kept.0.lock().unwrap().entries.iter().map(|(why, entry)| (why.was, why.ancestor, entry.clone())).collect();
     assert_eq!(found, [entry(&[4], b"wrong"), entry(b"mine", b"1")]);
     assert_eq!((slave.status().quarantined, slave.status().resyncs), (2, 0));
     assert_equal(&master, &slave).await;
