@@ -13,8 +13,8 @@ use replikv::{
 
 pub(crate) type Store = Arc<dyn ReplicaStore>;
 
-/// What the program writes at most: what every backend that it contains can hold.
-pub(crate) const LIMITS: StoreLimits = StoreLimits { max_key: 511, max_value: 32 << 20, max_batch: 64 << 20 };
+/// What the program writes at most: what every backend that it contains can hold, also under a link's prefix.
+pub(crate) const LIMITS: StoreLimits = StoreLimits { max_key: 480, max_value: 32 << 20, max_batch: 64 << 20 };
 
 /// The limits of a master that takes values of up to `max_value` MiB.
 pub(crate) fn limits(max_value: u16) -> StoreLimits {

@@ -88,7 +88,7 @@ pub(crate) struct Parts {
 }
 
 impl Parts {
-    fn new(parts: Vec<OwnedPart>) -> Self {
+    pub(crate) fn new(parts: Vec<OwnedPart>) -> Self {
         let byte_len = parts.iter().map(OwnedPart::byte_len).sum();
         Self { parts, byte_len, joined: OnceLock::new() }
     }

@@ -16,6 +16,7 @@ mod limits;
 pub mod meta;
 mod op;
 mod page;
+mod placed;
 mod position;
 mod range;
 mod reader;

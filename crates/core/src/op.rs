@@ -176,6 +176,18 @@ impl EncodedOps {
         Self(Repr::Whole(bytes))
     }
 
+    /// Parts that follow one another, each as it lies.
+    pub(crate) fn from_parts(mut parts: Vec<OwnedPart>) -> Self {
+        match (parts.pop(), parts.is_empty()) {
+            (None, _) => Self::default(),
+            (Some(OwnedPart::Ops(ops)), true) => ops,
+            (Some(last), _) => {
+                parts.push(last);
+                Self(Repr::Parts(Arc::new(Parts::new(parts))))
+            }
+        }
+    }
+
     /// The operations, in order.
     pub fn iter(&self) -> Ops<'_> {
         Ops(self.as_bytes())

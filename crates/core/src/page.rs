@@ -55,6 +55,10 @@ pub struct Page {
 }
 
 impl Page {
+    pub(crate) fn from_parts(entries: EncodedOps, len: usize, rest: Option<KeyRange>) -> Self {
+        Self { entries, len, rest }
+    }
+
     /// The entries, in the order of the scan, borrowed.
     pub fn iter(&self) -> impl Iterator<Item = (&[u8], &[u8])> + '_ {
         puts(self.entries.iter())

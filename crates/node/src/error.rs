@@ -1,6 +1,6 @@
 //! Why a store cannot be opened as a master or a slave.
 
-use replikv_core::{InvalidLinkId, StoreError};
+use replikv_core::{InvalidLinkId, LinkId, StoreError};
 use replikv_proto::layout::Role;
 
 /// Why a store cannot be opened as a master or a slave.
@@ -33,6 +33,12 @@ pub enum OpenError {
     /// The store is what is left of a backup that was never complete.
     #[error("the store is a backup that was never completed: remove it, and take another one")]
     UnfinishedBackup,
+    /// Links write to the store: it is a centre's, and is opened as one.
+    #[error("links write to the store, {link} among them: open it as a centre")]
+    Links {
+        /// One of them.
+        link: LinkId,
+    },
     /// The slave's name is none.
     #[error(transparent)]
     Name(#[from] InvalidLinkId),

@@ -5,6 +5,7 @@
 
 mod backup;
 mod blocking;
+mod centre;
 mod changes;
 mod clock;
 mod error;
@@ -22,6 +23,7 @@ pub use backup::{BackedUp, BackupError, backup, mark_backup};
 pub use blocking::{Blocking, BlockingChanges, BlockingEntries, BlockingError, BlockingMaster, BlockingSlave};
 #[cfg(feature = "tcp")]
 pub use blocking::{Following, Serving};
+pub use centre::{Centre, LinkConfig, LinkError, LinkSeen, LinkStore, Unlinked, links};
 pub use changes::{Change, ChangeOp, Changes, ChangesError, ChangesFrom, Consumer, ConsumerError};
 pub use error::OpenError;
 pub use health::{Health, HealthState};

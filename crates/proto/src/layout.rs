@@ -19,6 +19,8 @@ pub enum Role {
     Master,
     /// It follows a master.
     Slave,
+    /// It gathers from several masters, over links.
+    Centre,
 }
 
 impl std::fmt::Display for Role {
@@ -26,6 +28,7 @@ impl std::fmt::Display for Role {
         f.write_str(match self {
             Self::Master => "master",
             Self::Slave => "slave",
+            Self::Centre => "centre",
         })
     }
 }
@@ -81,6 +84,11 @@ impl Identity {
     /// The identity of a slave's store.
     pub fn slave() -> Self {
         Self { role: Role::Slave, source: None }
+    }
+
+    /// The identity of a centre's store.
+    pub fn centre() -> Self {
+        Self { role: Role::Centre, source: None }
     }
 }
 

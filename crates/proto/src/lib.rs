@@ -8,6 +8,7 @@
 compile_error!("`planted-bugs` loses data on purpose: it is for tests that are built with debug assertions");
 
 mod applier;
+mod claims;
 mod committer;
 mod compaction;
 mod divergence;
@@ -27,8 +28,9 @@ mod time;
 mod wire;
 
 pub use applier::{Applier, Group, Progress};
+pub use claims::{Claim, ClaimState, rival};
 pub use committer::{
-    Abort, Answer, CommitGroup, Committer, CommitterConfig, Intent, LogEntry, LoneRecord, Step, TransactFn,
+    Abort, Answer, CommitGroup, Committer, CommitterConfig, Gathered, Intent, LogEntry, LoneRecord, Step, TransactFn,
     TransactView, Work,
 };
 pub use compaction::{

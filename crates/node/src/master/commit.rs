@@ -242,6 +242,10 @@ impl<S: ReplicaStore> CommitTask<S> {
                     // Recordings go on giving way: the group goes to the store again at once.
                     return self.adopt(found, chain).await;
                 }
+                if found.position == self.committer.head().position {
+                    // The head stands: it is a link whose cursor somebody else has moved.
+                    return self.unfit(group);
+                }
                 self.fence();
                 self.refused(group, StoreError::HeadMoved);
             }
@@ -250,6 +254,20 @@ impl<S: ReplicaStore> CommitTask<S> {
                 self.refused(group, error);
             }
         }
+        self.inner.recordings.decided();
+    }
+
+    // Each is decided anew on its own, so that only the one whose condition does not hold is refused.
+    fn unfit(&mut self, group: CommitGroup<Ticket>) {
+        match self.committer.taken_apart(group) {
+            Ok(refused) => answer(refused),
+            Err(group) => {
+                self.committer.refused();
+                let outcome = Answer::Failed(StoreError::HeadMoved);
+                answer(group.answers.into_iter().map(|(ticket, decided)| (ticket, after_failure(decided, &outcome))));
+            }
+        }
+        self.inner.hand_over(self.committer.handed());
         self.inner.recordings.decided();
     }
 

@@ -1,7 +1,7 @@
 //! Why a write failed, and why serving ended.
 
 use bytes::Bytes;
-use replikv_core::{StoreError, Token};
+use replikv_core::{LinkId, StoreError, Token};
 use replikv_proto::{Answer, ProtocolError, Refusal};
 
 use crate::transport::ConnectionError;
@@ -35,6 +35,14 @@ pub enum WriteError {
     /// itself. Commit or drop the recorder first.
     #[error("a recorder is open on this thread: commit or drop it first")]
     RecorderOpen,
+    /// The key belongs to a link of the centre that this master is: only that link's own master writes it.
+    #[error("the batch was not written: {} belongs to link {link}", key.escape_ascii())]
+    Claimed {
+        /// The key, or where a range begins that reaches into what is claimed.
+        key: Bytes,
+        /// The link.
+        link: LinkId,
+    },
     /// The batch is committed and stays, but fewer slaves than wanted have acknowledged it in time.
     #[error("the batch is committed, but {acked} of {wanted} slaves hold it durably")]
     NotReplicated {

@@ -43,8 +43,10 @@ pub(super) async fn open<S: ReplicaStore>(store: &S, config: &MasterConfig) -> R
         Some(Identity { role: Role::Master, .. }) => {
             return Err(StoreError::Corrupt { what: "a master without a source".into() }.into());
         }
+        // It was a centre, and becomes a master as well.
+        Some(before @ Identity { role: Role::Centre, .. }) if config.gathers => begin(store, Some(before)).await?,
         Some(Identity { role, .. }) => return Err(OpenError::Role { found: role, wanted: Role::Master }),
-        None => begin(store).await?,
+        None => begin(store, None).await?,
     }
     if config.new_epoch {
         begin_epoch(store).await?;
@@ -88,13 +90,13 @@ fn limits<S: ReplicaStore>(store: &S, config: &MasterConfig) -> Result<StoreLimi
 
 // The whole beginning is one write set: identity, epoch record and, if the store holds data, the base record that says
 // so. The floor lies after the base record, so that every slave gets that data by copying.
-async fn begin<S: ReplicaStore>(store: &S) -> Result<(), OpenError> {
+async fn begin<S: ReplicaStore>(store: &S, before: Option<Identity>) -> Result<(), OpenError> {
     let source = SourceId::from_bytes(random()?);
     let epoch = Epoch { number: 1, nonce: u64::from_le_bytes(random()?) };
     let start = origin(source, epoch);
     let holds_data = !store.is_keyspace_empty(Keyspace::Data).await?;
     let mut log = Beginning { at: start, bytes: 0, writes: WriteSet::builder() };
-    log.writes.require(Identity::KEY, None);
+    log.writes.require(Identity::KEY, before.map(|before| before.to_bytes()));
     log.record(epoch, RecordKind::Epoch)?;
     let mut floor = Floor { position: start, log_bytes: 0 };
     if holds_data {

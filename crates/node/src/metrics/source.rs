@@ -122,6 +122,7 @@ fn kind(error: &WriteError) -> &'static str {
         WriteError::Fenced => "fenced",
         WriteError::OutcomeUnknown => "outcome_unknown",
         WriteError::RecorderOpen => "recorder_open",
+        WriteError::Claimed { .. } => "claimed",
         WriteError::Closed | WriteError::Store(StoreError::Closed) => "closed",
         WriteError::Store(StoreError::StoreFull { .. }) => "store_full",
         WriteError::Store(

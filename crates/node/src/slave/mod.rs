@@ -88,8 +88,10 @@ impl<S: ReplicaStore> Slave<S> {
     pub async fn open(store: S, config: SlaveConfig) -> Result<Self, OpenError> {
         LinkId::new(config.name.as_str())?;
         let identity = restore::identity(&store, &config).await?;
-        if let Some(Identity { role: Role::Master, .. }) = identity {
-            return Err(OpenError::Role { found: Role::Master, wanted: Role::Slave });
+        if let Some(Identity { role, .. }) = identity
+            && role != Role::Slave
+        {
+            return Err(OpenError::Role { found: role, wanted: Role::Slave });
         }
         let own = meta::cursor_key(&config.link);
         let cursors = KeyRange::prefix(meta::CURSOR_PREFIX);

@@ -1,0 +1,57 @@
+//! Why a link cannot be opened or undone.
+
+use replikv_core::{LinkId, StoreError};
+
+use crate::OpenError;
+
+/// Why a link cannot be opened or undone.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum LinkError {
+    /// Another link has keys that this one wants. Give it another target, or undo the other one.
+    #[error("link {link} wants keys under {wanted:?}, and link {other} has those under {held:?}")]
+    Claimed {
+        /// The link that was to be opened.
+        link: LinkId,
+        /// What its keys would begin with.
+        wanted: String,
+        /// The link that is there.
+        other: LinkId,
+        /// What its keys begin with.
+        held: String,
+    },
+    /// The link is there, and its entries are elsewhere. Open it with the target that it has, or undo it first.
+    #[error("link {link} has its entries under {held:?}, not under {wanted:?}")]
+    Moved {
+        /// The link.
+        link: LinkId,
+        /// What its keys begin with.
+        held: String,
+        /// What was asked for.
+        wanted: String,
+    },
+    /// Somebody has the link open: shut that down first.
+    #[error("link {link} is open")]
+    Open {
+        /// The link.
+        link: LinkId,
+    },
+    /// The link is being undone. Wait until it is.
+    #[error("link {link} is being undone")]
+    Leaving {
+        /// The link.
+        link: LinkId,
+    },
+    /// There is no such link.
+    #[error("there is no link {link}")]
+    NoSuchLink {
+        /// The name.
+        link: LinkId,
+    },
+    /// The link's part of the store cannot be opened as a slave's.
+    #[error(transparent)]
+    Slave(#[from] OpenError),
+    /// The store failed.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+}

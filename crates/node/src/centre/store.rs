@@ -1,0 +1,191 @@
+//! A link's view of the centre's store: a store of its own, for all that its slave can tell.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Mutex, PoisonError};
+
+use async_trait::async_trait;
+use bytes::Bytes;
+use replikv_core::{
+    Cursor, Durability, KeyRange, Keyspace, LinkId, Page, ReplicaStore, ScanOptions, StoreError, StoreLimits,
+    StoreStats, Subspace, WriteSet, meta,
+};
+use replikv_proto::Claim;
+
+use super::Inner;
+use super::claims::Lease;
+
+/// The part of a centre's store that one link writes: what the link calls `k` is under its prefix there, and what it
+/// knows of its master is apart from what other links know.
+///
+/// It keeps every law of a store, with shorter keys: what the prefix takes, keys of the master cannot have.
+#[derive(Debug)]
+pub struct LinkStore<S> {
+    shared: Arc<Inner<S>>,
+    link: LinkId,
+    data: Subspace,
+    knowledge: Subspace,
+    limits: StoreLimits,
+    /// Given back when the link is closed.
+    lease: Mutex<Option<Lease>>,
+    /// How many write sets were dropped by whoever waited for them, and how many of those are decided.
+    abandoned: AtomicU64,
+    decided: AtomicU64,
+}
+
+impl<S: ReplicaStore> LinkStore<S> {
+    pub(super) fn new(shared: &Arc<Inner<S>>, link: &LinkId, target: Subspace, lease: Lease) -> Self {
+        let whole = shared.limits();
+        let prefix = target.prefix().len();
+        let limits = StoreLimits {
+            max_key: whole.max_key.saturating_sub(prefix),
+            // Every operation of a batch grows by the prefix; how many there are, only the batch itself can tell.
+            max_batch: if prefix == 0 { whole.max_batch } else { whole.max_batch - whole.max_batch / 4 },
+            ..whole
+        };
+        Self {
+            shared: shared.clone(),
+            link: link.clone(),
+            data: target,
+            knowledge: Claim::knowledge(link),
+            limits,
+            lease: Mutex::new(Some(lease)),
+            abandoned: AtomicU64::new(0),
+            decided: AtomicU64::new(0),
+        }
+    }
+
+    /// Where its entries are, in the centre.
+    pub fn target(&self) -> &Subspace {
+        &self.data
+    }
+
+    fn place(&self, keyspace: Keyspace) -> (Keyspace, Subspace) {
+        match keyspace {
+            Keyspace::Data => (Keyspace::Data, self.data.clone()),
+            // A slave keeps no log; whoever does keeps it with what else it knows.
+            Keyspace::Log => (Keyspace::Meta, self.knowledge.child("log")),
+            Keyspace::Meta => (Keyspace::Meta, self.knowledge.child("meta")),
+        }
+    }
+
+    fn check_open(&self) -> Result<(), StoreError> {
+        let lease = self.lease.lock().unwrap_or_else(PoisonError::into_inner);
+        lease.as_ref().map(|_| ()).ok_or(StoreError::Closed)
+    }
+
+    fn check_key(&self, key: &[u8]) -> Result<(), StoreError> {
+        if key.is_empty() {
+            return Err(StoreError::KeyEmpty);
+        }
+        let (len, max) = (key.len(), self.limits.max_key);
+        if len > max { Err(StoreError::KeyTooLong { len, max }) } else { Ok(()) }
+    }
+
+    // Whoever drops a write set does not wait for what becomes of it; whoever comes next does.
+    async fn ready(&self) -> Result<(), StoreError> {
+        self.check_open()?;
+        let abandoned = self.abandoned.load(Ordering::Acquire);
+        if self.decided.load(Ordering::Acquire) < abandoned {
+            self.shared.writer.all_decided().await?;
+            self.decided.fetch_max(abandoned, Ordering::AcqRel);
+        }
+        Ok(())
+    }
+
+    fn placed(&self, writes: WriteSet) -> WriteSet {
+        let mut placed = WriteSet::builder();
+        let (_, meta) = self.place(Keyspace::Meta);
+        for condition in writes.preconditions() {
+            placed.require(meta.key(&condition.key), condition.value.clone());
+        }
+        for chunk in writes.into_chunks() {
+            let (keyspace, space) = self.place(chunk.keyspace);
+            placed.append(keyspace, space.place(chunk.ops));
+        }
+        placed.build()
+    }
+}
+
+/// The cursor of a link, as its centre's store holds it.
+pub(super) async fn cursor<S: ReplicaStore>(store: &S, link: &LinkId) -> Result<Option<Cursor>, StoreError> {
+    let key = Claim::knowledge(link).child("meta").key(meta::cursor_key(&LinkId::default()));
+    let Some(bytes) = store.get(Keyspace::Meta, &key).await? else { return Ok(None) };
+    let cursor = Cursor::from_bytes(&bytes);
+    cursor.map(Some).ok_or_else(|| StoreError::Corrupt { what: format!("the cursor of link {link}") })
+}
+
+#[async_trait]
+impl<S: ReplicaStore> ReplicaStore for LinkStore<S> {
+    async fn apply(&self, writes: WriteSet, durability: Durability) -> Result<(), StoreError> {
+        self.ready().await?;
+        writes.check(&self.limits)?;
+        let writes = self.placed(writes);
+        let mut dropped = Abandoned(Some(&self.abandoned));
+        let result = self.shared.writer.apply(&self.shared.store, &self.link, writes, durability).await;
+        dropped.0 = None;
+        result
+    }
+
+    async fn get(&self, keyspace: Keyspace, key: &[u8]) -> Result<Option<Bytes>, StoreError> {
+        self.ready().await?;
+        self.check_key(key)?;
+        let (keyspace, space) = self.place(keyspace);
+        self.shared.store.get(keyspace, &space.key(key)).await
+    }
+
+    async fn scan(&self, keyspace: Keyspace, range: KeyRange, options: ScanOptions) -> Result<Page, StoreError> {
+        self.ready().await?;
+        let (keyspace, space) = self.place(keyspace);
+        let page = self.shared.store.scan(keyspace, space.range_of(&range), options).await?;
+        Ok(space.lift(&page, &range))
+    }
+
+    async fn sync(&self) -> Result<(), StoreError> {
+        self.ready().await?;
+        self.shared.store.sync().await
+    }
+
+    async fn reopen(&self) -> Result<(), StoreError> {
+        self.ready().await?;
+        self.shared.store.reopen().await
+    }
+
+    /// Closes the link; the centre's store stays open.
+    async fn close(&self) -> Result<(), StoreError> {
+        // A write set that was dropped is decided before the link can be opened again.
+        let ready = self.ready().await;
+        drop(self.lease.lock().unwrap_or_else(PoisonError::into_inner).take());
+        match ready {
+            Ok(()) => self.shared.store.sync().await,
+            Err(_) => Ok(()),
+        }
+    }
+
+    fn limits(&self) -> StoreLimits {
+        self.limits
+    }
+
+    /// The centre's, shared by the links that are open, so that a busy one does not hold up the others for long.
+    fn preferred_write_set(&self) -> usize {
+        const LEAST: usize = 1 << 20;
+        let whole = self.shared.store.preferred_write_set();
+        let lease = self.lease.lock().unwrap_or_else(PoisonError::into_inner);
+        let links = lease.as_ref().map_or(1, Lease::open_links).max(1);
+        (whole / links).max(LEAST).min(whole)
+    }
+
+    fn stats(&self) -> StoreStats {
+        self.shared.store.stats()
+    }
+}
+
+struct Abandoned<'a>(Option<&'a AtomicU64>);
+
+impl Drop for Abandoned<'_> {
+    fn drop(&mut self) {
+        if let Some(abandoned) = self.0 {
+            abandoned.fetch_add(1, Ordering::AcqRel);
+        }
+    }
+}

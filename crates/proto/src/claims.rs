@@ -1,0 +1,118 @@
+//! Which link may write where in a store that gathers from several masters.
+
+use bytes::Bytes;
+use replikv_core::{KeyRange, LinkId, Subspace};
+use serde::{Deserialize, Serialize};
+
+use crate::layout::Stored;
+
+/// What one link has to itself: nobody else writes there.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Claim {
+    /// What its keys begin with, in the store.
+    prefix: Vec<u8>,
+    /// Whether it is being given up.
+    pub state: ClaimState,
+}
+
+/// Whether a claim stands.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+#[non_exhaustive]
+pub enum ClaimState {
+    /// The link can be opened.
+    Held,
+    /// The link is being undone, and its data stays: then anybody may write there.
+    Leaving,
+    /// The link is being undone, and its data goes first.
+    Removing,
+}
+
+impl Claim {
+    /// What the keys of claims begin with.
+    pub const PREFIX: &'static [u8] = b"claim/";
+
+    /// A claim of `target`.
+    pub fn new(target: &Subspace) -> Self {
+        Self { prefix: target.prefix().to_vec(), state: ClaimState::Held }
+    }
+
+    /// The key of the claim of `link`.
+    pub fn key(link: &LinkId) -> Bytes {
+        Bytes::from([Self::PREFIX, link.as_str().as_bytes()].concat())
+    }
+
+    /// What is claimed.
+    pub fn target(&self) -> Subspace {
+        Subspace::raw(self.prefix.clone())
+    }
+
+    /// The claim, being given up.
+    #[must_use]
+    pub fn given_up(&self, state: ClaimState) -> Self {
+        Self { state, ..self.clone() }
+    }
+
+    /// Where a link keeps what it knows, in `Meta`: apart from every other link, whatever their names.
+    pub fn knowledge(link: &LinkId) -> Subspace {
+        Subspace::raw(&b"link/"[..]).child(link.as_str())
+    }
+
+    /// True if some key could lie in `range` and be claimed.
+    pub fn meets(&self, range: &KeyRange) -> bool {
+        !self.target().range().intersect(range).is_empty()
+    }
+}
+
+impl Stored for Claim {
+    const WHAT: &'static str = "the claim of a link";
+}
+
+/// The link of `claims` whose claim would meet one of `link` to `target`, if there is one.
+pub fn rival<'a>(
+    claims: impl IntoIterator<Item = (&'a LinkId, &'a Claim)>,
+    link: &LinkId,
+    target: &Subspace,
+) -> Option<&'a LinkId> {
+    let mut others = claims.into_iter().filter(|(other, _)| *other != link);
+    others.find(|(_, claim)| claim.target().overlaps(target)).map(|(other, _)| other)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn link(name: &str) -> LinkId {
+        LinkId::new(name).unwrap()
+    }
+
+    #[test]
+    fn claims_that_share_a_key_are_rivals() {
+        let held = [(link("one"), Claim::new(&Subspace::raw("a/"))), (link("two"), Claim::new(&Subspace::named("b")))];
+        let rival = |name: &str, target: Subspace| {
+            super::rival(held.iter().map(|(link, claim)| (link, claim)), &link(name), &target).map(LinkId::as_str)
+        };
+        assert_eq!(rival("new", Subspace::raw("a/b/")), Some("one"));
+        assert_eq!(rival("new", Subspace::raw("a")), Some("one"));
+        assert_eq!(rival("new", Subspace::named("b").child("c")), Some("two"));
+        assert_eq!(rival("new", Subspace::root()), Some("one"));
+        assert_eq!(rival("new", Subspace::raw("c/")), None);
+        assert_eq!(rival("one", Subspace::raw("a/")), None);
+    }
+
+    #[test]
+    fn what_links_know_is_apart_whatever_their_names() {
+        for (one, two) in [("a", "a/checkpoint"), ("a", "ab"), ("a/", "a")] {
+            assert!(!Claim::knowledge(&link(one)).overlaps(&Claim::knowledge(&link(two))), "{one} {two}");
+        }
+    }
+
+    #[test]
+    fn a_claim_is_stored_as_it_was_before() {
+        let claim = Claim::new(&Subspace::raw("edge/"));
+        assert_eq!(&claim.to_bytes()[..], b"\x01\x05edge/\x00");
+        assert_eq!(Claim::from_bytes(&claim.to_bytes()).unwrap(), claim);
+        let removing = claim.given_up(ClaimState::Removing);
+        assert_eq!(&removing.to_bytes()[..], b"\x01\x05edge/\x02");
+    }
+}
