@@ -90,7 +90,7 @@ mod tests {
     fn claims_that_share_a_key_are_rivals() {
         let held = [(link("one"), Claim::new(&Subspace::raw("a/"))), (link("two"), Claim::new(&Subspace::named("b")))];
         let rival = |name: &str, target: Subspace| {
-            super::rival(held.iter().map(|(link, claim)| (link, claim)), &link(name), &target).map(LinkId::as_str)
+            rival(held.iter().map(|(link, claim)| (link, claim)), &link(name), &target).map(LinkId::as_str)
         };
         assert_eq!(rival("new", Subspace::raw("a/b/")), Some("one"));
         assert_eq!(rival("new", Subspace::raw("a")), Some("one"));
