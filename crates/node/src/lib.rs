@@ -32,10 +32,11 @@ pub use master::{
     ServeError, SlaveSeen, SlotSeen, Write, WriteError, read_log, read_log_parts, remote_status,
 };
 pub use reader::{Reader, ReaderStatus};
-pub use replikv_proto::{Displaced, OnDivergence, Resync};
+pub use replikv_proto::{DifferenceKind, Displaced, OnDivergence, Resync};
 pub use slave::{
-    Ending, FollowError, Lag, PromoteError, Promoted, Quarantine, QuarantineFile, Slave, SlaveConfig, SlaveProgress,
-    SlaveState, SlaveStatus, WaitError, WaitFor, promote,
+    Difference, Ending, FollowError, Lag, PromoteError, Promoted, Quarantine, QuarantineFile, Slave, SlaveConfig,
+    SlaveProgress, SlaveState, SlaveStatus, Verification, VerifyError, VerifyOptions, VerifyOutcome, VerifyReport,
+    WaitError, WaitFor, promote,
 };
 pub use stored::role;
 pub use transport::{Codec, ConnectionError};
