@@ -254,7 +254,16 @@ impl<S: ReplicaStore> Slave<S> {
         }
         let mut writes = WriteSet::builder();
         writes.put(Keyspace::Meta, Epochs::KEY, told.to_bytes())?;
-        store.apply(writes.build(), Durability::Buffered).await
+        match store.apply(writes.build(), Durability::Buffered).await {
+            Err(error) if error.outcome() == replikv_core::Outcome::Unchanged => {
+                tracing::warn!(
+                    target: "replikv::slave", follower = %self.inner.config.name, error = %crate::error_chain(&error),
+                    "the list of epochs cannot be kept; it is tried again with the next connection"
+                );
+                Ok(())
+            }
+            result => result,
+        }
     }
 
     // What somebody wants to know goes to a master that can tell, once what is here is a state of it.
