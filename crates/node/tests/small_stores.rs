@@ -14,7 +14,7 @@ use replikv_core::{
 use replikv_memory::MemoryStore;
 use replikv_node::{ChangesError, ChangesFrom, Master, MasterConfig, Slave, SlaveConfig, WriteError};
 use replikv_proto::layout::{Checkpoint, Floor, Stored};
-use replikv_proto::{Retention, SlotKind};
+use replikv_proto::{Compaction, Retention, SlotKind};
 use replikv_testkit::ApplyFault;
 use support::{Error, master, soon, store, until};
 
@@ -169,5 +169,49 @@ async fn a_consumer_that_was_forgotten_is_told_and_skips_nothing() -> Result<(),
     master.write(Batch::new().put("key", "value")).await?;
     assert!(master.forget(SlotKind::Consumer, "index"));
     assert!(matches!(consumer.changes([]).await, Err(ChangesError::Forgotten)));
+    Ok(())
+}
+
+// As touches it has many times the bytes, and is in one run or in none.
+#[tokio::test(start_paused = true)]
+async fn a_batch_that_cannot_be_compacted_at_once_does_not_end_compaction() -> Result<(), Error> {
+    let compaction = Compaction { window_bytes: 2_000, window_records: 10 };
+    let config = MasterConfig::default().compaction(compaction).ring_bytes(0);
+    let kept = small(&MemoryStore::new(), 100 << 10);
+    let master = Master::open(kept.clone(), config).await?;
+    let slave = Slave::open(MemoryStore::new(), SlaveConfig::new("edge")).await?;
+    let (here, there) = tokio::io::duplex(64 << 10);
+    let serving = master.clone();
+    tokio::spawn(async move { serving.serve(here).await });
+    let following = slave.clone();
+    let following = tokio::spawn(async move { following.follow(there).await });
+    soon(slave.wait_caught_up()).await?;
+    following.abort();
+    for round in 0..300u32 {
+        master.put((round % 7).to_be_bytes(), round.to_be_bytes()).await?;
+    }
+    let large = (0..3_000u32).fold(Batch::new(), |batch, n| batch.delete(n.to_be_bytes()));
+    let large = master.write(large).await?;
+    // Together these are more than fits, and each alone is not.
+    for round in 0..600u32 {
+        let batch = (0..40).fold(Batch::new(), |batch, n| batch.put((round * 40 + n).to_be_bytes(), "v"));
+        master.write(batch).await?;
+    }
+    tokio::time::sleep(std::time::Duration::from_secs(600)).await;
+    let status = master.status();
+    assert!(status.floor.seq >= large.seq, "the log was cut after it: {:?}", status.floor);
+    let compacted = status.compacted.ok_or("nothing is compacted")?;
+    assert!(compacted.position.seq.as_u64() > 850, "{compacted:?}");
+    let (here, there) = tokio::io::duplex(64 << 10);
+    let (serving, follower) = (master.clone(), slave.clone());
+    tokio::spawn(async move { serving.serve(here).await });
+    tokio::spawn(async move { follower.follow(there).await });
+    soon(slave.wait_applied(status.published.seq)).await?;
+    soon(slave.wait_caught_up()).await?;
+    let all = |store: &MemoryStore| {
+        let store = store.open_again();
+        async move { support::contents(&store).await }
+    };
+    assert!(all(&kept.inner).await == all(slave.store()).await, "they differ");
     Ok(())
 }

@@ -204,7 +204,7 @@ fn compaction() -> [(&'static str, Bytes); 2] {
     let parts = LogParts::new(Floor { position: origin(source(), EPOCH), log_bytes: 0 });
     let head = Head { position: records.last().unwrap().position(), log_bytes, uptime_ms: 777 };
     let compaction = Compaction { window_bytes: 0, window_records: 0 };
-    let mut folding = compaction.fold(&parts, &head, &records, None, &[]).unwrap().unwrap();
+    let mut folding = compaction.fold(&parts, &head, &records, 1024, None, &[]).unwrap().unwrap();
     let index = vec![None; folding.index_keys().len()];
     assert!(folding.found(&index).unwrap().is_empty());
     let step = folding.finish(&[]).unwrap().unwrap();

@@ -7,7 +7,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use replikv_core::{KeyRange, Keyspace, Position, ReplicaStore, ReplicaStoreExt, ScanOptions, Seq, StoreError};
 use replikv_proto::layout::Head;
-use replikv_proto::{CompactionStep, Expiry, LogParts, Record, Run, RunError, SlotKind};
+use replikv_proto::{CompactionStep, Expiry, Folding, LogParts, Record, Run, RunError, SlotKind};
 use tokio::time::sleep;
 
 use super::Inner;
@@ -16,8 +16,12 @@ use super::log::LogError;
 /// How often the log is looked at when nothing was to be done.
 const EVERY: Duration = Duration::from_secs(1);
 /// What one step reads of the log, at most; one record at least.
-const STEP_BYTES: usize = 256 << 10;
-const STEP_RECORDS: usize = 1024;
+const STEP_BYTES: usize = 2 << 20;
+const STEP_RECORDS: usize = 8192;
+/// How many operations one step folds, at most: many, since each step costs a transaction and the writers wait for that; and
+/// no more than the store likes at once, at about so many bytes for each.
+const STEP_OPS: usize = 8192;
+const OP_BYTES: usize = 256;
 /// How many touches one step of expiry removes.
 const EXPIRE_ENTRIES: usize = 1024;
 
@@ -103,9 +107,31 @@ impl<S: ReplicaStore> Inner<S> {
         let records = self.full_records(full).await?;
         let until = self.held_in_full(&parts, &head);
         let checkpoints = self.with_checkpoints(|checkpoints| checkpoints.clone());
-        let Some(mut folding) = compaction.fold(&parts, &head, &records, until, &checkpoints)? else {
-            return Ok(None);
-        };
+        let mut most_ops = (self.store.preferred_write_set() / OP_BYTES).clamp(1, STEP_OPS);
+        loop {
+            let Some(folding) = compaction.fold(&parts, &head, &records, most_ops, until, &checkpoints)? else {
+                return Ok(None);
+            };
+            let (end, alone) = (folding.end(), folding.records() == 1);
+            let step = self.finish_step(folding).await?;
+            let (len, max) = (step.writes.byte_len(), self.store.limits().max_batch);
+            if len <= max {
+                return Ok(Some(step));
+            }
+            if alone {
+                // A touch can be many times as long as the change that it stands for.
+                tracing::warn!(
+                    target: "replikv::master", source = %self.source, seq = %end,
+                    "a record has too many changes to be compacted in one write set; the log is cut after it"
+                );
+                self.cut_after(end);
+                return Ok(None);
+            }
+            most_ops /= 2;
+        }
+    }
+
+    async fn finish_step(&self, mut folding: Folding) -> Result<CompactionStep, LogError> {
         let mut indexed = Vec::new();
         for key in folding.index_keys() {
             indexed.push(self.store.get(Keyspace::Meta, &key).await?);
@@ -114,7 +140,7 @@ impl<S: ReplicaStore> Inner<S> {
         for seq in folding.found(&indexed)? {
             runs.push((seq, self.store.get(Keyspace::Log, &seq.to_key()).await?));
         }
-        Ok(Some(folding.finish(&runs)??))
+        Ok(folding.finish(&runs)??)
     }
 
     async fn next_expiry(&self, parts: &LogParts, head: &Head) -> Result<Option<Expiry>, LogError> {

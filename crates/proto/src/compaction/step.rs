@@ -61,9 +61,6 @@ pub struct Folding {
     replaced: Vec<(Digest, Indexed)>,
 }
 
-/// One step takes so many operations, or one record, which is no more than was written at once.
-const MOST_OPS: usize = 1024;
-
 impl Compaction {
     /// True if there is enough to be compacted for a step to be worth its while.
     pub fn is_due(&self, parts: &LogParts, head: &Head) -> bool {
@@ -76,8 +73,8 @@ impl Compaction {
         records > 0 && bytes > 0 && (bytes >= worth || records >= WORTH_RECORDS)
     }
 
-    /// Folds what of `records` lies behind the window: full records in order, the first of the log. `until`: nothing after
-    /// this one. `None` if there is nothing to be done.
+    /// Folds what of `records` lies behind the window: full records in order, the first of the log, as many as hold
+    /// `most_ops` operations, and one at least. `until`: nothing after this one. `None` if there is nothing to be done.
     ///
     /// # Errors
     /// `HeadMoved` if the records do not follow what is compacted already: somebody else has changed the log.
@@ -86,6 +83,7 @@ impl Compaction {
         parts: &LogParts,
         head: &Head,
         records: &[Record],
+        most_ops: usize,
         until: Option<Seq>,
         checkpoints: &[Checkpoint],
     ) -> Result<Option<Folding>, StoreError> {
@@ -98,7 +96,7 @@ impl Compaction {
             let recent = head.log_bytes.saturating_sub(log_bytes) < self.window_bytes
                 || head.position.seq.since(seq) < self.window_records
                 || seq > head.position.seq;
-            if recent || until.is_some_and(|until| seq > until) || (ops > MOST_OPS && !taken.is_empty()) {
+            if recent || until.is_some_and(|until| seq > until) || (ops > most_ops && !taken.is_empty()) {
                 break;
             }
             taken.push((record, log_bytes));
@@ -150,6 +148,11 @@ impl Folding {
     /// The last record that is folded.
     pub fn end(&self) -> Seq {
         self.run.end.seq
+    }
+
+    /// How many records are folded.
+    pub fn records(&self) -> u64 {
+        self.run.end.seq.since(self.before.full_after().position.seq)
     }
 
     /// The keys of `Meta` that tell where these keys were touched before, in order.

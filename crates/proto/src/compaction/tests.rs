@@ -48,7 +48,7 @@ impl StoredLog {
         let after = KeyRange::from_bounds(full.next().unwrap().to_key()..);
         let full = self.page(&after).into_iter().take(records).map(|(_, bytes)| Record::decode(bytes).unwrap());
         let full: Vec<_> = full.collect();
-        let Some(mut folding) = compaction.fold(&self.parts, &self.head, &full, None, &[]).unwrap() else {
+        let Some(mut folding) = compaction.fold(&self.parts, &self.head, &full, 1024, None, &[]).unwrap() else {
             return false;
         };
         let indexed: Vec<_> = folding.index_keys().iter().map(|key| self.meta.get(key).cloned()).collect();
@@ -406,7 +406,8 @@ fn a_step_that_somebody_has_overtaken_changes_nothing() {
     // The other's write set, on the store that has moved on.
     let overtaken = Compaction { window_bytes: 0, window_records: 0 };
     let records: Vec<_> = model.stored.log.values().map(|bytes| Record::decode(bytes.clone()).unwrap()).collect();
-    let mut folding = overtaken.fold(&model.stored.parts, &model.stored.head(), &records, None, &[]).unwrap().unwrap();
+    let mut folding =
+        overtaken.fold(&model.stored.parts, &model.stored.head(), &records, 1024, None, &[]).unwrap().unwrap();
     let indexed = vec![None; folding.index_keys().len()];
     assert_eq!(folding.found(&indexed).unwrap(), []);
     let step = folding.finish(&[]).unwrap().unwrap();
