@@ -7,6 +7,7 @@ mod files;
 mod gather;
 mod network;
 mod output;
+mod parts;
 mod promotion;
 mod refusals;
 mod signals;
