@@ -13,6 +13,7 @@ mod health;
 mod master;
 pub mod metrics;
 mod reader;
+mod reads;
 mod slave;
 mod stored;
 mod transport;
@@ -31,11 +32,12 @@ pub use master::{
     Commit, LogError, LogPart, Master, MasterConfig, MasterProgress, MasterStatus, Recording, Replicated, Sealed,
     ServeError, SlaveSeen, SlotSeen, Write, WriteError, read_log, read_log_parts, remote_status,
 };
-pub use reader::{Reader, ReaderStatus};
-pub use replikv_proto::{Displaced, OnDivergence, Resync};
+pub use reader::{Read, Reader, ReaderStatus};
+pub use reads::{ReadError, RemoteReader, RemoteReaderConfig};
+pub use replikv_proto::{Displaced, Lag, OnDivergence, ReadAt, Resync, WaitFor};
 pub use slave::{
-    Ending, FollowError, Lag, Quarantine, QuarantineFile, Slave, SlaveConfig, SlaveProgress, SlaveState, SlaveStatus,
-    WaitError, WaitFor,
+    Ending, FollowError, Quarantine, QuarantineFile, Slave, SlaveConfig, SlaveProgress, SlaveState, SlaveStatus,
+    WaitError,
 };
 pub use stored::role;
 pub use transport::{Codec, ConnectionError};

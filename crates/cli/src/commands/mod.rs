@@ -8,6 +8,7 @@ mod follow;
 mod forget;
 mod import;
 mod log;
+mod place;
 mod point;
 mod scan;
 mod serve;

@@ -6,6 +6,7 @@ mod deploy;
 mod files;
 mod network;
 mod output;
+mod reads;
 mod refusals;
 mod signals;
 mod support;

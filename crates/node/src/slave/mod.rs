@@ -6,6 +6,7 @@ mod error;
 mod follow;
 mod probe;
 mod quarantine;
+mod reads;
 mod restore;
 mod status;
 #[cfg(feature = "tcp")]
@@ -27,8 +28,8 @@ pub use self::config::SlaveConfig;
 pub use self::error::{Ending, FollowError, WaitError};
 pub use self::quarantine::{Quarantine, QuarantineFile};
 use self::status::Tracker;
-pub use self::status::{Lag, SlaveProgress, SlaveState, SlaveStatus};
-pub use self::wait::WaitFor;
+pub use self::status::{SlaveProgress, SlaveState, SlaveStatus};
+pub(crate) use self::wait::check;
 use crate::changes::GroupFeed;
 use crate::clock::Clock;
 use crate::metrics::{FollowerMetrics, Sampled, sample_every_second};

@@ -1,31 +1,9 @@
 //! Waiting until a write is here.
 
-use replikv_core::ReplicaStore;
-use replikv_core::{Seq, Token};
+use replikv_core::{ReplicaStore, SourceId, Token};
+use replikv_proto::{EpochStart, WaitFor};
 
 use super::{Slave, SlaveProgress, WaitError};
-
-/// What to wait for: a [`Token`], which names one write and nothing else, or a [`Seq`].
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-#[non_exhaustive]
-pub enum WaitFor {
-    /// That write.
-    Token(Token),
-    /// That many records.
-    Seq(Seq),
-}
-
-impl From<Token> for WaitFor {
-    fn from(token: Token) -> Self {
-        Self::Token(token)
-    }
-}
-
-impl From<Seq> for WaitFor {
-    fn from(seq: Seq) -> Self {
-        Self::Seq(seq)
-    }
-}
 
 impl<S: ReplicaStore> Slave<S> {
     /// Waits until the write is applied here, and the slave is at a batch boundary that includes it: read your writes.
@@ -75,23 +53,25 @@ impl<S: ReplicaStore> Slave<S> {
     }
 }
 
-fn reached(progress: &SlaveProgress, write: WaitFor) -> Result<bool, WaitError> {
+pub(super) fn reached(progress: &SlaveProgress, write: WaitFor) -> Result<bool, WaitError> {
     let Some(position) = progress.position else { return Ok(false) };
-    let seq = match write {
-        WaitFor::Seq(seq) => seq,
-        WaitFor::Token(token) => {
-            if token.source != position.source {
-                return Err(WaitError::ForeignSource);
-            }
-            // A token of an earlier epoch is good up to where the next epoch began.
-            let ended = progress.epochs.iter().filter(|start| start.epoch.number > token.epoch.number);
-            let superseded = ended.map(|start| start.first).min().is_some_and(|first| token.seq >= first);
-            let usurped = token.epoch.number == position.epoch.number && token.epoch.nonce != position.epoch.nonce;
-            if superseded || usurped {
-                return Err(WaitError::Superseded);
-            }
-            token.seq
+    if let WaitFor::Token(token) = write {
+        let usurped = token.epoch.number == position.epoch.number && token.epoch.nonce != position.epoch.nonce;
+        check(&token, position.source, &progress.epochs)?;
+        if usurped {
+            return Err(WaitError::Superseded);
         }
-    };
-    Ok(progress.consistent && position.seq >= seq)
+    }
+    Ok(progress.consistent && position.seq >= write.seq())
+}
+
+/// Whether a write can be in the history of these epochs.
+pub(crate) fn check(token: &Token, source: SourceId, epochs: &[EpochStart]) -> Result<(), WaitError> {
+    if token.source != source {
+        return Err(WaitError::ForeignSource);
+    }
+    // A token of an earlier epoch is good up to where the next epoch began.
+    let ended = epochs.iter().filter(|start| start.epoch.number > token.epoch.number);
+    let superseded = ended.map(|start| start.first).min().is_some_and(|first| token.seq >= first);
+    if superseded { Err(WaitError::Superseded) } else { Ok(()) }
 }
