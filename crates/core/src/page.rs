@@ -67,7 +67,7 @@ impl Page {
         rest: Option<KeyRange>,
     ) -> Result<Self, NoPage> {
         let (mut left, mut len) = (range.clone(), 0);
-        for op in entries.iter() {
+        for op in &entries {
             let Op::Put { key, .. } = op else { return Err(NoPage) };
             if !left.contains(key) {
                 return Err(NoPage);

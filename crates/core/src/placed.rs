@@ -55,7 +55,7 @@ impl Subspace {
         let mut placed = BytesMut::with_capacity(ops.byte_len() * 2);
         let mut long = Vec::from(&self.prefix()[..]);
         let prefix = long.len();
-        for op in ops.iter() {
+        for op in &ops {
             match op {
                 Op::Put { key, value } => {
                     long.truncate(prefix);

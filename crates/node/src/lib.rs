@@ -33,7 +33,7 @@ pub use master::{
     ServeError, SlaveSeen, SlotSeen, Write, WriteError, read_log, read_log_parts, remote_status,
 };
 pub use reader::{Read, Reader, ReaderStatus};
-pub use reads::{ReadError, RemoteReader, RemoteReaderConfig};
+pub use reads::{BalanceConfig, BalancedReader, ReadError, RemoteReader, RemoteReaderConfig, Session, Share};
 pub use replikv_proto::{Displaced, Lag, OnDivergence, ReadAt, Resync, WaitFor};
 pub use slave::{
     Ending, FollowError, Quarantine, QuarantineFile, Slave, SlaveConfig, SlaveProgress, SlaveState, SlaveStatus,

@@ -355,9 +355,11 @@ async fn readers_of_a_master_are_bounded_and_take_no_place_of_slaves() -> Result
         assert!(soon(reader.get(b"a")).await?.is_some());
         readers.push(reader);
     }
-    let third = RemoteReader::over(connect().0, config());
+    let (stream, serving) = connect();
+    let third = RemoteReader::over(stream, config());
     assert!(matches!(soon(third.read(b"a", None)).await, Err(ReadError::Busy)));
-    drop(third);
+    // It is not kept, though it is still there.
+    assert!(matches!(soon(serving).await?, Ok(Ending::Answered)));
     // Two readers are connected, and one slave may be.
     let slave = Slave::open(MemoryStore::new(), SlaveConfig::new("edge")).await?;
     let (stream, serving) = connect();

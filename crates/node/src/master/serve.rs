@@ -56,7 +56,7 @@ impl<S: ReplicaStore> Master<S> {
         let permit = inner.session_permits.clone().try_acquire_owned();
         let (hello, permit) = match permit {
             Ok(permit) => match self.lobby(&mut connection, permit).await {
-                Lobby::Enters(message, permit) => (Some(message), permit),
+                Lobby::Enters(message, permit) => (Some(*message), permit),
                 Lobby::Ended(result) => {
                     drop(timeout(LAST_WORDS, connection.finish()).await);
                     return result;
@@ -109,7 +109,7 @@ impl<S: ReplicaStore> Master<S> {
         };
         let ended = answer_all(connection, self, &inner.closing, inner.config.handshake_timeout, admit).await;
         let result = match ended {
-            Ok(Asking::Other(message)) => return Lobby::Enters(*message, place),
+            Ok(Asking::Other(message)) => return Lobby::Enters(message, place),
             Ok(Asking::Closing) => Ok(Ending::Shutdown),
             Ok(Asking::Goodbye(goodbye)) => Ok(said(&goodbye)),
             Ok(Asking::Left) => Ok(Ending::Answered),
@@ -122,7 +122,7 @@ impl<S: ReplicaStore> Master<S> {
 
 enum Lobby {
     /// It has something else to say than questions. Without a permit it has read before.
-    Enters(Message, Option<OwnedSemaphorePermit>),
+    Enters(Box<Message>, Option<OwnedSemaphorePermit>),
     Ended(Result<Ending, ServeError>),
 }
 

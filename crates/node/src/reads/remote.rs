@@ -198,8 +198,10 @@ impl RemoteReader {
         let reply = answered.await.map_err(|_| gone())?;
         forget.id = None;
         match reply? {
-            Reply::Answered(AnsweredBody::Failed(failure)) => Err(ReadError::from_failure(failure)),
-            Reply::Answered(body) => Ok(body),
+            Reply::Answered(body) => match *body {
+                AnsweredBody::Failed(failure) => Err(ReadError::from_failure(failure)),
+                body => Ok(body),
+            },
             Reply::Words(words) => Err(ReadError::Refused { words }),
         }
     }

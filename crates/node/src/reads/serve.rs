@@ -81,8 +81,15 @@ where
             if reads && !admitted {
                 match admit() {
                     Ok(()) => admitted = true,
-                    Err(refused) => {
-                        connection.send(&refused.to_message(id))?;
+                    Err(Refused::Busy) => {
+                        connection.send(&answered(id, AnsweredBody::Failed(ReadFailure::Busy)))?;
+                        // It must not keep the place of somebody who follows.
+                        let words = "as many read here as may: try again".into();
+                        connection.send(&Message::Goodbye(Goodbye { reason: GoodbyeReason::Refused, words }))?;
+                        return Ok(Ended::Left);
+                    }
+                    Err(Refused::Never(words)) => {
+                        connection.send(&Message::Response(Response { id, body: Err(words.into()) }))?;
                         continue;
                     }
                 }
@@ -128,15 +135,6 @@ pub(crate) enum Refused {
     Busy,
     /// Never here.
     Never(&'static str),
-}
-
-impl Refused {
-    fn to_message(&self, id: u32) -> Message {
-        match self {
-            Self::Busy => answered(id, AnsweredBody::Failed(ReadFailure::Busy)),
-            Self::Never(words) => Message::Response(Response { id, body: Err((*words).into()) }),
-        }
-    }
 }
 
 /// The answer to what asks for no data, or that there is none. For connections that do not read, too.

@@ -37,7 +37,7 @@ pub(super) struct Ask {
 /// What came back.
 #[derive(Debug)]
 pub(super) enum Reply {
-    Answered(AnsweredBody),
+    Answered(Box<AnsweredBody>),
     /// It does not answer, in its words.
     Words(String),
 }
@@ -153,7 +153,12 @@ impl Link {
         // Room for what stands before a value.
         let data = self.config.max_answer.saturating_add(64 << 10);
         let mut connection = Connection::new(stream, DecoderLimits { data, control: 64 << 10 });
-        let mut talk = Talk { told: false, standing_asked: false, heard: Instant::now(), next: Instant::now() };
+        // First of all, so that nobody has an answer before it is known where the reader stands.
+        let next = ahead(self.config.status_every);
+        let mut talk = Talk { told: false, standing_asked: true, heard: Instant::now(), next };
+        if let Err(error) = connection.send(&question(STANDING, RequestBody::Standing)) {
+            return (Err(lost(&error_chain(&error))), false);
+        }
         let ended = self.talk(&mut connection, pending, &mut talk).await;
         let ended = match ended {
             Ok(()) => {
@@ -189,7 +194,7 @@ impl Link {
                         let words = body.map_or_else(|words| words, |_| "it answered another question".into());
                         pending.answer(id, Reply::Words(words));
                     }
-                    Message::Answered(Answered { id, body }) => pending.answer(id, Reply::Answered(body)),
+                    Message::Answered(Answered { id, body }) => pending.answer(id, Reply::Answered(Box::new(body))),
                     Message::Goodbye(Goodbye { words, .. }) => return Err(lost(&words)),
                     Message::Reject(reject) => return Err(lost(&reject.words)),
                     message => return Err(lost(&format!("{} has no place here", message.name()))),
@@ -203,6 +208,15 @@ impl Link {
                     pending.reads.remove(&id);
                     if pending.waits.remove(&id).is_some() {
                         connection.send(&question(id, RequestBody::Forget { id })).map_err(failed)?;
+                    }
+                }
+                () = sleep_until(talk.next) => {
+                    talk.next = ahead(self.config.status_every);
+                    if !talk.standing_asked {
+                        talk.standing_asked = true;
+                        connection.send(&question(STANDING, RequestBody::Standing)).map_err(failed)?;
+                    } else if talk.heard.elapsed() > self.config.silence {
+                        return Err(lost("nothing was heard of it for too long"));
                     }
                 }
                 ask = self.asked.recv(), if room => {
@@ -224,15 +238,6 @@ impl Link {
                 driven = connection.drive(true) => if driven.map_err(failed)? == Driven::Read {
                     talk.heard = Instant::now();
                 },
-                () = sleep_until(talk.next) => {
-                    talk.next = ahead(self.config.status_every);
-                    if !talk.standing_asked {
-                        talk.standing_asked = true;
-                        connection.send(&question(STANDING, RequestBody::Standing)).map_err(failed)?;
-                    } else if talk.heard.elapsed() > self.config.silence {
-                        return Err(lost("nothing was heard of it for too long"));
-                    }
-                }
             }
         }
     }
