@@ -215,7 +215,8 @@ async fn read_on(
             }
             (2, _) => {
                 let read = session.read(name).await?;
-                let before = std::mem::replace(&mut shown, read.at.shows.map_or(shown, |at| at.seq.max(shown)));
+                let before = shown;
+                shown = read.at.shows.map_or(before, |at| at.seq.max(before));
                 (key, read, before, "what the session had seen")
             }
             _ => {
