@@ -32,8 +32,8 @@ pub use master::{
     Commit, LogError, LogPart, Master, MasterConfig, MasterProgress, MasterStatus, Recording, Replicated, Sealed,
     ServeError, SlaveSeen, SlotSeen, Write, WriteError, read_log, read_log_parts, remote_status,
 };
-pub use reader::{Read, Reader, ReaderStatus};
-pub use reads::{BalanceConfig, BalancedReader, ReadError, RemoteReader, RemoteReaderConfig, Session, Share};
+pub use reader::{Reader, ReaderStatus, Reading};
+pub use reads::{BalanceConfig, BalancedReader, ReadError, ReadSession, ReaderShare, RemoteReader, RemoteReaderConfig};
 pub use replikv_proto::{Displaced, Lag, OnDivergence, ReadAt, Resync, WaitFor};
 pub use slave::{
     Ending, FollowError, Quarantine, QuarantineFile, Slave, SlaveConfig, SlaveProgress, SlaveState, SlaveStatus,

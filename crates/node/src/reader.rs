@@ -10,7 +10,7 @@ use crate::{Changes, ChangesError, ChangesFrom, Health, Lag, Master, ReadError, 
 
 /// What was read, and of which moment it is.
 #[derive(Debug, Clone, PartialEq)]
-pub struct Read<T> {
+pub struct Reading<T> {
     /// What was read.
     pub value: T,
     /// Of which moment of the history it is.
@@ -46,7 +46,7 @@ pub trait Reader: DataReader + 'static {
     ///
     /// # Errors
     /// [`ReadError`]; [`ReadError::Behind`] if `after` is not there yet, or the reader holds no state of its master.
-    async fn read(&self, key: &[u8], after: Option<WaitFor>) -> Result<Read<Option<Bytes>>, ReadError>;
+    async fn read(&self, key: &[u8], after: Option<WaitFor>) -> Result<Reading<Option<Bytes>>, ReadError>;
 
     /// One page of `range`, as it was at one instant, and of which moment it is. With `after`, only if that is in it.
     ///
@@ -60,7 +60,7 @@ pub trait Reader: DataReader + 'static {
         range: KeyRange,
         options: ScanOptions,
         after: Option<WaitFor>,
-    ) -> Result<Read<Page>, ReadError>;
+    ) -> Result<Reading<Page>, ReadError>;
 
     /// What changes, as a stream of whole batches; see [`Master::changes`] and [`Slave::changes`].
     ///
@@ -99,7 +99,7 @@ pub struct ReaderStatus {
 
 #[async_trait]
 impl<S: ReplicaStore> Reader for Slave<S> {
-    async fn read(&self, key: &[u8], after: Option<WaitFor>) -> Result<Read<Option<Bytes>>, ReadError> {
+    async fn read(&self, key: &[u8], after: Option<WaitFor>) -> Result<Reading<Option<Bytes>>, ReadError> {
         self.read_with(after, || self.get_data(key)).await
     }
 
@@ -108,7 +108,7 @@ impl<S: ReplicaStore> Reader for Slave<S> {
         range: KeyRange,
         options: ScanOptions,
         after: Option<WaitFor>,
-    ) -> Result<Read<Page>, ReadError> {
+    ) -> Result<Reading<Page>, ReadError> {
         self.read_with(after, || self.scan_data(range.clone(), options)).await
     }
 
@@ -135,7 +135,7 @@ impl<S: ReplicaStore> Reader for Slave<S> {
 
 #[async_trait]
 impl<S: ReplicaStore> Reader for Master<S> {
-    async fn read(&self, key: &[u8], after: Option<WaitFor>) -> Result<Read<Option<Bytes>>, ReadError> {
+    async fn read(&self, key: &[u8], after: Option<WaitFor>) -> Result<Reading<Option<Bytes>>, ReadError> {
         self.read_with(after, || self.get_data(key)).await
     }
 
@@ -144,7 +144,7 @@ impl<S: ReplicaStore> Reader for Master<S> {
         range: KeyRange,
         options: ScanOptions,
         after: Option<WaitFor>,
-    ) -> Result<Read<Page>, ReadError> {
+    ) -> Result<Reading<Page>, ReadError> {
         self.read_with(after, || self.scan_data(range.clone(), options)).await
     }
 

@@ -147,6 +147,14 @@ fn messages() -> Vec<(&'static str, Message)> {
             ask(RequestBody::Get { key: key(), after: Some(WaitFor::Token(position(300).into())), most: 1 << 20 }),
         ),
         (
+            "frame_11_request_get_drawn",
+            ask(RequestBody::Get {
+                key: Bytes::from_static(b"k"),
+                after: Some(WaitFor::Seq(Seq::new(300))),
+                most: 1 << 16,
+            }),
+        ),
+        (
             "frame_11_request_scan",
             ask(RequestBody::Scan {
                 range: KeyRange::from_bounds("a".."b"),

@@ -4,7 +4,7 @@ use replikv_core::{ReplicaStore, StoreError};
 use replikv_proto::WaitFor;
 
 use super::Master;
-use crate::reader::Read;
+use crate::reader::Reading;
 use crate::{Lag, ReadAt, ReadError, slave};
 
 impl<S: ReplicaStore> Master<S> {
@@ -13,7 +13,7 @@ impl<S: ReplicaStore> Master<S> {
         &self,
         after: Option<WaitFor>,
         read: impl Fn() -> F,
-    ) -> Result<Read<R>, ReadError>
+    ) -> Result<Reading<R>, ReadError>
     where
         F: Future<Output = Result<R, StoreError>>,
     {
@@ -35,6 +35,6 @@ impl<S: ReplicaStore> Master<S> {
             lag: Some(Lag { seqs: 0, bytes: 0, millis: 0 }),
             last_contact_ms: Some(0),
         };
-        Ok(Read { value, at })
+        Ok(Reading { value, at })
     }
 }

@@ -26,9 +26,9 @@ use replikv_proto::WaitFor;
 use tokio::time::{Instant, sleep, timeout};
 
 use self::judge::Judge;
-use super::Session;
+use super::ReadSession;
 use crate::clock::ahead;
-use crate::reader::Read;
+use crate::reader::Reading;
 use crate::{Changes, ChangesError, ChangesFrom, Health, HealthState, ReadError, Reader, ReaderStatus, WaitError};
 
 /// How often readers are looked at while none is within the bound.
@@ -109,7 +109,7 @@ impl BalanceConfig {
 /// What went to one reader.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[non_exhaustive]
-pub struct Share {
+pub struct ReaderShare {
     /// Reads that it answered.
     pub reads: u64,
     /// Reads that it failed, and that were asked elsewhere.
@@ -168,8 +168,8 @@ impl Entry {
         lock(&self.rests_until).is_some_and(|until| until > now)
     }
 
-    fn share(&self) -> Share {
-        Share {
+    fn share(&self) -> ReaderShare {
+        ReaderShare {
             reads: self.reads.load(Ordering::Relaxed),
             failures: self.failures.load(Ordering::Relaxed),
             unfit: self.unfit.load(Ordering::Relaxed),
@@ -201,7 +201,7 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 
 /// How far a round over all readers got.
 enum Round<T> {
-    Answered(Read<T>),
+    Answered(Reading<T>),
     /// No reader will ever answer otherwise.
     Final(ReadError),
     /// Nobody answered. Why, for each.
@@ -254,17 +254,17 @@ impl BalancedReader {
     }
 
     /// Reads that never go back: each includes all that was seen by the reads before it.
-    pub fn session(&self) -> Session {
-        Session::new(self.clone())
+    pub fn session(&self) -> ReadSession {
+        ReadSession::new(self.clone())
     }
 
     /// What went to each reader, in their order.
-    pub fn shares(&self) -> Vec<Share> {
+    pub fn shares(&self) -> Vec<ReaderShare> {
         self.inner.readers.iter().map(Entry::share).collect()
     }
 
     /// What went to the fallback, if there is one.
-    pub fn fallback_share(&self) -> Option<Share> {
+    pub fn fallback_share(&self) -> Option<ReaderShare> {
         self.inner.fallback.as_ref().map(Entry::share)
     }
 
@@ -272,9 +272,9 @@ impl BalancedReader {
         &self,
         after: Option<WaitFor>,
         read: impl Fn(Arc<dyn Reader>, Option<WaitFor>) -> F,
-    ) -> Result<Read<T>, ReadError>
+    ) -> Result<Reading<T>, ReadError>
     where
-        F: Future<Output = Result<Read<T>, ReadError>>,
+        F: Future<Output = Result<Reading<T>, ReadError>>,
     {
         let until = ahead(self.inner.config.patience);
         // Those that rest are asked before nobody is.
@@ -313,7 +313,7 @@ impl Inner {
         read: impl Fn(Arc<dyn Reader>) -> F,
     ) -> Round<T>
     where
-        F: Future<Output = Result<Read<T>, ReadError>>,
+        F: Future<Output = Result<Reading<T>, ReadError>>,
     {
         let statuses: Vec<ReaderStatus> = self.readers.iter().map(|entry| entry.reader.status()).collect();
         if let Some(fallback) = &self.fallback {
@@ -396,9 +396,9 @@ impl Inner {
         entry: &Entry,
         bounded: bool,
         read: &impl Fn(Arc<dyn Reader>) -> F,
-    ) -> Result<Read<T>, ReadError>
+    ) -> Result<Reading<T>, ReadError>
     where
-        F: Future<Output = Result<Read<T>, ReadError>>,
+        F: Future<Output = Result<Reading<T>, ReadError>>,
     {
         let asking = Asking::begin(entry);
         let answer = timeout(self.config.attempt_timeout, read(entry.reader.clone())).await;
@@ -452,7 +452,7 @@ impl Inner {
 
 impl fmt::Debug for Inner {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let shares: Vec<Share> = self.readers.iter().map(Entry::share).collect();
+        let shares: Vec<ReaderShare> = self.readers.iter().map(Entry::share).collect();
         f.debug_struct("BalancedReader").field("config", &self.config).field("shares", &shares).finish_non_exhaustive()
     }
 }
@@ -471,7 +471,7 @@ fn later(one: Option<WaitFor>, other: Option<WaitFor>) -> Option<WaitFor> {
 
 #[async_trait]
 impl Reader for BalancedReader {
-    async fn read(&self, key: &[u8], after: Option<WaitFor>) -> Result<Read<Option<Bytes>>, ReadError> {
+    async fn read(&self, key: &[u8], after: Option<WaitFor>) -> Result<Reading<Option<Bytes>>, ReadError> {
         let key = Bytes::copy_from_slice(key);
         let read = |reader: Arc<dyn Reader>, after| {
             let key = key.clone();
@@ -485,7 +485,7 @@ impl Reader for BalancedReader {
         range: KeyRange,
         options: ScanOptions,
         after: Option<WaitFor>,
-    ) -> Result<Read<Page>, ReadError> {
+    ) -> Result<Reading<Page>, ReadError> {
         let read = |reader: Arc<dyn Reader>, after| {
             let range = range.clone();
             async move { reader.read_page(range, options, after).await }

@@ -6,7 +6,7 @@ mod remote;
 pub(crate) mod serve;
 mod session;
 
-pub use self::balanced::{BalanceConfig, BalancedReader, Share};
+pub use self::balanced::{BalanceConfig, BalancedReader, ReaderShare};
 pub use self::error::ReadError;
 pub use self::remote::{RemoteReader, RemoteReaderConfig};
-pub use self::session::Session;
+pub use self::session::ReadSession;

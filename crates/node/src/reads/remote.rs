@@ -20,7 +20,7 @@ use tokio_util::sync::{CancellationToken, DropGuard};
 
 use self::task::{Ask, Link, Reply};
 use crate::clock::unix_ms;
-use crate::reader::Read;
+use crate::reader::Reading;
 use crate::{Changes, ChangesError, ChangesFrom, Health, HealthState, ReadError, Reader, ReaderStatus, WaitError};
 
 /// How many questions wait for their turn, before those who ask wait.
@@ -234,10 +234,10 @@ fn odd() -> ReadError {
 
 #[async_trait]
 impl Reader for RemoteReader {
-    async fn read(&self, key: &[u8], after: Option<WaitFor>) -> Result<Read<Option<Bytes>>, ReadError> {
+    async fn read(&self, key: &[u8], after: Option<WaitFor>) -> Result<Reading<Option<Bytes>>, ReadError> {
         let key = Bytes::copy_from_slice(key);
         match self.ask(RequestBody::Get { key, after, most: self.inner.max_answer }).await? {
-            AnsweredBody::Value(at, value) => Ok(Read { value, at }),
+            AnsweredBody::Value(at, value) => Ok(Reading { value, at }),
             _ => Err(odd()),
         }
     }
@@ -247,7 +247,7 @@ impl Reader for RemoteReader {
         range: KeyRange,
         options: ScanOptions,
         after: Option<WaitFor>,
-    ) -> Result<Read<Page>, ReadError> {
+    ) -> Result<Reading<Page>, ReadError> {
         let body = RequestBody::Scan {
             range: range.clone(),
             max_entries: options.max_entries as u64,
@@ -259,7 +259,7 @@ impl Reader for RemoteReader {
         match self.ask(body).await? {
             AnsweredBody::Page(at, rest, entries) => {
                 let page = Page::received(&range, options.reverse, entries, rest);
-                Ok(Read { value: page.map_err(|error| ReadError::Refused { words: error.to_string() })?, at })
+                Ok(Reading { value: page.map_err(|error| ReadError::Refused { words: error.to_string() })?, at })
             }
             _ => Err(odd()),
         }

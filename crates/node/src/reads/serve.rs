@@ -235,3 +235,88 @@ impl<'a> Waits<'a> {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::{AtomicUsize, Ordering};
+
+    use async_trait::async_trait;
+    use replikv_core::{DataReader, KeyRange, Page, StoreError};
+    use replikv_proto::{DecoderLimits, ReadAt};
+
+    use super::*;
+    use crate::reader::Reading;
+    use crate::{Changes, ChangesError, ChangesFrom, ReaderStatus, WaitError};
+
+    /// Counts what is read from it: values of 1 MiB.
+    #[derive(Default)]
+    struct Counted(AtomicUsize);
+
+    #[async_trait]
+    impl DataReader for Counted {
+        async fn get_data(&self, _key: &[u8]) -> Result<Option<Bytes>, StoreError> {
+            Ok(None)
+        }
+
+        async fn scan_data(&self, _range: KeyRange, _options: ScanOptions) -> Result<Page, StoreError> {
+            Err(StoreError::Closed)
+        }
+    }
+
+    #[async_trait]
+    impl Reader for Counted {
+        async fn read(&self, _key: &[u8], _after: Option<WaitFor>) -> Result<Reading<Option<Bytes>>, ReadError> {
+            self.0.fetch_add(1, Ordering::Relaxed);
+            Ok(Reading { value: Some(vec![7; 1 << 20].into()), at: ReadAt::default() })
+        }
+
+        async fn read_page(
+            &self,
+            _range: KeyRange,
+            _options: ScanOptions,
+            _after: Option<WaitFor>,
+        ) -> Result<Reading<Page>, ReadError> {
+            Err(StoreError::Closed.into())
+        }
+
+        async fn changes(&self, _from: ChangesFrom, _ranges: Vec<KeyRange>) -> Result<Changes, ChangesError> {
+            Err(ChangesError::Unsupported)
+        }
+
+        async fn wait_applied(&self, _write: WaitFor) -> Result<(), WaitError> {
+            Err(WaitError::Closed)
+        }
+
+        fn status(&self) -> ReaderStatus {
+            unreachable!("nobody asks")
+        }
+    }
+
+    impl Asked for Counted {
+        fn status_json(&self) -> serde_json::Result<Vec<u8>> {
+            Ok(Vec::new())
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn nothing_is_read_for_who_has_not_taken_the_answer_before() {
+        let (node, closing) = (Counted::default(), CancellationToken::new());
+        let (here, there) = tokio::io::duplex(64 << 10);
+        let mut asking = Connection::new(here, DecoderLimits::default());
+        for id in 0..1000 {
+            let key = Bytes::from_static(b"k");
+            let body = RequestBody::Get { key, after: None, most: u64::MAX };
+            asking.send(&Message::Request(Request { id, body })).unwrap();
+        }
+        let mut connection = Connection::new(there, DecoderLimits::default());
+        let patience = Duration::from_secs(10);
+        let answering = answer_all(&mut connection, &node, &closing, patience, || Ok(()));
+        let asks = async { while asking.drive(false).await.is_ok() {} };
+        let ended = tokio::select! {
+            ended = answering => ended,
+            () = asks => panic!("it goes on asking"),
+        };
+        assert!(matches!(ended, Err(ServeError::Protocol(ProtocolError::Silent { .. }))), "{ended:?}");
+        assert_eq!(node.0.load(Ordering::Relaxed), 1);
+    }
+}

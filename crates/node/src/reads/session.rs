@@ -7,7 +7,7 @@ use replikv_core::{KeyRange, Page, ScanOptions, Token};
 use replikv_proto::{ReadAt, WaitFor};
 
 use super::BalancedReader;
-use crate::reader::Read;
+use crate::reader::Reading;
 use crate::{ReadError, Reader};
 
 /// Reads through a [`BalancedReader`], of which none shows anything older than the one before it: monotonic reads. With
@@ -23,12 +23,12 @@ use crate::{ReadError, Reader};
 /// # Cancel safety
 /// Of every method: a read that is dropped was not seen.
 #[derive(Debug)]
-pub struct Session {
+pub struct ReadSession {
     balanced: BalancedReader,
     seen: Mutex<Option<Token>>,
 }
 
-impl Session {
+impl ReadSession {
     pub(super) fn new(balanced: BalancedReader) -> Self {
         Self { balanced, seen: Mutex::default() }
     }
@@ -60,7 +60,7 @@ impl Session {
     ///
     /// # Errors
     /// [`ReadError`].
-    pub async fn read(&self, key: impl AsRef<[u8]> + Send) -> Result<Read<Option<Bytes>>, ReadError> {
+    pub async fn read(&self, key: impl AsRef<[u8]> + Send) -> Result<Reading<Option<Bytes>>, ReadError> {
         let read = self.balanced.read(key.as_ref(), self.after()).await?;
         self.note(&read.at);
         Ok(read)

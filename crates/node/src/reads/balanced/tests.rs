@@ -88,7 +88,7 @@ impl DataReader for Fake {
 
 #[async_trait]
 impl Reader for Fake {
-    async fn read(&self, key: &[u8], after: Option<WaitFor>) -> Result<Read<Option<Bytes>>, ReadError> {
+    async fn read(&self, key: &[u8], after: Option<WaitFor>) -> Result<Reading<Option<Bytes>>, ReadError> {
         self.asked.fetch_add(1, Ordering::Relaxed);
         if key.is_empty() {
             return Err(StoreError::KeyEmpty.into());
@@ -111,7 +111,7 @@ impl Reader for Fake {
             lag: nature.lag,
             last_contact_ms: Some(nature.silent_ms),
         };
-        Ok(Read { value: Some(Bytes::from(shown.to_string())), at })
+        Ok(Reading { value: Some(Bytes::from(shown.to_string())), at })
     }
 
     async fn read_page(
@@ -119,10 +119,10 @@ impl Reader for Fake {
         range: KeyRange,
         _options: ScanOptions,
         after: Option<WaitFor>,
-    ) -> Result<Read<Page>, ReadError> {
+    ) -> Result<Reading<Page>, ReadError> {
         let read = self.read(b"k", after).await?;
         let page = Page::received(&range, false, EncodedOps::default(), None);
-        Ok(Read { value: page.map_err(|error| StoreError::backend(error.to_string()))?, at: read.at })
+        Ok(Reading { value: page.map_err(|error| StoreError::backend(error.to_string()))?, at: read.at })
     }
 
     async fn changes(&self, _from: ChangesFrom, _ranges: Vec<KeyRange>) -> Result<Changes, ChangesError> {
@@ -242,7 +242,7 @@ async fn an_answer_outside_of_the_bound_is_not_used_though_the_reader_looked_fit
     }
     #[async_trait]
     impl Reader for Liar {
-        async fn read(&self, key: &[u8], after: Option<WaitFor>) -> Result<Read<Option<Bytes>>, ReadError> {
+        async fn read(&self, key: &[u8], after: Option<WaitFor>) -> Result<Reading<Option<Bytes>>, ReadError> {
             self.0.read(key, after).await
         }
         async fn read_page(
@@ -250,7 +250,7 @@ async fn an_answer_outside_of_the_bound_is_not_used_though_the_reader_looked_fit
             range: KeyRange,
             options: ScanOptions,
             after: Option<WaitFor>,
-        ) -> Result<Read<Page>, ReadError> {
+        ) -> Result<Reading<Page>, ReadError> {
             self.0.read_page(range, options, after).await
         }
         async fn changes(&self, from: ChangesFrom, ranges: Vec<KeyRange>) -> Result<Changes, ChangesError> {
