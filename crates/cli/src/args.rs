@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::{ArgAction, Args as Group, Parser, Subcommand, ValueEnum};
+use replikv::LinkId;
 
 const CODES: &str = "\
 Exit codes:
@@ -38,6 +39,10 @@ pub(crate) enum Command {
     Serve(Serve),
     /// Runs a slave: follows a master into a store.
     Follow(Follow),
+    /// Runs a centre: follows many masters into one store, each under a prefix of its own.
+    Gather(Gather),
+    /// Undoes a link of a centre, so that its keys are free.
+    Unlink(Unlink),
     /// Puts the entries of a file into a store, through its log.
     Import(Import),
     /// Writes the entries of a store to a file, in key order.
@@ -113,6 +118,10 @@ pub(crate) struct Serve {
     /// The largest value that is accepted, in MiB. Slaves whose stores hold less are refused: LMDB holds 256, sled 253.
     #[arg(long, value_name = "MIB", default_value_t = 32, value_parser = clap::value_parser!(u16).range(1..=256))]
     pub(crate) max_value: u16,
+    /// The longest key that is accepted, in bytes. Slaves whose stores hold less are refused: LMDB holds 511, less the
+    /// prefix of a link.
+    #[arg(long, value_name = "BYTES", default_value_t = 480, value_parser = clap::value_parser!(u16).range(1..=511))]
+    pub(crate) max_key: u16,
     /// Allow an address that is not loopback: whoever reaches it can read everything.
     #[arg(long)]
     pub(crate) insecure: bool,
@@ -175,6 +184,63 @@ pub(crate) enum OnDivergence {
 }
 
 #[derive(Debug, Group)]
+pub(crate) struct Gather {
+    /// The centre's store; made if it is not there.
+    #[arg(long, value_name = "URL")]
+    pub(crate) store: String,
+    /// A master: the name of the link to it, and its address, HOST:PORT. Its entries go under NAME/. Once for each master.
+    #[arg(long = "link", value_name = "NAME=ADDR", required = true, value_parser = link)]
+    pub(crate) links: Vec<Link>,
+    /// Puts the entries of a link under this prefix instead. A link keeps the prefix that it had at first.
+    #[arg(long = "prefix", value_name = "NAME=PREFIX", value_parser = prefix)]
+    pub(crate) prefixes: Vec<(LinkId, String)>,
+    /// The name by which masters know this centre; no two slaves of a master share one.
+    #[arg(long, value_name = "NAME", default_value = "centre")]
+    pub(crate) id: String,
+    /// Be a master of everything that is gathered, and listen there. Port 0 takes a free one; the address is printed.
+    #[arg(long, value_name = "ADDR")]
+    pub(crate) listen: Option<SocketAddr>,
+    /// What to do if a link's history has parted from its master's, as when that was restored from a backup.
+    #[arg(long, value_name = "POLICY", default_value = "refuse")]
+    pub(crate) on_divergence: OnDivergence,
+    /// The directory where a resync keeps what a link loses, as NAME.ndjson, without the link's prefix.
+    #[arg(long, value_name = "DIR", required_if_eq_any([("on_divergence", "resync"), ("on_divergence", "adopt-source")]))]
+    pub(crate) quarantine: Option<PathBuf>,
+    /// End when everything that all masters have published is here.
+    #[arg(long)]
+    pub(crate) once: bool,
+    /// Answer GET /metrics there, in the text format of Prometheus. Port 0 takes a free one; the address is printed.
+    #[arg(long, value_name = "ADDR")]
+    pub(crate) metrics: Option<SocketAddr>,
+    /// Allow addresses that are not loopback for --listen and --metrics: whoever reaches them can read everything.
+    #[arg(long)]
+    pub(crate) insecure: bool,
+}
+
+/// A link, as it is named on the command line.
+#[derive(Debug, Clone)]
+pub(crate) struct Link {
+    pub(crate) name: LinkId,
+    pub(crate) address: String,
+}
+
+#[derive(Debug, Group)]
+pub(crate) struct Unlink {
+    /// The centre's store, which nobody has open.
+    #[arg(long, value_name = "URL")]
+    pub(crate) store: String,
+    /// The name of the link, as `status` shows it.
+    #[arg(value_name = "NAME")]
+    pub(crate) link: String,
+    /// Its entries stay, as data that no link claims.
+    #[arg(long, conflicts_with = "remove_data", required_unless_present = "remove_data")]
+    pub(crate) keep_data: bool,
+    /// Its entries are removed first.
+    #[arg(long)]
+    pub(crate) remove_data: bool,
+}
+
+#[derive(Debug, Group)]
 pub(crate) struct Backup {
     /// The store. Of sled, one which nobody has open.
     #[arg(long, value_name = "URL")]
@@ -214,6 +280,10 @@ pub(crate) struct Import {
     /// The largest value that is accepted, in MiB. Slaves whose stores hold less are refused: LMDB holds 256, sled 253.
     #[arg(long, value_name = "MIB", default_value_t = 32, value_parser = clap::value_parser!(u16).range(1..=256))]
     pub(crate) max_value: u16,
+    /// The longest key that is accepted, in bytes. Slaves whose stores hold less are refused: LMDB holds 511, less the
+    /// prefix of a link.
+    #[arg(long, value_name = "BYTES", default_value_t = 480, value_parser = clap::value_parser!(u16).range(1..=511))]
+    pub(crate) max_key: u16,
     /// The file, or - for standard input. A file is checked as a whole before anything is written.
     pub(crate) file: PathBuf,
 }
@@ -351,6 +421,21 @@ pub(crate) struct Bench {
     /// Where the stores are put. By default the directory for temporary files.
     #[arg(long, value_name = "DIR")]
     pub(crate) dir: Option<PathBuf>,
+}
+
+fn link(words: &str) -> Result<Link, String> {
+    let (name, address) = named(words, "NAME=ADDR")?;
+    Ok(Link { name, address })
+}
+
+fn prefix(words: &str) -> Result<(LinkId, String), String> {
+    named(words, "NAME=PREFIX")
+}
+
+fn named(words: &str, form: &str) -> Result<(LinkId, String), String> {
+    let (name, value) = words.split_once('=').ok_or_else(|| format!("write {form}"))?;
+    let name = LinkId::new(name).map_err(|error| error.to_string())?;
+    Ok((name, value.into()))
 }
 
 fn duration(words: &str) -> Result<Duration, String> {

@@ -13,14 +13,14 @@ use replikv::{
 
 pub(crate) type Store = Arc<dyn ReplicaStore>;
 
-/// What the program writes at most: what every backend that it contains can hold.
-pub(crate) const LIMITS: StoreLimits = StoreLimits { max_key: 511, max_value: 32 << 20, max_batch: 64 << 20 };
+/// What the program writes at most: what every backend that it contains can hold, also under a link's prefix.
+pub(crate) const LIMITS: StoreLimits = StoreLimits { max_key: 480, max_value: 32 << 20, max_batch: 64 << 20 };
 
-/// The limits of a master that takes values of up to `max_value` MiB.
-pub(crate) fn limits(max_value: u16) -> StoreLimits {
+/// The limits of a master that takes keys of up to `max_key` bytes, and values of up to `max_value` MiB.
+pub(crate) fn limits(max_key: u16, max_value: u16) -> StoreLimits {
     const BESIDE: usize = 1 << 20;
     let max_value = usize::from(max_value) << 20;
-    StoreLimits { max_value, max_batch: LIMITS.max_batch.max(max_value + BESIDE), ..LIMITS }
+    StoreLimits { max_key: max_key.into(), max_value, max_batch: LIMITS.max_batch.max(max_value + BESIDE) }
 }
 
 /// Opens a store, and makes it if it is not there.
@@ -66,6 +66,9 @@ pub(crate) async fn open_master(store: Store, url: &str, config: MasterConfig) -
     Master::open(store, config).await.map_err(|error| match error {
         OpenError::Role { found: Role::Slave, .. } => {
             anyhow!("{url}: it is a slave's store, and only its master changes it: write to the master instead")
+        }
+        OpenError::Role { found: Role::Centre, .. } | OpenError::Links { .. } => {
+            anyhow!("{url}: it is a centre's store, and links write to it: write to their masters, or gather with it")
         }
         OpenError::Backup => is_backup(url),
         error => anyhow::Error::new(error).context(url.to_string()),

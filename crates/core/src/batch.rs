@@ -4,7 +4,7 @@ use std::fmt;
 
 use bytes::{Bytes, BytesMut};
 
-use crate::{EncodedOps, KeyRange, Op, StoreError, StoreLimits};
+use crate::{EncodedOps, KeyRange, Op, Ops, StoreError, StoreLimits};
 
 /// The longest note of a batch, in bytes.
 pub const MAX_NOTE_LEN: usize = 4096;
@@ -91,6 +91,11 @@ impl Batch {
         }
         op.encode_into(&mut self.ops);
         self.len += 1;
+    }
+
+    /// The operations, in order, borrowed.
+    pub fn ops(&self) -> impl Iterator<Item = Op<'_>> + '_ {
+        Ops::new(&self.ops)
     }
 
     /// How many operations.

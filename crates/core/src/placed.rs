@@ -107,12 +107,12 @@ mod tests {
     }
 
     fn apply(map: &mut BTreeMap<Vec<u8>, Vec<u8>>, ops: &EncodedOps) {
-        for op in ops.iter() {
+        for op in ops {
             match op {
                 Op::Put { key, value } => drop(map.insert(key.to_vec(), value.to_vec())),
                 Op::Delete { key } => drop(map.remove(key)),
                 Op::DeleteRange { start, end } => {
-                    map.retain(|key, _| &key[..] < start || end.is_some_and(|end| &key[..] >= end))
+                    map.retain(|key, _| &key[..] < start || end.is_some_and(|end| &key[..] >= end));
                 }
             }
         }

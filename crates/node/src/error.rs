@@ -1,7 +1,7 @@
 //! Why a store cannot be opened as a master or a slave.
 
-use replikv_core::{InvalidLinkId, StoreError};
-use replikv_proto::layout::Role;
+use replikv_core::{InvalidLinkId, LinkId, StoreError};
+use replikv_proto::layout::{Role, Superseded};
 
 /// Why a store cannot be opened as a master or a slave.
 #[derive(Debug, thiserror::Error)]
@@ -33,6 +33,19 @@ pub enum OpenError {
     /// The store is what is left of a backup that was never complete.
     #[error("the store is a backup that was never completed: remove it, and take another one")]
     UnfinishedBackup,
+    /// Links write to the store: it is a centre's, and is opened as one.
+    #[error("links write to the store, {link} among them: open it as a centre")]
+    Links {
+        /// One of them.
+        link: LinkId,
+    },
+    /// The store is a master's whose history has gone on with another one. It can follow that one, if it is opened as a
+    /// slave that [rejoins](crate::SlaveConfig::rejoin).
+    #[error("{}: follow that one (--rejoin NAME)", mark.words())]
+    Superseded {
+        /// By whom.
+        mark: Superseded,
+    },
     /// The slave's name is none.
     #[error(transparent)]
     Name(#[from] InvalidLinkId),

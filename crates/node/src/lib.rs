@@ -36,8 +36,8 @@ pub use reader::{Reader, ReaderStatus, Reading};
 pub use reads::{BalanceConfig, BalancedReader, ReadError, ReadSession, ReaderShare, RemoteReader, RemoteReaderConfig};
 pub use replikv_proto::{Displaced, Lag, OnDivergence, ReadAt, Resync, WaitFor};
 pub use slave::{
-    Ending, FollowError, Quarantine, QuarantineFile, Slave, SlaveConfig, SlaveProgress, SlaveState, SlaveStatus,
-    WaitError,
+    Ending, FollowError, PromoteError, Promoted, Quarantine, QuarantineFile, Slave, SlaveConfig, SlaveProgress,
+    SlaveState, SlaveStatus, WaitError, promote,
 };
 pub use stored::role;
 pub use transport::{Codec, ConnectionError};

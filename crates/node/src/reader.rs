@@ -153,12 +153,7 @@ impl<S: ReplicaStore> Reader for Master<S> {
     }
 
     async fn wait_applied(&self, write: WaitFor) -> Result<(), WaitError> {
-        let seq = match write {
-            WaitFor::Token(token) if token.source != self.source() => return Err(WaitError::ForeignSource),
-            WaitFor::Token(token) => token.seq,
-            WaitFor::Seq(seq) => seq,
-        };
-        self.subscribe().reached(seq).await.map(drop).map_err(|_| WaitError::Closed)
+        self.wait_published(write).await
     }
 
     fn status(&self) -> ReaderStatus {

@@ -3,18 +3,20 @@
 mod support;
 
 use std::collections::BTreeMap;
+use std::time::Duration;
 
 use bytes::Bytes;
 use replikv_core::{Batch, KeyRange, Keyspace, LinkId, Op, ReplicaStore, ReplicaStoreExt, Seq, StoreError, Subspace};
 use replikv_memory::MemoryStore;
 use replikv_node::{
-    Centre, FollowError, LinkConfig, LinkError, LinkStore, Master, MasterConfig, OpenError, Slave, SlaveConfig,
-    SlaveState, Unlinked, links,
+    Centre, Commit, FollowError, LinkConfig, LinkError, LinkStore, Master, MasterConfig, OpenError, Slave, SlaveConfig,
+    SlaveState, Unlinked, WriteError, links,
 };
 use replikv_proto::layout::Role;
 use replikv_proto::{ClaimState, RejectCode, Retention};
 use replikv_testkit::{ApplyFault, FaultStore};
-use support::{Contents, Error, Following, Serving, Store, contents, entries, master, serve, soon, store, until};
+use support::{Contents, Error, Following, Serving, Store, contents, entries, follow, master, serve, slave, soon};
+use support::{store, until};
 
 type Link = Slave<LinkStore<Store>>;
 
@@ -30,6 +32,15 @@ fn connect(master: &Master<Store>, link: &Link) -> (Serving, Following) {
     let (here, there) = tokio::io::duplex(64 << 10);
     let link = link.clone();
     (serve(master, there), tokio::spawn(async move { link.follow(here).await }))
+}
+
+/// Somebody else moves the cursor of a link: its next write set is fenced.
+async fn steal_cursor(central: &Store, link: &str) -> Result<(), Error> {
+    let knowledge = Subspace::raw(&b"link/"[..]).child(link).child("meta");
+    let held = entries(central, Keyspace::Meta).await.into_iter();
+    let cursor = |key: &Bytes| knowledge.strip(key).is_some_and(|key| key.starts_with(b"cursor/"));
+    let (key, _) = held.into_iter().find(|(key, _)| cursor(key)).ok_or("the link has a cursor")?;
+    Ok(central.apply_one(Keyspace::Meta, Op::Put { key: &key, value: b"stolen" }).await?)
 }
 
 /// What lies under `prefix`, without it.
@@ -275,14 +286,7 @@ async fn a_link_that_is_refused_holds_up_no_other() -> Result<(), Error> {
         soon(link.wait_applied(token)).await?;
         masters.push((master, link, connection));
     }
-    // Somebody else moves the cursor of one: its next write set is fenced.
-    let knowledge = Subspace::raw(&b"link/"[..]).child("edge-1").child("meta");
-    let stolen = entries(&central, Keyspace::Meta).await.into_iter();
-    let (key, _) = stolen
-        .into_iter()
-        .find(|(key, _)| knowledge.strip(key).is_some_and(|key| key.starts_with(b"cursor/")))
-        .unwrap();
-    central.apply_one(Keyspace::Meta, Op::Put { key: &key, value: b"stolen" }).await?;
+    steal_cursor(&central, "edge-1").await?;
     for (n, (master, link, connection)) in masters.iter_mut().enumerate() {
         let token = master.put("k", "v").await?;
         if n == 1 {
@@ -344,11 +348,11 @@ async fn a_link_that_fell_behind_the_log_compares_its_own_part() -> Result<(), E
     support::put_raw(&central, Keyspace::Data, b"edge.beside", b"1").await?;
     support::put_raw(&central, Keyspace::Data, b"edge0", b"1").await?;
     let behind = link(&centre, "edge").await;
-    let (serving, following) = connect(&master, &behind);
+    let (serving, _following) = connect(&master, &behind);
     soon(behind.wait_caught_up()).await?;
-    following.abort();
+    // With its last acknowledgement, which makes the slot.
+    soon(behind.shutdown()).await?;
     drop(soon(serving).await);
-    behind.shutdown().await?;
     drop(behind);
     assert!(master.forget(replikv_proto::SlotKind::Slave, "centre"));
     for n in 0..300u32 {
@@ -460,6 +464,166 @@ async fn a_centre_is_neither_a_master_nor_a_slave() -> Result<(), Error> {
     Slave::open(slaves.open_again(), SlaveConfig::new("edge")).await?.shutdown().await?;
     let opened = Centre::open(slaves.open_again()).await;
     assert!(matches!(opened, Err(OpenError::Role { found: Role::Slave, wanted: Role::Centre })));
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_centre_that_is_a_master_feeds_slaves_with_all_that_it_gathers() -> Result<(), Error> {
+    let mut rng = rng("a_centre_that_is_a_master_feeds_slaves_with_all_that_it_gathers");
+    let central = store();
+    let centre = Centre::open_master(central.clone(), MasterConfig::default()).await?;
+    let top = centre.master().ok_or("it is a master")?.clone();
+    let below = slave(&store(), "below").await;
+    let (here, there) = tokio::io::duplex(64 << 10);
+    let serving = top.clone();
+    tokio::spawn(async move { serving.serve(there).await });
+    follow(&below, here);
+    let mut masters = Vec::new();
+    for n in 0..4 {
+        let source = if n == 0 { support::store_with(500).await } else { store() };
+        let master = master(&source, MasterConfig::default()).await;
+        let link = link(&centre, &format!("edge-{n}")).await;
+        let connection = connect(&master, &link);
+        masters.push((master, link, connection));
+    }
+    for _ in 0..200 {
+        let (master, ..) = &masters[rng.usize(..masters.len())];
+        master.write(batch(&mut rng)).await?;
+        if rng.u8(..4) == 0 {
+            top.put([b"own/", &[rng.u8(..)][..]].concat(), "of the centre itself").await?;
+        }
+    }
+    for (n, (master, link, _)) in masters.iter().enumerate() {
+        let last = master.put("last", "").await?;
+        soon(link.wait_applied(last)).await?;
+        assert_gathered(master, &central, &format!("edge-{n}/")).await;
+    }
+    soon(below.wait_applied(top.status().published.seq)).await?;
+    assert!(contents(&central).await == contents(below.store()).await, "what hangs below differs");
+    // Each record of its log continues the one before.
+    assert!(support::chain(&central).await.len() > 200);
+    Ok(())
+}
+
+#[tokio::test]
+async fn nobody_else_writes_what_a_link_has_claimed() -> Result<(), Error> {
+    let centre = Centre::open_master(store(), MasterConfig::default()).await?;
+    let top = centre.master().ok_or("it is a master")?.clone();
+    top.put("edge/before", "there was no such link").await?;
+    let edge = link(&centre, "edge").await;
+    let claimed = |error: WriteError| matches!(&error, WriteError::Claimed { link, .. } if link.as_str() == "edge");
+    for batch in [
+        Batch::new().put("edge/k", "v"),
+        Batch::new().put("other", "v").delete("edge/k"),
+        Batch::new().delete_range("edge/a".."edge/b"),
+        Batch::new().delete_range(KeyRange::all()),
+    ] {
+        assert!(claimed(top.write(batch).await.unwrap_err()));
+    }
+    let refused = top.transact(|_, batch| Ok(batch.put("edge/k", "v"))).await.unwrap_err();
+    assert!(matches!(&refused, WriteError::Aborted { reason } if reason.contains("link edge")), "{refused}");
+    top.write(Batch::new().put("edge", "v").put("edge0", "v").delete_range("edge0".."f")).await?;
+    edge.shutdown().await?;
+    centre.unlink(&named("edge"), Unlinked::RemoveData).await?;
+    top.put("edge/k", "free again").await?;
+    assert!(centre.get("edge/before").await?.is_none());
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_link_that_is_fenced_does_not_fence_the_master_that_the_centre_is() -> Result<(), Error> {
+    let central = store();
+    let centre = Centre::open_master(central.clone(), MasterConfig::default()).await?;
+    let top = centre.master().ok_or("it is a master")?.clone();
+    let (first, second) =
+        (master(&store(), MasterConfig::default()).await, master(&store(), MasterConfig::default()).await);
+    let (one, two) = (link(&centre, "one").await, link(&centre, "two").await);
+    let ((_, ended), _second) = (connect(&first, &one), connect(&second, &two));
+    for (master, link) in [(&first, &one), (&second, &two)] {
+        let token = master.put("begin", "").await?;
+        soon(link.wait_applied(token)).await?;
+    }
+    steal_cursor(&central, "one").await?;
+    // All of it in one group: while the store is held up, everybody gathers.
+    let held = central.faults().hold_apply();
+    let (writing, here) = (top.clone(), top.clone());
+    let busy = tokio::spawn(async move { writing.put("busy", "").await });
+    soon(held.reached()).await;
+    first.put("k", "v").await?;
+    let token = second.put("k", "v").await?;
+    let own = tokio::spawn(async move { here.put("own", "").await });
+    for _ in 0..1000 {
+        tokio::task::yield_now().await;
+    }
+    held.release();
+    soon(busy).await??;
+    soon(own).await??;
+    soon(two.wait_applied(token)).await?;
+    let end = soon(ended).await?;
+    assert!(matches!(end, Err(FollowError::Fenced)), "{end:?}");
+    top.put("after", "").await?;
+    assert_eq!((centre.get("one/k").await?, centre.get("two/k").await?.as_deref()), (None, Some(&b"v"[..])));
+    support::chain(&central).await;
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_centre_becomes_a_master_and_a_master_begins_to_gather() -> Result<(), Error> {
+    let central = MemoryStore::new();
+    let source = master(&store(), MasterConfig::default()).await;
+    let token = source.put("k", "v").await?;
+    let centre = Centre::open(FaultStore::new(central.open_again())).await?;
+    let edge = link(&centre, "edge").await;
+    let (_serving, following) = connect(&source, &edge);
+    soon(edge.wait_applied(token)).await?;
+    following.abort();
+    soon(edge.shutdown()).await?;
+    centre.shutdown().await?;
+    let centre = Centre::open_master(FaultStore::new(central.open_again()), MasterConfig::default()).await?;
+    // What was gathered before is copied by whoever hangs below.
+    let below = slave(&store(), "below").await;
+    let (here, there) = tokio::io::duplex(64 << 10);
+    let serving = centre.master().ok_or("it is a master")?.clone();
+    tokio::spawn(async move { serving.serve(there).await });
+    follow(&below, here);
+    soon(below.wait_caught_up()).await?;
+    assert_eq!(below.get("edge/k").await?.as_deref(), Some(&b"v"[..]));
+    let edge = link(&centre, "edge").await;
+    assert_eq!(edge.status().position.map(|position| position.seq), Some(token.seq));
+    soon(below.shutdown()).await?;
+    edge.shutdown().await?;
+    centre.shutdown().await?;
+    let alone = Master::open(central.open_again(), MasterConfig::default()).await;
+    assert!(matches!(alone, Err(OpenError::Links { .. })), "its links write to it");
+    let plain = Centre::open(central.open_again()).await;
+    assert!(matches!(plain, Err(OpenError::Role { found: Role::Master, wanted: Role::Centre })));
+
+    let masters = MemoryStore::new();
+    let before = Master::open(masters.open_again(), MasterConfig::default()).await?;
+    before.put("own", "1").await?;
+    before.shutdown().await?;
+    let centre = Centre::open_master(FaultStore::new(masters.open_again()), MasterConfig::default()).await?;
+    assert_eq!(centre.master().map(Master::source), Some(before.source()));
+    let edge = link(&centre, "edge").await;
+    let _connection = connect(&source, &edge);
+    soon(edge.wait_caught_up()).await?;
+    assert!(centre.get("own").await?.is_some() && centre.get("edge/k").await?.is_some());
+    Ok(())
+}
+
+#[tokio::test]
+async fn an_acknowledged_link_of_a_buffered_master_is_on_stable_storage() -> Result<(), Error> {
+    let central = store();
+    let config = MasterConfig::default().commit(Commit::Buffered { sync_every: Duration::from_secs(3600) });
+    let centre = Centre::open_master(central.clone(), config).await?;
+    let source = master(&store(), MasterConfig::default()).await;
+    let edge = link(&centre, "edge").await;
+    let _connection = connect(&source, &edge);
+    let token = source.write(Batch::new().put("k", "v")).replicated(1, Duration::from_secs(60)).await?;
+    soon(edge.wait_applied(token)).await?;
+    let left = central.power_loss().await?;
+    let centre = Centre::open_master(left, MasterConfig::default()).await?;
+    assert_eq!(centre.get("edge/k").await?.as_deref(), Some(&b"v"[..]));
     Ok(())
 }
 

@@ -89,15 +89,15 @@ mod tests {
     #[test]
     fn claims_that_share_a_key_are_rivals() {
         let held = [(link("one"), Claim::new(&Subspace::raw("a/"))), (link("two"), Claim::new(&Subspace::named("b")))];
-        let rival = |name: &str, target: Subspace| {
-            super::rival(held.iter().map(|(link, claim)| (link, claim)), &link(name), &target).map(LinkId::as_str)
+        let found = |name: &str, target: Subspace| {
+            rival(held.iter().map(|(link, claim)| (link, claim)), &link(name), &target).map(LinkId::as_str)
         };
-        assert_eq!(rival("new", Subspace::raw("a/b/")), Some("one"));
-        assert_eq!(rival("new", Subspace::raw("a")), Some("one"));
-        assert_eq!(rival("new", Subspace::named("b").child("c")), Some("two"));
-        assert_eq!(rival("new", Subspace::root()), Some("one"));
-        assert_eq!(rival("new", Subspace::raw("c/")), None);
-        assert_eq!(rival("one", Subspace::raw("a/")), None);
+        assert_eq!(found("new", Subspace::raw("a/b/")), Some("one"));
+        assert_eq!(found("new", Subspace::raw("a")), Some("one"));
+        assert_eq!(found("new", Subspace::named("b").child("c")), Some("two"));
+        assert_eq!(found("new", Subspace::root()), Some("one"));
+        assert_eq!(found("new", Subspace::raw("c/")), None);
+        assert_eq!(found("one", Subspace::raw("a/")), None);
     }
 
     #[test]

@@ -1,7 +1,7 @@
 //! What is kept in `Meta`, and under which keys. Every value begins with a format byte; the rest is postcard.
 
 use bytes::Bytes;
-use replikv_core::{Position, Seq, SourceId, StoreError};
+use replikv_core::{Epoch, Position, Seq, SourceId, StoreError};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
@@ -159,6 +159,30 @@ impl Stored for Backup {
     const WHAT: &'static str = "the mark of a backup";
 }
 
+/// Says that the history of this master has gone on elsewhere: nobody writes to it any more.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Superseded {
+    /// The newer epoch that was met; `None` if the master itself has handed over.
+    pub by: Option<Epoch>,
+}
+
+impl Superseded {
+    /// Its key.
+    pub const KEY: &'static [u8] = b"superseded";
+
+    /// In words.
+    pub fn words(&self) -> String {
+        match self.by {
+            Some(epoch) => format!("another master was promoted, in epoch {}", epoch.number),
+            None => "this master has handed over to another one".into(),
+        }
+    }
+}
+
+impl Stored for Superseded {
+    const WHAT: &'static str = "the mark of a master that was superseded";
+}
+
 /// Where the epochs of a history begin, oldest first.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Epochs(pub Vec<EpochStart>);
@@ -239,7 +263,7 @@ impl Checkpoint {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use replikv_core::{Digest, Epoch};
+    use replikv_core::Digest;
     use std::collections::BTreeSet;
 
     fn position(seq: u64) -> Position {

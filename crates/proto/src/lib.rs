@@ -30,7 +30,7 @@ mod wire;
 pub use applier::{Applier, Group, Progress};
 pub use claims::{Claim, ClaimState, rival};
 pub use committer::{
-    Abort, Answer, CommitGroup, Committer, CommitterConfig, Intent, LogEntry, LoneRecord, Step, TransactFn,
+    Abort, Answer, CommitGroup, Committer, CommitterConfig, Gathered, Intent, LogEntry, LoneRecord, Step, TransactFn,
     TransactView, Work,
 };
 pub use compaction::{

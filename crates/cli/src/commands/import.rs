@@ -23,7 +23,7 @@ const BATCH_BYTES: usize = 4 << 20;
 
 pub(crate) async fn run(args: args::Import, json: bool) -> anyhow::Result<ExitCode> {
     let columns = Columns { key: args.key_column, value: args.value_column };
-    let limits = store::limits(args.max_value);
+    let limits = store::limits(args.max_key, args.max_value);
     let source = Source::open(&args.file, args.format, columns, limits).await?;
     let mut interrupt = Interrupt::new()?;
     let config = MasterConfig::default().commit(Commit::Buffered { sync_every: Duration::from_millis(500) });

@@ -6,6 +6,7 @@ mod demo;
 mod export;
 mod follow;
 mod forget;
+mod gather;
 mod import;
 mod log;
 mod place;
@@ -13,6 +14,7 @@ mod point;
 mod scan;
 mod serve;
 mod status;
+mod unlink;
 mod verify;
 
 use std::io::Write;
@@ -66,6 +68,8 @@ pub(crate) async fn run(args: Args) -> anyhow::Result<ExitCode> {
         Command::Demo(args) => demo::run(args, json).await,
         Command::Serve(args) => serve::run(args, json).await,
         Command::Follow(args) => follow::run(args, json).await,
+        Command::Gather(args) => gather::run(args, json).await,
+        Command::Unlink(args) => unlink::run(args, json).await,
         Command::Import(args) => import::run(args, json).await,
         Command::Export(args) => export::run(args, json).await,
         Command::Get(args) => point::get(args, json).await,

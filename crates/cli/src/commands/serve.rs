@@ -18,7 +18,7 @@ const PIPE_BATCH: usize = 1000;
 
 pub(crate) async fn run(args: args::Serve, json: bool) -> anyhow::Result<ExitCode> {
     let listener = super::listen(args.listen, args.insecure).await?;
-    let limits = store::limits(args.max_value);
+    let limits = store::limits(args.max_key, args.max_value);
     let source = match &args.import {
         Some(path) => Some(Source::open(path, args.format, Columns::default(), limits).await?),
         None => None,

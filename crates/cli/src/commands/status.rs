@@ -63,6 +63,7 @@ async fn look(url: &str) -> anyhow::Result<Value> {
                 "log_bytes": head.log_bytes, "retained_bytes": head.log_bytes.saturating_sub(parts.missing_bytes()),
                 "slots": slots(&store, &head, parts.begins().position.seq).await? })
         }
+        Some(Role::Centre) => json!({ "role": "centre" }),
         Some(role) => {
             let cursors = KeyRange::prefix(replikv::meta::CURSOR_PREFIX);
             let found = store.first(Keyspace::Meta, cursors).await?.and_then(|(_, bytes)| Cursor::from_bytes(&bytes));
@@ -71,6 +72,16 @@ async fn look(url: &str) -> anyhow::Result<Value> {
         }
     };
     let mut status = status;
+    let links = replikv::links(&store).await?;
+    if !links.is_empty() || status["role"] == "centre" {
+        let told = links.iter().map(|seen| {
+            let cursor = seen.cursor.as_ref();
+            json!({ "link": seen.link, "prefix": seen.prefix.escape_ascii().to_string(), "state": seen.state,
+                "source": seen.source, "position": cursor.map(|cursor| cursor.position),
+                "consistent": cursor.is_some_and(Cursor::is_consistent) })
+        });
+        status["links"] = told.collect();
+    }
     if let Some(bytes) = store.get(Keyspace::Meta, Backup::KEY).await? {
         status["backup"] = json!({ "taken_unix_ms": Backup::from_bytes(&bytes)?.taken_unix_ms });
     }

@@ -4,6 +4,7 @@ mod backup;
 mod demo;
 mod deploy;
 mod files;
+mod gather;
 mod network;
 mod output;
 mod reads;

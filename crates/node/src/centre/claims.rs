@@ -7,14 +7,14 @@ use replikv_core::{Durability, KeyRange, Keyspace, LinkId, ReplicaStore, ScanOpt
 use replikv_proto::layout::Stored;
 use replikv_proto::{Claim, ClaimState, rival};
 
-use super::{LinkError, Unlinked, unlink};
+use super::{Inner, LinkError, Unlinked, unlink};
 
 /// The claims of a store, as they are stored. One handle changes them at a time.
 #[derive(Debug)]
-pub(super) struct Claims(BTreeMap<LinkId, Claim>);
+pub(crate) struct Claims(BTreeMap<LinkId, Claim>);
 
 impl Claims {
-    pub(super) async fn read<S: ReplicaStore>(store: &S) -> Result<Self, StoreError> {
+    pub(crate) async fn read<S: ReplicaStore>(store: &S) -> Result<Self, StoreError> {
         let mut claims = BTreeMap::new();
         let mut rest = Some(KeyRange::prefix(Claim::PREFIX));
         while let Some(range) = rest.take() {
@@ -30,8 +30,13 @@ impl Claims {
         Ok(Self(claims))
     }
 
-    pub(super) fn into_iter(self) -> impl Iterator<Item = (LinkId, Claim)> {
+    pub(crate) fn into_iter(self) -> impl Iterator<Item = (LinkId, Claim)> {
         self.0.into_iter()
+    }
+
+    /// What is claimed, by whom.
+    pub(super) fn ranges(&self) -> Vec<(LinkId, KeyRange)> {
+        self.0.iter().map(|(link, claim)| (link.clone(), claim.target().range())).collect()
     }
 
     /// Links whose undoing was begun.
@@ -43,7 +48,7 @@ impl Claims {
     /// Sees that `link` has `target`, and nobody else anything of it.
     pub(super) async fn claim<S: ReplicaStore>(
         &mut self,
-        store: &S,
+        centre: &Inner<S>,
         link: &LinkId,
         target: &Subspace,
     ) -> Result<(), LinkError> {
@@ -61,36 +66,43 @@ impl Claims {
             let (link, wanted, other) = (link.clone(), words(target), other.clone());
             return Err(LinkError::Claimed { link, wanted, other, held });
         }
-        self.write(store, link, Claim::new(target)).await
+        self.write(centre, link, Claim::new(target)).await
     }
 
     /// Undoes a link, in bounded steps.
     pub(super) async fn unlink<S: ReplicaStore>(
         &mut self,
-        store: &S,
+        centre: &Inner<S>,
         link: &LinkId,
         unlinked: Unlinked,
     ) -> Result<(), LinkError> {
         let held = self.0.get(link).cloned().ok_or_else(|| LinkError::NoSuchLink { link: link.clone() })?;
         let leaving = held.given_up(unlink::state(&held, unlinked));
         if leaving != held {
-            self.write(store, link, leaving.clone()).await?;
+            self.write(centre, link, leaving.clone()).await?;
         }
-        unlink::empty(store, link, &leaving).await?;
+        unlink::empty(centre, link, &leaving).await?;
         let mut writes = WriteSet::builder();
         writes.require(Claim::key(link), Some(leaving.to_bytes()));
         writes.delete(Keyspace::Meta, Claim::key(link))?;
-        store.apply(writes.build(), Durability::Synced).await?;
+        centre.store.apply(writes.build(), Durability::Synced).await?;
         self.0.remove(link);
+        centre.writer.claimed(self.ranges());
         Ok(())
     }
 
-    async fn write<S: ReplicaStore>(&mut self, store: &S, link: &LinkId, claim: Claim) -> Result<(), LinkError> {
+    async fn write<S: ReplicaStore>(
+        &mut self,
+        centre: &Inner<S>,
+        link: &LinkId,
+        claim: Claim,
+    ) -> Result<(), LinkError> {
         let mut writes = WriteSet::builder();
         writes.require(Claim::key(link), self.0.get(link).map(Claim::to_bytes));
         writes.put(Keyspace::Meta, Claim::key(link), claim.to_bytes())?;
-        store.apply(writes.build(), Durability::Synced).await?;
+        centre.store.apply(writes.build(), Durability::Synced).await?;
         self.0.insert(link.clone(), claim);
+        centre.writer.claimed(self.ranges());
         Ok(())
     }
 }

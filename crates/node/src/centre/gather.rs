@@ -135,3 +135,39 @@ fn answer(group: Vec<Part>, result: &Result<(), StoreError>) {
         drop(part.answer.send(result.clone()));
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use replikv_core::{Keyspace, LinkId};
+    use replikv_memory::MemoryStore;
+
+    use super::*;
+
+    fn part(link: &str, requires: Option<&'static [u8]>) -> (Handed, oneshot::Receiver<Result<(), StoreError>>) {
+        let (answer, answered) = oneshot::channel();
+        let mut writes = WriteSet::builder();
+        writes.require(link.to_owned(), requires.map(bytes::Bytes::from_static));
+        writes.put(Keyspace::Meta, link, "moved").unwrap();
+        let (writes, durability) = (writes.build(), Durability::Buffered);
+        (Handed::Writes(Part { link: LinkId::new(link).unwrap(), writes, durability, answer }), answered)
+    }
+
+    // The condition of a second one is about what the first one leaves: together, both would hold.
+    #[tokio::test]
+    async fn two_write_sets_of_one_link_never_share_a_transaction() {
+        let (queue, gatherer) = Gatherer::new(Arc::new(MemoryStore::new()));
+        let mut answers = Vec::new();
+        for (link, requires) in [("one", None), ("two", None), ("one", None), ("two", Some(&b"moved"[..]))] {
+            let (handed, answered) = part(link, requires);
+            queue.hand(handed).unwrap();
+            answers.push(answered);
+        }
+        queue.close();
+        gatherer.run().await;
+        let mut results = Vec::new();
+        for answered in answers {
+            results.push(answered.await.unwrap());
+        }
+        assert!(matches!(&results[..], [Ok(()), Ok(()), Err(StoreError::HeadMoved), Ok(())]), "{results:?}");
+    }
+}

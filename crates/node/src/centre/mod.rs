@@ -6,27 +6,29 @@ mod error;
 mod gather;
 mod store;
 mod unlink;
+mod writer;
 
 use std::sync::Arc;
 
 use async_trait::async_trait;
 use bytes::Bytes;
 use replikv_core::{
-    Cursor, DataReader, KeyRange, Keyspace, LinkId, Page, ReplicaStore, ScanOptions, SourceId, StoreError, Subspace,
+    Cursor, DataReader, KeyRange, Keyspace, LinkId, Page, ReplicaStore, ScanOptions, SourceId, StoreError, StoreLimits,
+    Subspace,
 };
 use replikv_proto::ClaimState;
 use replikv_proto::layout::{Identity, Role};
 use serde::Serialize;
-use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
-use self::claims::{Claims, Links};
+pub(crate) use self::claims::Claims;
+use self::claims::Links;
 pub use self::config::LinkConfig;
 pub use self::error::LinkError;
-use self::gather::{Gatherer, Queue};
 pub use self::store::LinkStore;
 pub use self::unlink::Unlinked;
-use crate::{OpenError, Slave, stored};
+use self::writer::Writer;
+use crate::{Master, MasterConfig, OpenError, Slave, stored};
 
 /// One store that many masters flow into: each over a link of its own, into a part of the key space that is the link's
 /// alone.
@@ -54,12 +56,21 @@ impl<S> Clone for Centre<S> {
 #[derive(Debug)]
 pub(super) struct Inner<S> {
     store: Arc<S>,
-    queue: Queue,
+    writer: Writer<S>,
     links: Arc<Links>,
     /// Held by whoever changes claims.
     claims: tokio::sync::Mutex<Claims>,
-    gathering: tokio::sync::Mutex<Option<JoinHandle<()>>>,
     closing: CancellationToken,
+}
+
+impl<S: ReplicaStore> Inner<S> {
+    /// What fits into the store, and into a record of the master that it may be.
+    fn limits(&self) -> StoreLimits {
+        match &self.writer {
+            Writer::Master(master) => master.limits(),
+            Writer::Gathering { .. } => self.store.limits(),
+        }
+    }
 }
 
 /// What is known of one link.
@@ -99,16 +110,47 @@ impl<S: ReplicaStore> Centre<S> {
         // What a killed process left is acknowledged as durable from here on.
         store.sync().await?;
         let store = Arc::new(store);
-        let (queue, gatherer) = Gatherer::new(store.clone());
-        let gathering = tokio::sync::Mutex::new(Some(tokio::spawn(gatherer.run())));
+        let writer = Writer::gathering(&store);
+        Ok(Self::begin(store, writer, claims))
+    }
+
+    /// As [`open`](Self::open), and the centre is a master of all that it gathers, in a history of its own: slaves hang
+    /// below it, and see each write set of a link as one batch. [`master`](Self::master) serves them, and takes writes
+    /// where no link has a claim.
+    ///
+    /// Its batches may have 192 MiB, or as many as `config` says if that is more, and its keys 31 bytes more than `config`
+    /// says: several batches of a link's master are one, under a prefix. Its slaves must be able to hold that.
+    ///
+    /// A master's store can begin to gather, and a centre's to be a master: what is there already is copied by the first
+    /// slaves. There is no way back.
+    ///
+    /// # Errors
+    /// As [`open`](Self::open), and [`Master::open`].
+    pub async fn open_master(store: S, config: MasterConfig) -> Result<Self, OpenError> {
+        let claims = Claims::read(&store).await?;
+        let store = Arc::new(store);
+        let master = Master::open_centre(store.clone(), config.gathering()).await?;
+        master.inner().claim(claims.ranges());
+        Ok(Self::begin(store, Writer::Master(master), claims))
+    }
+
+    fn begin(store: Arc<S>, writer: Writer<S>, claims: Claims) -> Self {
         let (links, closing) = (Arc::default(), CancellationToken::new());
         let leaving = claims.leaving();
         let claims = tokio::sync::Mutex::new(claims);
-        let centre = Self { inner: Arc::new(Inner { store, queue, links, claims, gathering, closing }) };
+        let centre = Self { inner: Arc::new(Inner { store, writer, links, claims, closing }) };
         for (link, unlinked) in leaving {
             tokio::spawn(centre.clone().go_on_unlinking(link, unlinked));
         }
-        Ok(centre)
+        centre
+    }
+
+    /// The master of what is gathered, if the centre is one.
+    pub fn master(&self) -> Option<&Master<Arc<S>>> {
+        match &self.inner.writer {
+            Writer::Master(master) => Some(master),
+            Writer::Gathering { .. } => None,
+        }
     }
 
     /// Opens a link, and claims its part of the key space if it is new. It is bound to the first source that it meets.
@@ -135,7 +177,7 @@ impl<S: ReplicaStore> Centre<S> {
             return Err(StoreError::Closed.into());
         }
         let lease = self.inner.links.open(link)?;
-        claims.claim(&*self.inner.store, link, &target).await?;
+        claims.claim(&self.inner, link, &target).await?;
         Ok(LinkStore::new(&self.inner, link, target, lease))
     }
 
@@ -152,7 +194,7 @@ impl<S: ReplicaStore> Centre<S> {
     pub async fn unlink(&self, link: &LinkId, unlinked: Unlinked) -> Result<(), LinkError> {
         let mut claims = self.inner.claims.lock().await;
         let _lease = self.inner.links.open(link)?;
-        claims.unlink(&*self.inner.store, link, unlinked).await
+        claims.unlink(&self.inner, link, unlinked).await
     }
 
     async fn go_on_unlinking(self, link: LinkId, unlinked: Unlinked) {
@@ -204,14 +246,7 @@ impl<S: ReplicaStore> Centre<S> {
     pub async fn shutdown(&self) -> Result<(), StoreError> {
         self.inner.closing.cancel();
         let _claims = self.inner.claims.lock().await;
-        self.inner.queue.close();
-        let mut gathering = self.inner.gathering.lock().await;
-        if let Some(task) = gathering.as_mut()
-            && let Err(error) = task.await
-        {
-            tracing::error!(target: "replikv::slave", %error, "the task that gathers died");
-        }
-        *gathering = None;
+        self.inner.writer.end().await?;
         self.inner.store.close().await
     }
 }
@@ -267,12 +302,17 @@ mod laws {
 
     use super::*;
 
-    fn open(target: &Subspace, others: bool) -> Result<Arc<dyn ReplicaStore>, StoreError> {
-        tokio::task::block_in_place(|| Handle::current().block_on(link(target, others)))
+    fn open(target: &Subspace, others: bool, master: bool) -> Result<Arc<dyn ReplicaStore>, StoreError> {
+        tokio::task::block_in_place(|| Handle::current().block_on(link(target, others, master)))
     }
 
-    async fn link(target: &Subspace, others: bool) -> Result<Arc<dyn ReplicaStore>, StoreError> {
-        let centre = Centre::open(MemoryStore::new()).await.map_err(StoreError::backend)?;
+    async fn link(target: &Subspace, others: bool, master: bool) -> Result<Arc<dyn ReplicaStore>, StoreError> {
+        let centre = if master {
+            Centre::open_master(MemoryStore::new(), MasterConfig::default()).await
+        } else {
+            Centre::open(MemoryStore::new()).await
+        };
+        let centre = centre.map_err(StoreError::backend)?;
         let name = LinkId::new("edge").map_err(StoreError::backend)?;
         let view = centre.link_store(&name, target.clone()).await.map_err(StoreError::backend)?;
         // Right before it, and right after it.
@@ -296,12 +336,20 @@ mod laws {
     }
 
     fn at_the_root(_: &Path) -> Result<Arc<dyn ReplicaStore>, StoreError> {
-        open(&Subspace::root(), false)
+        open(&Subspace::root(), false, false)
     }
 
     fn under_a_prefix(_: &Path) -> Result<Arc<dyn ReplicaStore>, StoreError> {
         // As long as what comes before the keys that a link knows of, so that their length is the same everywhere.
-        open(&Subspace::raw("under/a/prefix/of/some/length/"), true)
+        open(&Subspace::raw("under/a/prefix/of/some/length/"), true, false)
+    }
+
+    fn in_a_master(_: &Path) -> Result<Arc<dyn ReplicaStore>, StoreError> {
+        open(&Subspace::raw("under/a/prefix/of/some/length/"), true, true)
+    }
+
+    mod master {
+        replikv_testkit::conformance_suite!(super::in_a_master, volatile);
     }
 
     mod root {

@@ -11,11 +11,9 @@ use replikv_core::{
     StoreStats, Subspace, WriteSet, meta,
 };
 use replikv_proto::Claim;
-use tokio::sync::oneshot;
 
 use super::Inner;
 use super::claims::Lease;
-use super::gather::{Handed, Part};
 
 /// The part of a centre's store that one link writes: what the link calls `k` is under its prefix there, and what it
 /// knows of its master is apart from what other links know.
@@ -37,12 +35,12 @@ pub struct LinkStore<S> {
 
 impl<S: ReplicaStore> LinkStore<S> {
     pub(super) fn new(shared: &Arc<Inner<S>>, link: &LinkId, target: Subspace, lease: Lease) -> Self {
-        let whole = shared.store.limits();
+        let whole = shared.limits();
         let prefix = target.prefix().len();
         let limits = StoreLimits {
             max_key: whole.max_key.saturating_sub(prefix),
-            // Every operation of a batch grows by the prefix.
-            max_batch: if prefix == 0 { whole.max_batch } else { whole.max_batch / 2 },
+            // Every operation of a batch grows by the prefix; how many there are, only the batch itself can tell.
+            max_batch: if prefix == 0 { whole.max_batch } else { whole.max_batch - whole.max_batch / 4 },
             ..whole
         };
         Self {
@@ -89,9 +87,7 @@ impl<S: ReplicaStore> LinkStore<S> {
         self.check_open()?;
         let abandoned = self.abandoned.load(Ordering::Acquire);
         if self.decided.load(Ordering::Acquire) < abandoned {
-            let (passed, all_decided) = oneshot::channel();
-            self.shared.queue.hand(Handed::Barrier(passed))?;
-            all_decided.await.map_err(|_| StoreError::Closed)?;
+            self.shared.writer.all_decided().await?;
             self.decided.fetch_max(abandoned, Ordering::AcqRel);
         }
         Ok(())
@@ -124,13 +120,11 @@ impl<S: ReplicaStore> ReplicaStore for LinkStore<S> {
     async fn apply(&self, writes: WriteSet, durability: Durability) -> Result<(), StoreError> {
         self.ready().await?;
         writes.check(&self.limits)?;
-        let (answer, answered) = oneshot::channel();
         let writes = self.placed(writes);
-        self.shared.queue.hand(Handed::Writes(Part { link: self.link.clone(), writes, durability, answer }))?;
         let mut dropped = Abandoned(Some(&self.abandoned));
-        let result = answered.await;
+        let result = self.shared.writer.apply(&self.shared.store, &self.link, writes, durability).await;
         dropped.0 = None;
-        result.map_err(|_| StoreError::Fatal { reason: "the task that commits for all links has died".into() })?
+        result
     }
 
     async fn get(&self, keyspace: Keyspace, key: &[u8]) -> Result<Option<Bytes>, StoreError> {

@@ -3,6 +3,8 @@
 use replikv_core::{Durability, KeyRange, Keyspace, LinkId, ReplicaStore, ScanOptions, StoreError, WriteSet};
 use replikv_proto::{Claim, ClaimState};
 
+use super::Inner;
+
 /// What becomes of the entries of a link that is undone.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Unlinked {
@@ -30,20 +32,25 @@ pub(super) fn state(claim: &Claim, unlinked: Unlinked) -> ClaimState {
 }
 
 /// Removes what a link leaves behind. Its cursor goes first: what is left of the data is nobody's state any more.
-pub(super) async fn empty<S: ReplicaStore>(store: &S, link: &LinkId, claim: &Claim) -> Result<(), StoreError> {
-    remove(store, Keyspace::Meta, Claim::knowledge(link).range()).await?;
+pub(super) async fn empty<S: ReplicaStore>(centre: &Inner<S>, link: &LinkId, claim: &Claim) -> Result<(), StoreError> {
+    remove(centre, link, Keyspace::Meta, Claim::knowledge(link).range()).await?;
     if claim.state == ClaimState::Removing {
-        remove(store, Keyspace::Data, claim.target().range()).await?;
+        remove(centre, link, Keyspace::Data, claim.target().range()).await?;
     }
     Ok(())
 }
 
 // One page of keys at a time: other links get their turn in between.
-async fn remove<S: ReplicaStore>(store: &S, keyspace: Keyspace, range: KeyRange) -> Result<(), StoreError> {
+async fn remove<S: ReplicaStore>(
+    centre: &Inner<S>,
+    link: &LinkId,
+    keyspace: Keyspace,
+    range: KeyRange,
+) -> Result<(), StoreError> {
     const STEP: usize = 1024;
     let mut rest = Some(range);
     while let Some(range) = rest.take() {
-        let page = store.scan(keyspace, range.clone(), ScanOptions::default().max_entries(STEP)).await?;
+        let page = centre.store.scan(keyspace, range.clone(), ScanOptions::default().max_entries(STEP)).await?;
         if page.is_empty() {
             break;
         }
@@ -51,7 +58,7 @@ async fn remove<S: ReplicaStore>(store: &S, keyspace: Keyspace, range: KeyRange)
         let end = rest.as_ref().map_or_else(|| range.end().cloned(), |rest| Some(rest.start().clone()));
         let mut writes = WriteSet::builder();
         writes.delete_range(keyspace, &KeyRange::new(range.start().clone(), end));
-        store.apply(writes.build(), Durability::Buffered).await?;
+        centre.writer.apply(&centre.store, link, writes.build(), Durability::Buffered).await?;
     }
     Ok(())
 }

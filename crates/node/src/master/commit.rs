@@ -7,7 +7,7 @@ use bytes::Bytes;
 use replikv_core::{
     Durability, KeyRange, Keyspace, Outcome, Position, ReplicaStore, ScanOptions, Seq, StoreError, WriteSet,
 };
-use replikv_proto::layout::{Checkpoint, Floor, Head, Stored};
+use replikv_proto::layout::{Checkpoint, Floor, Head, Stored, Superseded};
 use replikv_proto::{
     Answer, CommitGroup, Committer, Compacted, CompactionStep, Expiry, Intent, LogEntry, LogParts, Record, Run, Step,
     Trim,
@@ -36,6 +36,8 @@ pub(super) enum Queued {
     Intent(Intent<Ticket>),
     /// A record may have been committed beside it.
     Recorded,
+    /// The history goes on with another master. Answers once that is in the store, if it can be.
+    Superseded(Superseded, oneshot::Sender<Result<(), StoreError>>),
 }
 
 /// Commits one master's groups, one after the other.
@@ -46,6 +48,7 @@ pub(super) struct CommitTask<S> {
     intents: mpsc::UnboundedReceiver<Queued>,
     /// Somebody says that there is a record which was committed beside this task.
     look: bool,
+    superseded: Option<(Superseded, oneshot::Sender<Result<(), StoreError>>)>,
     /// The last record that is known to be on stable storage.
     synced: Position,
     /// Committed after it, and not synced yet. Not published either, unless the configuration says so.
@@ -69,7 +72,18 @@ impl<S: ReplicaStore> CommitTask<S> {
     ) -> Self {
         let synced = committer.head().position;
         let (unsynced, unsynced_bytes, sync_at, trim_at) = (Vec::new(), 0, None, Instant::now());
-        Self { inner, committer, intents, look: false, synced, unsynced, unsynced_bytes, sync_at, trim_at }
+        Self {
+            inner,
+            committer,
+            intents,
+            look: false,
+            superseded: None,
+            synced,
+            unsynced,
+            unsynced_bytes,
+            sync_at,
+            trim_at,
+        }
     }
 
     pub(super) async fn run(mut self) {
@@ -78,6 +92,11 @@ impl<S: ReplicaStore> CommitTask<S> {
             self.take_all();
             if self.look {
                 self.look_for_recorded().await;
+            }
+            if let Some((mark, told)) = self.superseded.take() {
+                let marked = self.end_of_reign(mark).await;
+                // Whoever asked may be gone.
+                drop(told.send(marked));
             }
             match self.committer.step(self.inner.clock.now(), self.inner.uptime_ms()) {
                 Step::Fetch(keys) => {
@@ -118,7 +137,21 @@ impl<S: ReplicaStore> CommitTask<S> {
         match queued {
             Queued::Intent(intent) => self.committer.push(intent),
             Queued::Recorded => self.look = true,
+            Queued::Superseded(mark, answer) => self.superseded = Some((mark, answer)),
         }
+    }
+
+    // What was handed over before is decided; what comes later is refused, also by whoever opens the store.
+    async fn end_of_reign(&mut self, mark: Superseded) -> Result<(), StoreError> {
+        self.inner.superseded.store(Some(Arc::new(mark)));
+        self.committer.fence();
+        self.inner.recordings.lock().fence();
+        let words = mark.words();
+        tracing::warn!(target: "replikv::master", source = %self.inner.source, reason = %words, "nothing more is written");
+        self.inner.trouble.store(Arc::new(Trouble::superseded(words)));
+        let mut writes = WriteSet::builder();
+        writes.put(Keyspace::Meta, Superseded::KEY, mark.to_bytes())?;
+        apply(&self.inner, &writes.build(), Durability::Synced).await
     }
 
     // False once nobody can write any more.
@@ -232,6 +265,10 @@ impl<S: ReplicaStore> CommitTask<S> {
                     // Recordings go on giving way: the group goes to the store again at once.
                     return self.adopt(found, chain).await;
                 }
+                if found.position == self.committer.head().position {
+                    // The head stands: it is a link whose cursor somebody else has moved.
+                    return self.unfit(group);
+                }
                 self.fence();
                 self.refused(group, StoreError::HeadMoved);
             }
@@ -240,6 +277,20 @@ impl<S: ReplicaStore> CommitTask<S> {
                 self.refused(group, error);
             }
         }
+        self.inner.recordings.decided();
+    }
+
+    // Each is decided anew on its own, so that only the one whose condition does not hold is refused.
+    fn unfit(&mut self, group: CommitGroup<Ticket>) {
+        match self.committer.taken_apart(group) {
+            Ok(refused) => answer(refused),
+            Err(group) => {
+                self.committer.refused();
+                let outcome = Answer::Failed(StoreError::HeadMoved);
+                answer(group.answers.into_iter().map(|(ticket, decided)| (ticket, after_failure(decided, &outcome))));
+            }
+        }
+        self.inner.hand_over(self.committer.handed());
         self.inner.recordings.decided();
     }
 

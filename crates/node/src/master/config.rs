@@ -39,6 +39,8 @@ pub struct MasterConfig {
     pub(crate) compare_bytes_per_second: Option<u64>,
     pub(crate) log_readers: usize,
     pub(crate) new_epoch: bool,
+    /// It belongs to a centre.
+    pub(crate) gathers: bool,
 }
 
 impl Default for MasterConfig {
@@ -46,7 +48,7 @@ impl Default for MasterConfig {
         Self {
             commit: Commit::Synced,
             ship_unsynced: false,
-            limits: StoreLimits { max_key: 511, max_value: 32 << 20, max_batch: 64 << 20 },
+            limits: StoreLimits { max_key: KEY, max_value: 32 << 20, max_batch: 64 << 20 },
             group_bytes: 8 << 20,
             queue_bytes: 64 << 20,
             ring_bytes: 64 << 20,
@@ -61,11 +63,26 @@ impl Default for MasterConfig {
             compare_bytes_per_second: None,
             log_readers: 4,
             new_epoch: false,
+            gathers: false,
         }
     }
 }
 
+/// The longest key by default. Under a prefix of up to 31 bytes it still fits into every backend.
+const KEY: usize = 480;
+
 impl MasterConfig {
+    /// The master of what a centre gathers: a write set of a link, which holds several batches, is one record.
+    pub(crate) fn gathering(mut self) -> Self {
+        /// Links take batches of as many bytes as a master accepts by default, and put a prefix before each key.
+        const BATCH: usize = 192 << 20;
+        const PREFIX: usize = 31;
+        self.gathers = true;
+        self.limits.max_batch = self.limits.max_batch.max(BATCH);
+        self.limits.max_key += PREFIX;
+        self
+    }
+
     /// Begins a new epoch when the store is opened: what a backup of a master needs to go on as the master. Default: no.
     ///
     /// What its slaves had beyond the backup is no longer part of the history: they are refused, or resync. The master
@@ -95,8 +112,9 @@ impl MasterConfig {
         self
     }
 
-    /// The longest key, value and batch that are accepted, in bytes. Default: 511 bytes, 32 MiB, 64 MiB, or less if
-    /// the store holds less. A slave whose store cannot hold as much is refused: raise them only if every slave can.
+    /// The longest key, value and batch that are accepted, in bytes. Default: 480 bytes, 32 MiB, 64 MiB, or less if
+    /// the store holds less. LMDB holds keys of 511 bytes: what is left is for the prefix of a link, where a centre gathers
+    /// what this master writes. A slave whose store cannot hold as much is refused: raise them only if every slave can.
     #[must_use]
     pub fn limits(mut self, limits: StoreLimits) -> Self {
         self.limits = limits;

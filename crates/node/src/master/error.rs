@@ -1,7 +1,7 @@
 //! Why a write failed, and why serving ended.
 
 use bytes::Bytes;
-use replikv_core::{StoreError, Token};
+use replikv_core::{Epoch, LinkId, StoreError, Token};
 use replikv_proto::{Answer, ProtocolError, Refusal};
 
 use crate::transport::ConnectionError;
@@ -25,6 +25,13 @@ pub enum WriteError {
     /// Another master has taken over the store. This one never writes again.
     #[error("another master writes to this store")]
     Fenced,
+    /// The history goes on with another master: a slave was promoted. This one never writes again; it can follow the other
+    /// one, if its store is opened as a slave that [rejoins](crate::SlaveConfig::rejoin).
+    #[error("this master was superseded{}", by.map_or(String::new(), |epoch| format!(" in epoch {}", epoch.number)))]
+    Superseded {
+        /// The epoch that was met; `None` if this master has handed over.
+        by: Option<Epoch>,
+    },
     /// The store does not know whether the batch is there. It was opened anew: read, and decide.
     #[error("it is not known whether the batch was written")]
     OutcomeUnknown,
@@ -35,6 +42,14 @@ pub enum WriteError {
     /// itself. Commit or drop the recorder first.
     #[error("a recorder is open on this thread: commit or drop it first")]
     RecorderOpen,
+    /// The key belongs to a link of the centre that this master is: only that link's own master writes it.
+    #[error("the batch was not written: {} belongs to link {link}", key.escape_ascii())]
+    Claimed {
+        /// The key, or where a range begins that reaches into what is claimed.
+        key: Bytes,
+        /// The link.
+        link: LinkId,
+    },
     /// The batch is committed and stays, but fewer slaves than wanted have acknowledged it in time.
     #[error("the batch is committed, but {acked} of {wanted} slaves hold it durably")]
     NotReplicated {

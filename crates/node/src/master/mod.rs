@@ -20,13 +20,14 @@ mod write;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
-use arc_swap::ArcSwap;
+use arc_swap::{ArcSwap, ArcSwapOption};
 use async_trait::async_trait;
 use bytes::Bytes;
 use replikv_core::{
-    Batch, DataReader, KeyRange, Keyspace, Page, Position, ReplicaStore, ScanOptions, SourceId, StoreError, StoreLimits,
+    Batch, DataReader, KeyRange, Keyspace, LinkId, Op, Page, Position, ReplicaStore, ScanOptions, SourceId, StoreError,
+    StoreLimits,
 };
-use replikv_proto::layout::Checkpoint;
+use replikv_proto::layout::{Checkpoint, Superseded};
 use replikv_proto::{Committer, CommitterConfig, EpochStart, LogParts, View};
 use tokio::sync::{Mutex as AsyncMutex, Notify, Semaphore, mpsc, watch};
 use tokio::task::JoinHandle;
@@ -36,6 +37,7 @@ use self::commit::{CommitTask, Queued};
 pub use self::config::{Commit, MasterConfig};
 pub use self::error::{ServeError, WriteError};
 pub use self::log::{LogError, LogPart, read_log, read_log_parts};
+pub(crate) use self::open::next_epoch;
 use self::recording::Recordings;
 pub use self::recording::{Recording, Sealed};
 use self::ring::Ring;
@@ -46,6 +48,7 @@ pub use self::slots::SlotSeen;
 pub use self::status::{MasterProgress, MasterStatus, SlaveSeen};
 pub use self::write::{Replicated, Write};
 use crate::OpenError;
+use crate::centre::Claims;
 use crate::clock::Clock;
 use crate::metrics::{SourceMetrics, sample_every_second};
 
@@ -106,6 +109,10 @@ pub(crate) struct Inner<S> {
     damaged: Mutex<Option<replikv_core::Seq>>,
     wake: Notify,
     queue: Arc<Semaphore>,
+    /// What belongs to links of the centre that this master is, if it is one.
+    claims: ArcSwap<Vec<(LinkId, KeyRange)>>,
+    /// Whose the history is, if it is no longer this master's.
+    superseded: ArcSwapOption<Superseded>,
     closing: CancellationToken,
     committing: AsyncMutex<Option<JoinHandle<()>>>,
     runtime: tokio::runtime::Handle,
@@ -118,8 +125,16 @@ impl<S: ReplicaStore> Master<S> {
     /// Must be called within a tokio runtime.
     ///
     /// # Errors
-    /// [`OpenError::Role`] if the store is a slave's; `NewerFormat` if a newer program wrote it; what the store reports.
+    /// [`OpenError::Superseded`] if another master was promoted; [`OpenError::Role`] if the store is a slave's; [`OpenError::Links`] if links write to it; `NewerFormat` if a newer program wrote it; what the store reports.
     pub async fn open(store: S, config: MasterConfig) -> Result<Self, OpenError> {
+        if let Some((link, _)) = Claims::read(&store).await?.into_iter().next() {
+            return Err(OpenError::Links { link });
+        }
+        Self::open_centre(store, config).await
+    }
+
+    /// As [`open`](Self::open), for a store with links.
+    pub(crate) async fn open_centre(store: S, config: MasterConfig) -> Result<Self, OpenError> {
         let opened = open::open(&store, &config).await?;
         // A process that was killed may have left records that are readable and not durable: none of them is published
         // before it is.
@@ -166,6 +181,8 @@ impl<S: ReplicaStore> Master<S> {
             damaged: Mutex::new(None),
             wake: Notify::new(),
             queue: Arc::new(Semaphore::new(write::permits(config.queue_bytes))),
+            claims: ArcSwap::default(),
+            superseded: ArcSwapOption::default(),
             closing: CancellationToken::new(),
             committing: AsyncMutex::new(None),
             runtime: tokio::runtime::Handle::current(),
@@ -285,6 +302,37 @@ impl<S> Master<S> {
 }
 
 impl<S> Inner<S> {
+    /// Whether a commit may be answered before it is on stable storage.
+    pub(crate) fn is_buffered(&self) -> bool {
+        matches!(self.config.commit, Commit::Buffered { .. })
+    }
+
+    /// What links have to themselves, from now on.
+    pub(crate) fn claim(&self, claims: Vec<(LinkId, KeyRange)>) {
+        self.claims.store(Arc::new(claims));
+    }
+
+    /// Sees that nothing of `batch` belongs to a link.
+    fn unclaimed(&self, batch: &Batch) -> Result<(), WriteError> {
+        let claims = self.claims.load();
+        if claims.is_empty() {
+            return Ok(());
+        }
+        for op in batch.ops() {
+            let (key, range) = match op {
+                Op::Put { key, .. } | Op::Delete { key } => (key, KeyRange::from_bounds(key..=key)),
+                Op::DeleteRange { start, end } => {
+                    let range = KeyRange::new(Bytes::copy_from_slice(start), end.map(Bytes::copy_from_slice));
+                    (start, range)
+                }
+            };
+            if let Some((link, _)) = claims.iter().find(|(_, claimed)| !claimed.intersect(&range).is_empty()) {
+                return Err(WriteError::Claimed { key: Bytes::copy_from_slice(key), link: link.clone() });
+            }
+        }
+        Ok(())
+    }
+
     pub(crate) fn source(&self) -> SourceId {
         self.source
     }

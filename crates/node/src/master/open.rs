@@ -3,9 +3,9 @@
 use bytes::BytesMut;
 use replikv_core::{
     Durability, EncodedOps, Epoch, Keyspace, Position, ReplicaStore, ReplicaStoreExt, Seq, SourceId, StoreError,
-    StoreLimits, WriteSet,
+    StoreLimits, WriteSet, WriteSetBuilder,
 };
-use replikv_proto::layout::{Backup, Checkpoint, Epochs, Floor, Head, Identity, Role, Stored};
+use replikv_proto::layout::{Backup, Checkpoint, Epochs, Floor, Head, Identity, Role, Stored, Superseded};
 use replikv_proto::{
     Compacted, EpochStart, LogParts, PreparedRecord, RecordDraft, RecordKind, Slots, TombstoneFloor, origin,
 };
@@ -43,8 +43,13 @@ pub(super) async fn open<S: ReplicaStore>(store: &S, config: &MasterConfig) -> R
         Some(Identity { role: Role::Master, .. }) => {
             return Err(StoreError::Corrupt { what: "a master without a source".into() }.into());
         }
+        // It was a centre, and becomes a master as well.
+        Some(before @ Identity { role: Role::Centre, .. }) if config.gathers => begin(store, Some(before)).await?,
         Some(Identity { role, .. }) => return Err(OpenError::Role { found: role, wanted: Role::Master }),
-        None => begin(store).await?,
+        None => begin(store, None).await?,
+    }
+    if let Some(mark) = stored::read::<S, Superseded>(store, Superseded::KEY).await? {
+        return Err(OpenError::Superseded { mark });
     }
     if config.new_epoch {
         begin_epoch(store).await?;
@@ -88,13 +93,13 @@ fn limits<S: ReplicaStore>(store: &S, config: &MasterConfig) -> Result<StoreLimi
 
 // The whole beginning is one write set: identity, epoch record and, if the store holds data, the base record that says
 // so. The floor lies after the base record, so that every slave gets that data by copying.
-async fn begin<S: ReplicaStore>(store: &S) -> Result<(), OpenError> {
+async fn begin<S: ReplicaStore>(store: &S, before: Option<Identity>) -> Result<(), OpenError> {
     let source = SourceId::from_bytes(random()?);
     let epoch = Epoch { number: 1, nonce: u64::from_le_bytes(random()?) };
     let start = origin(source, epoch);
     let holds_data = !store.is_keyspace_empty(Keyspace::Data).await?;
     let mut log = Beginning { at: start, bytes: 0, writes: WriteSet::builder() };
-    log.writes.require(Identity::KEY, None);
+    log.writes.require(Identity::KEY, before.map(|before| before.to_bytes()));
     log.record(epoch, RecordKind::Epoch)?;
     let mut floor = Floor { position: start, log_bytes: 0 };
     if holds_data {
@@ -114,17 +119,31 @@ async fn begin<S: ReplicaStore>(store: &S) -> Result<(), OpenError> {
 // One write set as well: the record that begins the epoch, and the end of the mark that asked for it.
 async fn begin_epoch<S: ReplicaStore>(store: &S) -> Result<(), OpenError> {
     let before: Head = stored::require(store, Head::KEY).await?;
-    let mut epochs: Epochs = stored::require(store, Epochs::KEY).await?;
+    let epochs: Epochs = stored::require(store, Epochs::KEY).await?;
+    let mut writes = WriteSet::builder();
+    writes.require(Head::KEY, Some(before.to_bytes()));
+    next_epoch(&mut writes, before, epochs)?;
+    writes.delete(Keyspace::Meta, Backup::KEY)?;
+    Ok(store.apply(writes.build(), Durability::Synced).await?)
+}
+
+/// Writes the record that begins the epoch after the one of `before`, and all that is known of it.
+pub(crate) fn next_epoch(
+    writes: &mut WriteSetBuilder,
+    before: Head,
+    mut epochs: Epochs,
+) -> Result<Position, OpenError> {
     let number = before.position.epoch.number.checked_add(1);
     let number = number.ok_or_else(|| StoreError::Corrupt { what: "there are no more epochs".into() })?;
     let epoch = Epoch { number, nonce: u64::from_le_bytes(random()?) };
     let mut log = Beginning { at: before.position, bytes: 0, writes: WriteSet::builder() };
-    log.writes.require(Head::KEY, Some(before.to_bytes()));
     log.record(epoch, RecordKind::Epoch)?;
+    for chunk in log.writes.build().into_chunks() {
+        writes.append(chunk.keyspace, chunk.ops);
+    }
     let head = Head { position: log.at, log_bytes: before.log_bytes + log.bytes, ..before };
     epochs.0.push(EpochStart { epoch, first: log.at.seq });
     let end = Checkpoint { position: before.position, log_bytes: before.log_bytes, uptime_ms: before.uptime_ms };
-    let mut writes = log.writes;
     writes.put(Keyspace::Meta, Head::KEY, head.to_bytes())?;
     writes.put(Keyspace::Meta, Epochs::KEY, epochs.to_bytes())?;
     writes.put(Keyspace::Meta, end.key(), end.to_bytes())?;
@@ -132,15 +151,14 @@ async fn begin_epoch<S: ReplicaStore>(store: &S) -> Result<(), OpenError> {
         let due = Checkpoint { position: head.position, log_bytes: head.log_bytes, uptime_ms: head.uptime_ms };
         writes.put(Keyspace::Meta, due.key(), due.to_bytes())?;
     }
-    writes.delete(Keyspace::Meta, Backup::KEY)?;
-    Ok(store.apply(writes.build(), Durability::Synced).await?)
+    Ok(log.at)
 }
 
 #[derive(Debug)]
 struct Beginning {
     at: Position,
     bytes: u64,
-    writes: replikv_core::WriteSetBuilder,
+    writes: WriteSetBuilder,
 }
 
 impl Beginning {

@@ -5,9 +5,23 @@ use replikv_proto::WaitFor;
 
 use super::Master;
 use crate::reader::Reading;
-use crate::{Lag, ReadAt, ReadError, slave};
+use crate::{Lag, ReadAt, ReadError, WaitError, slave};
 
 impl<S: ReplicaStore> Master<S> {
+    /// Waits until a write is published.
+    pub(crate) async fn wait_published(&self, write: WaitFor) -> Result<(), WaitError> {
+        if let WaitFor::Token(token) = &write {
+            let published = self.inner.view().published;
+            slave::holds(&published, &self.inner.epochs, token)?;
+            if token.epoch.number > published.epoch.number {
+                // A later reign's: it never comes to this master.
+                self.inner.closing.cancelled().await;
+                return Err(WaitError::Closed);
+            }
+        }
+        self.subscribe().reached(write.seq()).await.map(drop).map_err(|_| WaitError::Closed)
+    }
+
     /// What `read` reads, and of which moment it is.
     pub(crate) async fn read_with<R, F>(
         &self,
@@ -20,10 +34,11 @@ impl<S: ReplicaStore> Master<S> {
         // Before the read: what was published by now is in it.
         let published = self.inner.view().published;
         if let Some(write) = after {
-            if let WaitFor::Token(token) = &write {
-                slave::check(token, self.inner.source, &self.inner.epochs)?;
-            }
-            if write.seq() > published.seq {
+            let there = match &write {
+                WaitFor::Seq(seq) => published.seq >= *seq,
+                WaitFor::Token(token) => slave::holds(&published, &self.inner.epochs, token)?,
+            };
+            if !there {
                 return Err(ReadError::Behind { at: published.seq });
             }
         }

@@ -73,6 +73,7 @@ impl<S: ReplicaStore> Recording<S> {
         let Self { master, before, mark } = self;
         let inner = &master.inner;
         master.may_record()?;
+        inner.unclaimed(&batch)?;
         let lone = LoneRecord::new(&inner.committer, before, batch, inner.clock.now(), inner.uptime_ms())?;
         let (token, writes) = match lone {
             None => (before.position.into(), None),

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use replikv_core::{KeyRange, Keyspace, Position, ReplicaStore, ScanOptions, Seq, StoreError};
-use replikv_proto::layout::Head;
+use replikv_proto::layout::{Head, Superseded};
 use replikv_proto::{
     Content, DecoderLimits, Goodbye, GoodbyeReason, MasterAction, MasterSession, MasterSessionConfig, Message, Refusal,
     Reject, RejectCode, Request, RequestBody, SlotName, View,
@@ -287,6 +287,15 @@ impl<S: ReplicaStore> Driver<'_, S> {
             MasterAction::Verified(position) => {
                 if let Some(name) = &self.slot {
                     inner.slots.with(|slots| slots.verified(name, position));
+                }
+            }
+            MasterAction::Superseded(epoch) => {
+                // Before the slave is told: whoever hears of it finds nobody here who still writes.
+                if let Err(error) = self.master.supersede(Superseded { by: Some(epoch) }).await {
+                    tracing::error!(
+                        target: "replikv::master", source = %inner.source, error = %crate::error_chain(&error),
+                        "that another master was promoted cannot be kept"
+                    );
                 }
             }
             MasterAction::Progress(progress) => {

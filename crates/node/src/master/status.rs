@@ -78,6 +78,10 @@ pub struct SlaveSeen {
 pub(super) struct Trouble(Option<(HealthState, String, u64)>);
 
 impl Trouble {
+    pub(super) fn superseded(words: String) -> Self {
+        Self(Some((HealthState::Blocked, words, crate::clock::unix_ms())))
+    }
+
     pub(super) fn from_commit(error: &StoreError) -> Self {
         let state = match error {
             StoreError::Closed => HealthState::Stopped,

@@ -7,7 +7,8 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use replikv_core::{Batch, ReplicaStore, Token};
-use replikv_proto::{Abort, Intent, TransactView, Work};
+use replikv_proto::layout::Superseded;
+use replikv_proto::{Abort, Gathered, Intent, TransactView, Work};
 use tokio::sync::oneshot;
 use tokio::time::timeout;
 
@@ -46,12 +47,37 @@ impl<S: ReplicaStore> Master<S> {
         &self,
         mut transaction: impl FnMut(&TransactView<'_>, Batch) -> Result<Batch, Abort> + Send + 'static,
     ) -> Result<Token, WriteError> {
+        let inner = self.inner.clone();
         // It runs on the task that commits, which must outlive whatever it does.
         let function = Box::new(move |view: &TransactView<'_>| {
             let run = AssertUnwindSafe(|| transaction(view, Batch::new()));
-            catch_unwind(run).unwrap_or_else(|_| Err(Abort::refuse("it panicked")))
+            let batch = catch_unwind(run).unwrap_or_else(|_| Err(Abort::refuse("it panicked")))?;
+            inner.unclaimed(&batch).map_err(|error| Abort::refuse(error.to_string()))?;
+            Ok(batch)
         });
         self.submit(Work::Transact(function), 1024).await.inspect_err(|error| self.inner.metrics.refused(error))
+    }
+
+    /// Commits what a link has brought, as a record of this master's own.
+    pub(crate) async fn gather(&self, gathered: Gathered) -> Result<Token, WriteError> {
+        let bytes = gathered.ops.byte_len();
+        self.submit(Work::Gathered(gathered), bytes).await
+    }
+
+    /// Returns when everything that was handed over before is decided.
+    pub(crate) async fn all_decided(&self) -> Result<(), WriteError> {
+        self.submit(Work::Batch(Batch::new()), 0).await.map(drop)
+    }
+
+    /// Ends this master's writing for good: what was handed over before is decided, and what comes later is refused, also
+    /// by whoever opens the store.
+    pub(crate) async fn supersede(&self, mark: Superseded) -> Result<(), WriteError> {
+        if self.inner.superseded.load().is_some() {
+            return Ok(());
+        }
+        let (told, marked) = oneshot::channel();
+        self.intents.send(Queued::Superseded(mark, told)).map_err(|_| WriteError::Closed)?;
+        Ok(marked.await.map_err(|_| WriteError::Closed)??)
     }
 
     async fn submit(&self, work: Work, bytes: usize) -> Result<Token, WriteError> {
@@ -67,7 +93,15 @@ impl<S: ReplicaStore> Master<S> {
         let intent = Intent { ticket: Ticket { answer, _permit: permit }, work };
         self.intents.send(Queued::Intent(intent)).map_err(|_| WriteError::Closed)?;
         let answer = answered.await.map_err(|_| WriteError::Closed)?;
-        WriteError::from_answer(answer).map(Token::from)
+        WriteError::from_answer(answer).map(Token::from).map_err(|error| self.after_reign(error))
+    }
+
+    // Why nobody writes here any more.
+    fn after_reign(&self, error: WriteError) -> WriteError {
+        match (error, &*self.inner.superseded.load()) {
+            (WriteError::Fenced, Some(mark)) => WriteError::Superseded { by: mark.by },
+            (error, _) => error,
+        }
     }
 
     async fn wait_replicated(&self, token: Token, wanted: usize, limit: Duration) -> Result<(), WriteError> {
@@ -129,7 +163,8 @@ impl<'a, S: ReplicaStore> IntoFuture for Write<'a, S> {
     fn into_future(self) -> Self::IntoFuture {
         Box::pin(async move {
             let Self { master, batch } = self;
-            let written = match batch.check(&master.inner.limits) {
+            let fits = batch.check(&master.inner.limits).map_err(WriteError::from);
+            let written = match fits.and_then(|()| master.inner.unclaimed(&batch)) {
                 Ok(()) => {
                     // Conditions wait in memory as well.
                     let conditions = batch.conditions().iter();
@@ -137,7 +172,7 @@ impl<'a, S: ReplicaStore> IntoFuture for Write<'a, S> {
                     let bytes = batch.byte_len() + conditions.sum::<usize>();
                     master.submit(Work::Batch(batch), bytes).await
                 }
-                Err(error) => Err(error.into()),
+                Err(error) => Err(error),
             };
             written.inspect_err(|error| master.inner.metrics.refused(error))
         })

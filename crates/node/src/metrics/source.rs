@@ -120,8 +120,10 @@ fn kind(error: &WriteError) -> &'static str {
         WriteError::Conflict { .. } => "conflict",
         WriteError::Aborted { .. } => "aborted",
         WriteError::Fenced => "fenced",
+        WriteError::Superseded { .. } => "superseded",
         WriteError::OutcomeUnknown => "outcome_unknown",
         WriteError::RecorderOpen => "recorder_open",
+        WriteError::Claimed { .. } => "claimed",
         WriteError::Closed | WriteError::Store(StoreError::Closed) => "closed",
         WriteError::Store(StoreError::StoreFull { .. }) => "store_full",
         WriteError::Store(
@@ -144,6 +146,7 @@ fn code_name(code: RejectCode) -> &'static str {
         RejectCode::SlaveAhead => "slave_ahead",
         RejectCode::DataWithoutCursor => "data_without_cursor",
         RejectCode::NeedsCompare => "needs_compare",
+        RejectCode::Superseded => "superseded",
         RejectCode::LimitsTooSmall => "limits_too_small",
         RejectCode::Busy => "busy",
         RejectCode::Unsupported => "unsupported",

@@ -23,6 +23,7 @@ pub struct SlaveConfig {
     pub(crate) on_divergence: OnDivergence,
     pub(crate) quarantine: Option<Arc<dyn Quarantine>>,
     pub(crate) from_backup: bool,
+    pub(crate) rejoin: bool,
 }
 
 impl SlaveConfig {
@@ -44,6 +45,7 @@ impl SlaveConfig {
             on_divergence: OnDivergence::Refuse,
             quarantine: None,
             from_backup: false,
+            rejoin: false,
         }
     }
 
@@ -135,6 +137,17 @@ impl SlaveConfig {
     #[must_use]
     pub fn from_backup(mut self) -> Self {
         self.from_backup = true;
+        self
+    }
+
+    /// Takes a store that is a master's: of one that was superseded, or that is not to write any more, since another one was
+    /// promoted. It becomes this slave's, and its log goes. What it wrote that the new master never had makes it part from
+    /// that one's history: say with [`resync`](Self::resync) where such entries are kept. Default: no.
+    ///
+    /// A store that is a slave's already stays what it is.
+    #[must_use]
+    pub fn rejoin(mut self) -> Self {
+        self.rejoin = true;
         self
     }
 

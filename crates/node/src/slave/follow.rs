@@ -4,9 +4,11 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use replikv_core::{
-    EncodedOps, KeyRange, Keyspace, ReplicaStore, ReplicaStoreExt, ScanOptions, StoreError, StoreLimits,
+    Durability, EncodedOps, KeyRange, Keyspace, ReplicaStore, ReplicaStoreExt, ScanOptions, StoreError, StoreLimits,
+    WriteSet,
 };
-use replikv_proto::{Applier, DecoderLimits, Resync, SlaveAction, SlaveSession, SlaveSessionConfig};
+use replikv_proto::layout::{Epochs, Stored};
+use replikv_proto::{Applier, DecoderLimits, EpochStart, Resync, SlaveAction, SlaveSession, SlaveSessionConfig};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::sync::{OwnedMutexGuard, oneshot};
 use tokio::task::JoinHandle;
@@ -187,6 +189,7 @@ impl<S: ReplicaStore> Slave<S> {
                     }
                     SlaveAction::Welcomed(welcome) => {
                         connection.set_limits(DecoderLimits::for_batches(welcome.limits.max_batch));
+                        self.keep_epochs(&welcome.epochs).await?;
                         inner.tracker.welcomed(&welcome);
                         inner.metrics.welcomed();
                         tracing::info!(
@@ -232,6 +235,17 @@ impl<S: ReplicaStore> Slave<S> {
                 () = tokio::task::yield_now(), if more => {}
             }
         }
+    }
+
+    // For the day on which this slave is promoted. Nothing else depends on them.
+    async fn keep_epochs(&self, epochs: &[EpochStart]) -> Result<(), StoreError> {
+        let (told, store) = (Epochs(epochs.to_vec()), &self.inner.store);
+        if stored::read::<S, Epochs>(store, Epochs::KEY).await?.as_ref() == Some(&told) {
+            return Ok(());
+        }
+        let mut writes = WriteSet::builder();
+        writes.put(Keyspace::Meta, Epochs::KEY, told.to_bytes())?;
+        store.apply(writes.build(), Durability::Buffered).await
     }
 
     // What is compared is not covered, and nothing else writes to it: no moment has to be named.

@@ -5,6 +5,7 @@ mod config;
 mod error;
 mod follow;
 mod probe;
+mod promote;
 mod quarantine;
 mod reads;
 mod restore;
@@ -26,10 +27,11 @@ use tokio_util::sync::CancellationToken;
 
 pub use self::config::SlaveConfig;
 pub use self::error::{Ending, FollowError, WaitError};
+pub use self::promote::{PromoteError, Promoted, promote};
 pub use self::quarantine::{Quarantine, QuarantineFile};
 use self::status::Tracker;
 pub use self::status::{SlaveProgress, SlaveState, SlaveStatus};
-pub(crate) use self::wait::check;
+pub(crate) use self::wait::holds;
 use crate::changes::GroupFeed;
 use crate::clock::Clock;
 use crate::metrics::{FollowerMetrics, Sampled, sample_every_second};
@@ -167,6 +169,15 @@ impl<S: ReplicaStore> Slave<S> {
     pub(crate) async fn stored_cursor(&self) -> Result<Option<Cursor>, StoreError> {
         self.inner.store.cursor(&self.inner.config.link).await
     }
+}
+
+// The link that a slave's store follows under, if it ever did.
+async fn only_link<S: ReplicaStore>(store: &S) -> Result<Option<LinkId>, StoreError> {
+    let found = store.first(Keyspace::Meta, KeyRange::prefix(meta::CURSOR_PREFIX)).await?;
+    let Some((key, _)) = found else { return Ok(None) };
+    let name = key.strip_prefix(meta::CURSOR_PREFIX).and_then(|name| std::str::from_utf8(name).ok());
+    let link = name.and_then(|name| LinkId::new(name).ok());
+    link.map(Some).ok_or_else(|| StoreError::Corrupt { what: "the cursor of no link".into() })
 }
 
 impl<S> Slave<S> {

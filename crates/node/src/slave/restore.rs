@@ -1,8 +1,8 @@
-//! Opening a backup as a slave's store.
+//! Opening a backup, or the store of a master whose time is over, as a slave's.
 
 use replikv_core::{Cursor, Durability, KeyRange, Keyspace, ReplicaStore, ScanOptions, StoreError, WriteSet};
-use replikv_proto::SlotName;
-use replikv_proto::layout::{Backup, Epochs, Floor, Head, Identity, Role, Stored};
+use replikv_proto::layout::{Backup, Floor, Head, Identity, Role, Stored, Superseded};
+use replikv_proto::{Compacted, Indexed, SlotName, TombstoneFloor};
 
 use super::SlaveConfig;
 use crate::{OpenError, stored};
@@ -10,7 +10,15 @@ use crate::{OpenError, stored};
 /// What the store says it is, once it is no backup any more.
 pub(super) async fn identity<S: ReplicaStore>(store: &S, config: &SlaveConfig) -> Result<Option<Identity>, OpenError> {
     let identity: Option<Identity> = stored::read(store, Identity::KEY).await?;
-    let Some(backup) = stored::read::<S, Backup>(store, Backup::KEY).await? else { return Ok(identity) };
+    let Some(backup) = stored::read::<S, Backup>(store, Backup::KEY).await? else {
+        return match identity {
+            Some(Identity { role: Role::Master, .. }) if config.rejoin => {
+                become_slave(store, config).await?;
+                Ok(Some(Identity::slave()))
+            }
+            other => Ok(other),
+        };
+    };
     if backup.taken_unix_ms.is_none() {
         return Err(OpenError::UnfinishedBackup);
     }
@@ -37,21 +45,24 @@ const STEP: usize = 4096;
 // master still, so that whoever dies on the way begins again.
 async fn become_slave<S: ReplicaStore>(store: &S, config: &SlaveConfig) -> Result<(), StoreError> {
     let head: Head = stored::require(store, Head::KEY).await?;
-    loop {
-        let options = ScanOptions::default().max_entries(STEP);
-        let page = store.scan(Keyspace::Log, KeyRange::all(), options).await?;
-        if page.is_empty() {
-            break;
+    for (keyspace, range) in [(Keyspace::Log, KeyRange::all()), (Keyspace::Meta, KeyRange::prefix(Indexed::PREFIX))] {
+        loop {
+            let options = ScanOptions::default().max_entries(STEP);
+            let page = store.scan(keyspace, range.clone(), options).await?;
+            if page.is_empty() {
+                break;
+            }
+            let mut writes = WriteSet::builder();
+            for (key, _) in page.iter() {
+                writes.delete(keyspace, key)?;
+            }
+            store.apply(writes.build(), Durability::Buffered).await?;
         }
-        let mut writes = WriteSet::builder();
-        for (key, _) in page.iter() {
-            writes.delete(Keyspace::Log, key)?;
-        }
-        store.apply(writes.build(), Durability::Buffered).await?;
     }
     let mut writes = WriteSet::builder();
     writes.require(Head::KEY, Some(head.to_bytes()));
-    for key in [Head::KEY, Floor::KEY, Epochs::KEY, Backup::KEY] {
+    // The epochs are those of the history: whoever is promoted one day knows them by that.
+    for key in [Head::KEY, Floor::KEY, Backup::KEY, Superseded::KEY, Compacted::KEY, TombstoneFloor::KEY] {
         writes.delete(Keyspace::Meta, key)?;
     }
     writes.delete_range(Keyspace::Meta, &KeyRange::prefix(SlotName::PREFIX));

@@ -3,12 +3,12 @@
 use std::sync::{Mutex, PoisonError};
 
 use bytes::{BufMut, Bytes, BytesMut};
-use replikv_core::{EncodedOps, Keyspace, LargePut, Position, StoreError, WriteSet};
+use replikv_core::{EncodedOps, Keyspace, LargePut, LinkId, Position, Precondition, StoreError, WriteSet};
 
 use super::job::{Job, Waiting};
 use super::lone::LoneRecord;
 use super::view::Overlay;
-use super::{Answer, CommitterConfig};
+use super::{Answer, CommitterConfig, Gathered};
 use crate::layout::{Checkpoint, Head, Stored};
 use crate::planted::{self, Bug};
 use crate::{Now, PreparedRecord, RecordDraft, RecordKind};
@@ -84,6 +84,15 @@ enum Place {
     Apart(Bytes, Bytes),
 }
 
+/// What is committed beside records: what links know.
+#[derive(Debug, Default)]
+struct Beside {
+    links: Vec<LinkId>,
+    requires: Vec<Precondition>,
+    ops: Vec<EncodedOps>,
+    bytes: usize,
+}
+
 /// A group that takes more.
 #[derive(Debug)]
 pub(super) struct Building<T> {
@@ -98,6 +107,7 @@ pub(super) struct Building<T> {
     bodies: Vec<EncodedOps>,
     body_bytes: usize,
     checkpoints: Vec<Checkpoint>,
+    beside: Beside,
     answers: Vec<(T, Answer)>,
     /// One for each answer.
     jobs: Vec<Job>,
@@ -122,6 +132,7 @@ impl<T> Building<T> {
             bodies: Vec::new(),
             body_bytes: 0,
             checkpoints: Vec::new(),
+            beside: Beside::default(),
             answers: Vec::new(),
             jobs: Vec::new(),
             decided: None,
@@ -131,7 +142,12 @@ impl<T> Building<T> {
     }
 
     pub(super) fn byte_len(&self) -> usize {
-        self.log.len() + self.long_bytes + self.body_bytes
+        self.log.len() + self.long_bytes + self.body_bytes + self.beside.bytes
+    }
+
+    /// True if it holds something of the very link that `job` is of.
+    pub(super) fn has_link(&self, job: &Job) -> bool {
+        matches!(job, Job::Gathered(gathered) if self.beside.links.contains(&gathered.link))
     }
 
     pub(super) fn position(&self) -> Position {
@@ -192,9 +208,19 @@ impl<T> Building<T> {
         self.decide(Answer::Committed(position));
     }
 
+    pub(super) fn gathered(&mut self, config: &CommitterConfig, gathered: &Gathered) {
+        self.record(config, RecordKind::Batch, gathered.ops.clone(), &Bytes::new());
+        if matches!(self.decided, Some(Answer::Committed(_))) {
+            self.beside.links.push(gathered.link.clone());
+            self.beside.requires.extend(gathered.requires.iter().cloned());
+            self.beside.bytes += gathered.beside.byte_len();
+            self.beside.ops.push(gathered.beside.clone());
+        }
+    }
+
     pub(super) fn finish(self, before: Head) -> Result<CommitGroup<T>, Spoiled<T>> {
         let log = self.log.freeze();
-        match Self::writes(&before, &self.head, &log, self.long, &self.bodies, &self.checkpoints) {
+        match Self::writes(&before, &self.head, &log, self.long, &self.bodies, &self.checkpoints, &self.beside) {
             Ok(writes) => {
                 let entries = self.entries.into_iter();
                 let entry = |(position, place, log_bytes)| entry(position, place, log_bytes, &log);
@@ -213,7 +239,7 @@ impl<T> Building<T> {
         }
         let log = self.log.freeze();
         let Some((position, place, log_bytes)) = self.entries.into_iter().next() else { return Ok(None) };
-        let writes = Self::writes(&before, &self.head, &log, self.long, &[], &self.checkpoints)?;
+        let writes = Self::writes(&before, &self.head, &log, self.long, &[], &self.checkpoints, &self.beside)?;
         let entry = entry(position, place, log_bytes, &log);
         Ok(Some(LoneRecord { before: before.position, writes, head: self.head, entry, checkpoints: self.checkpoints }))
     }
@@ -238,10 +264,14 @@ impl<T> Building<T> {
         long: Vec<LargePut>,
         bodies: &[EncodedOps],
         checkpoints: &[Checkpoint],
+        beside: &Beside,
     ) -> Result<WriteSet, StoreError> {
         let mut writes = WriteSet::builder();
         if !planted::is(Bug::HeadNotRequired) {
             writes.require(Head::KEY, Some(before.to_bytes()));
+        }
+        for condition in &beside.requires {
+            writes.require(condition.key.clone(), condition.value.clone());
         }
         writes.append(Keyspace::Log, EncodedOps::from_bytes(log.clone()).map_err(StoreError::backend)?);
         for put in long {
@@ -256,6 +286,9 @@ impl<T> Building<T> {
             for key in checkpoint.expired_keys() {
                 writes.delete(Keyspace::Meta, key)?;
             }
+        }
+        for ops in &beside.ops {
+            writes.append(Keyspace::Meta, ops.clone());
         }
         writes.put(Keyspace::Meta, Head::KEY, after.to_bytes())?;
         Ok(writes.build())

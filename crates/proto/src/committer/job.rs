@@ -1,9 +1,9 @@
 //! What waits to be committed, in a form that can be decided more than once.
 
 use bytes::Bytes;
-use replikv_core::{Batch, Condition, EncodedOps, StoreError, StoreLimits};
+use replikv_core::{Batch, Condition, EncodedOps, Keyspace, StoreError, StoreLimits, WriteSet};
 
-use super::{Intent, TransactFn, Work};
+use super::{Gathered, Intent, TransactFn, Work};
 use crate::RecordKind;
 
 /// An intent that waits.
@@ -18,6 +18,7 @@ impl<T> From<Intent<T>> for Waiting<T> {
         let job = match work {
             Work::Batch(batch) => Job::Batch(batch),
             Work::Transact(function) => Job::Transact(function),
+            Work::Gathered(gathered) => Job::Gathered(gathered),
             Work::Mark(kind) => Job::Mark(kind),
         };
         Self { ticket, job }
@@ -30,6 +31,7 @@ pub(super) enum Job {
     /// A batch that was looked at before. Its operations are shared with the group.
     Prepared(PreparedBatch),
     Transact(TransactFn),
+    Gathered(Gathered),
     Mark(RecordKind),
 }
 
@@ -52,6 +54,11 @@ impl PreparedBatch {
 impl Job {
     /// Brings a batch into the form in which it can be decided again and again.
     pub(super) fn prepare(&mut self, limits: &StoreLimits) -> Result<(), StoreError> {
+        if let Self::Gathered(gathered) = self {
+            let mut all = WriteSet::builder();
+            all.append(Keyspace::Data, gathered.ops.clone());
+            return all.build().check(limits);
+        }
         if let Self::Batch(batch) = self {
             // Before it is taken apart: what is refused now is refused again.
             batch.check(limits)?;
@@ -64,7 +71,7 @@ impl Job {
         match self {
             Self::Batch(batch) => batch.conditions(),
             Self::Prepared(batch) => &batch.conditions,
-            Self::Transact(_) | Self::Mark(_) => &[],
+            Self::Transact(_) | Self::Gathered(_) | Self::Mark(_) => &[],
         }
     }
 }
@@ -75,6 +82,7 @@ impl std::fmt::Debug for Job {
             Self::Batch(batch) => batch.fmt(f),
             Self::Prepared(batch) => batch.fmt(f),
             Self::Transact(_) => f.write_str("Transact"),
+            Self::Gathered(gathered) => gathered.fmt(f),
             Self::Mark(kind) => kind.fmt(f),
         }
     }

@@ -16,7 +16,7 @@ mod view;
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use bytes::Bytes;
-use replikv_core::{Batch, Condition, EncodedOps, Epoch, Position, StoreError};
+use replikv_core::{Batch, Condition, EncodedOps, Epoch, LinkId, Position, Precondition, StoreError};
 
 use self::group::Building;
 pub use self::group::{CommitGroup, LogEntry};
@@ -46,8 +46,23 @@ pub enum Work {
     Batch(Batch),
     /// A function that makes a batch of what it sees.
     Transact(TransactFn),
+    /// What a link has brought from another master, and what it knows from then on.
+    Gathered(Gathered),
     /// A record of another kind, with nothing in it: the beginning of an epoch, or the base.
     Mark(RecordKind),
+}
+
+/// What a link of a centre, which is a master itself, has brought from its own master.
+#[derive(Debug)]
+pub struct Gathered {
+    /// The link. A group takes one from each at most: the conditions of a second one are about what the first one leaves.
+    pub link: LinkId,
+    /// What `Meta` must hold, in the transaction that commits it.
+    pub requires: Vec<Precondition>,
+    /// The changes of data: a record of this master's own.
+    pub ops: EncodedOps,
+    /// What is committed beside them, in `Meta`, and is in no record: the link's cursor.
+    pub beside: EncodedOps,
 }
 
 impl std::fmt::Debug for Work {
@@ -55,6 +70,7 @@ impl std::fmt::Debug for Work {
         match self {
             Self::Batch(batch) => batch.fmt(f),
             Self::Transact(_) => f.write_str("Transact"),
+            Self::Gathered(gathered) => gathered.fmt(f),
             Self::Mark(kind) => kind.fmt(f),
         }
     }
@@ -177,6 +193,10 @@ impl<T> Committer<T> {
         };
         while building.byte_len() < self.config.group_bytes {
             let Some(mut waiting) = self.queue.pop_front() else { break };
+            if building.has_link(&waiting.job) {
+                self.queue.push_front(waiting);
+                break;
+            }
             if let Err(missing) = self.take(&mut building, &mut waiting.job) {
                 let keys = self.missing(missing, &waiting);
                 self.queue.push_front(waiting);
@@ -239,6 +259,18 @@ impl<T> Committer<T> {
         }
         self.in_flight = false;
         self.fenced |= matches!(error, StoreError::HeadMoved);
+    }
+
+    /// Another master has taken over, here or elsewhere: nothing more is committed.
+    pub fn fence(&mut self) {
+        self.fenced = true;
+    }
+
+    /// The store has refused a group of one intent for a condition of a link's, and is unchanged. No other master is
+    /// there.
+    pub fn refused(&mut self) {
+        self.handed = self.committed;
+        self.in_flight = false;
     }
 
     /// The store has refused the group, because this master itself has moved the head by other means: everything in the
@@ -326,6 +358,7 @@ impl<T> Committer<T> {
         match job {
             Job::Mark(kind) => building.record(&self.config, *kind, EncodedOps::default(), &Bytes::new()),
             Job::Batch(_) => {}
+            Job::Gathered(gathered) => building.gathered(&self.config, gathered),
             Job::Prepared(batch) => return self.take_batch(building, batch),
             Job::Transact(function) => {
                 let view = TransactView::new(building.overlay(), &self.known);

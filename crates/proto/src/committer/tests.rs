@@ -282,3 +282,58 @@ fn a_group_that_is_refused_for_one_of_its_batches_is_taken_apart() {
     }
     assert_eq!(group(&mut committer).answers.len(), 2, "and then on as before");
 }
+
+fn gathered(link: &str, key: &str, requires: &[u8]) -> Gathered {
+    let mut beside = bytes::BytesMut::new();
+    Op::Put { key: b"cursor", value: key.as_bytes() }.encode_into(&mut beside);
+    Gathered {
+        link: LinkId::new(link).unwrap(),
+        requires: vec![Precondition {
+            key: Bytes::from_static(b"cursor"),
+            value: Some(Bytes::copy_from_slice(requires)),
+        }],
+        ops: Batch::new().put(key, "v").into_parts().unwrap().0,
+        beside: EncodedOps::from_bytes(beside.freeze()).unwrap(),
+    }
+}
+
+#[test]
+fn what_a_link_knows_is_committed_with_what_it_brings_under_its_condition() {
+    let mut committer = committer();
+    push(&mut committer, 0, Batch::new().put("own", "v"));
+    committer.push(Intent { ticket: 1, work: Work::Gathered(gathered("edge", "k", b"before")) });
+    let group = group(&mut committer);
+    assert_eq!((group.entries.len(), group.answers.len()), (2, 2), "it is a record like any other");
+    let required: Vec<_> = group.writes.preconditions().iter().map(|condition| &condition.key[..]).collect();
+    assert_eq!(required, [Head::KEY, b"cursor"]);
+    let beside = group
+        .writes
+        .ops()
+        .filter(|(keyspace, op)| *keyspace == Keyspace::Meta && matches!(op, Op::Put { key: b"cursor", value: b"k" }));
+    assert_eq!(beside.count(), 1);
+}
+
+// The condition of the second is about what the first one leaves, and is checked before either is applied.
+#[test]
+fn a_group_takes_one_write_set_of_each_link() {
+    let mut committer = committer();
+    for (ticket, link) in [(0, "one"), (1, "two"), (2, "one"), (3, "two")] {
+        committer.push(Intent { ticket, work: Work::Gathered(gathered(link, "k", &[])) });
+    }
+    for expected in [[0, 1], [2, 3]] {
+        let group = group(&mut committer);
+        assert_eq!(group.answers.iter().map(|(ticket, _)| *ticket).collect::<Vec<_>>(), expected);
+        committer.committed(&group);
+    }
+    // Taken apart, each is decided on its own, and the one that is refused fences nobody.
+    committer.push(Intent { ticket: 4, work: Work::Gathered(gathered("one", "k", &[])) });
+    committer.push(Intent { ticket: 5, work: Work::Gathered(gathered("two", "k", &[])) });
+    let both = group(&mut committer);
+    assert!(committer.taken_apart(both).unwrap().is_empty());
+    let alone = group(&mut committer);
+    assert!(committer.taken_apart(alone).is_err());
+    committer.refused();
+    let next = group(&mut committer);
+    assert_eq!((next.answers[0].0, committed(&next.answers[0].1)), (5, 5));
+    assert!(!committer.is_fenced());
+}

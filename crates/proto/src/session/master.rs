@@ -7,7 +7,7 @@ use std::collections::VecDeque;
 use std::time::Duration;
 
 use bytes::Bytes;
-use replikv_core::{Coverage, Fill, KeyRange, Position, Seq, SourceId, StoreLimits};
+use replikv_core::{Coverage, Epoch, Fill, KeyRange, Position, Seq, SourceId, StoreLimits};
 
 use super::{Located, ProtocolError, Refusal};
 use crate::planted::{self, Bug};
@@ -104,6 +104,8 @@ pub enum MasterAction {
     },
     /// The slave holds this position, and it was found in the history.
     Verified(Position),
+    /// The history has gone on in this epoch, with another master: nothing more may be written here, ever.
+    Superseded(Epoch),
     /// The slave tells how far it is.
     Progress(Progress),
     /// Answer a question; with [`MasterSession::respond`].

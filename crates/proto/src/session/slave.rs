@@ -381,7 +381,7 @@ impl SlaveSession {
     // A master decides, and the slave checks the decision against what it holds: it never lets itself be wiped.
     fn accept(&self, welcome: &Welcome) -> Result<Cursor, Refusal> {
         if !self.config.limits.holds(&welcome.limits) {
-            let words = "the master's limits are larger than what this slave's store can hold";
+            let words = beyond(&welcome.limits, &self.config.limits);
             return Err(Refusal::new(RejectCode::LimitsTooSmall, words));
         }
         if self.config.resync.is_some() && self.config.on_divergence == OnDivergence::Refuse {
@@ -424,6 +424,18 @@ impl SlaveSession {
             _ => Err(Refusal::new(RejectCode::Unsupported, "the master offers a mode that this slave does not know")),
         }
     }
+}
+
+// What does not fit, in words that say what to change.
+fn beyond(wanted: &StoreLimits, held: &StoreLimits) -> String {
+    let all = [
+        ("keys", wanted.max_key, held.max_key),
+        ("values", wanted.max_value, held.max_value),
+        ("batches", wanted.max_batch, held.max_batch),
+    ];
+    let beyond = all.iter().filter(|(_, wanted, held)| wanted > held);
+    let words: Vec<_> = beyond.map(|(what, wanted, held)| format!("{what} of {wanted} bytes, not {held}")).collect();
+    format!("the master accepts more than this slave's store can hold: {}; lower the master's limits", words.join(", "))
 }
 
 fn verify(received: &mut Position, records: Records) -> Result<Vec<Record>, ProtocolError> {

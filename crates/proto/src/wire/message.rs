@@ -190,6 +190,8 @@ pub enum RejectCode {
     Closing,
     /// Another slave of the same name has connected.
     DuplicateSlave,
+    /// The slave has been in a newer epoch of this history: this master's time is over.
+    Superseded,
 }
 
 /// Records, back to back.

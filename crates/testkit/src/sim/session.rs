@@ -232,7 +232,7 @@ impl Process {
             }
             MasterAction::LookUp { .. } => unreachable!("the simulated log is not compacted"),
             // Nothing is held back for a slave that is not connected.
-            MasterAction::Verified(_) => {}
+            MasterAction::Verified(_) | MasterAction::Superseded(_) => {}
             MasterAction::Joined { slave, start, .. } => {
                 session.conn.set_limits(DecoderLimits { control: 1 << 20, data: 1 << 20 });
                 session.name = Some(slave.clone());

@@ -52,6 +52,9 @@ impl Judged<'_> {
         if cursor.position.source != self.view.published.source {
             return vec![Verdict::Refuse(RejectCode::ForeignSource)];
         }
+        if cursor.position.epoch.number > self.view.published.epoch.number {
+            return vec![Verdict::Refuse(RejectCode::Superseded)];
+        }
         let mut positions = vec![cursor.position];
         positions.extend(cursor.coverage.read_at());
         let decide = |damage_is_found: bool| {

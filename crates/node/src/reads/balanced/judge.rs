@@ -70,6 +70,7 @@ impl Judge {
 
     /// An answer is used if it is within the bound, or need not be.
     pub(super) fn answer(&self, at: &ReadAt, bounded: bool) -> Result<(), Unfit> {
+        self.same_history(at.includes)?;
         match bounded {
             true => self.bound(at.includes, at.consistent, at.lag, at.last_contact_ms, true)?,
             false if !at.consistent => return Err(Unfit::Inconsistent),
@@ -77,6 +78,19 @@ impl Judge {
         }
         self.saw(at.includes);
         Ok(())
+    }
+
+    // Who goes on in an earlier reign than others are in, as a master does that was restored or replaced, is not read.
+    fn same_history(&self, position: Option<Position>) -> Result<(), Unfit> {
+        match position.zip(*lock(&self.furthest)) {
+            Some((position, furthest)) if furthest.source != position.source => Err(Unfit::Foreign),
+            Some((position, furthest))
+                if furthest.epoch.number > position.epoch.number && position.seq >= furthest.seq =>
+            {
+                Err(Unfit::Diverged)
+            }
+            _ => Ok(()),
+        }
     }
 
     fn bound(
@@ -88,12 +102,9 @@ impl Judge {
         fresh: bool,
     ) -> Result<(), Unfit> {
         let Some(position) = position.filter(|_| consistent) else { return Err(Unfit::Inconsistent) };
+        self.same_history(Some(position))?;
         let furthest = *lock(&self.furthest);
         let behind = match furthest {
-            Some(furthest) if furthest.source != position.source => return Err(Unfit::Foreign),
-            Some(furthest) if furthest.epoch.number > position.epoch.number && position.seq >= furthest.seq => {
-                return Err(Unfit::Diverged);
-            }
             Some(furthest) if fresh => furthest.seq.since(position.seq),
             _ => 0,
         };

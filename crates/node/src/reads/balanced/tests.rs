@@ -36,6 +36,8 @@ struct Nature {
     status_is_old: u64,
     /// Records that are readable a moment before it says so.
     ahead: u64,
+    /// The number of the epoch that it is in.
+    reign: u64,
 }
 
 impl Nature {
@@ -49,7 +51,14 @@ impl Nature {
             hangs: false,
             status_is_old: 0,
             ahead: 0,
+            reign: 1,
         }
+    }
+}
+
+impl Nature {
+    fn position(&self, seq: u64) -> Position {
+        Position { epoch: Epoch { number: self.reign, ..EPOCH }, ..position(seq) }
     }
 }
 
@@ -105,8 +114,8 @@ impl Reader for Fake {
         }
         let shown = nature.seq + nature.ahead;
         let at = ReadAt {
-            includes: Some(position(nature.seq)),
-            shows: Some(position(shown)),
+            includes: Some(nature.position(nature.seq)),
+            shows: Some(nature.position(shown)),
             consistent: nature.consistent,
             lag: nature.lag,
             last_contact_ms: Some(nature.silent_ms),
@@ -142,7 +151,7 @@ impl Reader for Fake {
     fn status(&self) -> ReaderStatus {
         let nature = self.now();
         let health = Health { state: HealthState::Ready, reason: String::new(), since_unix_ms: 0 };
-        let position = Some(position(nature.seq.saturating_sub(nature.status_is_old)));
+        let position = Some(nature.position(nature.seq.saturating_sub(nature.status_is_old)));
         let (lag, last_contact_ms) = (nature.lag, Some(nature.silent_ms));
         ReaderStatus { health, position, consistent: nature.consistent, lag, last_contact_ms }
     }
@@ -359,6 +368,21 @@ async fn a_session_never_goes_back_to_what_is_older_than_what_it_saw() {
     session.saw(token(8));
     session.saw(token(3));
     assert_eq!(number(session.get("k").await.unwrap()), 9);
+}
+
+#[tokio::test(start_paused = true)]
+async fn who_goes_on_in_an_earlier_reign_than_the_others_is_not_read() {
+    let (slave, replaced) = (Fake::new(90), Fake::new(100));
+    slave.become_(|nature| nature.reign = 2);
+    let all = readers(&[slave.clone(), replaced.clone()]);
+    let balanced = BalancedReader::with_fallback(all, replaced, config());
+    for _ in 0..50 {
+        assert_eq!(number(balanced.get(b"k").await.unwrap()), 90);
+    }
+    // Not even where nobody else can answer.
+    slave.become_(|nature| nature.broken = true);
+    let error = balanced.read(b"k", None).await.unwrap_err();
+    assert!(error.to_string().contains("its history has parted"), "{error}");
 }
 
 /// One master, some slaves, and whatever happens to them; sessions, tokens and plain reads in between.

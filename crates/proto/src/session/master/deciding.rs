@@ -42,6 +42,17 @@ impl MasterSession {
             let refusal = Refusal::new(RejectCode::ForeignSource, words);
             return self.part(Box::new(Applicant { hello, waits: false }), refusal);
         }
+        let epoch = cursor.position.epoch;
+        let own = self.epochs.last().map_or(epoch, |start| start.epoch);
+        if epoch.number > own.number && !self.config.relay {
+            let words = format!(
+                "the slave has been in epoch {} of this history, and this master is of epoch {}: another one was \
+                 promoted; follow that one",
+                epoch.number, own.number
+            );
+            self.queue.push_back(MasterAction::Superseded(epoch));
+            return self.refuse(Refusal::new(RejectCode::Superseded, words));
+        }
         self.locate(Box::new(Applicant { hello, waits: false }));
     }
 

@@ -1,0 +1,168 @@
+//! A centre: many masters into one store.
+
+use std::process::ExitCode;
+use std::time::Duration;
+
+use anyhow::{Context, anyhow, ensure};
+use futures_util::future::try_join_all;
+use futures_util::stream::{FuturesUnordered, StreamExt};
+use replikv::{
+    Centre, Ending, FollowError, LinkConfig, LinkError, LinkId, LinkStore, MasterConfig, OpenError, QuarantineFile,
+    Role, Slave, SlaveConfig, Subspace,
+};
+use serde_json::json;
+use tokio::time::sleep;
+
+use crate::args::{self, Link, OnDivergence};
+use crate::interrupt::{INTERRUPTED, Interrupt};
+use crate::store::{self, Store};
+use crate::ui;
+
+type Follower = Slave<LinkStore<Store>>;
+
+pub(crate) async fn run(args: args::Gather, json: bool) -> anyhow::Result<ExitCode> {
+    LinkId::new(args.id.as_str())?;
+    let mut interrupt = Interrupt::new()?;
+    // Before the store is made: a name that leads nowhere leaves nothing behind.
+    for link in &args.links {
+        super::check_address(&link.address).await?;
+    }
+    let listener = match args.listen {
+        Some(address) => Some(super::listen(address, args.insecure).await?),
+        None => None,
+    };
+    super::expose_metrics(args.metrics, args.insecure, json).await?;
+    let configs = args.links.iter().map(|link| config(link, &args)).collect::<anyhow::Result<Vec<_>>>()?;
+    let centre = open(&args, listener.is_some()).await?;
+    let mut links = Vec::new();
+    for (config, link) in configs.into_iter().zip(&args.links) {
+        let follower = centre.link(config).await.map_err(|error| refused(&args.store, &error))?;
+        links.push((link, follower));
+    }
+    if let (Some(listener), Some(master)) = (listener, centre.master()) {
+        let address = listener.local_addr()?;
+        tokio::spawn(master.clone().serve_tcp(listener));
+        if json {
+            say!("{}", json!({ "serving": args.store, "address": address.to_string() }))?;
+        } else {
+            say!("serving {} on {address}", args.store)?;
+        }
+    }
+    let mut following: FuturesUnordered<_> = links.iter().map(|(link, follower)| follow(link, follower)).collect();
+    let result = tokio::select! {
+        biased;
+        () = interrupt.wait() => Ok(Some(ExitCode::from(if args.once { INTERRUPTED } else { 0 }))),
+        // One that ends for good ends all: a centre that quietly lacks a link would look complete.
+        Some(ended) = following.next() => ended.map(|_| None),
+        result = announce(&links, &args, json) => result.map(|()| None),
+    };
+    let seen = links.iter().map(|(link, follower)| (*link, follower.status())).collect::<Vec<_>>();
+    // Connections are polled on, for the last acks and the goodbyes.
+    let ending = try_join_all(links.iter().map(|(_, follower)| follower.shutdown()));
+    let goodbyes = async { while following.next().await.is_some() {} };
+    let (ended, ()) = tokio::join!(ending, goodbyes);
+    let closed = centre.shutdown().await.with_context(|| args.store.clone());
+    let code = result?;
+    ended.with_context(|| args.store.clone())?;
+    closed?;
+    if args.once && code.is_none() {
+        for (link, status) in seen {
+            let seq = status.position.map_or(0, |position| position.seq.as_u64());
+            if json {
+                let name = link.name.as_str();
+                say!("{}", json!({ "link": name, "caught_up": true, "seq": seq, "records": status.records }))?;
+            } else {
+                let records = ui::thousands(status.records);
+                say!("{}: caught up at record {seq}, {records} records applied", link.name)?;
+            }
+        }
+    }
+    Ok(code.unwrap_or(ExitCode::SUCCESS))
+}
+
+async fn open(args: &args::Gather, serves: bool) -> anyhow::Result<Centre<Store>> {
+    let store = store::open(&args.store)?;
+    // What has a log goes on having one, whether anybody is served or not.
+    let keeps_log = replikv::role(&store).await? == Some(Role::Master);
+    let opened = if serves || keeps_log {
+        Centre::open_master(store, MasterConfig::default()).await
+    } else {
+        Centre::open(store).await
+    };
+    opened.map_err(|error| match error {
+        OpenError::Backup => store::is_backup(&args.store),
+        error => anyhow::Error::new(error).context(args.store.clone()),
+    })
+}
+
+fn config(link: &Link, args: &args::Gather) -> anyhow::Result<LinkConfig> {
+    let mut slave = SlaveConfig::new(args.id.as_str());
+    if args.once {
+        slave = slave.temporary();
+    }
+    if let Some(dir) = &args.quarantine {
+        let name: String = link.name.as_str().chars().map(|c| if c == '/' { '_' } else { c }).collect();
+        let quarantine = QuarantineFile::new(dir.join(format!("{name}.ndjson")));
+        // Before anything else: not when the first entry is to be kept.
+        quarantine.check().with_context(|| quarantine.path().display().to_string())?;
+        slave = match args.on_divergence {
+            OnDivergence::Refuse => slave,
+            OnDivergence::Resync => slave.resync(quarantine),
+            OnDivergence::AdoptSource => slave.adopt_source(quarantine),
+        };
+    }
+    let config = LinkConfig::new(link.name.clone(), slave);
+    let prefixes: Vec<_> = args.prefixes.iter().filter(|(name, _)| *name == link.name).collect();
+    ensure!(prefixes.len() <= 1, "link {} has two prefixes", link.name);
+    Ok(match prefixes.first() {
+        Some((_, prefix)) => config.into(Subspace::raw(prefix.clone())),
+        None => config,
+    })
+}
+
+async fn follow(link: &Link, follower: &Follower) -> anyhow::Result<Ending> {
+    let ended = follower.follow_tcp(&link.address).await;
+    ended.map_err(|error: FollowError| {
+        anyhow::Error::new(error).context(format!("link {} cannot follow {}", link.name, link.address))
+    })
+}
+
+fn refused(url: &str, error: &LinkError) -> anyhow::Error {
+    let hint = match error {
+        LinkError::Claimed { .. } | LinkError::Moved { .. } => "; --prefix NAME=PREFIX says where a link's entries go",
+        _ => "",
+    };
+    anyhow!("{url}: {error}{hint}")
+}
+
+// Says once for each link that its connection stands, and returns when everything is here if that is what is asked.
+async fn announce(links: &[(&Link, Follower)], args: &args::Gather, json: bool) -> anyhow::Result<()> {
+    let connected = links.iter().map(|(link, follower)| async move {
+        let mut progress = follower.subscribe();
+        let mut unreachable_said = false;
+        while !progress.borrow_and_update().connected {
+            tokio::select! {
+                biased;
+                changed = progress.changed() => if changed.is_err() {
+                    return Ok(());
+                },
+                () = sleep(Duration::from_secs(1)), if !unreachable_said => {
+                    unreachable_said = true;
+                    let reason = follower.status().health.reason;
+                    note!("replikv: link {}: no connection to {} yet ({reason}); trying again", link.name, link.address);
+                }
+            }
+        }
+        if json {
+            say!("{}", json!({ "link": link.name.as_str(), "following": link.address, "store": args.store }))?;
+        } else {
+            say!("{}: following {} into {}", link.name, link.address, args.store)?;
+        }
+        anyhow::Ok(())
+    });
+    try_join_all(connected).await?;
+    if args.once && try_join_all(links.iter().map(|(_, follower)| follower.wait_caught_up())).await.is_ok() {
+        return Ok(());
+    }
+    std::future::pending().await
+}

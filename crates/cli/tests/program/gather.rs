@@ -1,0 +1,100 @@
+//! Many masters into one store, by the program alone.
+
+use std::io::Write;
+
+use serde_json::json;
+
+use crate::support::{Place, Running, contents, fill, run};
+
+fn entries(entries: &[(&str, &str)]) -> String {
+    entries.iter().map(|(key, value)| json!({ "key": key, "value": value }).to_string() + "\n").collect()
+}
+
+#[test]
+fn masters_flow_into_one_store_and_slaves_hang_below_it() {
+    let place = Place::new();
+    let (one, two) = (place.lmdb("one"), place.url("sled", "two"));
+    fill(&one, &[("a", "1"), ("b", "2")]);
+    fill(&two, &[("a", "other")]);
+    let ((mut first, at_one), (second, at_two)) = (Running::master(&one, &["--stdin"]), Running::master(&two, &[]));
+    let centre = place.lmdb("centre");
+    let (link_one, link_two) = (format!("one={at_one}"), format!("two={at_two}"));
+    let links = ["--link", &link_one, "--link", &link_two, "--prefix", "two=deux:"];
+    let gather = [&["gather", "--store", &centre][..], &links].concat();
+    let ended = run(&[&gather[..], &["--once"]].concat()).ok();
+    assert!(ended.text().contains("one: caught up at record") && ended.text().contains("two: caught up"), "{ended:?}");
+    assert_eq!(contents(&centre), entries(&[("deux:a", "other"), ("one/a", "1"), ("one/b", "2")]));
+
+    // It may become a master of all that, and go on gathering.
+    let running = Running::spawn(&[&gather[..], &["--listen", "127.0.0.1:0"]].concat());
+    let serving = running.line();
+    let address =
+        serving.strip_prefix(&format!("serving {centre} on ")).unwrap_or_else(|| panic!("{serving}")).to_string();
+    let below = place.url("sled", "below");
+    let mut following = [running.line(), running.line()];
+    following.sort();
+    assert!(
+        following[0].starts_with("one: following ") && following[1].starts_with("two: following "),
+        "{following:?}"
+    );
+    writeln!(first.input(), "{}", json!({ "key": "c", "value": "3" })).unwrap();
+    loop {
+        run(&["follow", "--store", &below, "--from", &address, "--id", "below", "--once"]).ok();
+        if run(&["get", "--store", &below, "one/c"]).code == Some(0) {
+            break;
+        }
+    }
+    running.interrupt("TERM").ok();
+    run(&["verify", "--store", &centre, "--store", &below]).ok();
+
+    let status = run(&["status", "--store", &centre, "--json"]).ok().json();
+    assert_eq!(status["role"], "master");
+    assert_eq!(status["links"][0]["link"], "one");
+    assert_eq!((&status["links"][1]["prefix"], &status["links"][1]["consistent"]), (&json!("deux:"), &json!(true)));
+    run(&["put", "--store", &centre, "k", "v"]).says(2, "it is a centre's store");
+    drop((first.interrupt("INT").ok(), second.interrupt("INT").ok()));
+
+    run(&["unlink", "--store", &centre, "three", "--keep-data"]).says(1, "there is no link of that name");
+    run(&["unlink", "--store", &one, "one", "--keep-data"]).says(2, "it is no centre's store");
+    run(&["unlink", "--store", &centre, "one", "--remove-data"]).ok();
+    assert_eq!(contents(&centre), entries(&[("deux:a", "other")]));
+    run(&["unlink", "--store", &centre, "two", "--keep-data"]).ok();
+    assert_eq!(contents(&centre), entries(&[("deux:a", "other")]));
+    // Without links it is a master like any other.
+    run(&["put", "--store", &centre, "k", "v"]).ok();
+}
+
+#[test]
+fn links_that_want_the_same_keys_are_refused_with_both_names() {
+    let place = Place::new();
+    let store = place.lmdb("one");
+    fill(&store, &[("a", "1")]);
+    let (_master, address) = Running::master(&store, &[]);
+    let centre = place.lmdb("centre");
+    let (one, two) = (format!("one={address}"), format!("two={address}"));
+    run(&["gather", "--store", &centre, "--link", &one, "--link", &two, "--prefix", "two=one/x", "--once"])
+        .says(2, "link two wants keys under \"one/x\", and link one has those under \"one/\"");
+    for (link, words) in
+        [("nothing", "write NAME=ADDR"), ("=127.0.0.1:1", "is no name"), ("one=nowhere", "is no address")]
+    {
+        run(&["gather", "--store", &place.lmdb("other"), "--link", link, "--once"]).says(2, words);
+    }
+    assert!(!place.path("other").exists(), "what is refused leaves nothing behind");
+    run(&["unlink", "--store", &centre, "one"]).says(2, "--keep-data");
+}
+
+#[test]
+fn a_longer_key_is_taken_if_the_master_says_so_and_then_fits_under_no_prefix_of_lmdb() {
+    let place = Place::new();
+    let store = place.lmdb("one");
+    let key = "k".repeat(500);
+    let file = place.file("long.tsv", format!("{key}\tv\n"));
+    run(&["import", "--store", &store, &file]).says(2, "the key has 500 bytes, the store holds keys of up to 480");
+    run(&["import", "--store", &store, "--max-key", "511", &file]).ok();
+    let (_master, address) = Running::master(&store, &["--max-key", "511"]);
+    let link = format!("one={address}");
+    run(&["gather", "--store", &place.lmdb("centre"), "--link", &link, "--once"]).says(2, "lower the master's limits");
+    run(&["gather", "--store", &place.url("sled", "centre-sled"), "--link", &link, "--once"]).ok();
+    run(&["gather", "--store", &place.lmdb("root"), "--link", &link, "--prefix", "one=", "--once"]).ok();
+    assert_eq!(contents(&place.lmdb("root")), entries(&[(&key, "v")]));
+}

@@ -1,0 +1,106 @@
+//! Promotion: a slave's store becomes a master's, in a new epoch of the same history.
+
+use replikv_core::{Cursor, Durability, Keyspace, Position, ReplicaStore, Seq, StoreError, WriteSet, meta};
+use replikv_proto::layout::{Epochs, Floor, Head, Identity, Role, Stored};
+use replikv_proto::{EpochStart, Resync};
+
+use super::Slave;
+use crate::master::next_epoch;
+use crate::{OpenError, stored};
+
+/// Why a slave is not promoted. Nothing was changed.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum PromoteError {
+    /// The store is no slave's.
+    #[error("the store is no slave's: there is nothing to promote")]
+    NoSlave,
+    /// It never followed anybody, and has no history to go on with.
+    #[error("the slave never followed a master: it has no history to go on with")]
+    Empty,
+    /// What it holds is no state that its master had. Choose another slave, or let this one follow to the end first.
+    #[error("the slave is not through with a copy, a comparison or a resync: what it holds is no state of its master")]
+    CatchingUp,
+    /// The system gives no random numbers, or there are no more epochs.
+    #[error(transparent)]
+    Open(#[from] OpenError),
+    /// The store failed.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+}
+
+/// A store that was promoted.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Promoted {
+    /// The last batch of the old epoch that it holds. What its master wrote after this, and nobody else has, is not part of
+    /// the history any more.
+    pub last: Position,
+    /// The first record of the new one.
+    pub first: Position,
+}
+
+impl<S: ReplicaStore> Slave<S> {
+    /// Stops following, makes the store a master's in a new epoch, and closes it: open it with [`Master::open`].
+    ///
+    /// Other slaves move over by following the new master: those at the same position resume, those that are behind
+    /// compare, those that are ahead hold batches that are no longer part of the history, and are refused or resync. The
+    /// old master is superseded as soon as one of them, or the new master as a slave, meets it; until then it takes
+    /// writes. Without a consensus nobody can prevent that: see the guide on topologies.
+    ///
+    /// # Durability
+    /// On stable storage on return, in one write set.
+    ///
+    /// # Cancel safety
+    /// If dropped, the slave has stopped, and is promoted or not.
+    ///
+    /// # Errors
+    /// [`PromoteError`]: the slave has stopped, and is a slave as before.
+    ///
+    /// [`Master::open`]: crate::Master::open
+    pub async fn promote(&self) -> Result<Promoted, PromoteError> {
+        self.inner.closing.cancel();
+        let _following = self.inner.following.lock().await;
+        self.inner.tracker.stopped();
+        let promoted = promote(&self.inner.store).await;
+        self.inner.store.close().await?;
+        promoted
+    }
+}
+
+/// Makes the store of a slave that nobody has open a master's, as [`Slave::promote`] does; the store stays open.
+///
+/// # Errors
+/// [`PromoteError`]: nothing was changed.
+pub async fn promote<S: ReplicaStore>(store: &S) -> Result<Promoted, PromoteError> {
+    let identity: Option<Identity> = stored::read(store, Identity::KEY).await?;
+    let before = identity.filter(|identity| identity.role == Role::Slave).ok_or(PromoteError::NoSlave)?;
+    let link = super::only_link(store).await?.ok_or(PromoteError::Empty)?;
+    let cursor: Cursor = store.cursor(&link).await?.ok_or(PromoteError::Empty)?;
+    if !cursor.is_consistent() || stored::read::<S, Resync>(store, Resync::KEY).await?.is_some() {
+        return Err(PromoteError::CatchingUp);
+    }
+    let last = cursor.position;
+    let mut writes = WriteSet::builder();
+    writes.require(Identity::KEY, Some(before.to_bytes()));
+    writes.require(meta::cursor_key(&link), Some(cursor.to_bytes()));
+    let head = Head { position: last, log_bytes: 0, uptime_ms: 0 };
+    let first = next_epoch(&mut writes, head, epochs(store, &last).await?)?;
+    let floor = Floor { position: last, log_bytes: 0 };
+    writes.put(Keyspace::Meta, Floor::KEY, floor.to_bytes())?;
+    writes.put(Keyspace::Meta, Identity::KEY, Identity::master(last.source).to_bytes())?;
+    writes.delete(Keyspace::Meta, meta::cursor_key(&link))?;
+    store.apply(writes.build(), Durability::Synced).await?;
+    Ok(Promoted { last, first })
+}
+
+// Of what its master told, what the slave itself has come to. Without it only its own epoch is known, and slaves of
+// earlier ones cannot be told from strangers.
+async fn epochs<S: ReplicaStore>(store: &S, last: &Position) -> Result<Epochs, StoreError> {
+    let mut epochs: Epochs = stored::read(store, Epochs::KEY).await?.unwrap_or_default();
+    epochs.0.retain(|start| start.first <= last.seq && start.epoch.number <= last.epoch.number);
+    if epochs.0.last().is_none_or(|start| start.epoch != last.epoch) {
+        epochs = Epochs(vec![EpochStart { epoch: last.epoch, first: Seq::new(1) }]);
+    }
+    Ok(epochs)
+}
