@@ -19,6 +19,11 @@ deny:
 bench:
     cargo run --release -p replikv-cli -- bench
 
+# What a comparison costs at a million entries: bytes and rounds, asserted; then the table of docs/recovery.md.
+recovery:
+    cargo test --release -p replikv-proto reconcile -- --ignored --nocapture
+    cargo run --release --all-features --example recovery_cost -- 1000000 lmdb
+
 # The hot paths of what decides, without a store.
 hot-paths:
     cargo bench --bench hot_paths

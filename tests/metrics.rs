@@ -171,6 +171,44 @@ fn a_lag_is_told_in_records_in_bytes_and_in_time() -> Result {
 }
 
 #[test]
+fn what_a_write_waits_for_a_slave_is_counted_even_if_it_is_given_up() -> Result {
+    recorded(|scrape| async move {
+        let master = Master::open(MemoryStore::new(), MasterConfig::default().max_lag(2000)).await?;
+        let slave = Slave::open(MemoryStore::new(), SlaveConfig::new("edge")).await?;
+        let (here, there) = tokio::io::duplex(64);
+        tokio::spawn({
+            let master = master.clone();
+            async move { master.serve(here).await }
+        });
+        let following = slave.follow(there);
+        let consistent = async {
+            while !master.status().slaves.first().is_some_and(|slave| slave.consistent) {
+                sleep(Duration::from_millis(5)).await;
+            }
+        };
+        tokio::pin!(following);
+        tokio::select! {
+            ended = &mut following => return Err(format!("it ended: {ended:?}").into()),
+            () = consistent => {}
+        }
+        // It reads no byte more.
+        for n in 0..2u32 {
+            master.put(n.to_be_bytes(), [0; 1000]).await?;
+        }
+        let count = "replikv_source_throttled_seconds_count";
+        assert_eq!(scrape.value(count), 0.0, "it is not that far behind");
+        tokio::select! {
+            biased;
+            written = master.write(Batch::new().put("k", "v")).into_future() => return Err(format!("{written:?}").into()),
+            () = sleep(Duration::from_millis(20)) => {}
+        }
+        assert_eq!(scrape.value(count), 1.0);
+        assert!(scrape.value("replikv_source_throttled_seconds_sum") >= 0.02);
+        Ok(())
+    })
+}
+
+#[test]
 fn a_refused_slave_is_counted_by_its_code() -> Result {
     recorded(|scrape| async move {
         let master = Master::open(MemoryStore::new(), MasterConfig::default().max_sessions(0)).await?;

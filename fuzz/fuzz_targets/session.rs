@@ -238,6 +238,7 @@ impl Master {
                 MasterAction::Send(_)
                 | MasterAction::Joined { .. }
                 | MasterAction::Verified(_)
+                | MasterAction::Superseded(_)
                 | MasterAction::Progress(_)
                 | MasterAction::Close(_) => {}
             }

@@ -59,6 +59,10 @@ pub(crate) enum Command {
     Status(Status),
     /// Copies a store, also while a master serves it (LMDB), and marks the copy as a backup.
     Backup(Backup),
+    /// Brings a backup up as a master's store, in a new epoch.
+    Restore(Restore),
+    /// Makes a slave's store a master's, in a new epoch: when its master is lost.
+    Promote(Promote),
     /// Drops the slot of a slave that does not come back, so that the log is no longer kept for it.
     Forget(Forget),
     /// Compares two stores: 0 equal, 1 different, 2 could not tell.
@@ -112,6 +116,10 @@ pub(crate) struct Serve {
     /// is kept.
     #[arg(long, value_name = "BYTES")]
     pub(crate) compact_behind: Option<u64>,
+    /// Let writes wait while a connected slave that goes through the log lacks more than so many bytes of records. One that
+    /// applies nothing for eight seconds is not waited for.
+    #[arg(long, value_name = "BYTES")]
+    pub(crate) max_lag_bytes: Option<u64>,
     /// Apply NDJSON operations from standard input as they come: "op" is put, delete (key), or delete_range (start, end).
     #[arg(long)]
     pub(crate) stdin: bool,
@@ -143,11 +151,15 @@ pub(crate) struct Follow {
     #[arg(long, value_name = "ADDR")]
     pub(crate) from: String,
     /// The name by which the master knows this slave; no two slaves share one.
-    #[arg(long, value_name = "NAME", required_unless_present = "as_slave", conflicts_with = "as_slave")]
+    #[arg(long, value_name = "NAME", required_unless_present_any = ["as_slave", "rejoin"], conflicts_with_all = ["as_slave", "rejoin"])]
     pub(crate) id: Option<String>,
     /// As --id, and the store is a backup of a master: it becomes this slave's, and goes on from where it was taken.
     #[arg(long, value_name = "NAME")]
     pub(crate) as_slave: Option<String>,
+    /// As --id, and the store is a master's whose time is over, since another one was promoted: it becomes this slave's. What
+    /// it wrote that the new master never had makes it part from that one: see --on-divergence.
+    #[arg(long, value_name = "NAME", conflicts_with = "as_slave")]
+    pub(crate) rejoin: Option<String>,
     /// What to do if the slave's history has parted from the master's, as when the master was restored from a backup.
     #[arg(long, value_name = "POLICY", default_value = "refuse")]
     pub(crate) on_divergence: OnDivergence,
@@ -248,6 +260,23 @@ pub(crate) struct Backup {
     /// Where the backup goes: a directory that is not there, or is empty; or a URL. A path is of the store's own kind.
     #[arg(value_name = "DEST")]
     pub(crate) destination: String,
+}
+
+#[derive(Debug, Group)]
+pub(crate) struct Restore {
+    /// The backup.
+    #[arg(value_name = "BACKUP")]
+    pub(crate) backup: String,
+    /// Where the master's store goes: a directory that is not there, or is empty; or a URL.
+    #[arg(value_name = "DEST")]
+    pub(crate) destination: String,
+}
+
+#[derive(Debug, Group)]
+pub(crate) struct Promote {
+    /// The slave's store, which nobody has open. Choose the slave that is furthest, as `status` tells.
+    #[arg(long, value_name = "URL")]
+    pub(crate) store: String,
 }
 
 #[derive(Debug, Group)]

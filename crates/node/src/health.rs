@@ -17,7 +17,8 @@ pub enum HealthState {
     Diverged,
     /// It cannot go on until somebody does something.
     Blocked,
-    /// It copies or compares again and again, and never gets to the end: its master's writers are faster.
+    /// Its master's writers are faster, and it does not get there: its lag has done nothing but grow for ten minutes, or it
+    /// copies or compares again and again and never gets to the end.
     Outpaced,
     /// There is no connection; it tries again.
     Disconnected,

@@ -12,14 +12,15 @@ use std::path::{Path, PathBuf};
 use bytes::{Bytes, BytesMut};
 use replikv_core::{
     Batch, Coverage, Cursor, Digest, EncodedOps, Epoch, Fill, Fingerprint, KeyRange, Keyspace, Op, Position, Seq,
-    SourceId, StoreLimits,
+    SourceId, StoreLimits, Subspace,
 };
-use replikv_proto::layout::{Backup, Checkpoint, Epochs, Floor, Head, Identity, Role, Stored};
+use replikv_proto::layout::{Backup, Checkpoint, Epochs, Floor, Head, Identity, Role, Stored, Superseded};
 use replikv_proto::{
-    Ack, Answered, AnsweredBody, Compacted, Compaction, Compare, Compared, Content, EpochStart, FRAME_HEADER_LEN,
-    Goodbye, GoodbyeReason, Heartbeat, Hello, Lag, LogParts, Message, Mode, OnDivergence, PreparedRecord, RangeSummary,
-    ReadAt, ReadFailure, Record, RecordDraft, RecordHeader, RecordKind, Records, Reject, RejectCode, Request,
-    RequestBody, Response, Resync, Slot, TombstoneFloor, Touched, Verdict, WaitFor, Welcome, origin, read_stretch,
+    Ack, Answered, AnsweredBody, Claim, ClaimState, Compacted, Compaction, Compare, Compared, Content, EpochStart,
+    FRAME_HEADER_LEN, Goodbye, GoodbyeReason, Heartbeat, Hello, Lag, LogParts, Message, Mode, OnDivergence,
+    PreparedRecord, RangeSummary, ReadAt, ReadFailure, Record, RecordDraft, RecordHeader, RecordKind, Records, Reject,
+    RejectCode, Request, RequestBody, Response, Resync, Slot, TombstoneFloor, Touched, Verdict, WaitFor, Welcome,
+    origin, read_stretch,
 };
 use support::{CRITICAL, MORE, decode_all, encode, ops, preamble, seal};
 
@@ -316,6 +317,12 @@ fn stored() -> Vec<(&'static str, Bytes, Meaning)> {
     fn backup() -> Backup {
         Backup { taken_unix_ms: Some(1_700_000_000_000) }
     }
+    fn claim() -> Claim {
+        Claim::new(&Subspace::raw("edge-1/"))
+    }
+    fn superseded() -> Superseded {
+        Superseded { by: Some(Epoch { number: 2, nonce: 9 }) }
+    }
     fn compacted() -> Compacted {
         Compacted { position: position(512), log_bytes: 55_667, entries: 300, runs: 7, bytes: 12_345 }
     }
@@ -327,6 +334,13 @@ fn stored() -> Vec<(&'static str, Bytes, Meaning)> {
         ("stored_identity_slave", Identity { role: Role::Slave, source: None }.to_bytes(), |b| {
             same(b, &Identity::slave())
         }),
+        ("stored_identity_centre", Identity::centre().to_bytes(), |b| same(b, &Identity::centre())),
+        ("stored_claim", claim().to_bytes(), |b| same(b, &claim())),
+        ("stored_claim_removing", claim().given_up(ClaimState::Removing).to_bytes(), |b| {
+            same(b, &claim().given_up(ClaimState::Removing))
+        }),
+        ("stored_superseded", superseded().to_bytes(), |b| same(b, &superseded())),
+        ("stored_superseded_by_itself", Superseded { by: None }.to_bytes(), |b| same(b, &Superseded { by: None })),
         ("stored_head", head().to_bytes(), |b| same(b, &head())),
         ("stored_floor", floor().to_bytes(), |b| same(b, &floor())),
         ("stored_epochs", epochs().to_bytes(), |b| same(b, &epochs())),

@@ -14,6 +14,24 @@ use crate::interrupt::{INTERRUPTED, Interrupt};
 use crate::{store, ui};
 
 pub(crate) async fn run(args: args::Backup, json: bool) -> anyhow::Result<ExitCode> {
+    let Some((taken, destination)) = take_whole(&args).await? else { return Ok(ExitCode::from(INTERRUPTED)) };
+    let seq = taken.position.map(|position| position.seq.as_u64());
+    if json {
+        say!("{}", serde_json::json!({ "backup": destination, "role": taken.role, "seq": seq }))?;
+    } else {
+        let seq = seq.map_or_else(|| "before any record".into(), |seq| format!("at record {}", ui::thousands(seq)));
+        note!("backed up {}'s store {seq} to {destination}", taken.role);
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+/// As [`run`], and says nothing.
+pub(super) async fn take_quietly(args: args::Backup) -> anyhow::Result<ExitCode> {
+    Ok(take_whole(&args).await?.map_or_else(|| ExitCode::from(INTERRUPTED), |_| ExitCode::SUCCESS))
+}
+
+// None if it was interrupted.
+async fn take_whole(args: &args::Backup) -> anyhow::Result<Option<(BackedUp, String)>> {
     let mut interrupt = Interrupt::new()?;
     let Some((kind, source)) = args.store.split_once(':').filter(|(_, path)| !path.is_empty()) else {
         bail!("{}: only what is on a disk can be backed up", args.store);
@@ -26,18 +44,11 @@ pub(crate) async fn run(args: args::Backup, json: bool) -> anyhow::Result<ExitCo
     let _cleared = Cleared::begin(aside.clone())?;
     let taken = tokio::select! {
         biased;
-        () = interrupt.wait() => return Ok(ExitCode::from(INTERRUPTED)),
+        () = interrupt.wait() => return Ok(None),
         taken = take((kind, source), &args.store, &destination, &aside) => taken?,
     };
     destination.take_name(&aside)?;
-    let seq = taken.position.map(|position| position.seq.as_u64());
-    if json {
-        say!("{}", serde_json::json!({ "backup": destination.url(), "role": taken.role, "seq": seq }))?;
-    } else {
-        let seq = seq.map_or_else(|| "before any record".into(), |seq| format!("at record {}", ui::thousands(seq)));
-        note!("backed up {}'s store {seq} to {}", taken.role, destination.url());
-    }
-    Ok(ExitCode::SUCCESS)
+    Ok(Some((taken, destination.url())))
 }
 
 async fn take(

@@ -33,8 +33,9 @@ pub(crate) async fn run(args: args::Follow, json: bool) -> anyhow::Result<ExitCo
         None => None,
     };
     super::expose_metrics(args.metrics, args.insecure, json).await?;
-    // A backup is there.
-    let store = if args.as_slave.is_some() { store::open_existing(&args.store)? } else { store::open(&args.store)? };
+    // A backup is there, and so is what was a master's.
+    let there = args.as_slave.is_some() || args.rejoin.is_some();
+    let store = if there { store::open_existing(&args.store)? } else { store::open(&args.store)? };
     let slave = Slave::open(store, config).await.map_err(|error| match error {
         OpenError::Backup => store::is_backup(&args.store),
         error => anyhow::Error::new(error).context(args.store.clone()),
@@ -104,6 +105,9 @@ fn config(args: &args::Follow) -> anyhow::Result<SlaveConfig> {
     if args.as_slave.is_some() {
         config = config.from_backup();
     }
+    if args.rejoin.is_some() {
+        config = config.rejoin();
+    }
     let Some(path) = &args.quarantine else { return Ok(config) };
     let quarantine = QuarantineFile::new(path);
     // Before anything else: not when the first entry is to be kept.
@@ -117,7 +121,7 @@ fn config(args: &args::Follow) -> anyhow::Result<SlaveConfig> {
 
 impl args::Follow {
     fn name(&self) -> &str {
-        self.as_slave.as_deref().or(self.id.as_deref()).unwrap_or_default()
+        self.as_slave.as_deref().or(self.rejoin.as_deref()).or(self.id.as_deref()).unwrap_or_default()
     }
 }
 

@@ -11,6 +11,8 @@ mod import;
 mod log;
 mod place;
 mod point;
+mod promote;
+mod restore;
 mod scan;
 mod serve;
 mod status;
@@ -70,6 +72,8 @@ pub(crate) async fn run(args: Args) -> anyhow::Result<ExitCode> {
         Command::Follow(args) => follow::run(args, json).await,
         Command::Gather(args) => gather::run(args, json).await,
         Command::Unlink(args) => unlink::run(args, json).await,
+        Command::Promote(args) => promote::run(args, json).await,
+        Command::Restore(args) => restore::run(args, json).await,
         Command::Import(args) => import::run(args, json).await,
         Command::Export(args) => export::run(args, json).await,
         Command::Get(args) => point::get(args, json).await,

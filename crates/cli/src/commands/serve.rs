@@ -29,7 +29,7 @@ pub(crate) async fn run(args: args::Serve, json: bool) -> anyhow::Result<ExitCod
     let mut end = Interrupt::new()?;
     super::expose_metrics(args.metrics, args.insecure, json).await?;
     let compaction = args.compact_behind.map(|bytes| Compaction { window_bytes: bytes, ..Compaction::default() });
-    let config = MasterConfig::default().limits(limits).compaction(compaction);
+    let config = MasterConfig::default().limits(limits).compaction(compaction).max_lag(args.max_lag_bytes);
     let (store, config) = match args.new_epoch {
         // Of what was there before, or of nothing: a new store begins with an epoch anyway.
         true => (store::open_existing(&args.store)?, config.new_epoch()),

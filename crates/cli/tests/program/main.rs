@@ -7,6 +7,7 @@ mod files;
 mod gather;
 mod network;
 mod output;
+mod promotion;
 mod reads;
 mod refusals;
 mod signals;

@@ -37,6 +37,7 @@ pub struct MasterConfig {
     pub(crate) max_readers: usize,
     pub(crate) chunk: usize,
     pub(crate) compare_bytes_per_second: Option<u64>,
+    pub(crate) max_lag: Option<u64>,
     pub(crate) log_readers: usize,
     pub(crate) new_epoch: bool,
     /// It belongs to a centre.
@@ -61,6 +62,7 @@ impl Default for MasterConfig {
             max_readers: 256,
             chunk: 256 << 10,
             compare_bytes_per_second: None,
+            max_lag: None,
             log_readers: 4,
             new_epoch: false,
             gathers: false,
@@ -224,6 +226,25 @@ impl MasterConfig {
     #[must_use]
     pub fn compare_bytes_per_second(mut self, bytes: u64) -> Self {
         self.compare_bytes_per_second = Some(bytes.max(1));
+        self
+    }
+
+    /// How many bytes of published records the slowest slave may lack before writers wait for it. Default: none, and
+    /// writers never wait for slaves.
+    ///
+    /// A slave counts while it is connected, not temporary, at a batch boundary, and within the log: not while it copies
+    /// or compares. It begins to count once it has applied something on its connection, or is near enough. Writers wait
+    /// until it has come closer, or is gone; nothing is refused. One that has applied nothing for four
+    /// [heartbeats](Self::heartbeat) is stuck, and is left out until it moves again. What is already committing is not
+    /// held up, so that a slave may lack as much more as writers have under way, at most
+    /// [`queue_bytes`](Self::queue_bytes). [`Recording`](super::Recording)s never wait.
+    ///
+    /// # Hazard
+    /// Writers are as slow as the slowest slave that counts. One that comes back far behind, and goes through the log,
+    /// holds them up until it is that close.
+    #[must_use]
+    pub fn max_lag(mut self, bytes: impl Into<Option<u64>>) -> Self {
+        self.max_lag = bytes.into();
         self
     }
 

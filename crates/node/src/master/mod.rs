@@ -15,6 +15,7 @@ mod slots;
 mod status;
 #[cfg(feature = "tcp")]
 mod tcp;
+mod throttle;
 mod write;
 
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -109,6 +110,8 @@ pub(crate) struct Inner<S> {
     damaged: Mutex<Option<replikv_core::Seq>>,
     wake: Notify,
     queue: Arc<Semaphore>,
+    /// Held by the writer who waits for a slave; the others wait behind it, in order.
+    throttle: AsyncMutex<()>,
     /// What belongs to links of the centre that this master is, if it is one.
     claims: ArcSwap<Vec<(LinkId, KeyRange)>>,
     /// Whose the history is, if it is no longer this master's.
@@ -181,6 +184,7 @@ impl<S: ReplicaStore> Master<S> {
             damaged: Mutex::new(None),
             wake: Notify::new(),
             queue: Arc::new(Semaphore::new(write::permits(config.queue_bytes))),
+            throttle: AsyncMutex::new(()),
             claims: ArcSwap::default(),
             superseded: ArcSwapOption::default(),
             closing: CancellationToken::new(),

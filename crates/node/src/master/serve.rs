@@ -277,7 +277,7 @@ impl<S: ReplicaStore> Driver<'_, S> {
                 inner.metrics.session_accepted();
                 // A question of a comparison is the longest that a slave has to say.
                 connection.set_limits(DecoderLimits { control: 2 << 20, data: 1 << 20 });
-                self.entered = Some(inner.sessions.enter(&slave, start, inner.clock.now().monotonic));
+                self.entered = Some(inner.sessions.enter(&slave, temporary, start, inner.clock.now().monotonic));
                 if !temporary {
                     let name = SlotName::slave(slave);
                     inner.slots.with(|slots| slots.connected(&name, inner.slot_time()));
@@ -300,7 +300,9 @@ impl<S: ReplicaStore> Driver<'_, S> {
             }
             MasterAction::Progress(progress) => {
                 if let Some(entered) = &self.entered {
-                    entered.progress(progress, inner.clock.now().monotonic);
+                    let view = inner.view();
+                    let bytes = inner.log_bytes_at(progress.applied, &view);
+                    entered.progress(progress, bytes, inner.is_close(bytes, &view), inner.clock.now().monotonic);
                     if let Some(name) = self.slot.as_ref().filter(|_| progress.durable > Seq::ZERO) {
                         inner.slots.note(name.clone(), progress.durable);
                     }

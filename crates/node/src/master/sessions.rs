@@ -22,6 +22,14 @@ pub(super) struct Session {
     durable: AtomicU64,
     heard_ms: AtomicU64,
     consistent: AtomicBool,
+    /// Nothing is kept for it once it is gone, and nobody waits for it.
+    temporary: bool,
+    /// How many bytes of records there were up to `applied`.
+    applied_bytes: AtomicU64,
+    /// Since when a writer has waited for it, and it has applied nothing; 0 if none has.
+    stuck_since_ms: AtomicU64,
+    /// Since it came it has applied something, or was close enough; until writers have waited for long enough.
+    counts: AtomicBool,
 }
 
 impl Session {
@@ -35,6 +43,25 @@ impl Session {
 
     pub(super) fn heard(&self) -> Duration {
         Duration::from_millis(self.heard_ms.load(Ordering::Acquire))
+    }
+
+    /// Somebody waits for it to move. Returns since when somebody has, without anything having come of it.
+    pub(super) fn waited_for(&self, now: Duration) -> Duration {
+        let now = millis(now).max(1);
+        let since = self.stuck_since_ms.compare_exchange(0, now, Ordering::AcqRel, Ordering::Acquire);
+        Duration::from_millis(since.err().unwrap_or(now))
+    }
+
+    /// Nobody waits for it any more, until it moves. False if that was so already.
+    pub(super) fn leave_out(&self) -> bool {
+        self.counts.swap(false, Ordering::AcqRel)
+    }
+
+    // Whether writers wait for it, if it is further behind than they may leave it. One that connects again and again, and
+    // never applies anything, must not begin to be waited for each time.
+    fn counts(&self, floor: Seq) -> bool {
+        let Progress { applied, consistent, .. } = self.progress();
+        !self.temporary && consistent && applied >= floor && self.counts.load(Ordering::Acquire)
     }
 }
 
@@ -54,7 +81,7 @@ impl Sessions {
 
     /// Enters a slave. An older session of that name is told to end: the newest connection counts, since the older one
     /// may be half open for a long time.
-    pub(super) fn enter(self: &Arc<Self>, name: &str, start: Seq, now: Duration) -> Entered {
+    pub(super) fn enter(self: &Arc<Self>, name: &str, temporary: bool, start: Seq, now: Duration) -> Entered {
         let session = Arc::new(Session {
             name: name.into(),
             connected_at: now,
@@ -64,6 +91,10 @@ impl Sessions {
             durable: AtomicU64::new(0),
             heard_ms: AtomicU64::new(millis(now)),
             consistent: AtomicBool::new(false),
+            temporary,
+            applied_bytes: AtomicU64::new(0),
+            stuck_since_ms: AtomicU64::new(0),
+            counts: AtomicBool::new(false),
         });
         let before = self.map.rcu(|map| {
             let mut map = Map::clone(map);
@@ -98,6 +129,13 @@ impl Sessions {
         self.map.load().values().map(|session| session.progress().applied).min()
     }
 
+    /// A slave that writers wait for, and that has less than `bytes` of the records that are published.
+    pub(super) fn laggard(&self, bytes: u64, floor: Seq) -> Option<Arc<Session>> {
+        let lags =
+            |session: &&Arc<Session>| session.applied_bytes.load(Ordering::Acquire) < bytes && session.counts(floor);
+        self.map.load().values().find(lags).cloned()
+    }
+
     pub(super) fn acks(&self) -> watch::Receiver<u64> {
         self.acks.subscribe()
     }
@@ -119,8 +157,17 @@ impl Entered {
         &self.session
     }
 
-    pub(super) fn progress(&self, progress: Progress, now: Duration) {
-        self.session.applied.store(progress.applied.as_u64(), Ordering::Release);
+    /// The slave has told how far it is: `bytes` of records, up to what it has applied, which is `close` enough for
+    /// writers or not.
+    pub(super) fn progress(&self, progress: Progress, bytes: u64, close: bool, now: Duration) {
+        let before = self.session.applied.swap(progress.applied.as_u64(), Ordering::AcqRel);
+        self.session.applied_bytes.store(bytes, Ordering::Release);
+        if before != progress.applied.as_u64() {
+            self.session.stuck_since_ms.store(0, Ordering::Release);
+            self.session.counts.store(true, Ordering::Release);
+        } else if close {
+            self.session.counts.store(true, Ordering::Release);
+        }
         self.session.durable.store(progress.durable.as_u64(), Ordering::Release);
         self.session.consistent.store(progress.consistent, Ordering::Release);
         self.session.heard_ms.store(millis(now), Ordering::Release);

@@ -178,7 +178,7 @@ impl<S> Inner<S> {
     }
 
     // How many bytes of records there were up to `seq`, or up to a checkpoint not long before it.
-    fn log_bytes_at(&self, seq: Seq, view: &View) -> u64 {
+    pub(super) fn log_bytes_at(&self, seq: Seq, view: &View) -> u64 {
         if let Some(bytes) = self.with_ring(|ring| ring.entry(seq).map(|entry| entry.log_bytes)) {
             return bytes;
         }

@@ -87,6 +87,7 @@ impl<S: ReplicaStore> Master<S> {
         if self.records_here() {
             return Err(WriteError::RecorderOpen);
         }
+        self.inner.wait_for_slaves().await?;
         let wanted = u32::try_from(permits(bytes).min(permits(self.inner.config.queue_bytes))).unwrap_or(u32::MAX);
         let permit = self.inner.queue.clone().acquire_many_owned(wanted).await.map_err(|_| WriteError::Closed)?;
         let (answer, answered) = oneshot::channel();

@@ -10,6 +10,7 @@ pub const ALL: &[Metric] = &[
     SOURCE_LOG_BYTES,
     SOURCE_WRITES_REFUSED,
     SOURCE_COMMIT_SECONDS,
+    SOURCE_THROTTLED_SECONDS,
     SOURCE_GROUP_RECORDS,
     SOURCE_PUBLISHED_SEQ,
     SOURCE_FLOOR_SEQ,
@@ -89,9 +90,11 @@ metrics! {
     SOURCE_LOG_BYTES = COUNTER, Bytes, SOURCE, "replikv_source_log_bytes_total",
         "Bytes of records committed to the log.";
     SOURCE_WRITES_REFUSED = COUNTER, Count, &["source", "kind"], "replikv_source_writes_refused_total",
-        "Writes that failed, by kind of error: conflict, aborted, limits, store_full, store, outcome_unknown, fenced, closed, recorder_open.";
+        "Writes that failed, by kind of error: conflict, aborted, limits, store_full, store, outcome_unknown, fenced, closed, recorder_open, claimed, superseded.";
     SOURCE_COMMIT_SECONDS = TIME, Seconds, SOURCE, "replikv_source_commit_seconds",
         "How long the store took to commit a group, retries included.";
+    SOURCE_THROTTLED_SECONDS = TIME, Seconds, SOURCE, "replikv_source_throttled_seconds",
+        "How long writes waited for a slave that was further behind than `max_lag`; writes that did not are not counted.";
     SOURCE_GROUP_RECORDS = SIZE, Count, SOURCE, "replikv_source_group_records",
         "Records of a committed group.";
     SOURCE_PUBLISHED_SEQ = GAUGE, Count, SOURCE, "replikv_source_published_seq",

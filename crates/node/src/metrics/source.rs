@@ -23,6 +23,7 @@ pub(crate) struct SourceMetrics {
     groups: Counter,
     log_bytes: Counter,
     commit_seconds: Histogram,
+    throttled_seconds: Histogram,
     group_records: Histogram,
     accepted: Counter,
     /// In the order of [`KINDS`].
@@ -45,6 +46,7 @@ impl SourceMetrics {
             groups: counter(SOURCE_GROUPS),
             log_bytes: counter(SOURCE_LOG_BYTES),
             commit_seconds: Histogram::new(&SOURCE_COMMIT_SECONDS, &labels),
+            throttled_seconds: Histogram::new(&SOURCE_THROTTLED_SECONDS, &labels),
             group_records: Histogram::new(&SOURCE_GROUP_RECORDS, &labels),
             accepted: counter(SOURCE_SESSIONS_ACCEPTED),
             refused: KINDS.map(|kind| Counter::new(&SOURCE_WRITES_REFUSED, &[labels[0], ("kind", kind)])),
@@ -66,6 +68,11 @@ impl SourceMetrics {
         if let Some(took) = took {
             self.commit_seconds.record(took.as_secs_f64());
         }
+    }
+
+    /// A write has waited for slaves.
+    pub(crate) fn throttled(&self, waited: Duration) {
+        self.throttled_seconds.record(waited.as_secs_f64());
     }
 
     /// A write has failed.

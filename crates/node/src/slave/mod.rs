@@ -12,6 +12,7 @@ mod restore;
 mod status;
 #[cfg(feature = "tcp")]
 mod tcp;
+mod trend;
 mod wait;
 
 use std::sync::Arc;

@@ -8,6 +8,7 @@ use replikv_proto::{EpochStart, Lag, Mode, Now, Progress, ReadAt, RejectCode, So
 use serde::Serialize;
 use tokio::sync::watch;
 
+use super::trend::Trend;
 use super::{FollowError, SlaveConfig};
 use crate::health::{Health, HealthState};
 
@@ -100,6 +101,8 @@ struct Facts {
     behind_at_welcome: u64,
     log_bytes_at_welcome: u64,
     applied_bytes: u64,
+    /// On all connections.
+    applied_ever: u64,
     applied_time: Option<u64>,
     clock_offset: i64,
     heard: Option<Duration>,
@@ -116,6 +119,8 @@ struct Facts {
     fill: Option<Fill>,
     /// Copies and comparisons that were begun since the data was last a state of the master.
     begun: u64,
+    /// Whether its lag grows for good, while it holds a state of the master.
+    trend: Trend,
 }
 
 /// How much has come of connecting, since the slave was opened.
@@ -200,6 +205,15 @@ impl Tracker {
             }
         });
         self.progress.send_modify(|progress| progress.head = Some(source.head));
+        if source.time.is_none() {
+            return;
+        }
+        let progress = self.progress.borrow().clone();
+        self.change(|facts| match lag(facts, &progress, now) {
+            Some(lag) if progress.consistent => facts.trend.told(lag.bytes, facts.applied_ever, now.monotonic),
+            // A copy or a comparison ends with what was written meanwhile.
+            _ => facts.trend = Trend::default(),
+        });
     }
 
     pub(super) fn heard(&self, at: Duration) {
@@ -209,6 +223,7 @@ impl Tracker {
     /// A group is readable, and durable if `durable` says so.
     pub(super) fn applied(&self, group: &Applied) {
         self.change(|facts| {
+            facts.applied_ever += group.received.saturating_sub(facts.applied_bytes);
             facts.applied_bytes = group.received;
             facts.applied_time = group.time.or(facts.applied_time);
             facts.records += group.records as u64;
@@ -323,6 +338,14 @@ impl Tracker {
                 let reason = format!(
                     "has begun {begun} copies or comparisons and finished none: the log is trimmed faster than this \
                      slave takes it; let the master keep more log, or give the slave a faster store"
+                );
+                (HealthState::Outpaced, reason)
+            }
+            None if progress.consistent && facts.trend.minutes().is_some() => {
+                let minutes = facts.trend.minutes().unwrap_or_default();
+                let reason = format!(
+                    "has fallen further and further behind for {minutes} minutes: this slave is slower than its \
+                     master's writers; give it a faster store, or let them wait for it (max_lag)"
                 );
                 (HealthState::Outpaced, reason)
             }

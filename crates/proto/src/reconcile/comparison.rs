@@ -6,8 +6,8 @@ use replikv_core::{EncodedOps, KeyRange};
 
 use super::pieces::Pieces;
 use super::{
-    FAN_OUT, MAX_BOUND_BYTES, MAX_ENTRIES, MAX_PIECES, MAX_RANGES, PIECE_BYTES, PIECE_ENTRIES, RangeSummary, Verdict,
-    bound_len, ends_by, joins,
+    FAN_OUT, GATHER_ENTRIES, GATHER_RANGES, MAX_BOUND_BYTES, MAX_ENTRIES, MAX_PIECES, MAX_RANGES, PIECE_BYTES,
+    PIECE_ENTRIES, RangeSummary, Verdict, bound_len, ends_by, joins,
 };
 
 /// Asks about everything that is not covered, until all of it is.
@@ -39,8 +39,18 @@ struct Question {
 /// Ranges that are cut into pieces one after the other.
 #[derive(Debug, Default)]
 struct Lane {
-    ranges: VecDeque<(KeyRange, u64)>,
+    ranges: VecDeque<Uncut>,
     current: Option<Pieces>,
+}
+
+/// A range that is to be cut.
+#[derive(Debug)]
+struct Uncut {
+    range: KeyRange,
+    /// How many entries a piece gets at most.
+    max_entries: u64,
+    /// How many ranges were told to be split, and are read as one since they touch.
+    joined: usize,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -56,7 +66,7 @@ pub(crate) struct Unexpected;
 impl Comparison {
     /// Compares `holes`, in key order.
     pub(crate) fn new(holes: impl IntoIterator<Item = KeyRange>) -> Self {
-        let ranges = holes.into_iter().map(|hole| (hole, PIECE_ENTRIES)).collect();
+        let ranges = holes.into_iter().map(|hole| Uncut::new(hole, PIECE_ENTRIES)).collect();
         Self {
             first: Lane { ranges, current: None },
             again: Lane::default(),
@@ -78,7 +88,7 @@ impl Comparison {
         let bounds_fit = self.asked_bytes < MAX_BOUND_BYTES;
         // Whoever waits for nothing goes on, however much is open.
         let stalls = self.asked.is_empty() && self.ready.is_empty();
-        let may_split = (work + FAN_OUT as usize <= MAX_PIECES && bounds_fit) || stalls;
+        let may_split = (work + self.again.comes_in() <= MAX_PIECES && bounds_fit) || stalls;
         // Room is left for what will have to be split. A coverage in very many pieces, which comes of many interrupted
         // connections, is mended before more are made.
         let begun = if self.first.len() < MAX_PIECES { MAX_PIECES / 2 } else { MAX_PIECES / 16 };
@@ -112,6 +122,11 @@ impl Comparison {
         if self.ready.is_empty() || (self.reading.is_some() && !self.is_full()) {
             return None;
         }
+        // While an answer is on its way there is time to gather: each question costs the master a turn, however few
+        // ranges it has.
+        if !self.asked.is_empty() && self.ready.len() < GATHER_RANGES && self.ready_entries < GATHER_ENTRIES {
+            return None;
+        }
         let (mut len, mut entries, mut bytes) = (0, 0, 0);
         for piece in &self.ready {
             let fits = entries + piece.count <= MAX_ENTRIES && bytes <= MAX_BOUND_BYTES;
@@ -135,6 +150,7 @@ impl Comparison {
     /// What the master says of the next ranges. Returns those that are equal, adjacent ones as one.
     pub(crate) fn answered(&mut self, verdicts: &[Verdict]) -> Result<Vec<KeyRange>, Unexpected> {
         let mut equal: Vec<KeyRange> = Vec::new();
+        let mut split: VecDeque<Uncut> = VecDeque::new();
         for verdict in verdicts {
             for _ in 0..verdict.count() {
                 let question = self.asked.pop_front().filter(|question| !question.begun).ok_or(Unexpected)?;
@@ -149,11 +165,19 @@ impl Comparison {
                     // One entry cannot be split, and its master knows.
                     Verdict::Split(_) if question.count < 2 => return Err(Unexpected),
                     Verdict::Split(_) => {
-                        self.again.ranges.push_back((question.range, question.count.div_ceil(FAN_OUT)));
+                        let next = Uncut::new(question.range, question.count.div_ceil(FAN_OUT));
+                        match split.back_mut() {
+                            Some(last) if last.takes(&next) => last.join(&next),
+                            _ => split.push_back(next),
+                        }
                     }
                 }
             }
         }
+        // The smallest first: those come to an end, and make room. Otherwise what is open fills up with ranges that have
+        // yet to be cut, and each of these has to wait for a round of its own.
+        split.append(&mut self.again.ranges);
+        self.again.ranges = split;
         Ok(equal)
     }
 
@@ -209,6 +233,24 @@ impl Comparison {
     }
 }
 
+impl Uncut {
+    /// Where much differs, so much is read at once instead of range by range.
+    const MAX_JOINED: usize = 16;
+
+    fn new(range: KeyRange, max_entries: u64) -> Self {
+        Self { range, max_entries, joined: 1 }
+    }
+
+    fn takes(&self, next: &Self) -> bool {
+        self.joined < Self::MAX_JOINED && self.max_entries == next.max_entries && joins(&self.range, &next.range)
+    }
+
+    fn join(&mut self, next: &Self) {
+        self.range = KeyRange::new(self.range.start().clone(), next.range.end().cloned());
+        self.joined += next.joined;
+    }
+}
+
 impl Lane {
     fn is_idle(&self) -> bool {
         self.len() == 0
@@ -218,9 +260,18 @@ impl Lane {
         self.ranges.len() + usize::from(self.current.is_some())
     }
 
+    // In how many pieces that are not there yet the next range comes, about.
+    fn comes_in(&self) -> usize {
+        let joined = match &self.current {
+            Some(_) => 1,
+            None => self.ranges.front().map_or(1, |next| next.joined),
+        };
+        FAN_OUT as usize * joined
+    }
+
     fn next_read(&mut self) -> Option<KeyRange> {
         if self.current.is_none() {
-            let (range, max_entries) = self.ranges.pop_front()?;
+            let Uncut { range, max_entries, .. } = self.ranges.pop_front()?;
             self.current = Some(Pieces::new(range, max_entries, PIECE_BYTES));
         }
         self.current.as_ref()?.unread().cloned()

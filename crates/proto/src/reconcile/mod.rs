@@ -35,6 +35,10 @@ pub(crate) const LEAF_BYTES: usize = 1024;
 pub(crate) const MAX_RANGES: usize = 4096;
 /// How many entries all ranges of one question hold at most, on the slave.
 pub(crate) const MAX_ENTRIES: u64 = 64 << 10;
+/// So many ranges are asked about at once, while others wait for their answer.
+pub(crate) const GATHER_RANGES: usize = 512;
+/// Or so many entries: what the master reads for one answer, a few times over.
+pub(crate) const GATHER_ENTRIES: u64 = 8 << 10;
 /// How many pieces a slave has in hand at most: asked, to be asked, or to be cut. It bounds the number of holes in its
 /// coverage, and so its cursor.
 pub(crate) const MAX_PIECES: usize = 4096;

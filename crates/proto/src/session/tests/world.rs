@@ -303,6 +303,7 @@ impl World {
             Some(MasterAction::Joined { .. } | MasterAction::Verified(_) | MasterAction::Progress(_)) => {}
             // The slave still reads what is under way; it ends the connection.
             Some(MasterAction::Close(_)) => {}
+            Some(MasterAction::Superseded(_)) => panic!("one epoch is all there is"),
             Some(MasterAction::Answer(request)) => panic!("nobody asked {request:?}"),
         }
         if let Some((after, max_bytes)) = asked {

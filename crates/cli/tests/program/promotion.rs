@@ -1,0 +1,68 @@
+//! Losing a master, and going on with a slave; by the program alone.
+
+use serde_json::json;
+
+use crate::support::{Place, Running, contents, fill, run, run_with};
+
+#[test]
+fn a_slave_is_promoted_and_the_old_master_comes_back_as_its_slave() {
+    let place = Place::new();
+    let (old, standby, edge) = (place.lmdb("old"), place.url("sled", "standby"), place.lmdb("edge"));
+    fill(&old, &[("a", "1"), ("b", "2")]);
+    {
+        let (_master, address) = Running::master(&old, &[]);
+        run(&["follow", "--store", &standby, "--from", &address, "--id", "standby", "--once"]).ok();
+        run(&["follow", "--store", &edge, "--from", &address, "--id", "edge", "--once"]).ok();
+        run(&["promote", "--store", &place.lmdb("none")]).says(2, "there is no such store");
+    }
+    // What nobody else has.
+    run(&["put", "--store", &old, "lost", "never replicated"]).ok();
+    run(&["promote", "--store", &old]).says(2, "is no slave's");
+    let promoted = run(&["promote", "--store", &standby, "--json"]).ok().json();
+    assert_eq!(promoted["epoch"], 2);
+    run(&["promote", "--store", &standby]).says(2, "is no slave's");
+    run(&["put", "--store", &standby, "c", "3"]).ok();
+    let (_new, address) = Running::master(&standby, &[]);
+    run(&["follow", "--store", &edge, "--from", &address, "--id", "edge", "--once"]).ok();
+    assert_eq!(run(&["get", "--store", &edge, "c"]).ok().text(), "3");
+
+    // The old one learns of it from whoever has moved over, and never writes again.
+    {
+        let (mut master, at_old) = Running::master(&old, &["--stdin"]);
+        run(&["follow", "--store", &edge, "--from", &at_old, "--id", "edge", "--once"])
+            .says(2, "another one was promoted");
+        use std::io::Write;
+        writeln!(master.input(), "{}", json!({ "key": "late", "value": "1" })).unwrap();
+        let ended = master.end_by_itself().code(2);
+        assert!(ended.stderr.contains("superseded in epoch 2"), "{ended:?}");
+    }
+    run(&["put", "--store", &old, "late", "1"]).says(2, "another master was promoted, in epoch 2");
+    run(&["serve", "--store", &old, "--listen", "127.0.0.1:0", "--new-epoch"]).says(2, "--rejoin");
+
+    let rejoin = ["follow", "--store", &old, "--from", &address, "--rejoin", "old", "--once"];
+    let kept = place.name("lost.ndjson");
+    run(&[&rejoin[..], &["--on-divergence", "resync", "--quarantine", &kept]].concat()).ok();
+    let kept = std::fs::read_to_string(&kept).unwrap();
+    assert!(kept.contains("never replicated") && kept.lines().count() == 1, "{kept}");
+    assert_eq!(contents(&old), contents(&edge));
+}
+
+#[test]
+fn a_backup_is_restored_in_a_new_epoch_before_it_accepts_writes() {
+    let place = Place::new();
+    let store = place.lmdb("central");
+    fill(&store, &[("a", "1")]);
+    run(&["restore", &store, &place.name("other")]).says(2, "it is no backup");
+    let backup = place.lmdb("backup");
+    run(&["backup", "--store", &store, &place.name("backup")]).ok();
+    for (kind, name) in [("lmdb", "restored"), ("sled", "restored-sled")] {
+        let restored = place.url(kind, name);
+        let told = run(&["restore", &backup, &restored, "--json"]).ok().json();
+        assert_eq!((&told["restored"], &told["epoch"]), (&json!(restored), &json!(2)));
+        assert_eq!(contents(&restored), contents(&store));
+        run(&["put", "--store", &restored, "b", "2"]).ok();
+        run(&["restore", &backup, &restored]).says(2, "it is not empty");
+    }
+    // The backup is one as before.
+    run_with(&["import", "--store", &backup, "-"], b"{\"key\":\"a\",\"value\":\"1\"}\n").says(2, "it is a backup");
+}
