@@ -124,7 +124,7 @@ async fn in_the_middle() -> Result {
         let first = master.status().published.seq;
         let there = async {
             while reader.wait_applied(first.into()).await.is_err() {
-                sleep(Duration::from_millis(20)).await
+                sleep(Duration::from_millis(20)).await;
             }
         };
         timeout(Duration::from_secs(60), there).await.map_err(|_| "a slave does not come")?;
@@ -156,7 +156,7 @@ async fn in_the_middle() -> Result {
     }
     let back = async {
         while served_by_two() == while_dead {
-            sleep(Duration::from_millis(20)).await
+            sleep(Duration::from_millis(20)).await;
         }
     };
     timeout(Duration::from_secs(60), back).await.map_err(|_| "the slave that was killed has not come back")?;
