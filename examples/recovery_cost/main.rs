@@ -127,7 +127,7 @@ async fn change(
     rng.shuffle(keys);
     let gone = keys.split_off(keys.len() - count / 4);
     for gone in gone.chunks(BATCH) {
-        master.write(gone.iter().fold(Batch::new(), |batch, key| batch.delete(key))).await?;
+        master.write(gone.iter().fold(Batch::new(), Batch::delete)).await?;
     }
     write(master, keys[..count - 2 * gone.len()].iter(), round).await?;
     let new: Vec<[u8; 16]> = gone.iter().map(|_| rng.u128(..).to_be_bytes()).collect();
