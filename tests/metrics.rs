@@ -5,7 +5,10 @@ use std::time::Duration;
 
 use metrics_exporter_prometheus::{PrometheusBuilder, PrometheusHandle};
 use replikv::metrics::{ALL, Metric, MetricKind, MetricUnit, describe};
-use replikv::{Batch, Master, MasterConfig, MemoryStore, Seq, Slave, SlaveConfig};
+use replikv::{
+    Batch, Durability, Keyspace, Master, MasterConfig, MemoryStore, ReplicaStore, Seq, Slave, SlaveConfig,
+    VerifyOptions, WriteSet,
+};
 use tokio::time::{sleep, timeout};
 
 type Result<T = ()> = std::result::Result<T, Box<dyn std::error::Error>>;
@@ -112,6 +115,27 @@ fn what_happens_is_counted_on_both_sides() -> Result {
         }
         let retained = float(status.retained_bytes);
         assert_eq!(scrape.value("replikv_source_log_retained_bytes"), retained);
+
+        // What was never verified is nobody's to tell.
+        let different = "replikv_follower_verify_different_entries{follower=\"edge\"}";
+        let verified = "replikv_follower_verified_seconds{follower=\"edge\"}";
+        assert!(scrape.value(different).is_nan() && scrape.value(verified).is_nan());
+        let outcome = |outcome: &str| {
+            scrape.value(&format!("replikv_follower_verifications_total{{follower=\"edge\",outcome=\"{outcome}\"}}"))
+        };
+        let report = slave.verify(VerifyOptions::default()).await?;
+        assert!(report.is_equal());
+        let compared = scrape.value("replikv_follower_verified_bytes_total{follower=\"edge\"}");
+        assert_eq!(compared, float(report.bytes));
+        scrape.until(different, |value| value == 0.0).await;
+        let mut writes = WriteSet::builder();
+        writes.put(Keyspace::Data, "mine", "1")?.put(Keyspace::Data, "same", "other")?;
+        slave.store().apply(writes.build(), Durability::Buffered).await?;
+        slave.verify(VerifyOptions::default().repair()).await?;
+        scrape.until(different, |value| value == 2.0).await;
+        scrape.until(verified, |value| value < 60.0).await;
+        assert!(scrape.value("replikv_follower_verified_bytes_total{follower=\"edge\"}") > 2.0 * compared);
+        assert_eq!([outcome("equal"), outcome("different"), outcome("unfinished")], [1.0, 1.0, 0.0]);
 
         // A lag of somebody who is gone is not 0, and not what it was.
         slave.shutdown().await?;

@@ -330,7 +330,7 @@ async fn data_from_before_replication_is_sent() -> Result<(), Error> {
 fn high_keys() -> Vec<Vec<u8>> {
     let mut keys: Vec<Vec<u8>> =
         ["~", "~~", "\u{7F}", "\u{FFFF}", "\u{FFFF}\u{FFFF}", "\u{10FFFF}"].map(Into::into).into();
-    keys.extend([vec![0xFF], vec![0xFF; 2], vec![0xFF; 511], vec![0xFE, 0xFF], vec![0xFF, 0], vec![0], vec![0; 511]]);
+    keys.extend([vec![0xFF], vec![0xFF; 2], vec![0xFF; 480], vec![0xFE, 0xFF], vec![0xFF, 0], vec![0], vec![0; 480]]);
     keys
 }
 

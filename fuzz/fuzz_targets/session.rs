@@ -12,10 +12,10 @@ use libfuzzer_sys::fuzz_target;
 use replikv_core::{Batch, Coverage, Cursor, EncodedOps, Fill, Fingerprint, KeyRange, Position, Seq, StoreLimits};
 use replikv_fuzz::{LIMITS, Page, Place, RECORDS, Stand, at_most, position, record, source};
 use replikv_proto::{
-    Ack, Compare, Compared, Content, Goodbye, GoodbyeReason, Heartbeat, Hello, Located, LogAnswer, MasterAction,
-    MasterSession, MasterSessionConfig, Message, Mode, Now, OnDivergence, Progress, ProtocolError, RangeSummary,
-    Records, Refusal, Reject, RejectCode, Request, RequestBody, Response, SlaveAction, SlaveSession,
-    SlaveSessionConfig, Stretch, Touched, Verdict, View, Welcome,
+    Ack, Compare, Compared, Content, Goodbye, GoodbyeReason, Heartbeat, Held, Hello, Located, LogAnswer, MasterAction,
+    MasterSession, MasterSessionConfig, Message, Mode, Now, OnDivergence, Probe, Probed, Progress, ProtocolError,
+    RangeSummary, Records, Refusal, Reject, RejectCode, Request, RequestBody, Response, SlaveAction, SlaveSession,
+    SlaveSessionConfig, Stretch, Summary, Touched, Verdict, View, Welcome,
 };
 
 #[derive(Debug)]
@@ -55,6 +55,8 @@ enum Event {
     Progress(u8, u8, bool),
     ShutMaster,
     ShutSlave,
+    /// Somebody verifies.
+    Probe(u8, Option<u8>, bool),
 }
 
 #[derive(Debug, Arbitrary)]
@@ -74,6 +76,8 @@ enum Word {
     Opaque(u8),
     Compare(Vec<(u8, Option<u8>, u32)>),
     Compared(Place, Vec<(bool, u32)>),
+    Probe(u8, Option<u8>, u32, bool),
+    Probed(Page, Place, bool),
     Touched { read_at: Place, end: Option<Place>, key: u8 },
 }
 
@@ -109,6 +113,7 @@ impl Word {
                 heartbeat_ms: heartbeat,
                 log_bytes: u64::from(heartbeat),
                 behind_bytes: 0,
+                verifies: heartbeat % 2 == 0,
                 checkpoints: Vec::new(),
             }),
             Self::Reject(retry) => Message::Reject(Reject { code: RejectCode::Busy, words: String::new(), retry }),
@@ -152,6 +157,15 @@ impl Word {
                     })
                     .collect(),
             }),
+            Self::Probe(from, to, max_bytes, entries) => {
+                Message::Probe(Probe { max_bytes, ..probe(from, to, entries) })
+            }
+            Self::Probed(page, at, entries) => {
+                let Content { range, entries: held, .. } = page.content();
+                let summary = Summary { count: 1, bytes: 2, fingerprint: Fingerprint::from_bytes([3; 16]) };
+                let held = if entries { Held::Entries(held) } else { Held::Summary(summary) };
+                Message::Probed(Probed { range, at: at.position(), held })
+            }
             Self::Touched { read_at, end, key } => Message::Touched(Touched {
                 read_at: read_at.position(),
                 end: end.map(|end| end.position()),
@@ -170,6 +184,10 @@ impl Word {
             }),
         }
     }
+}
+
+fn probe(from: u8, to: Option<u8>, entries: bool) -> Probe {
+    Probe { range: KeyRange::new(vec![from], to.map(|to| Bytes::from(vec![to]))), max_bytes: 64, entries }
 }
 
 fn limits_of(n: u8) -> StoreLimits {
@@ -217,7 +235,9 @@ impl Master {
                     assert!(!self.page_under_way, "no record is framed while a page is under way");
                     self.session.handle_records(self.read(after));
                 }
-                MasterAction::ReadPage { .. } => (self.page_asked, self.page_under_way) = (true, true),
+                MasterAction::ReadPage { .. } | MasterAction::ReadExactly { .. } => {
+                    (self.page_asked, self.page_under_way) = (true, true)
+                }
                 MasterAction::LookUp { keys, .. } => {
                     assert!(!self.page_under_way, "no keys are looked up while a page is under way");
                     let values = vec![None; keys.len().min(2)];
@@ -229,6 +249,10 @@ impl Master {
                 }
                 MasterAction::Send(Message::Ranges(content)) => {
                     assert!(self.page_under_way && self.view.published.seq >= content.read_at.seq);
+                    self.page_under_way = false;
+                }
+                MasterAction::Send(Message::Probed(Probed { at, .. })) => {
+                    assert!(self.page_under_way && self.view.published.seq >= at.seq);
                     self.page_under_way = false;
                 }
                 MasterAction::Send(Message::Records(_)) => assert!(!self.page_under_way),
@@ -331,6 +355,10 @@ impl Slave {
                 }
                 // Its store holds nothing.
                 SlaveAction::ReadPage { range, .. } => self.session.handle_page(&range, &EncodedOps::default()),
+                SlaveAction::Probed(probed) => {
+                    let cursor = self.received.as_ref().expect("only who follows verifies");
+                    assert_eq!(cursor.position, probed.at, "a probe is of the moment at which it comes");
+                }
                 SlaveAction::Checkpoints(_)
                 | SlaveAction::Send(_)
                 | SlaveAction::Waiting(_)
@@ -442,6 +470,11 @@ fuzz_target!(|input: Input| {
             Event::ShutMaster => {
                 if let Some(master) = &mut master {
                     master.session.shut(GoodbyeReason::Closing, "");
+                }
+            }
+            Event::Probe(from, to, entries) => {
+                if let Some(slave) = &mut slave {
+                    slave.session.probe(probe(from, to, entries));
                 }
             }
             Event::ShutSlave => {

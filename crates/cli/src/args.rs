@@ -65,7 +65,7 @@ pub(crate) enum Command {
     Promote(Promote),
     /// Drops the slot of a slave that does not come back, so that the log is no longer kept for it.
     Forget(Forget),
-    /// Compares two stores: 0 equal, 1 different, 2 could not tell.
+    /// Compares two stores, or a slave's with its master's: 0 equal, 1 different, 2 could not tell.
     Verify(Verify),
     /// Prints records of a master's change log.
     Log(Log),
@@ -169,6 +169,13 @@ pub(crate) struct Follow {
     /// End when everything the master has published is here.
     #[arg(long)]
     pub(crate) once: bool,
+    /// Verify so often, in the background, that the store holds what its master holds. For example 24h, 30m; one second at
+    /// least. Nothing is repaired; `status` and the metrics say what came of it.
+    #[arg(long, value_name = "TIME", value_parser = duration, conflicts_with = "once")]
+    pub(crate) verify_every: Option<Duration>,
+    /// With --verify-every: read at most so many bytes of entries a second for it, on either side. Default: 4 MiB.
+    #[arg(long, value_name = "BYTES", requires = "verify_every", value_parser = clap::value_parser!(u64).range(1..))]
+    pub(crate) verify_bytes_per_second: Option<u64>,
     /// Answer `replikv status --from` there. Port 0 takes a free one; the address is printed.
     #[arg(long, value_name = "ADDR")]
     pub(crate) status: Option<SocketAddr>,
@@ -409,9 +416,22 @@ pub(crate) struct Status {
 
 #[derive(Debug, Group)]
 pub(crate) struct Verify {
-    /// A store; give it twice.
+    /// A store; give it twice, or once with --from.
     #[arg(long = "store", value_name = "URL", required = true)]
     pub(crate) stores: Vec<String>,
+    /// The store is a slave's, which nobody has open: follow the master at this address, HOST:PORT, and compare with what
+    /// it holds while writes go on.
+    #[arg(long, value_name = "ADDR")]
+    pub(crate) from: Option<String>,
+    /// Give what differs the master's values. The answer is still 1: something differed.
+    #[arg(long, requires = "from")]
+    pub(crate) repair: bool,
+    /// With --repair: where what the slave's own entries held is kept, as NDJSON that `import` takes. It is appended to.
+    #[arg(long, value_name = "FILE", requires = "repair")]
+    pub(crate) quarantine: Option<PathBuf>,
+    /// Read at most so many bytes of entries a second.
+    #[arg(long, value_name = "BYTES", requires = "from", value_parser = clap::value_parser!(u64).range(1..))]
+    pub(crate) bytes_per_second: Option<u64>,
     /// How many differences to print.
     #[arg(long, default_value_t = 10)]
     pub(crate) show: usize,
@@ -468,7 +488,7 @@ fn named(words: &str, form: &str) -> Result<(LinkId, String), String> {
 }
 
 fn duration(words: &str) -> Result<Duration, String> {
-    let wrong = || format!("{words:?} is no time: write 500ms, 5s or 2m");
+    let wrong = || format!("{words:?} is no time: write 500ms, 5s, 2m or 24h");
     let digits = words.find(|c: char| !c.is_ascii_digit()).ok_or_else(wrong)?;
     let (number, unit) = words.split_at(digits);
     let number: u64 = number.parse().map_err(|_| wrong())?;
@@ -476,6 +496,7 @@ fn duration(words: &str) -> Result<Duration, String> {
         "ms" => Ok(Duration::from_millis(number)),
         "s" => Ok(Duration::from_secs(number)),
         "m" => number.checked_mul(60).map(Duration::from_secs).ok_or_else(wrong),
+        "h" => number.checked_mul(3600).map(Duration::from_secs).ok_or_else(wrong),
         _ => Err(wrong()),
     }
 }
@@ -494,7 +515,8 @@ mod tests {
     fn times_are_numbers_with_a_unit() {
         assert_eq!(duration("500ms"), Ok(Duration::from_millis(500)));
         assert_eq!(duration("2m"), Ok(Duration::from_secs(120)));
-        for wrong in ["", "5", "s", "5h", "-1s", "99999999999999999999s", "18446744073709551615m"] {
+        assert_eq!(duration("24h"), Ok(Duration::from_secs(86_400)));
+        for wrong in ["", "5", "s", "5d", "-1s", "99999999999999999999s", "18446744073709551615h"] {
             assert!(duration(wrong).is_err(), "{wrong}");
         }
     }

@@ -34,10 +34,11 @@ pub use master::{
 };
 pub use reader::{Reader, ReaderStatus, Reading};
 pub use reads::{BalanceConfig, BalancedReader, ReadError, ReadSession, ReaderShare, RemoteReader, RemoteReaderConfig};
-pub use replikv_proto::{Displaced, Lag, OnDivergence, ReadAt, Resync, WaitFor};
+pub use replikv_proto::{DifferenceKind, Displaced, Lag, OnDivergence, ReadAt, Resync, WaitFor};
 pub use slave::{
-    Ending, FollowError, PromoteError, Promoted, Quarantine, QuarantineFile, Slave, SlaveConfig, SlaveProgress,
-    SlaveState, SlaveStatus, WaitError, promote,
+    Difference, Ending, FollowError, PromoteError, Promoted, Quarantine, QuarantineFile, Slave, SlaveConfig,
+    SlaveProgress, SlaveState, SlaveStatus, Verification, VerifyError, VerifyOptions, VerifyOutcome, VerifyReport,
+    WaitError, promote,
 };
 pub use stored::role;
 pub use transport::{Codec, ConnectionError};

@@ -161,7 +161,8 @@ async fn a_backup_of_a_master_opens_as_nothing_unless_it_is_said_as_what() -> Re
     // From now on it is a master like any other, and the one that it was taken of is not its slaves' any more.
     restored.shutdown().await?;
     slave.shutdown().await?;
-    assert_eq!(refused(&first, &again(&at)).await, RejectCode::SlaveAhead);
+    assert_eq!(refused(&first, &again(&at)).await, RejectCode::Superseded);
+    assert!(matches!(first.put("late", "1").await, Err(replikv_node::WriteError::Superseded { .. })));
     let restored = master(&again(&copy), MasterConfig::default()).await;
     assert_eq!(restored.status().published.epoch, new.epoch);
     Ok(())

@@ -7,7 +7,7 @@ use replikv_core::{Batch, KeyRange, ScanOptions};
 use replikv_memory::MemoryStore;
 use replikv_node::{
     BlockingError, BlockingMaster, BlockingSlave, ChangesFrom, Ending, FollowError, HealthState, Master, MasterConfig,
-    Slave, SlaveConfig, WaitError, WriteError,
+    Slave, SlaveConfig, VerifyError, VerifyOptions, WaitError, WriteError,
 };
 use replikv_proto::RejectCode;
 
@@ -48,8 +48,12 @@ fn what_an_async_program_can_do_can_be_done_without() -> Result {
     assert_eq!(changes?.last().map(|change| change.position().seq), Some(token.seq));
     let copied = master.write_replicated(Batch::new().put("d", ""), 1, LONG)?;
     assert!(slave.status().durable >= copied.seq);
+    let verified = slave.verify(VerifyOptions::default())?;
+    assert_eq!((verified.is_equal(), verified.entries), (true, 3));
     assert!(following.result()?.is_none(), "it goes on");
     assert!(matches!(following.stop()?, Ok(Ending::Shutdown)));
+    let refused = slave.verify(VerifyOptions::default());
+    assert!(matches!(refused, Err(BlockingError::Verify(VerifyError::NotConnected))), "{refused:?}");
     slave.shutdown()?;
     master.shutdown()?;
     serving.stop()?;

@@ -119,7 +119,7 @@ async fn a_slave_whose_store_fails_goes_on_at_a_batch_boundary() -> Result<(), E
                             copy.reopen().await?;
                             let cursor = copy.cursor(&LinkId::default()).await?;
                             // The first record begins the epoch; each batch is one record.
-                            let stood = cursor.map(|cursor| cursor.position.seq.as_u64() - 2);
+                            let stood = cursor.and_then(|cursor| cursor.position.seq.as_u64().checked_sub(2));
                             assert_eq!(whole_generation(&copy).await, stood, "cursor and data");
                             following = connect(&master, &slave).1;
                         }
@@ -234,6 +234,7 @@ async fn a_slave_never_lets_itself_be_wiped_whatever_a_master_offers() -> Result
         heartbeat_ms: 1000,
         log_bytes: 0,
         behind_bytes: 0,
+        verifies: false,
         checkpoints: Vec::new(),
     };
     let source = SourceId::from_bytes([9; 16]);

@@ -38,7 +38,10 @@ pub use compaction::{
     Stretch, TombstoneFloor, WholeRun, read_stretch,
 };
 pub use divergence::{Displaced, Displacing, OnDivergence, Resync};
-pub use reconcile::{Compare, Compared, RangeSummary, Verdict};
+pub use reconcile::{
+    Checked, Compare, Compared, DifferenceKind, Differing, Held, Probe, ProbeCheck, Probed, RangeSummary, Summary,
+    Verdict,
+};
 pub use record::{PreparedRecord, RECORD_FORMAT, Record, RecordDraft, RecordError, RecordHeader, RecordKind, origin};
 pub use retention::{Retention, Trim};
 pub use session::{

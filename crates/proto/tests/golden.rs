@@ -17,10 +17,10 @@ use replikv_core::{
 use replikv_proto::layout::{Backup, Checkpoint, Epochs, Floor, Head, Identity, Role, Stored, Superseded};
 use replikv_proto::{
     Ack, Answered, AnsweredBody, Claim, ClaimState, Compacted, Compaction, Compare, Compared, Content, EpochStart,
-    FRAME_HEADER_LEN, Goodbye, GoodbyeReason, Heartbeat, Hello, Lag, LogParts, Message, Mode, OnDivergence,
-    PreparedRecord, RangeSummary, ReadAt, ReadFailure, Record, RecordDraft, RecordHeader, RecordKind, Records, Reject,
-    RejectCode, Request, RequestBody, Response, Resync, Slot, TombstoneFloor, Touched, Verdict, WaitFor, Welcome,
-    origin, read_stretch,
+    FRAME_HEADER_LEN, Goodbye, GoodbyeReason, Heartbeat, Held, Hello, Lag, LogParts, Message, Mode, OnDivergence,
+    PreparedRecord, Probe, Probed, RangeSummary, ReadAt, ReadFailure, Record, RecordDraft, RecordHeader, RecordKind,
+    Records, Reject, RejectCode, Request, RequestBody, Response, Resync, Slot, Summary, TombstoneFloor, Touched,
+    Verdict, WaitFor, Welcome, origin, read_stretch,
 };
 use support::{CRITICAL, MORE, decode_all, encode, ops, preamble, seal};
 
@@ -87,6 +87,7 @@ fn messages() -> Vec<(&'static str, Message)> {
         heartbeat_ms: 5000,
         log_bytes: 123_456,
         behind_bytes: 78_900,
+        verifies: false,
         checkpoints: match mode {
             Mode::Copy { .. } | Mode::Compare { .. } | Mode::Resync { .. } => vec![position(256), position(512)],
             _ => Vec::new(),
@@ -101,7 +102,15 @@ fn messages() -> Vec<(&'static str, Message)> {
     let progress = (Seq::new(300), Seq::new(299), true);
     let (applied, durable, consistent) = progress;
     let words = || "in words".to_owned();
+    let probe = |entries| Probe { range: KeyRange::from_bounds("users/".."users0"), max_bytes: 262_144, entries };
+    let probed = |held| Probed { range: KeyRange::from_bounds("users/".."users/m"), at: position(320), held };
+    let summary = Summary { count: 2, bytes: 29, fingerprint: Fingerprint::from_bytes(*b"sixteen bytes of") };
+    let held = ops(Batch::new().put("users/alice", "1").put("users/bob", ""));
     vec![
+        ("frame_16_probe", Message::Probe(probe(false))),
+        ("frame_16_probe_for_entries", Message::Probe(probe(true))),
+        ("frame_17_probed", Message::Probed(probed(Held::Summary(summary)))),
+        ("frame_17_probed_entries", Message::Probed(probed(Held::Entries(held)))),
         ("frame_01_hello_first", Message::Hello(hello(None))),
         ("frame_01_hello_again", Message::Hello(hello(Some(Cursor::at(position(300)))))),
         ("frame_01_hello_in_mid_copy", Message::Hello(hello(Some(cursor_that_copies())))),
@@ -131,6 +140,7 @@ fn messages() -> Vec<(&'static str, Message)> {
                 ancestor: Some(position(256)),
             })),
         ),
+        ("frame_04_welcome_verifies", Message::Welcome(Welcome { verifies: true, ..welcome(Mode::Resume) })),
         ("frame_05_reject", Message::Reject(Reject { code: RejectCode::Busy, words: words(), retry: true })),
         ("frame_06_records", Message::Records(records)),
         ("frame_07_ack", Message::Ack(Ack { applied, durable, consistent })),

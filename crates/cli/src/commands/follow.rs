@@ -108,6 +108,12 @@ fn config(args: &args::Follow) -> anyhow::Result<SlaveConfig> {
     if args.rejoin.is_some() {
         config = config.rejoin();
     }
+    if let Some(every) = args.verify_every {
+        config = config.verify_every(every);
+    }
+    if let Some(bytes) = args.verify_bytes_per_second {
+        config = config.verify_bytes_per_second(bytes);
+    }
     let Some(path) = &args.quarantine else { return Ok(config) };
     let quarantine = QuarantineFile::new(path);
     // Before anything else: not when the first entry is to be kept.

@@ -18,6 +18,7 @@ mod serve;
 mod status;
 mod unlink;
 mod verify;
+mod verify_from;
 
 use std::io::Write;
 use std::net::SocketAddr;

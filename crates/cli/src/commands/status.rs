@@ -13,6 +13,7 @@ use tokio::net::TcpStream;
 use tokio::time::timeout;
 
 use super::NO;
+use crate::formats::add_bytes;
 use crate::store::{self, Store};
 use crate::{args, ui};
 
@@ -159,18 +160,25 @@ fn lag_of(status: &Value) -> Option<Duration> {
 // Identities and digests are sixteen bytes each; people and scripts know them by their digits.
 fn words_for_bytes(value: &mut Value) {
     match value {
-        Value::Object(members) => members.values_mut().for_each(words_for_bytes),
-        Value::Array(items) => {
-            let bytes: Option<Vec<u8>> = items.iter().map(|item| item.as_u64()?.try_into().ok()).collect();
-            match bytes {
-                Some(bytes) if bytes.len() == 16 => {
-                    *value = Value::String(bytes.iter().map(|byte| format!("{byte:02x}")).collect());
-                }
-                _ => items.iter_mut().for_each(words_for_bytes),
+        Value::Object(members) => {
+            // Whatever it has of bytes, a key is a key.
+            if let Some(key) = members.get("key").and_then(bytes) {
+                members.remove("key");
+                add_bytes(members, "key", &key);
             }
+            members.values_mut().for_each(words_for_bytes);
         }
+        Value::Array(_) if bytes(value).is_some_and(|bytes| bytes.len() == 16) => {
+            let bytes = bytes(value).unwrap_or_default();
+            *value = Value::String(bytes.iter().map(|byte| format!("{byte:02x}")).collect());
+        }
+        Value::Array(items) => items.iter_mut().for_each(words_for_bytes),
         _ => {}
     }
+}
+
+fn bytes(value: &Value) -> Option<Vec<u8>> {
+    value.as_array()?.iter().map(|item| item.as_u64()?.try_into().ok()).collect()
 }
 
 // One line a fact, nested ones indented.

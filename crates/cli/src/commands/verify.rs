@@ -11,7 +11,10 @@ use crate::store::{self, Difference};
 use crate::ui;
 
 pub(crate) async fn run(args: args::Verify, json: bool) -> anyhow::Result<ExitCode> {
-    let [first, second] = &args.stores[..] else { bail!("give --store twice: two stores are compared") };
+    if let Some(from) = &args.from {
+        return super::verify_from::run(&args, from, json).await;
+    }
+    let [first, second] = &args.stores[..] else { bail!("give --store twice, or --from: two stores are compared") };
     ensure!(first != second, "{first} is given twice: two stores are compared");
     let (one, two) = (store::open_to_read(first)?, store::open_to_read(second)?);
     let bar = ui::bar("comparing", None);

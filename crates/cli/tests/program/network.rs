@@ -1,7 +1,9 @@
 //! Masters and slaves, a process each.
 
 use std::io::Write;
+use std::time::Duration;
 
+use replikv::{Keyspace, LmdbOptions, LmdbStore, Op, ReplicaStore, ReplicaStoreExt};
 use serde_json::{Value, json};
 
 use crate::support::{Ended, Place, Running, contents, fill, run};
@@ -208,4 +210,79 @@ fn a_master_takes_values_as_large_as_it_is_told_to_and_slaves_get_them() {
     follow_once(&sled, "sled", &address).says(2, "lower the master's limits, or choose another store");
     follow_once(&slave, "edge", &address).ok();
     master.interrupt("TERM").ok();
+}
+
+#[test]
+fn a_slaves_store_is_compared_with_its_master_over_the_network_and_mended() {
+    let place = Place::new();
+    let store = place.filled("master");
+    let slave = place.lmdb("slave");
+    let (master, address) = Running::master(&store, &[]);
+    let verify = |more: &[&str]| run(&[&["verify", "--store", &slave, "--from", &address, "--json"], more].concat());
+    run(&["verify", "--store", &slave, "--from", &address]).code(2);
+    follow_once(&slave, "edge", &address).ok();
+    let equal = verify(&[]).ok().json();
+    assert_eq!((&equal["equal"], &equal["different"], &equal["differences"]), (&json!(true), &json!(0), &json!([])));
+    let entries = equal["entries"].as_u64().unwrap();
+    assert!(entries > 0);
+    tamper(&place);
+    let wanted = json!([{ "key": "mine", "kind": "extra" }]);
+    for (more, repaired) in [(&[][..], 0), (&["--repair"], 1)] {
+        let different = verify(more).code(1).json();
+        assert_eq!((&different["equal"], &different["differences"]), (&json!(false), &wanted));
+        assert_eq!((&different["entries"], &different["repaired"]), (&json!(entries + 1), &json!(repaired)));
+    }
+    verify(&[]).ok();
+    run(&["verify", "--store", &slave, "--from", &address]).ok();
+    master.interrupt("INT").ok();
+    run(&["verify", "--store", &store, "--store", &slave]).ok();
+    run(&["verify", "--store", &slave, "--repair"]).code(2);
+}
+
+/// Puts an entry into the slave's store, past whoever it belongs to.
+fn tamper(place: &Place) {
+    let runtime = tokio::runtime::Runtime::new().unwrap();
+    runtime.block_on(async {
+        let held = LmdbStore::open(place.path("slave"), LmdbOptions::default()).unwrap();
+        held.apply_one(Keyspace::Data, Op::Put { key: b"mine", value: b"1" }).await.unwrap();
+        held.close().await.unwrap();
+    });
+}
+
+#[test]
+fn a_slave_verifies_in_the_background_and_its_status_tells_what_differs() {
+    let place = Place::new();
+    let (master, address) = Running::master(&place.filled("master"), &[]);
+    let slave = place.lmdb("slave");
+    follow_once(&slave, "edge", &address).ok();
+    tamper(&place);
+    let every = ["--verify-every", "1s", "--verify-bytes-per-second", "1000000"];
+    let args = ["follow", "--store", &slave, "--from", &address, "--id", "edge", "--status", "127.0.0.1:0"];
+    let following = Running::spawn(&[&args[..], &every].concat());
+    let status = following.line().rsplit_once(' ').unwrap().1.to_string();
+    let told = (0..2_000).find_map(|_| {
+        std::thread::sleep(Duration::from_millis(50));
+        let told = run(&["status", "--from", &status, "--json"]).ok().json();
+        (!told["verification"].is_null()).then_some(told)
+    });
+    let told = told.expect("it verifies every second");
+    let verification = &told["verification"];
+    assert_eq!((&verification["outcome"], &verification["different"]), (&json!("different"), &json!(1)), "{told}");
+    assert_eq!((&verification["different_ranges"], &verification["repaired"]), (&json!(1), &json!(0)));
+    assert_eq!(verification["differences"], json!([{ "key": "mine", "kind": "extra" }]));
+    assert!(verification["bytes"].as_u64().unwrap() > 0 && told["last_verified_ms"].is_u64());
+    let words = run(&["status", "--from", &status]).ok();
+    for line in ["verification:\n", "  outcome: different\n", "  different: 1\n", "    key: mine\n"] {
+        assert!(words.text().contains(line), "{words:?}");
+    }
+    following.interrupt("INT").ok();
+    // What was changed is mended, and kept.
+    let lost = place.path("lost.ndjson").display().to_string();
+    let verify = ["verify", "--store", &slave, "--from", &address, "--repair", "--quarantine", &lost];
+    run(&verify).code(1);
+    let kept: Value = serde_json::from_str(&std::fs::read_to_string(&lost).unwrap()).unwrap();
+    assert_eq!((&kept["key"], &kept["value"]), (&json!("mine"), &json!("1")));
+    assert_eq!(kept["quarantine"]["seq"], kept["quarantine"]["ancestor"]);
+    run(&verify).ok();
+    master.interrupt("INT").ok();
 }

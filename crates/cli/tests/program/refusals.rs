@@ -20,7 +20,7 @@ fn a_wrong_command_line_is_refused_in_one_line() {
         (&["import", "--store", "lmdb:x", "--format", "xml", "-"], "possible values: ndjson, csv, tsv"),
         (&["serve", "--store", "lmdb:x", "--listen", "localhost"], "'localhost'"),
         (&["status"], "--from <ADDR>"),
-        (&["status", "--from", "127.0.0.1:1", "--check", "--max-lag", "5h"], "write 500ms, 5s or 2m"),
+        (&["status", "--from", "127.0.0.1:1", "--check", "--max-lag", "5d"], "write 500ms, 5s, 2m or 24h"),
         (&["status", "--store", "lmdb:x", "--check"], "cannot be used with '--check'"),
         (&["verify", "--store", "lmdb:x"], "give --store twice"),
         (&["verify", "--store", "lmdb:x", "--store", "lmdb:x"], "given twice"),

@@ -4,7 +4,7 @@ use std::io;
 
 use replikv_core::StoreError;
 
-use crate::{ChangesError, OpenError, WaitError, WriteError};
+use crate::{ChangesError, OpenError, VerifyError, WaitError, WriteError};
 
 /// Why a blocking call failed.
 #[derive(Debug, thiserror::Error)]
@@ -43,6 +43,9 @@ pub enum BlockingError {
     /// The changes cannot be told.
     #[error(transparent)]
     Changes(#[from] ChangesError),
+    /// Verifying could not be finished.
+    #[error(transparent)]
+    Verify(#[from] VerifyError),
     /// The store failed.
     #[error(transparent)]
     Store(#[from] StoreError),

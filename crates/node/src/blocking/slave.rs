@@ -5,7 +5,7 @@ use std::time::Duration;
 use replikv_core::ReplicaStore;
 
 use super::{Blocking, BlockingError, Host};
-use crate::{Slave, SlaveConfig, SlaveStatus};
+use crate::{Slave, SlaveConfig, SlaveStatus, VerifyOptions, VerifyReport};
 
 impl<S: ReplicaStore> Blocking<Slave<S>> {
     /// As [`Slave::open`], with a runtime of its own.
@@ -40,6 +40,14 @@ impl<S: ReplicaStore> Blocking<Slave<S>> {
     /// [`BlockingError::TimedOut`] if it is not so after `timeout`; [`BlockingError::Wait`].
     pub fn wait_caught_up(&self, timeout: Duration) -> Result<(), BlockingError> {
         self.host.wait_for(self.node.wait_caught_up(), timeout)
+    }
+
+    /// As [`Slave::verify`], while the slave follows.
+    ///
+    /// # Errors
+    /// [`BlockingError::Verify`].
+    pub fn verify(&self, options: VerifyOptions) -> Result<VerifyReport, BlockingError> {
+        self.host.wait(self.node.verify(options))
     }
 
     /// As [`Slave::status`]. Never waits, and works everywhere.

@@ -17,6 +17,7 @@ use tokio::time::{Instant, sleep, sleep_until};
 
 use super::Inner;
 use super::config::Commit;
+use super::exact::ExactRead;
 use super::open::log_parts;
 use super::recording::Pending;
 use super::status::{GroupSize, Trouble};
@@ -38,6 +39,8 @@ pub(super) enum Queued {
     Recorded,
     /// The history goes on with another master. Answers once that is in the store, if it can be.
     Superseded(Superseded, oneshot::Sender<Result<(), StoreError>>),
+    /// A page is to be read between two groups.
+    Read(ExactRead),
 }
 
 /// Commits one master's groups, one after the other.
@@ -49,6 +52,8 @@ pub(super) struct CommitTask<S> {
     /// Somebody says that there is a record which was committed beside this task.
     look: bool,
     superseded: Option<(Superseded, oneshot::Sender<Result<(), StoreError>>)>,
+    /// What is to be read before the next group.
+    reads: Vec<ExactRead>,
     /// The last record that is known to be on stable storage.
     synced: Position,
     /// Committed after it, and not synced yet. Not published either, unless the configuration says so.
@@ -78,6 +83,7 @@ impl<S: ReplicaStore> CommitTask<S> {
             intents,
             look: false,
             superseded: None,
+            reads: Vec::new(),
             synced,
             unsynced,
             unsynced_bytes,
@@ -97,6 +103,9 @@ impl<S: ReplicaStore> CommitTask<S> {
                 let marked = self.end_of_reign(mark).await;
                 // Whoever asked may be gone.
                 drop(told.send(marked));
+            }
+            for read in std::mem::take(&mut self.reads) {
+                self.inner.read_for(read).await;
             }
             match self.committer.step(self.inner.clock.now(), self.inner.uptime_ms()) {
                 Step::Fetch(keys) => {
@@ -138,6 +147,7 @@ impl<S: ReplicaStore> CommitTask<S> {
             Queued::Intent(intent) => self.committer.push(intent),
             Queued::Recorded => self.look = true,
             Queued::Superseded(mark, answer) => self.superseded = Some((mark, answer)),
+            Queued::Read(read) => self.reads.push(read),
         }
     }
 

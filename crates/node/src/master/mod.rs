@@ -4,6 +4,7 @@ mod commit;
 mod compact;
 mod config;
 mod error;
+mod exact;
 mod log;
 mod open;
 mod reads;

@@ -214,6 +214,11 @@ impl Recordings {
         (own.in_flight, own.waiting) = (Some(position), true);
     }
 
+    /// Somebody reads between two groups; recordings that have been committed let it go first.
+    pub(super) fn wait_for_me(&self) {
+        self.lock().waiting = true;
+    }
+
     /// The group that was handed over is decided.
     pub(super) fn decided(&self) {
         self.lock().waiting = false;

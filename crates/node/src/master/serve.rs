@@ -264,6 +264,12 @@ impl<S: ReplicaStore> Driver<'_, S> {
                 session.handle_view(**inner.seen.load());
                 session.handle_page(content);
             }
+            MasterAction::ReadExactly { range, max_bytes } => {
+                let content =
+                    self.stored(session, inner.read_exactly(&self.master.intents, &range, max_bytes).await)?;
+                session.handle_view(**inner.seen.load());
+                session.handle_page(content);
+            }
             MasterAction::LookUp { keys, max_bytes } => {
                 let (values, read_at) = self.stored(session, inner.look_up(&keys, max_bytes).await)?;
                 session.handle_view(**inner.seen.load());
@@ -338,6 +344,7 @@ fn reads_store(action: &MasterAction) -> bool {
             | MasterAction::MeasureData { .. }
             | MasterAction::ReadRecords { .. }
             | MasterAction::ReadPage { .. }
+            | MasterAction::ReadExactly { .. }
             | MasterAction::LookUp { .. }
     )
 }

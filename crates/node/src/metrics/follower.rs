@@ -5,7 +5,13 @@ use std::time::Duration;
 use super::instruments::{Counter, Histogram, Traffic, set_gauge};
 use super::sample::{float, seconds, set_health};
 use super::*;
-use crate::{SlaveProgress, SlaveStatus};
+use crate::{SlaveProgress, SlaveStatus, Verification, VerifyOutcome};
+
+const OUTCOMES: [(VerifyOutcome, &str); 3] = [
+    (VerifyOutcome::Equal, "equal"),
+    (VerifyOutcome::Different, "different"),
+    (VerifyOutcome::Unfinished, "unfinished"),
+];
 
 /// Counters and histograms of one slave.
 #[derive(Debug)]
@@ -16,6 +22,9 @@ pub(crate) struct FollowerMetrics {
     groups: Counter,
     apply_seconds: Histogram,
     connections: Counter,
+    /// In the order of [`OUTCOMES`].
+    verifications: [Counter; OUTCOMES.len()],
+    verified_bytes: Counter,
 }
 
 impl FollowerMetrics {
@@ -34,6 +43,9 @@ impl FollowerMetrics {
             groups: counter(FOLLOWER_GROUPS),
             apply_seconds: Histogram::new(&FOLLOWER_APPLY_SECONDS, &labels),
             connections: counter(FOLLOWER_CONNECTIONS),
+            verifications: OUTCOMES
+                .map(|(_, outcome)| Counter::new(&FOLLOWER_VERIFICATIONS, &[labels[0], ("outcome", outcome)])),
+            verified_bytes: counter(FOLLOWER_VERIFIED_BYTES),
         }
     }
 
@@ -52,6 +64,17 @@ impl FollowerMetrics {
         self.connections.add(1);
     }
 
+    /// A range was compared with what the master holds.
+    pub(crate) fn compared(&self, bytes: u64) {
+        self.verified_bytes.add(bytes);
+    }
+
+    /// A verification has ended.
+    pub(crate) fn verified(&self, outcome: VerifyOutcome) {
+        let counters = OUTCOMES.iter().zip(&self.verifications);
+        counters.filter(|((which, _), _)| *which == outcome).for_each(|(_, counter)| counter.add(1));
+    }
+
     /// Sets the gauges.
     pub(crate) fn sample(&self, status: &SlaveStatus, progress: &SlaveProgress) {
         let label = ("follower", &self.follower[..]);
@@ -66,6 +89,14 @@ impl FollowerMetrics {
         set(FOLLOWER_LAG_BYTES, status.lag.map(|lag| float(lag.bytes)));
         set(FOLLOWER_LAG_SECONDS, status.lag.map(|lag| seconds(lag.millis)));
         set(FOLLOWER_CONTACT_SECONDS, status.last_contact_ms.map(seconds));
+        set(FOLLOWER_VERIFY_DIFFERENT_ENTRIES, status.verification.as_ref().and_then(different_entries));
+        set(FOLLOWER_VERIFIED_SECONDS, status.last_verified_ms.map(seconds));
         set_health(&FOLLOWER_HEALTH, label, &status.health);
     }
+}
+
+// A range whose keys could not be told any more has differed as well.
+fn different_entries(verification: &Verification) -> Option<f64> {
+    let told = verification.outcome != VerifyOutcome::Unfinished;
+    told.then(|| float(verification.report.different + verification.report.healed))
 }

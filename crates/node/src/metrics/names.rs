@@ -42,6 +42,10 @@ pub const ALL: &[Metric] = &[
     FOLLOWER_LAG_BYTES,
     FOLLOWER_LAG_SECONDS,
     FOLLOWER_CONTACT_SECONDS,
+    FOLLOWER_VERIFICATIONS,
+    FOLLOWER_VERIFIED_BYTES,
+    FOLLOWER_VERIFY_DIFFERENT_ENTRIES,
+    FOLLOWER_VERIFIED_SECONDS,
     FOLLOWER_SENT_BYTES,
     FOLLOWER_RECEIVED_BYTES,
     FOLLOWER_SENT_MESSAGES,
@@ -157,6 +161,14 @@ metrics! {
         "How much older the last applied record is than now, 0 if nothing is missing; NaN while no master is connected.";
     FOLLOWER_CONTACT_SECONDS = GAUGE, Seconds, FOLLOWER, "replikv_follower_contact_seconds",
         "How long ago the master was heard of; NaN if it never was.";
+    FOLLOWER_VERIFICATIONS = COUNTER, Count, &["follower", "outcome"], "replikv_follower_verifications_total",
+        "Verifications that have ended, by outcome: equal, different, unfinished.";
+    FOLLOWER_VERIFIED_BYTES = COUNTER, Bytes, FOLLOWER, "replikv_follower_verified_bytes_total",
+        "Bytes of entries that were compared with what the master holds.";
+    FOLLOWER_VERIFY_DIFFERENT_ENTRIES = GAUGE, Count, FOLLOWER, "replikv_follower_verify_different_entries",
+        "Entries that differed in the last verification, at least one if a range did; NaN before one has ended, and if it found none and was not finished.";
+    FOLLOWER_VERIFIED_SECONDS = GAUGE, Seconds, FOLLOWER, "replikv_follower_verified_seconds",
+        "How long ago a verification was last finished; NaN before.";
     FOLLOWER_SENT_BYTES = COUNTER, Bytes, FOLLOWER, "replikv_follower_sent_bytes_total",
         "Bytes sent to the master.";
     FOLLOWER_RECEIVED_BYTES = COUNTER, Bytes, FOLLOWER, "replikv_follower_received_bytes_total",

@@ -1,20 +1,26 @@
 //! The task that commits: takes what has arrived, a group at a time, into the store.
 
+use std::collections::VecDeque;
 use std::io;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
+use bytes::Bytes;
 use replikv_core::{
-    Cursor, Durability, KeyRange, Keyspace, Outcome, Position, ReplicaStore, ScanOptions, StoreError, WriteSet,
+    Cursor, Durability, KeyRange, Keyspace, Outcome as StoreOutcome, Position, ReplicaStore, ScanOptions, StoreError,
+    WriteSet, WriteSetBuilder,
 };
-use replikv_proto::{Applier, Content, Displacing, Group, Record, Resync, Touched};
+use replikv_proto::{
+    Applier, Content, Differing, Displaced, Displacing, Group, ProbeCheck, Probed, Record, RejectCode, Resync, Touched,
+};
 use tokio::sync::{Notify, mpsc};
 use tokio::time::{Instant, sleep, sleep_until};
 use tokio_util::sync::CancellationToken;
 
 use super::follow::LAST_WORDS;
 use super::status::Applied;
+use super::verify::{Compared, Difference, Job, Outcome};
 use super::{FollowError, Inner};
 use crate::changes::AppliedGroup;
 use crate::clock::ahead;
@@ -29,6 +35,7 @@ pub(super) enum Item {
     Touched(Touched),
     Covered(KeyRange, Position),
     Checkpoints(Vec<Position>),
+    Probed(Box<Probed>, Job),
 }
 
 impl Item {
@@ -40,6 +47,7 @@ impl Item {
             Self::Touched(touched) => touched.ops.byte_len(),
             Self::Covered(range, _) => Applier::covered_len(range),
             Self::Checkpoints(_) => 0,
+            Self::Probed(probed, _) => probed.byte_len(),
         }
     }
 }
@@ -106,12 +114,18 @@ pub(super) struct ApplyTask<S> {
     pub(super) applier: Applier,
     /// Cancelled when the connection's owner lost interest: the group in flight is decided, the rest is dropped.
     pub(super) abandoned: CancellationToken,
+    /// What becomes of the answers that the applier holds, in order.
+    jobs: VecDeque<Job>,
     sync_at: Option<Instant>,
 }
 
 const ATTEMPTS: u32 = 6;
 /// How much of the slave's own data is read at once to see what is displaced, in bytes.
 const QUARANTINE_BYTES: usize = 1 << 20;
+/// How much of it is read at once to compare it, in bytes.
+const VERIFY_BYTES: usize = 256 << 10;
+/// From how many bytes on what mends a range is committed before the rest of it is looked at.
+const MEND_BYTES: usize = 1 << 20;
 
 impl<S: ReplicaStore> ApplyTask<S> {
     pub(super) fn new(
@@ -121,7 +135,7 @@ impl<S: ReplicaStore> ApplyTask<S> {
         applier: Applier,
         abandoned: CancellationToken,
     ) -> Self {
-        Self { inner, items, backlog, applier, abandoned, sync_at: None }
+        Self { inner, items, backlog, applier, abandoned, jobs: VecDeque::new(), sync_at: None }
     }
 
     /// Commits until the connection has handed over its last item, or has been abandoned. Once the slave shuts down, a
@@ -132,6 +146,12 @@ impl<S: ReplicaStore> ApplyTask<S> {
         while !self.abandoned.is_cancelled() {
             while let Ok(item) = self.items.try_recv() {
                 self.push(item);
+            }
+            if folded.is_none()
+                && let Some(probed) = self.applier.take_probed()
+            {
+                self.compare(&probed).await?;
+                continue;
             }
             let group = match folded.take() {
                 Some(group) => Some(group),
@@ -167,6 +187,10 @@ impl<S: ReplicaStore> ApplyTask<S> {
             Item::Touched(touched) => self.applier.push_touched(touched),
             Item::Covered(range, read_at) => self.applier.push_covered(range, read_at),
             Item::Checkpoints(checkpoints) => self.applier.push_checkpoints(checkpoints),
+            Item::Probed(probed, job) => {
+                self.applier.push_probed(probed);
+                self.jobs.push_back(job);
+            }
         }
     }
 
@@ -238,6 +262,99 @@ impl<S: ReplicaStore> ApplyTask<S> {
         Ok(())
     }
 
+    // Everything before it is committed, and nothing after it: the store holds what the master's answer speaks of.
+    async fn compare(&mut self, probed: &Probed) -> Result<(), FollowError> {
+        // Whoever no longer waits for it wants nothing mended either.
+        if let Some(job) = self.jobs.pop_front().filter(|job| !job.answer.is_closed()) {
+            let there = |cursor: &&Cursor| cursor.is_consistent() && cursor.position == probed.at;
+            let outcome = match self.applier.cursor().filter(there).cloned() {
+                Some(cursor) => Outcome::Compared(self.compare_at(cursor, probed, &job).await?),
+                None => Outcome::NotConsistent,
+            };
+            drop(job.answer.send(outcome));
+        }
+        self.backlog.remove(probed.byte_len());
+        Ok(())
+    }
+
+    async fn compare_at(&mut self, cursor: Cursor, probed: &Probed, job: &Job) -> Result<Compared, FollowError> {
+        let inner = self.inner.clone();
+        let mut check = ProbeCheck::new(probed);
+        let mut findings = Findings { max: job.max_differences, ..Findings::default() };
+        findings.mending = job.repair.then(|| self.mending());
+        let mut rest = Some(probed.range.clone());
+        while let Some(range) = rest.take() {
+            let options = ScanOptions::default().max_entries(usize::MAX).max_bytes(VERIFY_BYTES);
+            let page = inner.store.scan(Keyspace::Data, range, options).await?;
+            check.push_page(page.ops(), |differing| findings.add(differing))?;
+            rest = page.rest().cloned();
+            // A slave may hold any number of entries that its master does not.
+            if let Some(mending) = findings.mending.take_if(|mending| mending.byte_len() > MEND_BYTES) {
+                self.mend(&cursor, mending).await?;
+                findings.mending = Some(self.mending());
+            }
+        }
+        let checked = check.finish(|differing| findings.add(differing))?;
+        // A second process that moves the cursor has another state in the store, and no difference is one.
+        if !checked.equal && inner.store.cursor(&inner.config.link).await?.as_ref() != Some(&cursor) {
+            return Err(FollowError::Fenced);
+        }
+        if let Some(mending) = findings.mending.take_if(|mending| mending.byte_len() > 0) {
+            self.mend(&cursor, mending).await?;
+        }
+        let repaired = if job.repair { findings.count } else { 0 };
+        let read_bytes = checked.bytes.max(probed.read_bytes());
+        inner.metrics.compared(read_bytes);
+        Ok(Compared {
+            range: probed.range.clone(),
+            at: probed.at,
+            entries: checked.entries,
+            bytes: checked.bytes,
+            read_bytes,
+            equal: checked.equal,
+            different: findings.count,
+            differences: findings.listed,
+            repaired,
+        })
+    }
+
+    fn mending(&self) -> Mending {
+        let displaced = self.inner.config.quarantine.is_some().then(Vec::new);
+        Mending { writes: self.applier.mending(), displaced, displaced_bytes: 0 }
+    }
+
+    // At this point of the history the master holds just this: what comes after is applied on top of it.
+    async fn mend(&mut self, cursor: &Cursor, mut mending: Mending) -> Result<(), FollowError> {
+        let durability = self.inner.config.durability;
+        let inner = self.inner.clone();
+        let displaced = mending.displaced.take().filter(|displaced| !displaced.is_empty());
+        if let Some((displaced, quarantine)) = displaced.zip(inner.config.quarantine.as_ref()) {
+            let (at, kept) = (cursor.position, displaced.len() as u64);
+            // They have one history, and stand at one point of it.
+            let why = Resync { reason: RejectCode::Diverged, was: at, ancestor: Some(at) };
+            quarantine.keep(&why, displaced).await.map_err(|source| FollowError::Quarantine { source })?;
+            inner.tracker.quarantined(kept);
+        }
+        let writes = mending.writes.build();
+        for attempt in 0.. {
+            match inner.store.apply(writes.clone(), durability).await {
+                Ok(()) => break,
+                Err(error) if error.is_retryable() && attempt < ATTEMPTS => {
+                    sleep(Duration::from_millis(10 << attempt)).await;
+                }
+                Err(error) => return Err(self.give_up(error).await),
+            }
+        }
+        if inner.feed.is_heard() {
+            let cursor = cursor.clone();
+            inner.feed.tell(AppliedGroup { cursor, records: 0, time: None, writes: Some(writes) });
+        }
+        if durability == Durability::Buffered && self.sync_at.is_none() {
+            self.sync_at = Some(ahead(inner.config.sync_every));
+        }
+        Ok(())
+    }
+
     // The store's future is polled until it answers, whatever else goes on: a write set is never left undecided here.
     async fn apply(
         &mut self,
@@ -280,7 +397,7 @@ impl<S: ReplicaStore> ApplyTask<S> {
 
     // After an unknown outcome the store is opened anew; what it then holds is where the next connection goes on.
     async fn give_up(&self, error: StoreError) -> FollowError {
-        if error.outcome() == Outcome::Unknown
+        if error.outcome() == StoreOutcome::Unknown
             && let Err(reopening) = self.inner.store.reopen().await
         {
             tracing::warn!(
@@ -289,6 +406,50 @@ impl<S: ReplicaStore> ApplyTask<S> {
             );
         }
         error.into()
+    }
+}
+
+/// What of a range differs.
+#[derive(Debug, Default)]
+struct Findings {
+    count: u64,
+    listed: Vec<Difference>,
+    max: usize,
+    /// What mends it, if that is wanted.
+    mending: Option<Mending>,
+}
+
+/// What mends a range, or a part of it.
+#[derive(Debug)]
+struct Mending {
+    writes: WriteSetBuilder,
+    /// What it takes the place of, if there is a quarantine.
+    displaced: Option<Vec<Displaced>>,
+    displaced_bytes: usize,
+}
+
+impl Findings {
+    fn add(&mut self, Differing { key, kind, value, own }: Differing<'_>) -> Result<(), StoreError> {
+        self.count += 1;
+        if self.listed.len() < self.max {
+            self.listed.push(Difference { key: Bytes::copy_from_slice(key), kind });
+        }
+        let Some(mending) = &mut self.mending else { return Ok(()) };
+        if let Some((displaced, own)) = mending.displaced.as_mut().zip(own) {
+            mending.displaced_bytes += key.len() + own.len();
+            displaced.push(Displaced { key: Bytes::copy_from_slice(key), value: Bytes::copy_from_slice(own) });
+        }
+        match value {
+            Some(value) => mending.writes.put(Keyspace::Data, key, value)?,
+            None => mending.writes.delete(Keyspace::Data, key)?,
+        };
+        Ok(())
+    }
+}
+
+impl Mending {
+    fn byte_len(&self) -> usize {
+        self.writes.byte_len() + self.displaced_bytes
     }
 }
 

@@ -24,6 +24,8 @@ pub struct SlaveConfig {
     pub(crate) quarantine: Option<Arc<dyn Quarantine>>,
     pub(crate) from_backup: bool,
     pub(crate) rejoin: bool,
+    pub(crate) verify_every: Option<Duration>,
+    pub(crate) verify_bytes_per_second: u64,
 }
 
 impl SlaveConfig {
@@ -46,6 +48,8 @@ impl SlaveConfig {
             quarantine: None,
             from_backup: false,
             rejoin: false,
+            verify_every: None,
+            verify_bytes_per_second: 4 << 20,
         }
     }
 
@@ -111,6 +115,8 @@ impl SlaveConfig {
     /// differs, so that what the master changed since is in it as well. Until it is through, the slave holds no state of
     /// any master, as while it compares.
     ///
+    /// What [`VerifyOptions::repair`](super::VerifyOptions::repair) overwrites or takes away goes to `quarantine` as well.
+    ///
     /// Another source stays refused: see [`adopt_source`](Self::adopt_source). So does a master that holds nothing.
     #[must_use]
     pub fn resync(mut self, quarantine: impl Quarantine) -> Self {
@@ -127,6 +133,15 @@ impl SlaveConfig {
     pub fn adopt_source(mut self, quarantine: impl Quarantine) -> Self {
         self.quarantine = Some(Arc::new(quarantine));
         self.on_divergence = OnDivergence::AdoptSource;
+        self
+    }
+
+    /// Keeps what [`VerifyOptions::repair`](super::VerifyOptions::repair) overwrites or takes away, and leaves it at that: a
+    /// slave whose history has parted from its master's stays refused, unless [`resync`](Self::resync) is said as well.
+    /// Default: what a repair overwrites is kept nowhere.
+    #[must_use]
+    pub fn quarantine(mut self, quarantine: impl Quarantine) -> Self {
+        self.quarantine = Some(Arc::new(quarantine));
         self
     }
 
@@ -148,6 +163,28 @@ impl SlaveConfig {
     #[must_use]
     pub fn rejoin(mut self) -> Self {
         self.rejoin = true;
+        self
+    }
+
+    /// Verifies in the background that the slave holds what its master holds, as [`Slave::verify`] does: first so long
+    /// after it was opened, then so long after the last verification has ended; one second at least. What came of it is in
+    /// [`SlaveStatus::verification`], in the metrics, and in a warning if something differs; nothing is repaired. A
+    /// connection that breaks is waited for as long, and whoever calls [`Slave::verify`] meanwhile goes first. It runs in
+    /// the tokio runtime that the slave is opened in. Default: never.
+    ///
+    /// [`Slave::verify`]: super::Slave::verify
+    /// [`SlaveStatus::verification`]: super::SlaveStatus::verification
+    #[must_use]
+    pub fn verify_every(mut self, interval: Duration) -> Self {
+        self.verify_every = Some(interval.max(Duration::from_secs(1)));
+        self
+    }
+
+    /// How many bytes of entries a second [verifying in the background](Self::verify_every) reads on either side, at most.
+    /// Default: 4 MiB.
+    #[must_use]
+    pub fn verify_bytes_per_second(mut self, bytes: u64) -> Self {
+        self.verify_bytes_per_second = bytes.max(1);
         self
     }
 

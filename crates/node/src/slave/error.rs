@@ -40,7 +40,7 @@ pub enum FollowError {
     /// The slave's own store failed.
     #[error(transparent)]
     Store(StoreError),
-    /// What a resync takes the place of could not be kept. Nothing of it was overwritten; it is tried again.
+    /// What a resync or a repair takes the place of could not be kept. Nothing of it was overwritten; it is tried again.
     #[error("what the slave would lose cannot be quarantined, and stays")]
     Quarantine {
         /// What the quarantine reported.

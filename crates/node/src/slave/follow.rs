@@ -17,6 +17,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::apply::{ApplyTask, Backlog, Item, Queue};
 use super::status::Tracker;
+use super::verify::{Job, Outcome};
 use super::{Ending, FollowError, Slave};
 use crate::stored;
 use crate::transport::{Connection, Driven};
@@ -152,8 +153,10 @@ impl<S: ReplicaStore> Slave<S> {
     {
         let inner = &self.inner;
         let mut progress = inner.tracker.subscribe();
+        let mut asked = None;
         loop {
             session.handle_progress(inner.tracker.progress());
+            self.ask_what_is_wanted(session, &mut asked);
             let mut more = false;
             while let Some(action) = session.poll_action() {
                 match action {
@@ -175,6 +178,11 @@ impl<S: ReplicaStore> Slave<S> {
                     SlaveAction::Copy(content) => queue.push(Item::Content(content)),
                     SlaveAction::Touch(touched) => queue.push(Item::Touched(touched)),
                     SlaveAction::Covered { range, read_at } => queue.push(Item::Covered(range, read_at)),
+                    SlaveAction::Probed(probed) => {
+                        if let Some(job) = asked.take() {
+                            queue.push(Item::Probed(probed, job));
+                        }
+                    }
                     SlaveAction::Checkpoints(checkpoints) => queue.push(Item::Checkpoints(checkpoints)),
                     SlaveAction::ReadPage { range, max_bytes } => {
                         let (covered, entries) = self.read_own(range, max_bytes).await?;
@@ -229,6 +237,7 @@ impl<S: ReplicaStore> Slave<S> {
                 },
                 _ = progress.changed() => {}
                 () = backlog.drained() => {}
+                () = inner.desk.filled() => {}
                 () = sleep_until(deadline.unwrap_or_else(tokio::time::Instant::now)), if deadline.is_some() => {
                     session.handle_timeout(inner.clock.now())?;
                 }
@@ -245,7 +254,36 @@ impl<S: ReplicaStore> Slave<S> {
         }
         let mut writes = WriteSet::builder();
         writes.put(Keyspace::Meta, Epochs::KEY, told.to_bytes())?;
-        store.apply(writes.build(), Durability::Buffered).await
+        match store.apply(writes.build(), Durability::Buffered).await {
+            Err(error) if error.outcome() == replikv_core::Outcome::Unchanged => {
+                tracing::warn!(
+                    target: "replikv::slave", follower = %self.inner.config.name, error = %crate::error_chain(&error),
+                    "the list of epochs cannot be kept; it is tried again with the next connection"
+                );
+                Ok(())
+            }
+            result => result,
+        }
+    }
+
+    // What somebody wants to know goes to a master that can tell, once what is here is a state of it.
+    fn ask_what_is_wanted(&self, session: &mut SlaveSession, asked: &mut Option<Job>) {
+        let inner = &self.inner;
+        match session.verifies() {
+            Some(true) if session.may_probe() && inner.tracker.progress().consistent => {
+                if let Some((probe, job)) = inner.desk.take() {
+                    session.probe(probe);
+                    *asked = Some(job);
+                }
+            }
+            Some(false) => {
+                if let Some((_, job)) = inner.desk.take() {
+                    // Whoever asked may be gone.
+                    drop(job.answer.send(Outcome::Unsupported));
+                }
+            }
+            Some(true) | None => {}
+        }
     }
 
     // What is compared is not covered, and nothing else writes to it: no moment has to be named.

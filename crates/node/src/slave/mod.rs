@@ -13,6 +13,7 @@ mod status;
 #[cfg(feature = "tcp")]
 mod tcp;
 mod trend;
+mod verify;
 mod wait;
 
 use std::sync::Arc;
@@ -32,6 +33,8 @@ pub use self::promote::{PromoteError, Promoted, promote};
 pub use self::quarantine::{Quarantine, QuarantineFile};
 use self::status::Tracker;
 pub use self::status::{SlaveProgress, SlaveState, SlaveStatus};
+use self::verify::Desk;
+pub use self::verify::{Difference, Verification, VerifyError, VerifyOptions, VerifyOutcome, VerifyReport};
 pub(crate) use self::wait::holds;
 use crate::changes::GroupFeed;
 use crate::clock::Clock;
@@ -66,6 +69,8 @@ struct Inner<S> {
     clock: Clock,
     tracker: Tracker,
     feed: GroupFeed,
+    /// Where questions to the master lie.
+    desk: Arc<Desk>,
     metrics: FollowerMetrics,
     /// Held while a connection is followed, and while its last write set is in flight.
     following: Arc<Mutex<()>>,
@@ -112,10 +117,13 @@ impl<S: ReplicaStore> Slave<S> {
         let feed = GroupFeed::new();
         let runtime = tokio::runtime::Handle::try_current().ok();
         let metrics = FollowerMetrics::new(&config.name);
-        let inner = Inner { store, config, nonce, clock, tracker, feed, metrics, following, active, closing, runtime };
+        let desk = Arc::default();
+        let inner =
+            Inner { store, config, nonce, clock, tracker, feed, desk, metrics, following, active, closing, runtime };
         let inner = Arc::new(inner);
         if let Some(runtime) = &inner.runtime {
             sample_every_second(runtime, &inner, inner.closing.clone());
+            verify::start(runtime, &inner);
         }
         Ok(Self { inner })
     }

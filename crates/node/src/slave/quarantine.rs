@@ -1,4 +1,4 @@
-//! Where a slave that resyncs keeps what it loses.
+//! Where a slave that resyncs, or is repaired, keeps what it loses.
 
 use std::fmt::Debug;
 use std::fs::{File, OpenOptions};
@@ -14,10 +14,11 @@ use serde_json::{Map, Value, json};
 
 use crate::clock::unix_ms;
 
-/// Keeps what a slave is about to lose in a resync.
+/// Keeps what a slave is about to lose in a resync, or in a repair.
 #[async_trait]
 pub trait Quarantine: Debug + Send + Sync + 'static {
-    /// Keeps `entries`, which a slave held that had parted from its master as `resync` says.
+    /// Keeps `entries`, which a slave held that had parted from its master as `resync` says. In a repair both of them stand
+    /// at one record: `was` and `ancestor` are the same.
     ///
     /// # Durability
     /// On stable storage on return: after that the slave overwrites them. The same entries may come more than once, as
@@ -35,7 +36,7 @@ pub trait Quarantine: Debug + Send + Sync + 'static {
 /// ```
 ///
 /// What is not UTF-8 goes as `key_b64`, `value_b64`. `seq` and `epoch` are where the slave stood, `ancestor` is the newest
-/// point that both histories are known to share, if any is. Lines are appended, and never replaced; what a crash left of
+/// point that both histories are known to share, if any is; of a repair, both are the record at which the entry differed. Lines are appended, and never replaced; what a crash left of
 /// the last line is taken off, since its entry is still in the slave's store.
 #[derive(Debug, Clone)]
 pub struct QuarantineFile {

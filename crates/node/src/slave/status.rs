@@ -9,7 +9,7 @@ use serde::Serialize;
 use tokio::sync::watch;
 
 use super::trend::Trend;
-use super::{FollowError, SlaveConfig};
+use super::{FollowError, SlaveConfig, Verification};
 use crate::health::{Health, HealthState};
 
 /// What a slave is doing.
@@ -83,6 +83,11 @@ pub struct SlaveStatus {
     pub resyncs: u64,
     /// How many entries were quarantined, since the slave was opened.
     pub quarantined: u64,
+    /// The last verification that has ended since the slave was opened, in the background or by
+    /// [`Slave::verify`](super::Slave::verify).
+    pub verification: Option<Verification>,
+    /// Milliseconds since a verification was last finished, since the slave was opened.
+    pub last_verified_ms: Option<u64>,
 }
 
 /// Keeps the facts; the status is made of them when somebody asks.
@@ -115,6 +120,8 @@ struct Facts {
     comparisons: u64,
     resyncs: u64,
     quarantined: u64,
+    verification: Option<Verification>,
+    verified: Option<Duration>,
     /// How what is not covered is filled, as committed.
     fill: Option<Fill>,
     /// Copies and comparisons that were begun since the data was last a state of the master.
@@ -190,7 +197,6 @@ impl Tracker {
         self.trouble(HealthState::CatchingUp, "waits for its master, a relay, to come as far as this slave is".into());
     }
 
-    #[cfg(feature = "tcp")]
     #[cfg(feature = "tcp")]
     pub(super) fn worked(&self) -> Worked {
         let facts = self.facts.lock().unwrap_or_else(PoisonError::into_inner);
@@ -275,6 +281,16 @@ impl Tracker {
         self.change(|facts| facts.quarantined += entries);
     }
 
+    /// A verification has ended.
+    pub(super) fn verified(&self, verification: Verification, now: Now) {
+        self.change(|facts| {
+            if verification.reason.is_none() {
+                facts.verified = Some(now.monotonic);
+            }
+            facts.verification = Some(verification);
+        });
+    }
+
     pub(super) fn disconnected(&self, reason: String) {
         self.trouble(HealthState::Disconnected, reason);
     }
@@ -327,6 +343,7 @@ impl Tracker {
             Some(_) => SlaveState::CatchingUp,
         };
         let silence = facts.heard.map(|heard| now.monotonic.saturating_sub(heard));
+        let millis = |age: Duration| u64::try_from(age.as_millis()).unwrap_or(u64::MAX);
         let (health, reason) = match &facts.trouble {
             Some((state, reason)) => (*state, reason.clone()),
             None if silence.is_some_and(|silence| silence > self.stale_after) => {
@@ -375,6 +392,8 @@ impl Tracker {
             comparisons: facts.comparisons,
             resyncs: facts.resyncs,
             quarantined: facts.quarantined,
+            verification: facts.verification.clone(),
+            last_verified_ms: facts.verified.map(|verified| millis(now.monotonic.saturating_sub(verified))),
         }
     }
 
@@ -459,6 +478,7 @@ mod tests {
                 heartbeat_ms: 1,
                 log_bytes: 0,
                 behind_bytes: 0,
+                verifies: false,
                 checkpoints: Vec::new(),
             });
             let seen = seen.borrow_and_update();

@@ -13,13 +13,13 @@ use std::collections::VecDeque;
 use bytes::Bytes;
 use replikv_core::{
     Coverage, Cursor, EncodedOps, Fill, KeyRange, Keyspace, LinkId, Op, OpsPart, Position, Seq, StoreError, WriteSet,
-    meta,
+    WriteSetBuilder, meta,
 };
 
 use self::fold::Fold;
 use crate::layout::{Checkpoint, Stored};
 use crate::planted::{self, Bug};
-use crate::{Content, Displacing, Record, Resync, Touched};
+use crate::{Content, Displacing, Probed, Record, Resync, Touched};
 
 /// Turns what arrives into write sets.
 #[derive(Debug)]
@@ -46,6 +46,7 @@ enum Item {
     Touched(Touched),
     Covered(KeyRange, Position),
     Checkpoints(Vec<Position>),
+    Probed(Box<Probed>),
 }
 
 /// One write set of a slave, and what is true once it is committed.
@@ -114,6 +115,35 @@ impl Applier {
     /// A range that holds what the master held at `read_at`: records that come after this apply to it.
     pub fn push_covered(&mut self, range: KeyRange, read_at: Position) {
         self.push(Item::Covered(range, read_at));
+    }
+
+    /// The answer to a probe: no group reaches across it, and [`take_probed`](Self::take_probed) hands it out in its turn.
+    pub fn push_probed(&mut self, probed: Box<Probed>) {
+        self.push(Item::Probed(probed));
+    }
+
+    /// The answer to a probe whose turn it is: once every group that was handed out is committed, the store holds what
+    /// it speaks of.
+    pub fn take_probed(&mut self) -> Option<Box<Probed>> {
+        if !matches!(self.pending.front(), Some(Item::Probed(_))) {
+            return None;
+        }
+        let Some(Item::Probed(probed)) = self.pending.pop_front() else { return None };
+        self.pending_bytes -= probed.byte_len();
+        Some(probed)
+    }
+
+    /// What the store holds once every group that was handed out is committed.
+    pub fn cursor(&self) -> Option<&Cursor> {
+        self.cursor.as_ref()
+    }
+
+    /// A write set that holds only if the store stands where it will once every group that was handed out is committed.
+    /// The cursor stays: what is put into it mends the data, and moves nothing.
+    pub fn mending(&self) -> WriteSetBuilder {
+        let mut out = WriteSet::builder();
+        out.require(meta::cursor_key(&self.link), self.stored.clone());
+        out
     }
 
     /// What an equal range counts for in [`pending_bytes`](Self::pending_bytes).
@@ -224,7 +254,7 @@ impl Applier {
                     }
                     complete(cursor);
                 }
-                Item::Checkpoints(_) => {}
+                Item::Checkpoints(_) | Item::Probed(_) => {}
             }
         }
         fold.flush(&mut out)?;
@@ -266,6 +296,9 @@ impl Applier {
         let mut items = Vec::new();
         let mut bytes = 0;
         while let Some(item) = self.pending.front() {
+            if matches!(item, Item::Probed(_)) {
+                break;
+            }
             let len = item.byte_len();
             if !items.is_empty() && bytes + len > self.target {
                 if planted::is(Bug::GroupIsTorn) {
@@ -291,6 +324,7 @@ impl Item {
             Self::Touched(touched) => touched.ops.byte_len(),
             Self::Covered(range, _) => Applier::covered_len(range),
             Self::Checkpoints(_) => 0,
+            Self::Probed(probed) => probed.byte_len(),
         }
     }
 
@@ -335,11 +369,7 @@ fn complete(cursor: &mut Cursor) {
     }
 }
 
-fn fold_all<'a>(
-    ops: &'a EncodedOps,
-    fold: &mut Fold<'a>,
-    out: &mut replikv_core::WriteSetBuilder,
-) -> Result<(), StoreError> {
+fn fold_all<'a>(ops: &'a EncodedOps, fold: &mut Fold<'a>, out: &mut WriteSetBuilder) -> Result<(), StoreError> {
     for part in ops.parts() {
         match part {
             OpsPart::Put(put) => fold.put_large(put, out)?,
@@ -362,7 +392,7 @@ fn fold_covered<'a>(
     ops: &'a EncodedOps,
     coverage: &Coverage,
     fold: &mut Fold<'a>,
-    out: &mut replikv_core::WriteSetBuilder,
+    out: &mut WriteSetBuilder,
 ) -> Result<(), StoreError> {
     for part in ops.parts() {
         match part {

@@ -2,7 +2,7 @@ use bytes::BytesMut;
 use replikv_core::{Batch, Epoch, Precondition, SourceId};
 
 use super::*;
-use crate::{PreparedRecord, RecordDraft, RecordKind, origin};
+use crate::{Held, PreparedRecord, RecordDraft, RecordKind, Summary, origin};
 
 const EPOCH: Epoch = Epoch { number: 1, nonce: 9 };
 
@@ -170,6 +170,42 @@ fn groups_hold_whole_batches_up_to_the_target_and_one_at_least() {
         assert_eq!(taken.len(), 10usize.div_ceil(per_group), "{target}");
         assert_eq!((taken.iter().sum::<usize>(), applier.pending_bytes(), applier.is_idle()), (10, 0, true));
     }
+}
+
+// Else the store would hold more, or less, than what the answer speaks of.
+#[test]
+fn no_group_reaches_across_the_answer_to_a_probe() {
+    let records = records([put("a", "1"), put("b", "1"), put("a", "2")]);
+    let at = records[1].position();
+    let summary = Summary { count: 2, bytes: 8, fingerprint: replikv_core::Fingerprint::from_bytes([7; 16]) };
+    let probed = Probed { range: KeyRange::all(), at, held: Held::Summary(summary) };
+    let mut applier = applier(Coverage::default(), usize::MAX);
+    for record in &records {
+        applier.push_record(record.clone());
+        if record.position() == at {
+            applier.push_probed(Box::new(probed.clone()));
+        }
+    }
+    assert!(applier.take_probed().is_none(), "what comes before it is not committed");
+    let before = only_group(&mut applier);
+    assert_eq!((data(&before), before.cursor.position), (vec!["a=1".to_string(), "b=1".into()], at));
+    assert_eq!(applier.take_probed(), Some(Box::new(probed)));
+    assert_eq!(applier.cursor(), Some(&before.cursor));
+    let after = only_group(&mut applier);
+    assert_eq!((data(&after), after.cursor.position), (vec!["a=2".to_string()], records[2].position()));
+    assert_eq!(applier.pending_bytes(), 0);
+}
+
+// What mends the data holds only where the comparison stood, and moves nothing.
+#[test]
+fn a_repair_requires_the_cursor_of_its_moment_and_leaves_it() {
+    let mut applier = applier(Coverage::default(), usize::MAX);
+    applier.push_record(records([put("a", "1")]).remove(0));
+    let group = only_group(&mut applier);
+    let writes = applier.mending().build();
+    let key = meta::cursor_key(&LinkId::default());
+    assert_eq!(writes.preconditions(), [Precondition { key, value: Some(group.cursor.to_bytes()) }]);
+    assert_eq!(writes.ops().count(), 0);
 }
 
 #[test]

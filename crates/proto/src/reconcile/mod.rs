@@ -14,6 +14,7 @@
 mod comparison;
 mod examination;
 mod pieces;
+mod probe;
 #[cfg(test)]
 mod tests;
 
@@ -22,6 +23,7 @@ use replikv_core::{Fingerprint, KeyRange, Position};
 
 pub(crate) use self::comparison::Comparison;
 pub(crate) use self::examination::{Answer, Asked, Examination};
+pub use self::probe::{Checked, DifferenceKind, Differing, Held, Probe, ProbeCheck, Probed, Summary};
 
 /// How many entries a piece has at most when a store is cut into pieces first.
 pub(crate) const PIECE_ENTRIES: u64 = 256;

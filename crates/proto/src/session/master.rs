@@ -1,6 +1,7 @@
 //! The master's end: decides how a slave is served, then streams content and records to it.
 
 mod deciding;
+mod probing;
 mod streaming;
 
 use std::collections::VecDeque;
@@ -11,7 +12,7 @@ use replikv_core::{Coverage, Epoch, Fill, KeyRange, Position, Seq, SourceId, Sto
 
 use super::{Located, ProtocolError, Refusal};
 use crate::planted::{self, Bug};
-use crate::reconcile::{Answer, Asked, Examination, MAX_BOUND_BYTES, MAX_PIECES};
+use crate::reconcile::{Answer, Asked, Examination, MAX_BOUND_BYTES, MAX_PIECES, Probe, Probed};
 use crate::{
     Ack, Content, EpochStart, Goodbye, GoodbyeReason, Heartbeat, Hello, Message, Mode, Now, Progress, Records, Request,
     Response, Stretch, Touched,
@@ -79,6 +80,15 @@ pub enum MasterAction {
     /// Read a page of the data, then take `handed`; answer with [`MasterSession::handle_page`].
     ReadPage {
         /// What is missing.
+        range: KeyRange,
+        /// How many bytes, roughly.
+        max_bytes: usize,
+    },
+    /// Read a page of the data as it is right after one record, and name that record: with no other one in between, and
+    /// with none that was handed to the store and is not decided. Answer with [`MasterSession::handle_page`], whose
+    /// `read_at` is that record.
+    ReadExactly {
+        /// What to read, from its start on.
         range: KeyRange,
         /// How many bytes, roughly.
         max_bytes: usize,
@@ -199,6 +209,8 @@ struct Stream {
     compares: bool,
     /// What it asked about, and was not answered.
     asked: VecDeque<Asked>,
+    /// What it wants to know of one point of the history.
+    probe: Option<Probe>,
     /// What of a compacted stretch of the log was not sent yet.
     stretch: Option<Stretch>,
     pending: Pending,
@@ -218,6 +230,8 @@ enum Pending {
     Page,
     /// The pages of an answer to a comparison.
     Examining(Box<Examination>),
+    /// What a range holds at one point of the history.
+    Probing,
     /// What may show records which are not published yet.
     Unpublished(Reading),
     /// What was read at moments that are looked up in the history.
@@ -229,6 +243,8 @@ enum Pending {
 enum Reading {
     Page(Content),
     Answer(Box<Answer>),
+    /// And what was read for it, in bytes.
+    Probed(Box<Probed>, usize),
     /// So many keys of the stretch.
     Touched(Touched, usize),
 }
@@ -261,6 +277,7 @@ impl MasterSession {
             }
             (Message::Hello(hello), State::AwaitHello { .. }) => self.decide(hello),
             (Message::Compare(compare), State::Streaming(stream)) if stream.compares => stream.ask(compare)?,
+            (Message::Probe(probe), State::Streaming(stream)) => stream.probe(probe)?,
             (Message::Ack(Ack { applied, durable, consistent }), State::Streaming(stream))
             | (Message::Heartbeat(Heartbeat::Follower { applied, durable, consistent }), State::Streaming(stream)) => {
                 if applied > stream.sent.seq || durable > applied {
@@ -386,6 +403,11 @@ impl MasterSession {
                     None => Pending::Unpublished(Reading::Answer(Box::new(examination.into_answer()))),
                 };
             }
+            Pending::Probing => {
+                if let Some(probe) = &stream.probe {
+                    stream.pending = Pending::Unpublished(probing::reading(probe, content));
+                }
+            }
             other => stream.pending = other,
         }
     }
@@ -427,7 +449,7 @@ impl MasterSession {
             State::AwaitHello { deadline } => Some(*deadline),
             state if state.is_welcomed() => {
                 let contact = self.next_heartbeat.min(self.heard.saturating_add(self.silence()));
-                let waits = matches!(state, State::Streaming(stream) if !stream.asked.is_empty());
+                let waits = matches!(state, State::Streaming(stream) if stream.wants_answers());
                 let budget = Some(self.compare_from).filter(|from| waits && *from > self.now);
                 Some(budget.map_or(contact, |budget| contact.min(budget)))
             }
@@ -459,7 +481,7 @@ impl MasterSession {
 
     // There is a question, and budget for it.
     fn answers(&self, stream: &Stream) -> bool {
-        !stream.asked.is_empty() && self.compare_from <= self.now
+        stream.wants_answers() && self.compare_from <= self.now
     }
 
     /// Answers a question.

@@ -7,7 +7,7 @@ use replikv_core::{Coverage, Cursor, EncodedOps, Fill, KeyRange, Op, OpsPart, Po
 
 use super::{ProtocolError, Refusal};
 use crate::planted::{self, Bug};
-use crate::reconcile::Comparison;
+use crate::reconcile::{Comparison, Held, Probe, Probed};
 use crate::{
     Ack, Compare, Compared, Content, Goodbye, GoodbyeReason, Heartbeat, Hello, Message, Mode, Now, OnDivergence,
     Progress, Record, Records, RejectCode, Resync, Touched, Welcome,
@@ -62,6 +62,9 @@ pub enum SlaveAction {
         /// The last record that the master had handed to its store when it had read it.
         read_at: Position,
     },
+    /// The answer to a probe. It speaks of the moment when everything before this action is applied, and nothing after
+    /// it: compare it with what the store holds then.
+    Probed(Box<Probed>),
     /// Keep these points of the history: what the slave holds from now on stands on them.
     Checkpoints(Vec<Position>),
     /// Read a page of the slave's own data; answer with [`SlaveSession::handle_page`]. What is read changes for nobody
@@ -121,8 +124,19 @@ enum State {
         received: Position,
         coverage: Coverage,
         comparison: Option<Box<Comparison>>,
+        /// Whether the master answers probes.
+        verifies: bool,
+        probing: Option<Probing>,
     },
     Closed,
+}
+
+/// A question about a range at one point of the history.
+#[derive(Debug)]
+enum Probing {
+    Asked(Probe),
+    /// Answered, of a point that the stream of records has not come to.
+    Ahead(Probe, Box<Probed>),
 }
 
 impl SlaveSession {
@@ -173,11 +187,42 @@ impl SlaveSession {
                 let words = "the master asks for credentials, and this slave has none";
                 self.give_up(Refusal::new(RejectCode::Unsupported, words));
             }
-            (Message::Records(records), State::Following { received, .. }) => {
-                let records = verify(received, records)?;
-                self.queue.extend(records.into_iter().map(SlaveAction::Apply));
+            (Message::Records(records), State::Following { received, probing, .. }) => {
+                for record in verify(received, records)? {
+                    let position = record.position();
+                    self.queue.push_back(SlaveAction::Apply(record));
+                    // Between this record and the next one: that is what it speaks of.
+                    if let Some(Probing::Ahead(_, probed)) = probing
+                        && probed.at.seq == position.seq
+                    {
+                        if probed.at != position {
+                            return Err(ProtocolError::misbehaved("it answers of another history than it sends"));
+                        }
+                        if let Some(Probing::Ahead(_, probed)) = probing.take() {
+                            self.queue.push_back(SlaveAction::Probed(probed));
+                        }
+                    }
+                }
             }
-            (Message::Ranges(content), State::Following { coverage, received, comparison }) => {
+            (Message::Probed(probed), State::Following { received, probing, .. }) => {
+                let asked = match probing.take() {
+                    Some(Probing::Asked(probe)) if probed.answers(&probe) => Some(probe),
+                    _ => None,
+                };
+                let later = probed.at.source == received.source && probed.at.seq > received.seq;
+                let Some(probe) = asked.filter(|_| later || probed.at == *received) else {
+                    return Err(ProtocolError::misbehaved("it answers a probe that was not asked, or of what is past"));
+                };
+                if let Held::Entries(entries) = &probed.held {
+                    check_entries(&probed.range, entries)?;
+                }
+                if later {
+                    *probing = Some(Probing::Ahead(probe, Box::new(probed)));
+                } else {
+                    self.queue.push_back(SlaveAction::Probed(Box::new(probed)));
+                }
+            }
+            (Message::Ranges(content), State::Following { coverage, received, comparison, .. }) => {
                 let covered = content.read_at.source == received.source
                     && match comparison {
                         None => coverage.advance(&content.range, content.read_at) || planted::is(Bug::PageNotChecked),
@@ -189,18 +234,26 @@ impl SlaveSession {
                 if !covered {
                     return Err(ProtocolError::misbehaved("a page of content does not continue what came before"));
                 }
-                check_entries(&content)?;
+                check_entries(&content.range, &content.entries)?;
                 self.queue.push_back(SlaveAction::Copy(content));
             }
-            (Message::Touched(touched), State::Following { coverage, received, .. }) => {
+            (Message::Touched(touched), State::Following { coverage, received, probing, .. }) => {
                 check_touched(&touched, received)?;
                 *received = touched.end.unwrap_or(*received);
                 coverage.newer_until(touched.read_at);
                 self.queue.push_back(SlaveAction::Touch(touched));
+                // The record that it speaks of is no longer sent as such.
+                if let Some(Probing::Ahead(probe, probed)) = probing
+                    && probed.at.seq <= received.seq
+                {
+                    let probe = probe.clone();
+                    self.queue.push_back(SlaveAction::Send(Message::Probe(probe.clone())));
+                    *probing = Some(Probing::Asked(probe));
+                }
             }
             (
                 Message::Compared(Compared { read_at, verdicts }),
-                State::Following { coverage, received, comparison: Some(comparison) },
+                State::Following { coverage, received, comparison: Some(comparison), .. },
             ) => {
                 let unasked = || ProtocolError::misbehaved("it answers what was not asked");
                 let equal = comparison.answered(&verdicts).map_err(|_| unasked())?;
@@ -233,6 +286,27 @@ impl SlaveSession {
     pub fn handle_page(&mut self, covered: &KeyRange, entries: &EncodedOps) {
         if let State::Following { comparison: Some(comparison), .. } = &mut self.state {
             comparison.push_page(covered, entries);
+        }
+    }
+
+    /// Whether the master that is followed answers [`probe`](Self::probe); `None` while none is followed.
+    pub fn verifies(&self) -> Option<bool> {
+        match &self.state {
+            State::Following { verifies, .. } => Some(*verifies),
+            State::AwaitWelcome { .. } | State::Waiting | State::Closed => None,
+        }
+    }
+
+    /// True if [`probe`](Self::probe) has an effect: the master answers, and nothing is being asked.
+    pub fn may_probe(&self) -> bool {
+        matches!(self.state, State::Following { verifies: true, probing: None, .. })
+    }
+
+    /// Asks what a range holds. The answer comes as [`SlaveAction::Probed`], behind the last record that it speaks of.
+    pub fn probe(&mut self, probe: Probe) {
+        if let State::Following { verifies: true, probing: probing @ None, .. } = &mut self.state {
+            *probing = Some(Probing::Asked(probe.clone()));
+            self.queue.push_back(SlaveAction::Send(Message::Probe(probe)));
         }
     }
 
@@ -362,7 +436,8 @@ impl SlaveSession {
         let coverage = cursor.coverage.clone();
         let compares = coverage.fill() == Some(Fill::Compare);
         let comparison = compares.then(|| Box::new(Comparison::new(coverage.holes())));
-        self.state = State::Following { received: cursor.position, coverage, comparison };
+        let (received, verifies) = (cursor.position, welcome.verifies);
+        self.state = State::Following { received, coverage, comparison, verifies, probing: None };
         if let (Mode::Resync { reason, ancestor, .. }, Some(before)) = (welcome.mode, &self.config.cursor) {
             let was = self.config.resync.map_or(before.position, |begun| begun.was);
             self.queue.push_back(SlaveAction::Resync(cursor, Resync { reason, was, ancestor }));
@@ -460,21 +535,21 @@ fn bad_record(error: impl std::error::Error) -> ProtocolError {
 }
 
 // Whole pages go to the store as they are: what is in them is checked here, once.
-fn check_entries(content: &Content) -> Result<(), ProtocolError> {
+fn check_entries(range: &KeyRange, entries: &EncodedOps) -> Result<(), ProtocolError> {
     let mut last: &[u8] = &[];
-    for part in content.entries.parts() {
+    for part in entries.parts() {
         match part {
             OpsPart::Ops(ops) => {
                 for op in ops {
                     match op {
-                        Op::Put { key, .. } if content.range.contains(key) && key > last => last = key,
+                        Op::Put { key, .. } if range.contains(key) && key > last => last = key,
                         Op::Put { key, .. } | Op::Delete { key } | Op::DeleteRange { start: key, .. } => {
                             return Err(misplaced(key));
                         }
                     }
                 }
             }
-            OpsPart::Put(put) if content.range.contains(put.key()) && put.key() > last => last = put.key(),
+            OpsPart::Put(put) if range.contains(put.key()) && put.key() > last => last = put.key(),
             OpsPart::Put(put) => return Err(misplaced(put.key())),
         }
     }

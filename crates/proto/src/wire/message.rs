@@ -11,7 +11,7 @@ use serde::{Deserialize, Serialize};
 
 use super::compare;
 use super::reads::{self, Answered, RequestBody};
-use crate::{Compare, Compared, OnDivergence};
+use crate::{Compare, Compared, Held, OnDivergence, Probe, Probed, Summary};
 
 /// What master and slave say to each other.
 #[derive(Debug, Clone, PartialEq)]
@@ -45,6 +45,10 @@ pub enum Message {
     Goodbye(Goodbye),
     /// Master: which of these ranges are equal, and which are to be asked again in pieces.
     Compared(Compared),
+    /// Slave: what does a range hold, at one point of the history? Only to a master whose welcome says that it answers.
+    Probe(Probe),
+    /// Master: what it held there. Sent before the record that comes after that point.
+    Probed(Probed),
     /// Master: what keys hold that were touched in a stretch of the log which is compacted.
     Touched(Touched),
     /// Either: what a read came to.
@@ -111,6 +115,10 @@ pub struct Welcome {
     /// Points of the history that the content to come stands on, oldest first; at most 64. A slave that copies or
     /// compares keeps them: later they prove where it comes from. Empty in other modes.
     pub checkpoints: Vec<Position>,
+    /// Whether the master answers [`Probe`]s. Told by the version of the payload, so that a
+    /// slave that does not know it reads on as before.
+    #[serde(skip)]
+    pub verifies: bool,
 }
 
 /// What a slave is to do.
@@ -305,11 +313,21 @@ pub enum GoodbyeReason {
 pub(super) const PAYLOAD: u8 = 1;
 /// The version of a hello that says what to do on divergence.
 const HELLO_ON_DIVERGENCE: u8 = 2;
+/// The version of a welcome that says that probes are answered.
+const WELCOME_VERIFIES: u8 = 2;
 
 #[derive(Serialize, Deserialize)]
 struct ContentHeader {
     range: KeyRange,
     read_at: Position,
+}
+
+/// What comes before the entries, if there are any.
+#[derive(Serialize, Deserialize)]
+struct ProbedHeader {
+    range: KeyRange,
+    at: Position,
+    summary: Option<Summary>,
 }
 
 #[derive(Serialize, Deserialize)]
@@ -336,6 +354,8 @@ impl Message {
             Self::Response(_) => "response",
             Self::Goodbye(_) => "goodbye",
             Self::Compared(_) => "compared",
+            Self::Probe(_) => "probe",
+            Self::Probed(_) => "probed",
             Self::Touched(_) => "touched",
             Self::Answered(_) => "answered",
         }
@@ -359,6 +379,8 @@ impl Message {
             Self::Goodbye(_) => 13,
             Self::Compared(_) => 14,
             Self::Touched(_) => KIND_TOUCHED,
+            Self::Probe(_) => 16,
+            Self::Probed(_) => KIND_PROBED,
             Self::Answered(_) => KIND_ANSWERED,
         }
     }
@@ -376,7 +398,7 @@ impl Message {
     pub(super) fn payload(&self) -> Result<Vec<Bytes>, postcard::Error> {
         Ok(match self {
             Self::Hello(hello) => vec![hello_payload(hello)?],
-            Self::Welcome(welcome) => vec![control(welcome)?],
+            Self::Welcome(welcome) => vec![welcome_payload(welcome)?],
             Self::Reject(reject) => vec![control(reject)?],
             Self::Ack(ack) => vec![control(ack)?],
             Self::Heartbeat(heartbeat) => vec![control(heartbeat)?],
@@ -385,11 +407,21 @@ impl Message {
             Self::Response(response) => vec![control(&response.body)?],
             Self::Compare(compare) => vec![compare::to_payload(compare)?],
             Self::Compared(compared) => vec![control(compared)?],
+            Self::Probe(probe) => vec![control(probe)?],
             Self::Challenge(bytes) | Self::Auth(bytes) => vec![bytes.clone()],
             Self::Records(records) => records.parts.clone(),
             Self::Ranges(content) => {
                 let header = ContentHeader { range: content.range.clone(), read_at: content.read_at };
                 std::iter::once(control(&header)?).chain(content.entries.buffers().cloned()).collect()
+            }
+            Self::Probed(Probed { range, at, held }) => {
+                let (summary, entries) = match held {
+                    Held::Summary(summary) => (Some(*summary), None),
+                    Held::Entries(entries) => (None, Some(entries)),
+                };
+                let header = ProbedHeader { range: range.clone(), at: *at, summary };
+                let entries = entries.into_iter().flat_map(EncodedOps::buffers).cloned();
+                std::iter::once(control(&header)?).chain(entries).collect()
             }
             Self::Touched(touched) => {
                 let header = TouchedHeader { read_at: touched.read_at, end: touched.end };
@@ -404,6 +436,7 @@ impl Message {
         match kind {
             KIND_RECORDS => return Ok(Some(Self::Records(Records { parts: segments }))),
             KIND_RANGES => return Ok(Some(Self::Ranges(content(segments)?))),
+            KIND_PROBED => return Ok(Some(Self::Probed(probed(segments)?))),
             KIND_ANSWERED => {
                 let body = reads::parse_answered(segments)?;
                 return Ok(Some(Self::Answered(Answered { id: request, body })));
@@ -415,7 +448,7 @@ impl Message {
             1 => Self::Hello(parse_hello(&payload)?),
             2 => Self::Challenge(payload),
             3 => Self::Auth(payload),
-            4 => Self::Welcome(parse(&payload)?),
+            4 => Self::Welcome(parse_welcome(&payload)?),
             5 => Self::Reject(parse(&payload)?),
             7 => Self::Ack(parse(&payload)?),
             8 => Self::Heartbeat(parse(&payload)?),
@@ -425,6 +458,7 @@ impl Message {
             13 => Self::Goodbye(parse(&payload)?),
             14 => Self::Compared(parse(&payload)?),
             KIND_TOUCHED => Self::Touched(touched(&payload)?),
+            16 => Self::Probe(parse(&payload)?),
             _ => return Ok(None),
         }))
     }
@@ -433,12 +467,13 @@ impl Message {
 const KIND_RECORDS: u8 = 6;
 const KIND_RANGES: u8 = 10;
 const KIND_TOUCHED: u8 = 15;
+const KIND_PROBED: u8 = 17;
 const KIND_ANSWERED: u8 = 18;
 
 /// True for kinds whose payload is data: as large as batches are.
 pub(super) fn carries_data(kind: u8) -> bool {
     // A response carries as much as was asked for.
-    matches!(kind, KIND_RECORDS | KIND_RANGES | KIND_TOUCHED | KIND_ANSWERED | 12)
+    matches!(kind, KIND_RECORDS | KIND_RANGES | KIND_TOUCHED | KIND_PROBED | KIND_ANSWERED | 12)
 }
 
 pub(super) fn control<T: Serialize>(payload: &T) -> Result<Bytes, postcard::Error> {
@@ -469,6 +504,23 @@ fn parse_hello(payload: &[u8]) -> Result<Hello, &'static str> {
     Ok(hello)
 }
 
+fn welcome_payload(welcome: &Welcome) -> Result<Bytes, postcard::Error> {
+    if !welcome.verifies {
+        return control(welcome);
+    }
+    postcard::to_extend(welcome, BytesMut::from(&[WELCOME_VERIFIES][..])).map(BytesMut::freeze)
+}
+
+// The version says it all: nothing is appended.
+fn parse_welcome(payload: &[u8]) -> Result<Welcome, &'static str> {
+    let (version, mut welcome, rest): (_, Welcome, _) = parse_head(payload)?;
+    if version <= WELCOME_VERIFIES && !rest.is_empty() {
+        return Err("bytes are left over in its payload");
+    }
+    welcome.verifies = version >= WELCOME_VERIFIES;
+    Ok(welcome)
+}
+
 // What a newer version has appended is skipped; what this version never wrote is damage.
 pub(super) fn parse<T: DeserializeOwned>(payload: &[u8]) -> Result<T, &'static str> {
     match parse_head(payload)? {
@@ -486,10 +538,25 @@ pub(super) fn parse_head<T: DeserializeOwned>(payload: &[u8]) -> Result<(u8, T, 
     Ok((version, value, rest))
 }
 
-fn content(mut segments: Vec<Bytes>) -> Result<Content, &'static str> {
+fn content(segments: Vec<Bytes>) -> Result<Content, &'static str> {
+    let (ContentHeader { range, read_at }, entries) = header_and_entries(segments)?;
+    Ok(Content { range, read_at, entries })
+}
+
+fn probed(segments: Vec<Bytes>) -> Result<Probed, &'static str> {
+    let (ProbedHeader { range, at, summary }, entries) = header_and_entries(segments)?;
+    let held = match summary {
+        Some(_) if !entries.is_empty() => return Err("bytes are left over in its payload"),
+        Some(summary) => Held::Summary(summary),
+        None => Held::Entries(entries),
+    };
+    Ok(Probed { range, at, held })
+}
+
+fn header_and_entries<T: DeserializeOwned>(mut segments: Vec<Bytes>) -> Result<(T, EncodedOps), &'static str> {
     // The header is in the first one: it is much shorter than any but the last.
     let Some(first) = segments.first_mut() else { return Err("its payload is empty") };
-    let (version, ContentHeader { range, read_at }, rest) = parse_head(first)?;
+    let (version, header, rest) = parse_head(first)?;
     // Nobody can tell where a longer header ends and the entries begin: a page read without its entries would empty
     // the range.
     if version != PAYLOAD {
@@ -498,7 +565,7 @@ fn content(mut segments: Vec<Bytes>) -> Result<Content, &'static str> {
     let rest = first.slice_ref(rest);
     *first = rest;
     let entries = EncodedOps::from_segments(segments).map_err(|_| "its entries are malformed")?;
-    Ok(Content { range, read_at, entries })
+    Ok((header, entries))
 }
 
 fn touched(payload: &Bytes) -> Result<Touched, &'static str> {

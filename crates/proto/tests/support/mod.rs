@@ -184,6 +184,7 @@ fn welcome() -> impl Strategy<Value = Welcome> {
             log_bytes,
             behind_bytes,
             checkpoints,
+            verifies: log_bytes % 2 == 0,
         },
     )
 }

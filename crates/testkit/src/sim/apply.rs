@@ -3,11 +3,11 @@
 use std::collections::VecDeque;
 
 use replikv_core::{Cursor, Durability, KeyRange, LinkId, Outcome, Position, Seq, StoreError};
-use replikv_proto::{Applier, Content, Group, Progress, Record};
+use replikv_proto::{Applier, Content, Group, Probed, Progress, Record};
 
 use super::context::{Context, MILLI, Moment, Node, Owner};
 use super::store::{Reply, Request};
-use super::{DriverBug, Scene};
+use super::{DriverBug, Scene, verify};
 
 /// How far a slave is, as it tells.
 #[derive(Debug, Default)]
@@ -55,6 +55,7 @@ pub(super) enum Item {
     Content(Content),
     Covered(KeyRange, Position),
     Checkpoints(Vec<Position>),
+    Probed(Box<Probed>),
 }
 
 impl Item {
@@ -64,6 +65,7 @@ impl Item {
             Self::Record(record) => record.bytes().len(),
             Self::Content(content) => content.entries.byte_len(),
             Self::Covered(range, _) => Applier::covered_len(range),
+            Self::Probed(probed) => probed.byte_len(),
         }
     }
 }
@@ -156,6 +158,12 @@ impl Apply {
             while let Some(item) = self.items.pop_front() {
                 self.take(item);
             }
+            if (self.folded.is_none() || ctx.planted(DriverBug::ProbeBeforeFolded))
+                && let Some(probed) = self.applier.take_probed()
+            {
+                self.compare(ctx, driver.store, &probed);
+                continue;
+            }
             let group = match self.folded.take() {
                 Some(group) => Ok(Some(group)),
                 None => self.applier.next_group(),
@@ -180,6 +188,21 @@ impl Apply {
                 Err(error) => self.end(Err(error)),
             }
         }
+    }
+
+    // Everything before it is committed, and nothing after it.
+    fn compare(&mut self, ctx: &mut Context, store: usize, probed: &Probed) {
+        self.backlog -= probed.byte_len();
+        let there = |cursor: &&Cursor| cursor.is_consistent() && cursor.position == probed.at;
+        let Some(cursor) = self.applier.cursor().filter(there) else { return };
+        // Another process may write to the store: whoever would mend something finds out by the cursor.
+        let stored = ctx.stores[store].visible.cursor();
+        if stored.as_ref() != Some(cursor) && !ctx.planted(DriverBug::ProbeBeforeFolded) {
+            return;
+        }
+        let arrived = self.applier.pending_bytes() > 0;
+        ctx.coverage.met(if arrived { Scene::VerifiedUnderWrites } else { Scene::Verified });
+        verify::check(ctx, store, probed);
     }
 
     // While one group commits, the next one is folded.
@@ -211,6 +234,7 @@ impl Apply {
             Item::Content(content) => self.applier.push_content(content),
             Item::Covered(range, read_at) => self.applier.push_covered(range, read_at),
             Item::Checkpoints(checkpoints) => self.applier.push_checkpoints(checkpoints),
+            Item::Probed(probed) => self.applier.push_probed(probed),
         }
     }
 

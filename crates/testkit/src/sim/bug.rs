@@ -67,6 +67,10 @@ pub enum DriverBug {
     SetbackUnnoticed,
     /// A slave whose position differs from a stored record is taken for diverged, though the record is damaged.
     DamageTakenForDivergence,
+    /// A page is taken for what is there at one point of the history, though the head moved while it was read.
+    ProbeHeadNotCompared,
+    /// An answer to a probe is compared before the group that was folded ahead of it is written.
+    ProbeBeforeFolded,
 }
 
 impl DriverBug {
@@ -98,6 +102,8 @@ impl DriverBug {
         Self::TakeoverUnnoticed,
         Self::SetbackUnnoticed,
         Self::DamageTakenForDivergence,
+        Self::ProbeHeadNotCompared,
+        Self::ProbeBeforeFolded,
     ];
 }
 

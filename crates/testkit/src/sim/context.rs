@@ -153,6 +153,8 @@ pub(super) struct Context {
     pub(super) oracle: Oracle,
     pub(super) coverage: Coverage,
     pub(super) healing: bool,
+    /// Whether slaves verify.
+    pub(super) verifies: bool,
     /// One stream of numbers for each concern, so that switching a fault off changes as little else as possible.
     pub(super) store_rng: Rng,
     pub(super) net_rng: Rng,
@@ -180,6 +182,7 @@ impl Context {
             oracle: Oracle::default(),
             coverage: Coverage::default(),
             healing: false,
+            verifies: seed % 4 == 3,
             store_rng: rng.fork(),
             net_rng: rng.fork(),
             work_rng: rng.fork(),

@@ -109,6 +109,12 @@ named! {
         EqualKept = "equal-kept",
         /// A range turned out to differ, and was replaced.
         DifferenceReplaced = "difference-replaced",
+        /// A slave compared what it held with what its master held at that point of the history, and it was the same.
+        Verified = "verified",
+        /// It did so while more had arrived already.
+        VerifiedUnderWrites = "verified-under-writes",
+        /// The head moved while a master read for that, and it was read again.
+        ProbeReadAgain = "probe-read-again",
         /// A slave died in the middle of a copy.
         CrashInCopy = "crash-in-copy",
         /// A master died while a slave copied.

@@ -35,6 +35,7 @@ mod shrink;
 mod slave;
 mod store;
 mod verdict;
+mod verify;
 mod work;
 mod world;
 

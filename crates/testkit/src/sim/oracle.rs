@@ -43,6 +43,8 @@ pub enum Invariant {
     AnswerIsTrue,
     /// Conditions and transactions saw every batch before them.
     ConditionsHold,
+    /// A slave that verifies finds what differs, by its key, and nothing else.
+    VerifiedRightly,
     /// A slave is served or refused as its position demands.
     RightDecision,
     /// Buffers stay under their bounds.

@@ -54,6 +54,24 @@ enum Asked {
         setbacks: u64,
         page: Page,
     },
+    /// Before a page that is to be of one point of the history.
+    Exactly {
+        range: KeyRange,
+        max_bytes: usize,
+    },
+    ExactPage {
+        range: KeyRange,
+        max_bytes: usize,
+        before: Position,
+        setbacks: u64,
+    },
+    ExactHead {
+        range: KeyRange,
+        max_bytes: usize,
+        before: Position,
+        setbacks: u64,
+        page: Page,
+    },
 }
 
 /// The connection is over.
@@ -230,6 +248,10 @@ impl Process {
                     ctx.coverage.met(Scene::PageReadAgain);
                 }
             }
+            MasterAction::ReadExactly { range, max_bytes } => {
+                ctx.call(store, owner, head_of());
+                session.asked = Some(Asked::Exactly { range, max_bytes });
+            }
             MasterAction::LookUp { .. } => unreachable!("the simulated log is not compacted"),
             // Nothing is held back for a slave that is not connected.
             MasterAction::Verified(_) | MasterAction::Superseded(_) => {}
@@ -307,12 +329,11 @@ impl Process {
                 };
                 // Another master on this store would make the page newer than this one knows.
                 let owner = Owner::Session { node: self.node, life: self.life, session: id };
-                ctx.call(self.store, owner, Request::Get(vec![(Keyspace::Meta, Bytes::from_static(Head::KEY))]));
+                ctx.call(self.store, owner, head_of());
                 session.asked = Some(Asked::Head { range, max_bytes, handed, setbacks, page });
             }
             Some(Asked::Head { range, max_bytes, handed, setbacks, page }) => {
-                let head = reply.got()?.pop().flatten();
-                let head = Head::from_bytes(&head.unwrap_or_default())?;
+                let head = head(reply)?;
                 // What came to nothing while the page was read may be in it, and `handed` may already name what came
                 // after.
                 if open.setbacks != setbacks && !ctx.planted(DriverBug::SetbackUnnoticed) {
@@ -342,6 +363,39 @@ impl Process {
                 let entries = page.ops().clone();
                 session.session.handle_page(Content { range: covered, read_at, entries });
             }
+            Some(Asked::Exactly { range, max_bytes }) => {
+                let before = head(reply)?.position;
+                let owner = Owner::Session { node: self.node, life: self.life, session: id };
+                let options = ScanOptions::default().max_entries(usize::MAX).max_bytes(max_bytes);
+                ctx.call(self.store, owner, Request::Scan(Keyspace::Data, range.clone(), options));
+                session.asked = Some(Asked::ExactPage { range, max_bytes, before, setbacks: open.setbacks });
+            }
+            Some(Asked::ExactPage { range, max_bytes, before, setbacks }) => {
+                let page = reply.page()?;
+                let owner = Owner::Session { node: self.node, life: self.life, session: id };
+                ctx.call(self.store, owner, head_of());
+                session.asked = Some(Asked::ExactHead { range, max_bytes, before, setbacks, page });
+            }
+            Some(Asked::ExactHead { range, max_bytes, before, setbacks, page }) => {
+                let after = head(reply)?.position;
+                let moved = before != after || open.setbacks != setbacks;
+                if moved && !ctx.planted(DriverBug::ProbeHeadNotCompared) {
+                    ctx.coverage.met(Scene::ProbeReadAgain);
+                    let owner = Owner::Session { node: self.node, life: self.life, session: id };
+                    ctx.call(self.store, owner, head_of());
+                    session.asked = Some(Asked::Exactly { range, max_bytes });
+                    return Ok(());
+                }
+                if after.seq > open.view.handed.seq {
+                    return Err(StoreError::HeadMoved);
+                }
+                let end = page.rest().map_or_else(|| range.end().cloned(), |rest| Some(rest.start().clone()));
+                let covered = KeyRange::new(range.start().clone(), end);
+                session.seen = open.version;
+                session.session.handle_view(open.view);
+                let entries = page.ops().clone();
+                session.session.handle_page(Content { range: covered, read_at: after, entries });
+            }
         }
         Ok(())
     }
@@ -364,6 +418,7 @@ impl Session {
                 self.copying &= content.range.end().is_some();
                 self.page_waits = false;
             }
+            Message::Probed(probed) => ctx.oracle.content_sent(&ctx.stores[store], &probed.at),
             Message::Compared(compared) => {
                 ctx.oracle.content_sent(&ctx.stores[store], &compared.read_at);
                 self.page_waits = false;
@@ -431,6 +486,14 @@ impl Session {
             ctx.oracle.fail(Invariant::RightDecision, words);
         }
     }
+}
+
+fn head_of() -> Request {
+    Request::Get(vec![(Keyspace::Meta, Bytes::from_static(Head::KEY))])
+}
+
+fn head(reply: Reply) -> Result<Head, StoreError> {
+    Head::from_bytes(&reply.got()?.pop().flatten().unwrap_or_default())
 }
 
 fn ask_page(

@@ -12,6 +12,7 @@ use super::apply::{Apply, Driver, Item, Tracker};
 use super::context::{Context, MILLI, Moment, Node, Owner};
 use super::link::{Broken, Conn};
 use super::store::{Reply, Request};
+use super::verify::Verifying;
 use super::{DriverBug, Scene};
 
 /// A slave, whether its process runs or not.
@@ -77,6 +78,7 @@ struct Follow {
     welcomed: bool,
     /// It has read of its own data.
     compares: bool,
+    verifying: Option<Verifying>,
 }
 
 impl Slave {
@@ -269,7 +271,9 @@ impl Slave {
         let target = ctx.sizes.apply_bytes;
         let apply = Apply::new(hello.cursor, target);
         let session = SlaveSession::new(config, ctx.clock(self.wall_offset_ms));
-        let follow = Follow { conn: Some(conn), session, apply, over: None, welcomed: false, compares: false };
+        let verifying = Verifying::new(ctx);
+        let follow =
+            Follow { conn: Some(conn), session, apply, over: None, welcomed: false, compares: false, verifying };
         process.state = State::Following(Box::new(follow));
     }
 
@@ -397,6 +401,9 @@ impl Follow {
                 progress.applied = self.apply.arrived().unwrap_or_default().max(progress.applied);
             }
             self.session.handle_progress(progress);
+            if let Some(verifying) = self.verifying.as_mut().filter(|_| progress.consistent) {
+                verifying.ask(ctx, node, &mut self.session);
+            }
             let mut more = false;
             while let Some(action) = self.session.poll_action() {
                 // One page, then the connection has its turn: answers to earlier questions may be there.
@@ -478,6 +485,12 @@ impl Follow {
                 if let Some(conn) = &mut self.conn {
                     conn.set_limits(DecoderLimits::for_batches(welcome.limits.max_batch));
                 }
+            }
+            SlaveAction::Probed(probed) => {
+                if let Some(verifying) = &mut self.verifying {
+                    verifying.answered(&probed);
+                }
+                self.apply.push(ctx, Item::Probed(probed));
             }
             SlaveAction::Contact(_) | SlaveAction::Waiting(_) => {}
             SlaveAction::Close(Ok(goodbye)) if goodbye.reason == GoodbyeReason::Replaced => {

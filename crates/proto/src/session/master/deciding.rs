@@ -192,6 +192,7 @@ impl MasterSession {
             copy: if compares { Coverage::default() } else { coverage },
             compares,
             asked: VecDeque::new(),
+            probe: None,
             stretch: None,
             pending: Pending::Nothing,
             records_next: false,
@@ -232,6 +233,7 @@ impl MasterSession {
             log_bytes: self.view.log_bytes,
             behind_bytes,
             checkpoints,
+            verifies: true,
         };
         if !waits {
             let Hello { slave, nonce, temporary, .. } = hello;

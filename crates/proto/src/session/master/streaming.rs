@@ -59,6 +59,10 @@ impl MasterSession {
         if let Some(range) = stream.copy.rest() {
             stream.pending = Pending::Page;
             self.queue.push_back(MasterAction::ReadPage { range, max_bytes: self.config.chunk });
+        } else if let Some(probe) = stream.probe.as_ref().filter(|_| stream.asked.is_empty()) {
+            let max_bytes = self.config.chunk.min(probe.max_bytes as usize);
+            self.queue.push_back(MasterAction::ReadExactly { range: probe.range.clone(), max_bytes });
+            stream.pending = Pending::Probing;
         } else {
             let asked = stream.asked.iter().take(MAX_EXAMINED).cloned().collect();
             let examination = Examination::new(asked, self.config.chunk);
@@ -80,7 +84,7 @@ impl MasterSession {
         self.spend(reading);
         match reading {
             Reading::Touched(..) => self.look_up(stream),
-            Reading::Page(_) | Reading::Answer(_) => self.read(stream),
+            Reading::Page(_) | Reading::Answer(_) | Reading::Probed(..) => self.read(stream),
         }
     }
 
@@ -100,6 +104,7 @@ impl MasterSession {
                 }
                 self.queue.extend(answer.into_messages().into_iter().map(MasterAction::Send));
             }
+            Reading::Probed(probed, _) => self.send_probed(stream, *probed),
             Reading::Touched(touched, taken) => {
                 if let Some(stretch) = &mut stream.stretch {
                     stretch.deleted.clear();
@@ -116,9 +121,13 @@ impl MasterSession {
 
     // What was read for an answer is paid for, whether it could be sent or not.
     pub(super) fn spend(&mut self, reading: &Reading) {
-        let Reading::Answer(answer) = reading else { return };
+        let bytes = match reading {
+            Reading::Page(_) | Reading::Touched(..) => return,
+            Reading::Answer(answer) => answer.bytes,
+            Reading::Probed(_, bytes) => *bytes,
+        };
         let Some(rate) = self.config.compare_bytes_per_second else { return };
-        let nanos = answer.bytes as u128 * 1_000_000_000 / u128::from(rate.max(1));
+        let nanos = bytes as u128 * 1_000_000_000 / u128::from(rate.max(1));
         let pause = Duration::from_nanos(u64::try_from(nanos).unwrap_or(u64::MAX));
         self.compare_from = self.compare_from.max(self.now).saturating_add(pause);
     }
@@ -151,6 +160,7 @@ impl Reading {
         match self {
             Self::Page(content) => std::slice::from_ref(&content.read_at),
             Self::Answer(answer) => &answer.reads,
+            Self::Probed(probed, _) => std::slice::from_ref(&probed.at),
             Self::Touched(touched, _) => std::slice::from_ref(&touched.read_at),
         }
     }
@@ -159,6 +169,7 @@ impl Reading {
         match self {
             Self::Page(content) => Some(content.read_at),
             Self::Answer(answer) => answer.read_at(),
+            Self::Probed(probed, _) => Some(probed.at),
             Self::Touched(touched, _) => Some(touched.read_at),
         }
     }

@@ -4,6 +4,7 @@ mod comparing;
 mod copying;
 mod deciding;
 mod misbehaving;
+mod probing;
 mod relay;
 mod resyncing;
 mod slave_checks;
@@ -261,6 +262,7 @@ fn welcome(history: &History, mode: Mode) -> Welcome {
         heartbeat_ms: 5000,
         log_bytes: view.log_bytes,
         behind_bytes: 0,
+        verifies: false,
         checkpoints: Vec::new(),
     }
 }

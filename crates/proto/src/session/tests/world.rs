@@ -305,6 +305,7 @@ impl World {
             Some(MasterAction::Close(_)) => {}
             Some(MasterAction::Superseded(_)) => panic!("one epoch is all there is"),
             Some(MasterAction::Answer(request)) => panic!("nobody asked {request:?}"),
+            Some(MasterAction::ReadExactly { .. }) => panic!("nobody verifies here"),
         }
         if let Some((after, max_bytes)) = asked {
             let answer = self.read(after, max_bytes);
@@ -387,6 +388,7 @@ impl World {
                 SlaveAction::Copy(content) => connection.applier.push_content(content),
                 SlaveAction::Welcomed(_) | SlaveAction::Contact(_) => {}
                 SlaveAction::Waiting(_) => waits += 1,
+                SlaveAction::Probed(_) => panic!("nobody verifies here"),
                 SlaveAction::Close(end) => ending = Some(end),
             }
         }
