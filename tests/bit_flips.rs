@@ -19,8 +19,9 @@ use std::time::Duration;
 use bytes::Bytes;
 use futures_util::TryStreamExt;
 use replikv::{
-    Batch, Durability, Ending, FollowError, KeyRange, Keyspace, LinkId, Master, MasterConfig, MemoryStore, RejectCode,
-    ReplicaStore, ReplicaStoreExt, Retention, ScanOptions, Slave, SlaveConfig, WriteSet,
+    Batch, Durability, Ending, FollowError, KeyRange, Keyspace, LinkId, Master, MasterConfig, MemoryStore, Reader,
+    RejectCode, RemoteReader, RemoteReaderConfig, ReplicaStore, ReplicaStoreExt, Retention, ScanOptions, Seq, Slave,
+    SlaveConfig, WaitError, WaitFor, WriteSet,
 };
 use support::{Error, Store, contents};
 use wire::Wire;
@@ -238,6 +239,72 @@ async fn of_a_session_that_compares() -> Result<(), Error> {
     let trimmed = Retention { max_bytes: 1_000, max_age_ms: None, hold_back_bytes: 1_000 };
     let setting = Setting::new(MasterConfig::default().retention(trimmed), 90, 4, 300).await?;
     setting.flip_every_bit().await;
+    Ok(())
+}
+
+/// Questions and answers, the right ones or errors. Says how many bytes went either way.
+async fn read(master: &Master<Store>, expected: &[(Bytes, Bytes)], flip: &Flip) -> [u64; 2] {
+    let (here, there) = tokio::io::duplex(64 << 10);
+    let (mut here, mut there) = (Wire::new(here), Wire::new(there));
+    match flip {
+        Flip::None | Flip::Stored { .. } => {}
+        Flip::ToSlave(bit) => here = here.flip(*bit),
+        Flip::ToMaster(bit) => there = there.flip(*bit),
+    }
+    let read = [here.counter(), there.counter()];
+    let serving = tokio::spawn({
+        let master = master.clone();
+        async move { master.serve(there).await }
+    });
+    let reader = RemoteReader::over(here, RemoteReaderConfig::default());
+    let head = master.status().published;
+    let mut failed = 0;
+    for (key, value) in &expected[..3] {
+        match reader.read(key, Some(WaitFor::Token(head.into()))).await {
+            Ok(read) => {
+                assert_eq!(read.value.as_ref(), Some(value), "{flip:?}");
+                assert_eq!((read.at.includes, read.at.shows), (Some(head), Some(head)), "{flip:?}");
+            }
+            Err(_) => failed += 1,
+        }
+    }
+    match reader.read(b"nothing", None).await {
+        Ok(read) => assert_eq!(read.value, None, "{flip:?}"),
+        Err(_) => failed += 1,
+    }
+    match reader.scan(KeyRange::all(), ScanOptions::default()).await {
+        Ok(page) => assert_eq!(page.entries().collect::<Vec<_>>(), expected, "{flip:?}"),
+        Err(_) => failed += 1,
+    }
+    match reader.wait_applied(head.seq.into()).await {
+        Ok(()) => assert!(matches!(
+            reader.wait_applied(Seq::new(1).into()).await,
+            Ok(()) | Err(WaitError::Unreachable { .. })
+        )),
+        Err(_) => failed += 1,
+    }
+    assert!(failed == 0 || !matches!(flip, Flip::None), "{failed} honest questions have no answer");
+    drop(reader);
+    // Whatever came, it ends, and the master goes on.
+    drop(serving.await);
+    read.map(|read| read.load(Ordering::Relaxed))
+}
+
+#[tokio::test(start_paused = true)]
+async fn of_reads() -> Result<(), Error> {
+    let setting = Setting::new(MasterConfig::default(), 0, 4, 6).await?;
+    let store = setting.master.store().await;
+    let expected = contents(&store).await;
+    let master = Master::open(store, setting.config.clone()).await?;
+    let [to_reader, to_master] = read(&master, &expected, &Flip::None).await;
+    assert!(to_reader > 600 && to_master > 300, "{to_reader} and {to_master} bytes are no session");
+    for bit in 0..to_reader * 8 {
+        read(&master, &expected, &Flip::ToSlave(bit)).await;
+    }
+    for bit in 0..to_master * 8 {
+        read(&master, &expected, &Flip::ToMaster(bit)).await;
+    }
+    println!("{} bits of {to_reader} and {to_master} bytes", 8 * (to_reader + to_master));
     Ok(())
 }
 

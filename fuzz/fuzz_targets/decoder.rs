@@ -56,7 +56,7 @@ fuzz_target!(|input: Input<'_>| {
     let mut bytes = if input.greeted { preamble.to_vec() } else { Vec::new() };
     for Frame { kind, flags, odd, payload } in input.frames {
         // Kinds and flags that mean something, mostly; channels and request ids now and then.
-        let (kind, channel) = if odd < 250 { (kind % 14, 0) } else { (kind, u16::from(odd - 250)) };
+        let (kind, channel) = if odd < 250 { (kind % 19, 0) } else { (kind, u16::from(odd - 250)) };
         bytes.extend(seal(kind, flags & if odd < 240 { 0x03 } else { 0xFF }, channel, u32::from(odd > 200), payload));
     }
     bytes.extend(input.raw);

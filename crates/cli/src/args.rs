@@ -179,10 +179,15 @@ pub(crate) struct Follow {
     /// Answer `replikv status --from` there. Port 0 takes a free one; the address is printed.
     #[arg(long, value_name = "ADDR")]
     pub(crate) status: Option<SocketAddr>,
+    /// Answer reads there: `replikv get --from`, `scan --from`, and programs; `status --from` as well. Port 0 takes a free
+    /// one; the address is printed.
+    #[arg(long, value_name = "ADDR")]
+    pub(crate) serve_reads: Option<SocketAddr>,
     /// Answer GET /metrics there, in the text format of Prometheus. Port 0 takes a free one; the address is printed.
     #[arg(long, value_name = "ADDR")]
     pub(crate) metrics: Option<SocketAddr>,
-    /// Allow addresses that are not loopback for --status and --metrics: whoever reaches them can read those.
+    /// Allow addresses that are not loopback for --status, --metrics and --serve-reads: whoever reaches them can read
+    /// those, and with the last one all data.
     #[arg(long)]
     pub(crate) insecure: bool,
 }
@@ -332,11 +337,22 @@ pub(crate) struct Export {
     pub(crate) file: PathBuf,
 }
 
+/// Where to read.
 #[derive(Debug, Group)]
-pub(crate) struct Get {
+#[group(required = true, multiple = false)]
+pub(crate) struct Place {
     /// The store.
     #[arg(long, value_name = "URL")]
-    pub(crate) store: String,
+    pub(crate) store: Option<String>,
+    /// Ask the master that serves at this address, or the slave that follows with --serve-reads, HOST:PORT.
+    #[arg(long, value_name = "ADDR")]
+    pub(crate) from: Option<String>,
+}
+
+#[derive(Debug, Group)]
+pub(crate) struct Get {
+    #[command(flatten)]
+    pub(crate) place: Place,
     /// The key.
     pub(crate) key: String,
 }
@@ -363,18 +379,17 @@ pub(crate) struct Del {
 
 #[derive(Debug, Group)]
 pub(crate) struct Scan {
-    /// The store.
-    #[arg(long, value_name = "URL")]
-    pub(crate) store: String,
+    #[command(flatten)]
+    pub(crate) place: Place,
     /// Only keys that begin with this.
     #[arg(long)]
     pub(crate) prefix: Option<String>,
     /// Only this key and those after it.
-    #[arg(long)]
-    pub(crate) from: Option<String>,
+    #[arg(long, value_name = "KEY")]
+    pub(crate) start: Option<String>,
     /// Only keys before this one.
-    #[arg(long)]
-    pub(crate) to: Option<String>,
+    #[arg(long, value_name = "KEY")]
+    pub(crate) end: Option<String>,
     /// At most so many entries.
     #[arg(long)]
     pub(crate) limit: Option<usize>,
@@ -385,7 +400,7 @@ pub(crate) struct Scan {
 
 #[derive(Debug, Group)]
 pub(crate) struct Status {
-    /// Ask the master that serves at this address, or the slave that follows with --status, HOST:PORT.
+    /// Ask the master that serves at this address, or the slave that follows with --status or --serve-reads, HOST:PORT.
     #[arg(long, value_name = "ADDR", conflicts_with = "store", required_unless_present = "store")]
     pub(crate) from: Option<String>,
     /// Look into this store, which nobody has open.

@@ -33,7 +33,7 @@ pub use ext::ReplicaStoreExt;
 pub use large::{LargePut, OpsPart, OwnedPart};
 pub use limits::StoreLimits;
 pub use op::{EncodedOps, MalformedOps, Op, Ops};
-pub use page::{Page, PageBuilder, Room, ScanOptions};
+pub use page::{NoPage, Page, PageBuilder, Room, ScanOptions};
 pub use position::{Digest, Epoch, Fingerprint, InvalidLinkId, LinkId, Position, Seq, SourceId, Token};
 pub use range::KeyRange;
 pub use reader::DataReader;

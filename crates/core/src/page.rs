@@ -55,6 +55,32 @@ pub struct Page {
 }
 
 impl Page {
+    /// A page that came from elsewhere: of `range`, read backwards if `reverse` says so. `rest` is the part of the range
+    /// that was not looked at.
+    ///
+    /// # Errors
+    /// [`NoPage`] if the entries are none of the range, or not in its order, or the rest does not lie behind them.
+    pub fn received(
+        range: &KeyRange,
+        reverse: bool,
+        entries: EncodedOps,
+        rest: Option<KeyRange>,
+    ) -> Result<Self, NoPage> {
+        let (mut left, mut len) = (range.clone(), 0);
+        for op in &entries {
+            let Op::Put { key, .. } = op else { return Err(NoPage) };
+            if !left.contains(key) {
+                return Err(NoPage);
+            }
+            left = if reverse { left.before(key) } else { left.after(key) };
+            len += 1;
+        }
+        if rest.as_ref().is_some_and(|rest| rest.intersect(&left) != *rest || (len == 0 && rest == range)) {
+            return Err(NoPage);
+        }
+        Ok(Self { entries, len, rest })
+    }
+
     pub(crate) fn from_parts(entries: EncodedOps, len: usize, rest: Option<KeyRange>) -> Self {
         Self { entries, len, rest }
     }
@@ -91,6 +117,11 @@ impl Page {
         self.rest.as_ref()
     }
 }
+
+/// What was received is no page of the range that was asked for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("what was received is no page of the range that was asked for")]
+pub struct NoPage;
 
 fn puts<'a>(ops: Ops<'a>) -> impl Iterator<Item = (&'a [u8], &'a [u8])> {
     ops.filter_map(|op| match op {
@@ -166,5 +197,41 @@ impl PageBuilder {
     /// The page. Where it was not full, its range is exhausted.
     pub fn finish(self) -> Page {
         Page { entries: EncodedOps::trusted(self.buffer.freeze()), len: self.len, rest: self.rest }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::Batch;
+
+    fn entries(keys: &[&str]) -> EncodedOps {
+        let put = |batch: Batch, key: &&str| batch.put(key, "v");
+        keys.iter().fold(Batch::new(), put).into_parts().map(|(ops, _, _)| ops).unwrap_or_default()
+    }
+
+    #[test]
+    fn a_received_page_holds_keys_of_its_range_in_its_order_and_its_rest_lies_behind_them() {
+        let range = KeyRange::from_bounds("b".."m");
+        let page = |keys, reverse, rest| Page::received(&range, reverse, entries(keys), rest);
+        let behind = || Some(KeyRange::from_bounds("d".."m"));
+        assert_eq!(page(&["b", "c"], false, behind()).map(|page| page.len()), Ok(2));
+        assert!(page(&["c", "b"], true, None).is_ok());
+        assert!(page(&[], false, None).is_ok());
+        for (keys, reverse, rest) in [
+            (&["c", "b"][..], false, None),
+            (&["b", "c"], true, None),
+            (&["b", "b"], false, None),
+            (&["a"], false, None),
+            (&["m"], false, None),
+            (&["b", "e"], false, behind()),
+            (&["b"], false, Some(KeyRange::all())),
+            // Whoever goes on from there never ends.
+            (&[], false, Some(range.clone())),
+        ] {
+            assert_eq!(page(keys, reverse, rest.clone()), Err(NoPage), "{keys:?} {reverse} {rest:?}");
+        }
+        let deletes = Batch::new().delete("c").into_parts().map(|(ops, _, _)| ops).unwrap_or_default();
+        assert_eq!(Page::received(&range, false, deletes, None), Err(NoPage));
     }
 }

@@ -1,9 +1,9 @@
 //! How a node is, for people and probes.
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 /// What to think of a node.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 #[non_exhaustive]
 pub enum HealthState {
@@ -24,10 +24,13 @@ pub enum HealthState {
     Disconnected,
     /// It was shut down.
     Stopped,
+    /// One that this program does not know: a newer one told it.
+    #[serde(other)]
+    Other,
 }
 
 /// How a node is, why, and since when.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[non_exhaustive]
 pub struct Health {
     /// In one word.

@@ -13,6 +13,7 @@ mod health;
 mod master;
 pub mod metrics;
 mod reader;
+mod reads;
 mod slave;
 mod stored;
 mod transport;
@@ -31,12 +32,13 @@ pub use master::{
     Commit, LogError, LogPart, Master, MasterConfig, MasterProgress, MasterStatus, Recording, Replicated, Sealed,
     ServeError, SlaveSeen, SlotSeen, Write, WriteError, read_log, read_log_parts, remote_status,
 };
-pub use reader::{Reader, ReaderStatus};
-pub use replikv_proto::{DifferenceKind, Displaced, OnDivergence, Resync};
+pub use reader::{Reader, ReaderStatus, Reading};
+pub use reads::{BalanceConfig, BalancedReader, ReadError, ReadSession, ReaderShare, RemoteReader, RemoteReaderConfig};
+pub use replikv_proto::{DifferenceKind, Displaced, Lag, OnDivergence, ReadAt, Resync, WaitFor};
 pub use slave::{
-    Difference, Ending, FollowError, Lag, PromoteError, Promoted, Quarantine, QuarantineFile, Slave, SlaveConfig,
+    Difference, Ending, FollowError, PromoteError, Promoted, Quarantine, QuarantineFile, Slave, SlaveConfig,
     SlaveProgress, SlaveState, SlaveStatus, Verification, VerifyError, VerifyOptions, VerifyOutcome, VerifyReport,
-    WaitError, WaitFor, promote,
+    WaitError, promote,
 };
 pub use stored::role;
 pub use transport::{Codec, ConnectionError};

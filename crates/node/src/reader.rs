@@ -3,11 +3,22 @@
 use async_trait::async_trait;
 use bytes::Bytes;
 use replikv_core::{DataReader, KeyRange, Page, Position, ReplicaStore, ScanOptions, StoreError};
-use serde::Serialize;
+use replikv_proto::ReadAt;
+use serde::{Deserialize, Serialize};
 
-use crate::{Changes, ChangesError, ChangesFrom, Health, Lag, Master, Slave, WaitError, WaitFor};
+use crate::{Changes, ChangesError, ChangesFrom, Health, Lag, Master, ReadError, Slave, WaitError, WaitFor};
 
-/// Whatever replicated data can be read from: a master, a slave, and later readers over several of them.
+/// What was read, and of which moment it is.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Reading<T> {
+    /// What was read.
+    pub value: T,
+    /// Of which moment of the history it is.
+    pub at: ReadAt,
+}
+
+/// Whatever replicated data can be read from: a master, a slave, one of these on the other side of a network
+/// ([`RemoteReader`](crate::RemoteReader)), or several of them ([`BalancedReader`](crate::BalancedReader)).
 ///
 /// `Arc<dyn Reader>` lets a program choose at run time, and a [`Table`](replikv_core::Table) reads through it too.
 #[async_trait]
@@ -27,6 +38,29 @@ pub trait Reader: DataReader + 'static {
     async fn scan(&self, range: KeyRange, options: ScanOptions) -> Result<Page, StoreError> {
         self.scan_data(range, options).await
     }
+
+    /// The value of `key`, and of which moment it is. With `after`, only if that is in it.
+    ///
+    /// # Cancel safety
+    /// Nothing is changed.
+    ///
+    /// # Errors
+    /// [`ReadError`]; [`ReadError::Behind`] if `after` is not there yet, or the reader holds no state of its master.
+    async fn read(&self, key: &[u8], after: Option<WaitFor>) -> Result<Reading<Option<Bytes>>, ReadError>;
+
+    /// One page of `range`, as it was at one instant, and of which moment it is. With `after`, only if that is in it.
+    ///
+    /// # Cancel safety
+    /// Nothing is changed.
+    ///
+    /// # Errors
+    /// As [`read`](Self::read).
+    async fn read_page(
+        &self,
+        range: KeyRange,
+        options: ScanOptions,
+        after: Option<WaitFor>,
+    ) -> Result<Reading<Page>, ReadError>;
 
     /// What changes, as a stream of whole batches; see [`Master::changes`] and [`Slave::changes`].
     ///
@@ -48,7 +82,7 @@ pub trait Reader: DataReader + 'static {
 }
 
 /// Where a reader stands, and how it is: what every kind of reader can say.
-#[derive(Debug, Clone, PartialEq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[non_exhaustive]
 pub struct ReaderStatus {
     /// How it is.
@@ -65,6 +99,19 @@ pub struct ReaderStatus {
 
 #[async_trait]
 impl<S: ReplicaStore> Reader for Slave<S> {
+    async fn read(&self, key: &[u8], after: Option<WaitFor>) -> Result<Reading<Option<Bytes>>, ReadError> {
+        self.read_with(after, || self.get_data(key)).await
+    }
+
+    async fn read_page(
+        &self,
+        range: KeyRange,
+        options: ScanOptions,
+        after: Option<WaitFor>,
+    ) -> Result<Reading<Page>, ReadError> {
+        self.read_with(after, || self.scan_data(range.clone(), options)).await
+    }
+
     async fn changes(&self, from: ChangesFrom, ranges: Vec<KeyRange>) -> Result<Changes, ChangesError> {
         Self::changes(self, from, ranges).await
     }
@@ -88,17 +135,25 @@ impl<S: ReplicaStore> Reader for Slave<S> {
 
 #[async_trait]
 impl<S: ReplicaStore> Reader for Master<S> {
+    async fn read(&self, key: &[u8], after: Option<WaitFor>) -> Result<Reading<Option<Bytes>>, ReadError> {
+        self.read_with(after, || self.get_data(key)).await
+    }
+
+    async fn read_page(
+        &self,
+        range: KeyRange,
+        options: ScanOptions,
+        after: Option<WaitFor>,
+    ) -> Result<Reading<Page>, ReadError> {
+        self.read_with(after, || self.scan_data(range.clone(), options)).await
+    }
+
     async fn changes(&self, from: ChangesFrom, ranges: Vec<KeyRange>) -> Result<Changes, ChangesError> {
         Self::changes(self, from, ranges).await
     }
 
     async fn wait_applied(&self, write: WaitFor) -> Result<(), WaitError> {
-        let seq = match write {
-            WaitFor::Token(token) if token.source != self.source() => return Err(WaitError::ForeignSource),
-            WaitFor::Token(token) => token.seq,
-            WaitFor::Seq(seq) => seq,
-        };
-        self.subscribe().reached(seq).await.map(drop).map_err(|_| WaitError::Closed)
+        self.wait_published(write).await
     }
 
     fn status(&self) -> ReaderStatus {

@@ -51,7 +51,8 @@ pub use session::{
 pub use slots::{Slot, SlotKind, SlotLimits, SlotName, SlotState, SlotTime, SlotView, Slots};
 pub use time::Now;
 pub use wire::{
-    Ack, Content, DecodeError, Decoder, DecoderLimits, EncodeError, Encoder, EpochStart, Event, FRAME_HEADER_LEN,
-    Goodbye, GoodbyeReason, Heartbeat, Hello, MAX_FRAME_LEN, Message, Mode, Outgoing, PREAMBLE_LEN, Preamble, Records,
-    Reject, RejectCode, Request, RequestBody, Response, Touched, VERSION, Welcome,
+    Ack, Answered, AnsweredBody, Content, DecodeError, Decoder, DecoderLimits, EncodeError, Encoder, EpochStart, Event,
+    FRAME_HEADER_LEN, Goodbye, GoodbyeReason, Heartbeat, Hello, Lag, MAX_FRAME_LEN, Message, Mode, Outgoing,
+    PREAMBLE_LEN, Preamble, ReadAt, ReadFailure, Records, Reject, RejectCode, Request, RequestBody, Response, Touched,
+    VERSION, WaitFor, Welcome,
 };

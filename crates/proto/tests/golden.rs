@@ -16,10 +16,11 @@ use replikv_core::{
 };
 use replikv_proto::layout::{Backup, Checkpoint, Epochs, Floor, Head, Identity, Role, Stored, Superseded};
 use replikv_proto::{
-    Ack, Claim, ClaimState, Compacted, Compaction, Compare, Compared, Content, EpochStart, FRAME_HEADER_LEN, Goodbye,
-    GoodbyeReason, Heartbeat, Held, Hello, LogParts, Message, Mode, OnDivergence, PreparedRecord, Probe, Probed,
-    RangeSummary, Record, RecordDraft, RecordHeader, RecordKind, Records, Reject, RejectCode, Request, RequestBody,
-    Response, Resync, Slot, Summary, TombstoneFloor, Touched, Verdict, Welcome, origin, read_stretch,
+    Ack, Answered, AnsweredBody, Claim, ClaimState, Compacted, Compaction, Compare, Compared, Content, EpochStart,
+    FRAME_HEADER_LEN, Goodbye, GoodbyeReason, Heartbeat, Held, Hello, Lag, LogParts, Message, Mode, OnDivergence,
+    PreparedRecord, Probe, Probed, RangeSummary, ReadAt, ReadFailure, Record, RecordDraft, RecordHeader, RecordKind,
+    Records, Reject, RejectCode, Request, RequestBody, Response, Resync, Slot, Summary, TombstoneFloor, Touched,
+    Verdict, WaitFor, Welcome, origin, read_stretch,
 };
 use support::{CRITICAL, MORE, decode_all, encode, ops, preamble, seal};
 
@@ -151,6 +152,33 @@ fn messages() -> Vec<(&'static str, Message)> {
         ("frame_09_compare", Message::Compare(question())),
         ("frame_10_ranges", Message::Ranges(content)),
         ("frame_11_request", Message::Request(Request { id: 5, body: RequestBody::Status })),
+        ("frame_11_request_standing", ask(RequestBody::Standing)),
+        (
+            "frame_11_request_get",
+            ask(RequestBody::Get { key: key(), after: Some(WaitFor::Token(position(300).into())), most: 1 << 20 }),
+        ),
+        (
+            "frame_11_request_get_drawn",
+            ask(RequestBody::Get {
+                key: Bytes::from_static(b"k"),
+                after: Some(WaitFor::Seq(Seq::new(300))),
+                most: 1 << 16,
+            }),
+        ),
+        (
+            "frame_11_request_scan",
+            ask(RequestBody::Scan {
+                range: KeyRange::from_bounds("a".."b"),
+                max_entries: 1000,
+                max_bytes: 1 << 16,
+                reverse: true,
+                after: Some(WaitFor::Seq(Seq::new(300))),
+                most: 1 << 20,
+            }),
+        ),
+        ("frame_11_request_wait", ask(RequestBody::Wait(WaitFor::Token(position(300).into())))),
+        ("frame_11_request_forget", ask(RequestBody::Forget { id: 4 })),
+        ("frame_11_request_unknown", ask(RequestBody::Unknown(Bytes::from_static(b"\x01\x63more")))),
         ("frame_12_response", Message::Response(Response { id: 5, body: Ok(Bytes::from_static(b"{}")) })),
         ("frame_12_response_none", Message::Response(Response { id: 5, body: Err(words()) })),
         ("frame_13_goodbye", Message::Goodbye(Goodbye { reason: GoodbyeReason::Trimmed, words: words() })),
@@ -173,7 +201,45 @@ fn messages() -> Vec<(&'static str, Message)> {
             "touched_more_follows",
             Message::Touched(Touched { read_at: position(320), end: None, ops: ops(Batch::new().delete("old")) }),
         ),
+        ("frame_18_answered_value", answered(AnsweredBody::Value(read_at(), Some(Bytes::from_static(b"value"))))),
+        ("frame_18_answered_missing", answered(AnsweredBody::Value(ReadAt::default(), None))),
+        (
+            "frame_18_answered_page",
+            answered(AnsweredBody::Page(
+                read_at(),
+                Some(KeyRange::from_bounds("key\0".."x")),
+                ops(Batch::new().put("key", "value")),
+            )),
+        ),
+        ("frame_18_answered_reached", answered(AnsweredBody::Reached)),
+        ("frame_18_answered_behind", answered(AnsweredBody::Failed(ReadFailure::Behind { at: Seq::new(299) }))),
+        (
+            "frame_18_answered_failed",
+            answered(AnsweredBody::Failed(ReadFailure::Store { words: words(), retry: true })),
+        ),
     ]
+}
+
+fn key() -> Bytes {
+    Bytes::from_static(b"key")
+}
+
+fn ask(body: RequestBody) -> Message {
+    Message::Request(Request { id: 5, body })
+}
+
+fn answered(body: AnsweredBody) -> Message {
+    Message::Answered(Answered { id: 5, body })
+}
+
+fn read_at() -> ReadAt {
+    ReadAt {
+        includes: Some(position(300)),
+        shows: Some(position(301)),
+        consistent: true,
+        lag: Some(Lag { seqs: 7, bytes: 700, millis: 70 }),
+        last_contact_ms: Some(12),
+    }
 }
 
 /// One record of each kind, with and without a note, one after another.

@@ -28,6 +28,10 @@ pub(crate) async fn run(args: args::Follow, json: bool) -> anyhow::Result<ExitCo
         Some(address) => Some(super::listen(address, args.insecure).await?),
         None => None,
     };
+    let reads = match args.serve_reads {
+        Some(address) => Some(super::listen(address, args.insecure).await?),
+        None => None,
+    };
     super::expose_metrics(args.metrics, args.insecure, json).await?;
     // A backup is there, and so is what was a master's.
     let there = args.as_slave.is_some() || args.rejoin.is_some();
@@ -43,6 +47,15 @@ pub(crate) async fn run(args: args::Follow, json: bool) -> anyhow::Result<ExitCo
             say!("{}", serde_json::json!({ "status": address.to_string() }))?;
         } else {
             say!("status on {address}")?;
+        }
+    }
+    if let Some(listener) = reads {
+        let address = listener.local_addr()?;
+        tokio::spawn(slave.clone().serve_reads_tcp(listener));
+        if json {
+            say!("{}", serde_json::json!({ "reads": address.to_string() }))?;
+        } else {
+            say!("reads on {address}")?;
         }
     }
     let mut following = pin!(follow(&slave, &args, first));

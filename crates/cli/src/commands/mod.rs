@@ -9,6 +9,7 @@ mod forget;
 mod gather;
 mod import;
 mod log;
+mod place;
 mod point;
 mod promote;
 mod restore;

@@ -4,17 +4,15 @@ use std::io::{IsTerminal, Write};
 use std::process::ExitCode;
 
 use anyhow::Context;
-use replikv::{Batch, Keyspace, MasterConfig, Token};
+use replikv::{Batch, MasterConfig, Token};
 
-use super::NO;
+use super::{NO, place};
 use crate::args::{self, Format};
 use crate::formats::Writer;
 use crate::{store, ui};
 
 pub(crate) async fn get(args: args::Get, json: bool) -> anyhow::Result<ExitCode> {
-    let store = store::open_to_read(&args.store)?;
-    let value = store.get(Keyspace::Data, args.key.as_bytes()).await?;
-    store.close().await?;
+    let value = place::Place::open(&args.place).await?.get(args.key.as_bytes()).await?;
     let Some(value) = value else {
         note!("replikv: no such key");
         return Ok(ExitCode::from(NO));

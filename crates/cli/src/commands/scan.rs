@@ -3,24 +3,25 @@
 use std::io::{BufWriter, Write};
 use std::process::ExitCode;
 
-use futures_util::TryStreamExt;
 use replikv::KeyRange;
 
+use super::place::Place;
 use crate::args::{self, Format};
 use crate::formats::Writer;
-use crate::{store, ui};
+use crate::ui;
 
 pub(crate) async fn run(args: args::Scan, json: bool) -> anyhow::Result<ExitCode> {
-    let store = store::open_to_read(&args.store)?;
+    let place = Place::open(&args.place).await?;
     let mut range = args.prefix.as_ref().map_or_else(KeyRange::all, KeyRange::prefix);
-    let bounds = KeyRange::new(args.from.unwrap_or_default(), args.to.map(Into::into));
+    let bounds = KeyRange::new(args.start.unwrap_or_default(), args.end.map(Into::into));
     range = range.intersect(&bounds);
     let mut left = args.limit.unwrap_or(usize::MAX);
     let mut output = BufWriter::new(ui::stdout());
-    let mut pages = store::pages(&store, range, args.reverse);
+    let mut rest = Some(range);
     while left > 0
-        && let Some(page) = pages.try_next().await?
+        && let Some(range) = rest
     {
+        let page = place.scan(range, args.reverse).await?;
         for (key, value) in page.iter().take(left) {
             if json {
                 Writer::new(Format::Ndjson, &mut output)?.write(key, value)?;
@@ -29,9 +30,10 @@ pub(crate) async fn run(args: args::Scan, json: bool) -> anyhow::Result<ExitCode
             }
         }
         left -= left.min(page.len());
+        rest = page.rest().cloned();
     }
     output.flush()?;
-    drop((pages, output));
-    store.close().await?;
+    drop(output);
+    place.close().await?;
     Ok(ExitCode::SUCCESS)
 }

@@ -9,6 +9,7 @@ mod network;
 mod output;
 mod parts;
 mod promotion;
+mod reads;
 mod refusals;
 mod signals;
 mod support;

@@ -51,11 +51,11 @@ fn scan_prints_what_was_asked_for() {
     assert_eq!(keys(&["--reverse"]), ["c", "b/3", "b/2", "b/1", "a"]);
     assert_eq!(keys(&["--prefix", "b/"]), ["b/1", "b/2", "b/3"]);
     assert_eq!(keys(&["--prefix", "b/", "--reverse", "--limit", "1"]), ["b/3"]);
-    assert_eq!(keys(&["--from", "b/2"]), ["b/2", "b/3", "c"]);
-    assert_eq!(keys(&["--to", "b/2"]), ["a", "b/1"]);
-    assert_eq!(keys(&["--from", "b/2", "--to", "c", "--limit", "9"]), ["b/2", "b/3"]);
-    assert_eq!(keys(&["--prefix", "b/", "--from", "b/2", "--to", "b/3"]), ["b/2"]);
-    assert!(keys(&["--from", "c", "--to", "a"]).is_empty());
+    assert_eq!(keys(&["--start", "b/2"]), ["b/2", "b/3", "c"]);
+    assert_eq!(keys(&["--end", "b/2"]), ["a", "b/1"]);
+    assert_eq!(keys(&["--start", "b/2", "--end", "c", "--limit", "9"]), ["b/2", "b/3"]);
+    assert_eq!(keys(&["--prefix", "b/", "--start", "b/2", "--end", "b/3"]), ["b/2"]);
+    assert!(keys(&["--start", "c", "--end", "a"]).is_empty());
     assert!(keys(&["--limit", "0"]).is_empty());
     assert!(keys(&["--prefix", "none"]).is_empty());
     let json = run(&["scan", "--store", &store, "--prefix", "b/", "--json"]).ok().json_lines();
@@ -63,7 +63,7 @@ fn scan_prints_what_was_asked_for() {
     assert_eq!(json.len(), 3);
     // What could move the cursor is escaped.
     run(&["put", "--store", &store, "z\u{1b}", "a\nb"]).ok();
-    assert_eq!(run(&["scan", "--store", &store, "--from", "z"]).ok().text(), "z\\x1b\ta\\nb\n");
+    assert_eq!(run(&["scan", "--store", &store, "--start", "z"]).ok().text(), "z\\x1b\ta\\nb\n");
 }
 
 #[test]

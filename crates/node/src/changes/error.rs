@@ -33,6 +33,9 @@ pub enum ChangesError {
     /// The consumer was forgotten, and with it where it was.
     #[error("the consumer was forgotten")]
     Forgotten,
+    /// This reader tells no changes. Follow the master with a slave, and read its changes.
+    #[error("this reader tells no changes: follow the master with a slave, and read its changes")]
+    Unsupported,
     /// The store failed.
     #[error(transparent)]
     Store(#[from] StoreError),

@@ -34,6 +34,7 @@ pub struct MasterConfig {
     pub(crate) heartbeat: Duration,
     pub(crate) handshake_timeout: Duration,
     pub(crate) max_sessions: usize,
+    pub(crate) max_readers: usize,
     pub(crate) chunk: usize,
     pub(crate) compare_bytes_per_second: Option<u64>,
     pub(crate) max_lag: Option<u64>,
@@ -58,6 +59,7 @@ impl Default for MasterConfig {
             heartbeat: Duration::from_secs(2),
             handshake_timeout: Duration::from_secs(10),
             max_sessions: 1024,
+            max_readers: 256,
             chunk: 256 << 10,
             compare_bytes_per_second: None,
             max_lag: None,
@@ -200,6 +202,14 @@ impl MasterConfig {
     #[must_use]
     pub fn max_sessions(mut self, sessions: usize) -> Self {
         self.max_sessions = sessions;
+        self
+    }
+
+    /// How many connections may read at once; more are told that it is busy. Each pins one answer at most. They take no
+    /// place of slaves. Default: 256. 0: nobody reads from this master over a connection.
+    #[must_use]
+    pub fn max_readers(mut self, readers: usize) -> Self {
+        self.max_readers = readers;
         self
     }
 

@@ -7,6 +7,7 @@ mod error;
 mod exact;
 mod log;
 mod open;
+mod reads;
 mod recording;
 mod ring;
 mod serve;
@@ -97,6 +98,7 @@ pub(crate) struct Inner<S> {
     /// How long masters had run on this store when this one was opened, in milliseconds.
     uptime_before: u64,
     session_permits: Arc<Semaphore>,
+    reader_permits: Arc<Semaphore>,
     log_reads: Semaphore,
     /// How much data there was when somebody last asked. Whoever counts holds it.
     measured: AsyncMutex<Option<log::Measured>>,
@@ -174,6 +176,7 @@ impl<S: ReplicaStore> Master<S> {
             slots: SlotBook::new(opened.slots),
             uptime_before: opened.head.uptime_ms,
             session_permits: Arc::new(Semaphore::new(config.max_sessions.min(Semaphore::MAX_PERMITS))),
+            reader_permits: Arc::new(Semaphore::new(config.max_readers.min(Semaphore::MAX_PERMITS))),
             log_reads: Semaphore::new(config.log_readers.min(Semaphore::MAX_PERMITS)),
             measured: AsyncMutex::new(None),
             held: Mutex::default(),

@@ -8,15 +8,16 @@ use replikv_core::{KeyRange, Keyspace, Position, ReplicaStore, ScanOptions, Seq,
 use replikv_proto::layout::{Head, Superseded};
 use replikv_proto::{
     Content, DecoderLimits, Goodbye, GoodbyeReason, MasterAction, MasterSession, MasterSessionConfig, Message, Refusal,
-    Reject, RejectCode, Request, RequestBody, Response, SlotName, View,
+    Reject, RejectCode, Request, RequestBody, SlotName, View,
 };
 use tokio::io::{AsyncRead, AsyncWrite};
-use tokio::sync::watch;
+use tokio::sync::{OwnedSemaphorePermit, watch};
 use tokio::time::{Instant, sleep_until, timeout};
 use tokio_util::sync::CancellationToken;
 
 use super::sessions::Entered;
 use super::{Inner, Master, ServeError};
+use crate::reads::serve::{Asked, Ended as Asking, Refused, answer_all, tell};
 use crate::slave::Ending;
 use crate::stored;
 use crate::transport::{Connection, ConnectionError};
@@ -25,7 +26,8 @@ use crate::transport::{Connection, ConnectionError};
 const LAST_WORDS: Duration = Duration::from_secs(1);
 
 impl<S: ReplicaStore> Master<S> {
-    /// Serves the slave at the other end of `stream` until the connection ends.
+    /// Serves the slave at the other end of `stream` until the connection ends; or answers whoever reads there, as a
+    /// [`RemoteReader`](crate::RemoteReader) does.
     ///
     /// Memory for it is bounded by a few chunks, however slow the slave is.
     ///
@@ -51,17 +53,30 @@ impl<S: ReplicaStore> Master<S> {
             checkpoints: inner.newest_checkpoints(),
             relay: false,
         };
+        let permit = inner.session_permits.clone().try_acquire_owned();
+        let (hello, permit) = match permit {
+            Ok(permit) => match self.lobby(&mut connection, permit).await {
+                Lobby::Enters(message, permit) => (Some(*message), permit),
+                Lobby::Ended(result) => {
+                    drop(timeout(LAST_WORDS, connection.finish()).await);
+                    return result;
+                }
+            },
+            Err(_) => (None, None),
+        };
         // Subscribed first: what changes after the session's look at it is told.
         let views = inner.view.subscribe();
         let view = **inner.seen.load();
         let mut session = MasterSession::new(config, view, inner.epochs.clone(), inner.clock.now());
-        let permit = inner.session_permits.clone().try_acquire_owned();
-        if permit.is_err() {
-            let words = "this master serves as many slaves as it may";
+        if permit.is_none() {
+            let words = match hello {
+                Some(_) => "this connection reads: follow on another one",
+                None => "this master serves as many slaves as it may",
+            };
             session.refuse(Reject { code: RejectCode::Busy, words: words.into(), retry: true }.into());
         }
         let driver = Driver { master: self, inner, views, entered: None, slot: None, ending: None };
-        let result = driver.run(&mut connection, &mut session).await;
+        let result = driver.run(&mut connection, &mut session, hello).await;
         if let Err(ServeError::Refused(refusal)) = &result {
             inner.metrics.session_refused(refusal.code);
         }
@@ -76,6 +91,44 @@ impl<S: ReplicaStore> Master<S> {
         // Last words that cannot be sent are not missed by anybody.
         drop(timeout(LAST_WORDS, connection.finish()).await);
         result
+    }
+
+    // Whoever connects may ask first, and need not go on to follow. A reader gives its place among the slaves back.
+    async fn lobby<T>(&self, connection: &mut Connection<T>, permit: OwnedSemaphorePermit) -> Lobby
+    where
+        T: AsyncRead + AsyncWrite + Send,
+    {
+        let inner = &*self.inner;
+        let (mut place, mut reading) = (Some(permit), None);
+        let admit = || match inner.reader_permits.clone().try_acquire_owned() {
+            Ok(permit) => {
+                (place, reading) = (None, Some(permit));
+                Ok(())
+            }
+            Err(_) => Err(Refused::Busy),
+        };
+        let ended = answer_all(connection, self, &inner.closing, inner.config.handshake_timeout, admit).await;
+        let result = match ended {
+            Ok(Asking::Other(message)) => return Lobby::Enters(message, place),
+            Ok(Asking::Closing) => Ok(Ending::Shutdown),
+            Ok(Asking::Goodbye(goodbye)) => Ok(said(&goodbye)),
+            Ok(Asking::Left) => Ok(Ending::Answered),
+            Err(error) => Err(error),
+        };
+        drop(reading);
+        Lobby::Ended(result)
+    }
+}
+
+enum Lobby {
+    /// It has something else to say than questions. Without a permit it has read before.
+    Enters(Box<Message>, Option<OwnedSemaphorePermit>),
+    Ended(Result<Ending, ServeError>),
+}
+
+impl<S: ReplicaStore> Asked for Master<S> {
+    fn status_json(&self) -> serde_json::Result<Vec<u8>> {
+        serde_json::to_vec(&self.status())
     }
 }
 
@@ -100,11 +153,19 @@ impl<S> Drop for Driver<'_, S> {
 }
 
 impl<S: ReplicaStore> Driver<'_, S> {
-    async fn run<T>(mut self, connection: &mut Connection<T>, session: &mut MasterSession) -> Result<Ending, ServeError>
+    async fn run<T>(
+        mut self,
+        connection: &mut Connection<T>,
+        session: &mut MasterSession,
+        hello: Option<Message>,
+    ) -> Result<Ending, ServeError>
     where
         T: AsyncRead + AsyncWrite + Send,
     {
         let inner = self.inner;
+        if let Some(hello) = hello {
+            session.handle_message(inner.clock.now(), hello)?;
+        }
         let mut closing = false;
         let mut replaced = CancellationToken::new();
         let mut leave_at = None;
@@ -253,7 +314,7 @@ impl<S: ReplicaStore> Driver<'_, S> {
                     }
                 }
             }
-            MasterAction::Answer(request) => session.respond(inner.answer(&request)),
+            MasterAction::Answer(request) => session.respond(tell(self.master, request.id, &request.body)),
             MasterAction::Close(Some(refusal)) => return Ok(Some(Err(ServeError::Refused(refusal)))),
             MasterAction::Close(None) => {
                 let ending = self.ending.take();
@@ -315,7 +376,7 @@ impl<S: ReplicaStore> Inner<S> {
     }
 
     // What `read` reads, and the last record that it may show.
-    async fn read_at<R, F>(&self, read: impl Fn() -> F) -> Result<(R, Position), StoreError>
+    pub(super) async fn read_at<R, F>(&self, read: impl Fn() -> F) -> Result<(R, Position), StoreError>
     where
         F: Future<Output = Result<R, StoreError>>,
     {
@@ -335,16 +396,6 @@ impl<S: ReplicaStore> Inner<S> {
             }
             return Ok((found, read_at));
         }
-    }
-
-    fn answer(&self, request: &Request) -> Response {
-        let body = match request.body {
-            RequestBody::Status => {
-                serde_json::to_vec(&self.status()).map(Bytes::from).map_err(|error| error.to_string())
-            }
-            _ => Err("this master does not know the question".into()),
-        };
-        Response { id: request.id, body }
     }
 }
 

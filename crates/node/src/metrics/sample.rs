@@ -70,6 +70,8 @@ fn label_of(state: HealthState) -> &'static str {
         HealthState::Outpaced => "outpaced",
         HealthState::Disconnected => "disconnected",
         HealthState::Stopped => "stopped",
+        // No node is in it.
+        HealthState::Other => "other",
     }
 }
 

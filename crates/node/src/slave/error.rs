@@ -20,6 +20,8 @@ pub enum Ending {
         /// In words.
         words: String,
     },
+    /// The other side has asked, and has gone: it was no slave.
+    Answered,
 }
 
 /// Why following stopped.
@@ -93,4 +95,10 @@ pub enum WaitError {
     /// The slave was shut down.
     #[error("the slave was shut down")]
     Closed,
+    /// The reader is on the other side of a connection, which is lost. Wait again.
+    #[error("the reader cannot be reached: {reason}")]
+    Unreachable {
+        /// What stands in the way.
+        reason: String,
+    },
 }

@@ -48,7 +48,7 @@ impl<S: ReplicaStore> Slave<S> {
         let result = self.follow_alone(stream).await;
         dropped.0 = None;
         match &result {
-            Ok(Ending::Shutdown) => self.inner.tracker.stopped(),
+            Ok(Ending::Shutdown | Ending::Answered) => self.inner.tracker.stopped(),
             Ok(Ending::Goodbye { words, .. }) => self.inner.tracker.disconnected(words.clone()),
             Err(error) => self.inner.tracker.failed(error),
         }

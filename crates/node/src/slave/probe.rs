@@ -1,17 +1,14 @@
-//! Answering whoever asks how a slave is.
+//! Answering whoever asks how a slave is, and whoever reads from it.
 
-use bytes::Bytes;
 use replikv_core::ReplicaStore;
-use replikv_proto::{
-    DecoderLimits, Goodbye, GoodbyeReason, Message, ProtocolError, Refusal, RejectCode, Request, RequestBody, Response,
-};
+use replikv_proto::{DecoderLimits, Message, ProtocolError, Refusal, RejectCode};
 use tokio::io::{AsyncRead, AsyncWrite};
-use tokio::time::{sleep_until, timeout};
+use tokio::time::timeout;
 
 use super::Slave;
 use crate::ServeError;
-use crate::clock::ahead;
-use crate::transport::{Connection, ConnectionError};
+use crate::reads::serve::{Asked, Ended, Refused, answer_all};
+use crate::transport::Connection;
 
 /// Questions are short.
 const LIMITS: DecoderLimits = DecoderLimits { control: 64 << 10, data: 64 << 10 };
@@ -30,70 +27,66 @@ impl<S: ReplicaStore> Slave<S> {
     where
         T: AsyncRead + AsyncWrite + Send,
     {
-        let mut connection = Connection::new(stream, LIMITS);
-        let result = self.answer_all(&mut connection).await;
+        let refused = || Err(Refused::Never("this address tells the status of a slave, and nothing of its data"));
+        self.answer(stream, LIMITS, refused).await
+    }
+
+    /// Answers reads at the other end of `stream`, as a [`RemoteReader`](crate::RemoteReader) asks them, and questions
+    /// for the status, until that end closes or has not asked for as long as a handshake may take. Whoever is on the
+    /// other side can read everything that the slave holds, and change nothing.
+    ///
+    /// Questions are answered one after the other, so that a connection pins one answer and a buffer; those who wait
+    /// for a write wait beside that, 64 of a connection at most.
+    ///
+    /// # Cancel safety
+    /// If dropped, answering stops.
+    ///
+    /// # Errors
+    /// [`ServeError`]. Whatever is asked, the slave is not affected.
+    pub async fn serve_reads<T>(&self, stream: T) -> Result<(), ServeError>
+    where
+        T: AsyncRead + AsyncWrite + Send,
+    {
+        let max_key = self.inner.store.limits().max_key;
+        self.answer(stream, DecoderLimits::for_hello(max_key), || Ok(())).await
+    }
+
+    async fn answer<T>(
+        &self,
+        stream: T,
+        limits: DecoderLimits,
+        admit: impl FnMut() -> Result<(), Refused> + Send,
+    ) -> Result<(), ServeError>
+    where
+        T: AsyncRead + AsyncWrite + Send,
+    {
+        let mut connection = Connection::new(stream, limits);
+        let patience = self.inner.config.handshake_timeout;
+        let ended = answer_all(&mut connection, self, &self.inner.closing, patience, admit).await;
+        let result = match ended {
+            Ok(Ended::Other(message)) => match *message {
+                Message::Hello(_) => {
+                    let words = "this is a slave: it answers questions, and serves nobody who follows";
+                    let refusal = Refusal::new(RejectCode::Unsupported, words);
+                    let sent = connection.send(&Message::Reject(refusal.clone().into()));
+                    sent.map_err(ServeError::from).and(Err(ServeError::Refused(refusal)))
+                }
+                message => {
+                    let what = format!("{} has no place here", message.name());
+                    Err(ProtocolError::Misbehaved { what }.into())
+                }
+            },
+            Ok(_) => Ok(()),
+            Err(error) => Err(error),
+        };
         // Last words that cannot be sent are not missed by anybody.
         drop(timeout(super::follow::LAST_WORDS, connection.finish()).await);
         result
     }
+}
 
-    async fn answer_all<T>(&self, connection: &mut Connection<T>) -> Result<(), ServeError>
-    where
-        T: AsyncRead + AsyncWrite + Send,
-    {
-        let patience = self.inner.config.handshake_timeout;
-        let mut deadline = ahead(patience);
-        let mut answered = false;
-        loop {
-            while connection.has_room()
-                && let Some(message) = connection.next_message()?
-            {
-                match message {
-                    Message::Request(request) => {
-                        connection.send(&Message::Response(self.answer(&request)))?;
-                        deadline = ahead(patience);
-                        answered = true;
-                    }
-                    Message::Goodbye(_) => return Ok(()),
-                    Message::Hello(_) => {
-                        let words = "this is a slave: it tells its status, and serves nobody";
-                        let refusal = Refusal::new(RejectCode::Unsupported, words);
-                        connection.send(&Message::Reject(refusal.clone().into()))?;
-                        return Err(ServeError::Refused(refusal));
-                    }
-                    message => {
-                        let what = format!("{} has no place here", message.name());
-                        return Err(ProtocolError::Misbehaved { what }.into());
-                    }
-                }
-            }
-            tokio::select! {
-                biased;
-                () = self.inner.closing.cancelled() => {
-                    let words = "the slave was shut down".into();
-                    connection.send(&Message::Goodbye(Goodbye { reason: GoodbyeReason::Closing, words }))?;
-                    return Ok(());
-                }
-                driven = connection.drive(connection.has_room()) => match driven {
-                    Ok(_) => {}
-                    // Whoever has its answer may just go.
-                    Err(ConnectionError::Closed) if answered => return Ok(()),
-                    Err(error) => return Err(error.into()),
-                },
-                () = sleep_until(deadline) => {
-                    return Err(ProtocolError::Silent { seconds: patience.as_secs() }.into());
-                }
-            }
-        }
-    }
-
-    fn answer(&self, request: &Request) -> Response {
-        let body = match request.body {
-            RequestBody::Status => {
-                serde_json::to_vec(&self.status()).map(Bytes::from).map_err(|error| error.to_string())
-            }
-            _ => Err("this slave does not know the question".into()),
-        };
-        Response { id: request.id, body }
+impl<S: ReplicaStore> Asked for Slave<S> {
+    fn status_json(&self) -> serde_json::Result<Vec<u8>> {
+        serde_json::to_vec(&self.status())
     }
 }

@@ -4,7 +4,7 @@ use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 use replikv_core::{Cursor, Fill, Position, Seq, StoreError};
-use replikv_proto::{EpochStart, Mode, Now, Progress, RejectCode, SourceFacts, Welcome};
+use replikv_proto::{EpochStart, Lag, Mode, Now, Progress, ReadAt, RejectCode, SourceFacts, Welcome};
 use serde::Serialize;
 use tokio::sync::watch;
 
@@ -46,18 +46,6 @@ pub struct SlaveProgress {
     pub connected: bool,
     /// Where the epochs of the history begin, as last told.
     pub epochs: Vec<EpochStart>,
-}
-
-/// How far behind a slave is. Meaningful at the time of the last contact; see [`SlaveStatus::last_contact_ms`].
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
-pub struct Lag {
-    /// In records.
-    pub seqs: u64,
-    /// In bytes of records.
-    pub bytes: u64,
-    /// In milliseconds by the master's clock: how much older the last applied record is than now. 0 if nothing is
-    /// missing.
-    pub millis: u64,
 }
 
 /// Where a slave is, and how it is. Position, lag and last contact are three separate things.
@@ -327,6 +315,21 @@ impl Tracker {
         self.trouble(HealthState::Stopped, "shut down".into());
     }
 
+    /// Where the slave stands, for a read that begins.
+    pub(super) fn read_at(&self, now: Now) -> (SlaveProgress, ReadAt) {
+        let progress = self.progress.borrow().clone();
+        let facts = self.facts.lock().unwrap_or_else(PoisonError::into_inner);
+        let at = ReadAt {
+            includes: progress.position,
+            shows: None,
+            consistent: progress.consistent,
+            lag: lag(&facts, &progress, now),
+            last_contact_ms: facts.heard.map(|heard| millis(now.monotonic.saturating_sub(heard))),
+        };
+        drop(facts);
+        (progress, at)
+    }
+
     pub(super) fn status(&self, now: Now) -> SlaveStatus {
         let progress = self.progress.borrow().clone();
         let mut facts = self.facts.lock().unwrap_or_else(PoisonError::into_inner);
@@ -414,6 +417,10 @@ impl Facts {
             self.begun = 0;
         }
     }
+}
+
+fn millis(time: Duration) -> u64 {
+    u64::try_from(time.as_millis()).unwrap_or(u64::MAX)
 }
 
 /// A committed group, as the tracker wants to know it.

@@ -9,10 +9,13 @@ use tokio::time::{Instant, sleep, timeout};
 
 use super::status::Worked;
 use super::{Ending, FollowError, Slave};
+use crate::ServeError;
 use crate::transport::{ConnectionError, accept_all};
 
 /// How many may ask for the status at once. More wait their turn.
 const PROBES: usize = 64;
+/// How many may read at once. More wait their turn.
+const READERS: usize = 256;
 
 impl<S: ReplicaStore> Slave<S> {
     /// Answers questions for the status on every connection that `listener` accepts, until the slave is shut down; see
@@ -24,13 +27,32 @@ impl<S: ReplicaStore> Slave<S> {
     /// # Errors
     /// None while the listener works; a failed accept is logged, and tried again.
     pub async fn serve_status_tcp(self, listener: TcpListener) -> io::Result<()> {
+        self.accept(listener, PROBES, |slave, stream| async move { slave.serve_status(stream).await }).await
+    }
+
+    /// Answers reads, and questions for the status, on every connection that `listener` accepts, until the slave is shut
+    /// down; see [`serve_reads`](Self::serve_reads). 256 may be connected at once; more wait until one of these leaves.
+    ///
+    /// # Cancel safety
+    /// If dropped, answering stops.
+    ///
+    /// # Errors
+    /// None while the listener works; a failed accept is logged, and tried again.
+    pub async fn serve_reads_tcp(self, listener: TcpListener) -> io::Result<()> {
+        self.accept(listener, READERS, |slave, stream| async move { slave.serve_reads(stream).await }).await
+    }
+
+    async fn accept<F>(self, listener: TcpListener, most: usize, answer: fn(Self, TcpStream) -> F) -> io::Result<()>
+    where
+        F: Future<Output = Result<(), ServeError>> + Send + 'static,
+    {
         let serve = |stream, peer| {
             let slave = self.clone();
             async move {
-                if let Err(error) = slave.serve_status(stream).await {
+                if let Err(error) = answer(slave.clone(), stream).await {
                     tracing::info!(
                         target: "replikv::slave", follower = %slave.inner.config.name, %peer,
-                        error = %crate::error_chain(&error), "a question for the status failed"
+                        error = %crate::error_chain(&error), "a question failed"
                     );
                 }
             }
@@ -41,7 +63,7 @@ impl<S: ReplicaStore> Slave<S> {
                 "a connection could not be accepted"
             );
         };
-        accept_all(listener, &self.inner.closing, PROBES, serve, failed).await;
+        accept_all(listener, &self.inner.closing, most, serve, failed).await;
         Ok(())
     }
 
@@ -63,7 +85,7 @@ impl<S: ReplicaStore> Slave<S> {
             let result = self.follow_once(&address).await;
             let store_failed = matches!(result, Err(FollowError::Store(_)));
             let reason = match result {
-                Ok(Ending::Shutdown) => return Ok(Ending::Shutdown),
+                Ok(Ending::Shutdown | Ending::Answered) => return Ok(Ending::Shutdown),
                 Ok(Ending::Goodbye { reason: GoodbyeReason::Replaced, words }) => {
                     return Err(FollowError::Refused(Refusal::new(RejectCode::DuplicateSlave, words)));
                 }

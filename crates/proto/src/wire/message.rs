@@ -10,6 +10,7 @@ use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
 use super::compare;
+use super::reads::{self, Answered, RequestBody};
 use crate::{Compare, Compared, Held, OnDivergence, Probe, Probed, Summary};
 
 /// What master and slave say to each other.
@@ -50,6 +51,8 @@ pub enum Message {
     Probed(Probed),
     /// Master: what keys hold that were touched in a stretch of the log which is compacted.
     Touched(Touched),
+    /// Either: what a read came to.
+    Answered(Answered),
 }
 
 /// Who a slave is, where it stands, what it can hold and what it wants.
@@ -274,15 +277,7 @@ pub struct Request {
     pub body: RequestBody,
 }
 
-/// What can be asked.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[non_exhaustive]
-pub enum RequestBody {
-    /// The status of the node, as JSON.
-    Status,
-}
-
-/// An answer.
+/// An answer that is no read's.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Response {
     /// The id of the question.
@@ -315,7 +310,7 @@ pub enum GoodbyeReason {
 }
 
 /// The version of every control payload.
-const PAYLOAD: u8 = 1;
+pub(super) const PAYLOAD: u8 = 1;
 /// The version of a hello that says what to do on divergence.
 const HELLO_ON_DIVERGENCE: u8 = 2;
 /// The version of a welcome that says that probes are answered.
@@ -362,6 +357,7 @@ impl Message {
             Self::Probe(_) => "probe",
             Self::Probed(_) => "probed",
             Self::Touched(_) => "touched",
+            Self::Answered(_) => "answered",
         }
     }
 
@@ -385,12 +381,15 @@ impl Message {
             Self::Touched(_) => KIND_TOUCHED,
             Self::Probe(_) => 16,
             Self::Probed(_) => KIND_PROBED,
+            Self::Answered(_) => KIND_ANSWERED,
         }
     }
 
     pub(super) fn request_id(&self) -> u32 {
         match self {
-            Self::Request(Request { id, .. }) | Self::Response(Response { id, .. }) => *id,
+            Self::Request(Request { id, .. })
+            | Self::Response(Response { id, .. })
+            | Self::Answered(Answered { id, .. }) => *id,
             _ => 0,
         }
     }
@@ -404,7 +403,7 @@ impl Message {
             Self::Ack(ack) => vec![control(ack)?],
             Self::Heartbeat(heartbeat) => vec![control(heartbeat)?],
             Self::Goodbye(goodbye) => vec![control(goodbye)?],
-            Self::Request(request) => vec![control(&request.body)?],
+            Self::Request(request) => vec![reads::request_payload(&request.body)?],
             Self::Response(response) => vec![control(&response.body)?],
             Self::Compare(compare) => vec![compare::to_payload(compare)?],
             Self::Compared(compared) => vec![control(compared)?],
@@ -428,6 +427,7 @@ impl Message {
                 let header = TouchedHeader { read_at: touched.read_at, end: touched.end };
                 vec![control(&header)?, touched.ops.as_bytes().clone()]
             }
+            Self::Answered(answered) => reads::answered_payload(&answered.body)?,
         })
     }
 
@@ -437,6 +437,10 @@ impl Message {
             KIND_RECORDS => return Ok(Some(Self::Records(Records { parts: segments }))),
             KIND_RANGES => return Ok(Some(Self::Ranges(content(segments)?))),
             KIND_PROBED => return Ok(Some(Self::Probed(probed(segments)?))),
+            KIND_ANSWERED => {
+                let body = reads::parse_answered(segments)?;
+                return Ok(Some(Self::Answered(Answered { id: request, body })));
+            }
             _ => {}
         }
         let payload = super::encoder::join(segments);
@@ -449,7 +453,7 @@ impl Message {
             7 => Self::Ack(parse(&payload)?),
             8 => Self::Heartbeat(parse(&payload)?),
             9 => Self::Compare(compare::from_payload(&payload)?),
-            11 => Self::Request(Request { id: request, body: parse(&payload)? }),
+            11 => Self::Request(Request { id: request, body: reads::parse_request(&payload)? }),
             12 => Self::Response(Response { id: request, body: parse(&payload)? }),
             13 => Self::Goodbye(parse(&payload)?),
             14 => Self::Compared(parse(&payload)?),
@@ -464,11 +468,12 @@ const KIND_RECORDS: u8 = 6;
 const KIND_RANGES: u8 = 10;
 const KIND_TOUCHED: u8 = 15;
 const KIND_PROBED: u8 = 17;
+const KIND_ANSWERED: u8 = 18;
 
 /// True for kinds whose payload is data: as large as batches are.
 pub(super) fn carries_data(kind: u8) -> bool {
     // A response carries as much as was asked for.
-    matches!(kind, KIND_RECORDS | KIND_RANGES | KIND_TOUCHED | KIND_PROBED | 12)
+    matches!(kind, KIND_RECORDS | KIND_RANGES | KIND_TOUCHED | KIND_PROBED | KIND_ANSWERED | 12)
 }
 
 pub(super) fn control<T: Serialize>(payload: &T) -> Result<Bytes, postcard::Error> {
@@ -524,7 +529,7 @@ pub(super) fn parse<T: DeserializeOwned>(payload: &[u8]) -> Result<T, &'static s
     }
 }
 
-fn parse_head<T: DeserializeOwned>(payload: &[u8]) -> Result<(u8, T, &[u8]), &'static str> {
+pub(super) fn parse_head<T: DeserializeOwned>(payload: &[u8]) -> Result<(u8, T, &[u8]), &'static str> {
     let Some((&version, rest)) = payload.split_first() else { return Err("its payload is empty") };
     if version < PAYLOAD {
         return Err("its payload has no version");

@@ -8,9 +8,9 @@ use replikv_core::{
     Batch, Coverage, Cursor, Digest, EncodedOps, Epoch, Fingerprint, KeyRange, Position, Seq, SourceId, StoreLimits,
 };
 use replikv_proto::{
-    Ack, Compare, Compared, Content, DecodeError, Decoder, DecoderLimits, Encoder, EpochStart, Event, Goodbye,
-    GoodbyeReason, Heartbeat, Hello, Message, Mode, OnDivergence, RangeSummary, Records, Reject, RejectCode, Request,
-    RequestBody, Response, Verdict, Welcome,
+    Ack, Answered, AnsweredBody, Compare, Compared, Content, DecodeError, Decoder, DecoderLimits, Encoder, EpochStart,
+    Event, Goodbye, GoodbyeReason, Heartbeat, Hello, Lag, Message, Mode, OnDivergence, RangeSummary, ReadAt,
+    ReadFailure, Records, Reject, RejectCode, Request, RequestBody, Response, Verdict, WaitFor, Welcome,
 };
 
 pub(crate) const CRITICAL: u8 = 0x01;
@@ -209,6 +209,61 @@ fn compared() -> impl Strategy<Value = Compared> {
     (position(), vec(verdict, 0..9)).prop_map(|(read_at, verdicts)| Compared { read_at, verdicts })
 }
 
+fn wait_for() -> impl Strategy<Value = WaitFor> {
+    prop_oneof![seq().prop_map(WaitFor::Seq), position().prop_map(|at| WaitFor::Token(at.into()))]
+}
+
+fn question() -> impl Strategy<Value = RequestBody> {
+    let after = || proptest::option::of(wait_for());
+    prop_oneof![
+        Just(RequestBody::Status),
+        Just(RequestBody::Standing),
+        (bytes(40), after(), any::<u64>()).prop_map(|(key, after, most)| RequestBody::Get { key, after, most }),
+        (range(), any::<(u64, u64, bool, u64)>(), after()).prop_map(|(range, numbers, after)| {
+            let (max_entries, max_bytes, reverse, most) = numbers;
+            RequestBody::Scan { range, max_entries, max_bytes, reverse, after, most }
+        }),
+        wait_for().prop_map(RequestBody::Wait),
+        any::<u32>().prop_map(|id| RequestBody::Forget { id }),
+        bytes(40).prop_map(|rest| RequestBody::Unknown([&[1, 6], &rest[..]].concat().into())),
+    ]
+}
+
+fn read_at() -> impl Strategy<Value = ReadAt> {
+    let at = || proptest::option::of(position());
+    let lag = any::<(u64, u64, u64)>().prop_map(|(seqs, bytes, millis)| Lag { seqs, bytes, millis });
+    (at(), at(), any::<bool>(), proptest::option::of(lag), any::<Option<u64>>()).prop_map(
+        |(includes, shows, consistent, lag, last_contact_ms)| ReadAt {
+            includes,
+            shows,
+            consistent,
+            lag,
+            last_contact_ms,
+        },
+    )
+}
+
+fn answer() -> impl Strategy<Value = AnsweredBody> {
+    let failure = prop_oneof![
+        Just(ReadFailure::KeyEmpty),
+        any::<(u64, u64)>().prop_map(|(len, max)| ReadFailure::KeyTooLong { len, max }),
+        seq().prop_map(|at| ReadFailure::Behind { at }),
+        Just(ReadFailure::Superseded),
+        Just(ReadFailure::ForeignSource),
+        Just(ReadFailure::Busy),
+        Just(ReadFailure::Closed),
+        any::<(u64, u64)>().prop_map(|(len, max)| ReadFailure::TooLarge { len, max }),
+        (".{0,40}", any::<bool>()).prop_map(|(words, retry)| ReadFailure::Store { words, retry }),
+    ];
+    prop_oneof![
+        (read_at(), proptest::option::of(bytes(400))).prop_map(|(at, value)| AnsweredBody::Value(at, value)),
+        (read_at(), proptest::option::of(range()), batch())
+            .prop_map(|(at, rest, entries)| AnsweredBody::Page(at, rest, entries)),
+        Just(AnsweredBody::Reached),
+        failure.prop_map(AnsweredBody::Failed),
+    ]
+}
+
 /// Any message at all.
 pub(crate) fn message() -> impl Strategy<Value = Message> {
     let progress = || (seq(), seq(), any::<bool>());
@@ -237,7 +292,8 @@ pub(crate) fn message() -> impl Strategy<Value = Message> {
             read_at,
             entries
         })),
-        any::<u32>().prop_map(|id| Message::Request(Request { id, body: RequestBody::Status })),
+        (any::<u32>(), question()).prop_map(|(id, body)| Message::Request(Request { id, body })),
+        (any::<u32>(), answer()).prop_map(|(id, body)| Message::Answered(Answered { id, body })),
         (any::<u32>(), bytes(200)).prop_map(|(id, body)| Message::Response(Response { id, body: Ok(body) })),
         (any::<u32>(), ".{0,40}").prop_map(|(id, words)| Message::Response(Response { id, body: Err(words) })),
         (reason(), ".{0,40}").prop_map(|(reason, words)| Message::Goodbye(Goodbye { reason, words })),

@@ -1,0 +1,65 @@
+//! Where `get` and `scan` read: a store that is here, or a node that answers.
+
+use std::time::Duration;
+
+use anyhow::{Context, anyhow};
+use bytes::Bytes;
+use replikv::{KeyRange, Keyspace, Page, ReadError, Reader, RemoteReader, RemoteReaderConfig, ScanOptions};
+use tokio::time::timeout;
+
+use crate::args;
+use crate::store::{self, Store};
+
+/// How long a node may take for an answer.
+const ANSWER: Duration = Duration::from_secs(60);
+
+pub(super) enum Place {
+    Store(Store),
+    Node(RemoteReader, String),
+}
+
+impl Place {
+    pub(super) async fn open(args: &args::Place) -> anyhow::Result<Self> {
+        match (&args.from, &args.store) {
+            (Some(address), _) => {
+                super::check_address(address).await?;
+                let config = RemoteReaderConfig::default().silence(ANSWER);
+                Ok(Self::Node(RemoteReader::tcp(address, config), address.clone()))
+            }
+            (None, Some(url)) => Ok(Self::Store(store::open_to_read(url)?)),
+            (None, None) => Err(anyhow!("say --store URL or --from ADDR")),
+        }
+    }
+
+    pub(super) async fn get(&self, key: &[u8]) -> anyhow::Result<Option<Bytes>> {
+        match self {
+            Self::Store(store) => {
+                let value = store.get(Keyspace::Data, key).await?;
+                self.close().await?;
+                Ok(value)
+            }
+            Self::Node(reader, address) => Ok(asked(address, reader.read(key, None)).await?.value),
+        }
+    }
+
+    pub(super) async fn scan(&self, range: KeyRange, reverse: bool) -> anyhow::Result<Page> {
+        let options = ScanOptions { max_entries: 10_000, max_bytes: 1 << 20, reverse };
+        match self {
+            Self::Store(store) => Ok(store.scan(Keyspace::Data, range, options).await?),
+            Self::Node(reader, address) => Ok(asked(address, reader.read_page(range, options, None)).await?.value),
+        }
+    }
+
+    pub(super) async fn close(&self) -> anyhow::Result<()> {
+        if let Self::Store(store) = self {
+            store.close().await?;
+        }
+        Ok(())
+    }
+}
+
+async fn asked<T>(address: &str, asking: impl Future<Output = Result<T, ReadError>>) -> anyhow::Result<T> {
+    let answer = timeout(ANSWER, asking).await.map_err(|_| anyhow!("no answer"));
+    let answer = answer.and_then(|answer| answer.map_err(anyhow::Error::from));
+    answer.with_context(|| format!("the node at {address} cannot be asked"))
+}

@@ -1,0 +1,73 @@
+//! Reading from a process that has the store.
+
+use std::net::TcpListener;
+
+use serde_json::json;
+
+use crate::support::{Place, Running, run};
+
+fn entries(place: &Place) -> String {
+    let lines = (0..25_000).map(|n| format!("k{n:05}\tvalue {n}\n")).collect::<String>();
+    place.file("entries.tsv", lines)
+}
+
+#[test]
+fn a_master_and_a_slave_are_read_over_the_network_as_their_stores_are() {
+    let place = Place::new();
+    let (store, copy) = (place.lmdb("master"), place.lmdb("slave"));
+    let (master, address) = Running::master(&store, &["--import", &entries(&place)]);
+    assert_eq!(master.error_line(), "imported 25,000 entries");
+    run(&["follow", "--store", &copy, "--id", "edge", "--from", &address, "--once"]).ok();
+    let args = ["follow", "--store", &copy, "--id", "edge", "--from", &address, "--serve-reads", "127.0.0.1:0"];
+    let slave = Running::spawn(&args);
+    let reads = slave.line().strip_prefix("reads on ").map(String::from).expect("it says where it answers");
+
+    for address in [&address, &reads] {
+        assert_eq!(run(&["get", "--from", address, "k00007"]).ok().text(), "value 7");
+        let found = run(&["get", "--from", address, "k00007", "--json"]).ok().json();
+        assert_eq!(found, json!({ "key": "k00007", "value": "value 7" }));
+        run(&["get", "--from", address, "nothing"]).says(1, "no such key");
+        run(&["get", "--from", address, ""]).says(2, "the key is empty");
+        for more in [
+            &[][..],
+            &["--json"],
+            &["--reverse", "--limit", "12345"],
+            &["--prefix", "k0001", "--start", "k00012", "--end", "k00018"],
+        ] {
+            let here = run(&[&["scan", "--store", &copy], more].concat()).ok();
+            let there = run(&[&["scan", "--from", address], more].concat()).ok();
+            assert_eq!(here.text(), there.text(), "{more:?}");
+        }
+    }
+    // Whoever reads data is told the status, too.
+    let status = run(&["status", "--from", &reads, "--json"]).ok().json();
+    assert_eq!((&status["name"], &status["consistent"]), (&json!("edge"), &json!(true)));
+    slave.interrupt("TERM").ok();
+    master.interrupt("TERM").ok();
+    run(&["get", "--from", &address, "k00007"]).says(2, "cannot be asked");
+}
+
+#[test]
+fn an_address_that_tells_the_status_alone_answers_no_reads() {
+    let place = Place::new();
+    let (store, copy) = (place.filled("master"), place.lmdb("slave"));
+    let (_master, address) = Running::master(&store, &[]);
+    let slave =
+        Running::spawn(&["follow", "--store", &copy, "--id", "edge", "--from", &address, "--status", "127.0.0.1:0"]);
+    let status = slave.line().strip_prefix("status on ").map(String::from).expect("it says where it answers");
+    run(&["get", "--from", &status, "k"]).says(2, "nothing of its data");
+    run(&["scan", "--from", &status]).says(2, "nothing of its data");
+}
+
+#[test]
+fn reads_over_the_network_are_refused_in_one_line_that_says_why() {
+    let place = Place::new();
+    let store = place.filled("master");
+    let free = TcpListener::bind("127.0.0.1:0").and_then(|listener| listener.local_addr()).unwrap().to_string();
+    run(&["get", "--from", &free, "k"]).says(2, "cannot be asked");
+    run(&["get", "--from", "nowhere", "k"]).says(2, "is no address");
+    run(&["get", "--from", &free, "--store", &store, "k"]).says(2, "cannot be used with");
+    run(&["get", "k"]).says(2, "--store");
+    let args = ["follow", "--store", &store, "--id", "x", "--from", &free, "--serve-reads", "0.0.0.0:0"];
+    run(&args).says(2, "is not loopback");
+}

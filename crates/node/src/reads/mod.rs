@@ -1,0 +1,12 @@
+//! Reads over the network, and reads balanced over many readers.
+
+mod balanced;
+mod error;
+mod remote;
+pub(crate) mod serve;
+mod session;
+
+pub use self::balanced::{BalanceConfig, BalancedReader, ReaderShare};
+pub use self::error::ReadError;
+pub use self::remote::{RemoteReader, RemoteReaderConfig};
+pub use self::session::ReadSession;
