@@ -52,7 +52,9 @@ impl Judged<'_> {
         if cursor.position.source != self.view.published.source {
             return vec![Verdict::Refuse(RejectCode::ForeignSource)];
         }
-        if cursor.position.epoch.number > self.view.published.epoch.number {
+        // An epoch that the master itself has begun may not be published yet.
+        let own = self.view.published.epoch.number.max(self.view.handed.epoch.number);
+        if cursor.position.epoch.number > own {
             return vec![Verdict::Refuse(RejectCode::Superseded)];
         }
         let mut positions = vec![cursor.position];
