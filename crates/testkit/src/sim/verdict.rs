@@ -117,7 +117,10 @@ impl Judged<'_> {
             return self.place_below(position, on_the_way, same_epoch);
         }
         let remembered = position.seq == published.seq || position.seq == floor.seq;
-        if damage_is_found && !remembered && !self.is_intact(position.seq) {
+        // A record that differs is believed if it continues the one before, which may be the damaged one.
+        let before = Seq::new(position.seq.as_u64().saturating_sub(1));
+        let believed = on_the_way || before <= floor.seq || self.is_intact(before);
+        if damage_is_found && !remembered && !(self.is_intact(position.seq) && believed) {
             Place::Below
         } else if on_the_way {
             Place::Held
