@@ -84,7 +84,7 @@ async fn a_slave_behind_the_log_compares_while_writes_go_on() -> Result<(), Erro
     let retention = Retention { max_bytes: 10_000, max_age_ms: None, hold_back_bytes: 64 << 20 };
     let master = master(&source, config().retention(retention)).await;
     let held = followed(&master, "edge").await;
-    assert!(master.forget(replikv_proto::SlotKind::Slave, "edge"));
+    until(|| master.forget(replikv_proto::SlotKind::Slave, "edge")).await;
     // What its master never had: found as a difference, and gone.
     held.apply_one(Keyspace::Data, Op::Put { key: b"\xFFmine", value: b"1" }).await?;
     let slave = slave(&held, "edge").await;
@@ -429,7 +429,7 @@ async fn what_a_slave_holds_behind_a_page_of_its_own_is_compared_too() -> Result
         inner.apply(writes.build(), Durability::Synced).await?;
         let master = master(&FaultStore::new(inner), config()).await;
         let slave = slave(&followed(&master, "edge").await, "edge").await;
-        assert!(master.forget(replikv_proto::SlotKind::Slave, "edge"));
+        until(|| master.forget(replikv_proto::SlotKind::Slave, "edge")).await;
         let mut token = master.write(Batch::new().delete_range(kept.to_be_bytes()..)).await?;
         // The log goes on, and the data stays as it is.
         soon(async {

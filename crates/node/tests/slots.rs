@@ -181,3 +181,18 @@ async fn there_are_no_more_slots_than_allowed() -> Result<(), Error> {
     assert_eq!(slot(&master, "edge"), None, "it is served, and nothing is kept for it");
     Ok(())
 }
+
+// Slots are made once a second of what was acknowledged since.
+#[tokio::test(start_paused = true)]
+async fn a_slave_that_is_forgotten_right_after_its_first_acknowledgement_stays_so() -> Result<(), Error> {
+    let master = Master::open(MemoryStore::new(), config(u64::MAX)).await?;
+    master.put("k", "v").await?;
+    let edge = MemoryStore::new();
+    for _ in 0..20 {
+        visit(&master, &edge, SlaveConfig::new("edge")).await;
+        assert!(master.forget(SlotKind::Slave, "edge"));
+        tokio::time::sleep(Duration::from_secs(5)).await;
+        assert!(master.status().slots.is_empty(), "{:?}", master.status().slots);
+    }
+    Ok(())
+}

@@ -80,6 +80,11 @@ impl SlotBook {
         self.open.lock().unwrap_or_else(PoisonError::into_inner).remove(name);
     }
 
+    /// Drops an acknowledgement that no slot knows of yet; false if there is none.
+    fn forget_ack(&self, name: &SlotName) -> bool {
+        self.acks.lock().unwrap_or_else(PoisonError::into_inner).remove(name).is_some()
+    }
+
     fn take_acks(&self) -> BTreeMap<SlotName, Seq> {
         std::mem::take(&mut *self.acks.lock().unwrap_or_else(PoisonError::into_inner))
     }
@@ -93,7 +98,9 @@ impl<S: ReplicaStore> Master<S> {
     /// The slot is dropped; it may come back with a crash before the next second has passed.
     pub fn forget(&self, kind: SlotKind, name: &str) -> bool {
         let name = SlotName { kind, name: name.into() };
-        let found = self.inner.slots.with(|slots| slots.forget(&name));
+        // What was acknowledged a moment ago would bring it back.
+        let acknowledged = self.inner.slots.forget_ack(&name);
+        let found = self.inner.slots.with(|slots| slots.forget(&name)) || acknowledged;
         self.inner.wake.notify_one();
         found
     }
