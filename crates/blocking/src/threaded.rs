@@ -4,7 +4,7 @@ use std::any::Any;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicU8, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
-use std::thread;
+use std::thread::{self, JoinHandle};
 
 use async_trait::async_trait;
 use bytes::Bytes;
@@ -37,6 +37,9 @@ impl Default for ThreadedOptions {
 /// Write sets are applied one after the other on a thread of their own; pages are taken on a few others. The store is
 /// opened by a function, so that it can be opened again: after an unknown outcome, a failed sync or a panic every call
 /// fails with `Fatal` until [`reopen`](ReplicaStore::reopen) has succeeded.
+///
+/// When it is closed, or its last handle is gone, the threads that read have ended before the store is dropped: what a
+/// thread leaves to the store on its way out (LMDB's reader slots) finds it there.
 #[derive(Debug)]
 pub struct Threaded<B> {
     shared: Arc<Shared<B>>,
@@ -95,18 +98,19 @@ impl<B: BlockingStore> Threaded<B> {
         let (limits, preferred_write_set) = (store.limits(), store.preferred_write_set());
         let shared =
             Arc::new(Shared { state: RwLock::new(state), open: Mutex::new(Some(open)), gate: Gate::default() });
-        let (writer, jobs) = async_channel::bounded(options.queue.max(1));
-        let own = shared.clone();
-        spawn(format!("{name}-writer"), move || write_loop(&own, &jobs))?;
         let (readers, jobs) = async_channel::bounded::<ReaderJob<B>>(options.readers.max(1) * 16);
+        let mut reading = Readers { jobs, threads: Vec::new() };
         for number in 0..options.readers.max(1) {
-            let (own, jobs) = (shared.clone(), jobs.clone());
-            spawn(format!("{name}-reader-{number}"), move || {
+            let (own, jobs) = (shared.clone(), reading.jobs.clone());
+            reading.threads.push(spawn(format!("{name}-reader-{number}"), move || {
                 while let Ok(job) = jobs.recv_blocking() {
                     job(&own);
                 }
-            })?;
+            })?);
         }
+        let (writer, jobs) = async_channel::bounded(options.queue.max(1));
+        let own = shared.clone();
+        spawn(format!("{name}-writer"), move || write_loop(&own, &jobs, reading))?;
         Ok(Self { shared, writer, readers, limits, preferred_write_set })
     }
 
@@ -161,6 +165,29 @@ impl<B: BlockingStore> Threaded<B> {
     }
 }
 
+/// The threads that read.
+struct Readers<B> {
+    jobs: async_channel::Receiver<ReaderJob<B>>,
+    threads: Vec<JoinHandle<()>>,
+}
+
+impl<B> Readers<B> {
+    /// Takes no more jobs, and waits until those that were taken are done and the threads are gone.
+    fn end(&mut self) {
+        self.jobs.close();
+        for thread in self.threads.drain(..) {
+            // A panic of a job was caught, and told to whoever waited for it.
+            drop(thread.join());
+        }
+    }
+}
+
+impl<B> Drop for Readers<B> {
+    fn drop(&mut self) {
+        self.end();
+    }
+}
+
 /// Settles between a caller that goes away and the writer who answered it.
 #[derive(Debug, Default)]
 struct Claim(AtomicU8);
@@ -201,7 +228,11 @@ impl Claim {
     }
 }
 
-fn write_loop<B: BlockingStore>(shared: &Shared<B>, jobs: &async_channel::Receiver<WriterJob>) {
+fn write_loop<B: BlockingStore>(
+    shared: &Shared<B>,
+    jobs: &async_channel::Receiver<WriterJob>,
+    mut readers: Readers<B>,
+) {
     while let Ok(job) = jobs.recv_blocking() {
         let (answer, claim, result) = match job {
             // Nobody waits for it, and it has not begun: it never happens.
@@ -216,13 +247,14 @@ fn write_loop<B: BlockingStore>(shared: &Shared<B>, jobs: &async_channel::Receiv
                 (answer, claim, result)
             }
             WriterJob::Reopen { answer, claim } => (answer, claim, shared.reopen()),
-            WriterJob::Close { answer, claim } => (answer, claim, shared.close()),
+            WriterJob::Close { answer, claim } => (answer, claim, shared.close(&mut readers)),
         };
         // Decided first, answered then: whoever calls next finds no undecided write.
         claim.decide(&shared.gate);
         drop(answer.send(result));
     }
     // The last handle is gone.
+    readers.end();
     shared.drop_store();
 }
 
@@ -289,11 +321,12 @@ impl<B: BlockingStore> Shared<B> {
         Ok(())
     }
 
-    fn close(&self) -> Result<(), StoreError> {
+    fn close(&self, readers: &mut Readers<B>) -> Result<(), StoreError> {
         let synced = match self.sync() {
             Err(StoreError::Closed) => Ok(()),
             result => result,
         };
+        readers.end();
         // Dropped under the lock: when this returns, it can be opened again.
         self.drop_store();
         synced
@@ -358,8 +391,8 @@ fn panic_words(panic: &(dyn Any + Send)) -> &str {
     words.or_else(|| panic.downcast_ref::<String>().map(String::as_str)).unwrap_or("no words")
 }
 
-fn spawn(name: String, run: impl FnOnce() + Send + 'static) -> Result<(), StoreError> {
-    thread::Builder::new().name(name).spawn(run).map(drop).map_err(StoreError::backend)
+fn spawn(name: String, run: impl FnOnce() + Send + 'static) -> Result<JoinHandle<()>, StoreError> {
+    thread::Builder::new().name(name).spawn(run).map_err(StoreError::backend)
 }
 
 #[async_trait]

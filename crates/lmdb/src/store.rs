@@ -3,6 +3,7 @@
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Mutex, PoisonError};
+use std::thread;
 
 use async_trait::async_trait;
 use bytes::Bytes;
@@ -63,7 +64,9 @@ impl LmdbStore {
     /// What the application writes to a table in transactions of its own must go through a recorder, or reaches no
     /// slave; [`stats`](ReplicaStore::stats) counts transactions that did not. It may read as it likes.
     ///
-    /// [`close`](ReplicaStore::close) lets go of the environment and leaves it open. Must not be called on a thread that
+    /// [`close`](ReplicaStore::close) lets go of the environment and leaves it open. In an environment whose readers belong
+    /// to threads, LMDB wants the application's threads that have read to be gone, or to stay, while the last handle of
+    /// the environment is dropped: join them first, and close the store, or drop its last handle, before your own. Must not be called on a thread that
     /// has a write transaction open.
     ///
     /// # Errors
@@ -268,9 +271,13 @@ impl BlockingStore for Blocking {
     }
 
     fn stats(&self) -> StoreStats {
-        // Where readers belong to threads, this one may have its own open: then what was seen last must do.
         let book = self.environment.tables().book;
-        let read = self.environment.read(|txn| Ok(Book::read(book, txn)?.map(|book| book.foreign_at(txn.id()))));
+        let count = || self.environment.read(|txn| Ok(Book::read(book, txn)?.map(|book| book.foreign_at(txn.id()))));
+        let read = match self.reads_inline() {
+            true => count(),
+            false => elsewhere(count),
+        };
+        // What was seen last must do where nothing can be read now.
         let mut seen = self.foreign.lock().unwrap_or_else(PoisonError::into_inner);
         if let Ok(foreign) = read {
             *seen = foreign;
@@ -282,6 +289,16 @@ impl BlockingStore for Blocking {
         // A thread has one reader at a time there, and the caller's may be open.
         !self.environment.env().has_tls()
     }
+}
+
+/// On a thread that is gone when this returns: a reader that belonged to the caller's thread would be there as long as
+/// that, and LMDB touches it when the thread ends, even if the environment is just being closed.
+fn elsewhere<T: Send>(read: impl FnOnce() -> Result<T, StoreError> + Send) -> Result<T, StoreError> {
+    let joined = thread::scope(|scope| {
+        let thread = thread::Builder::new().spawn_scoped(scope, read).map_err(StoreError::backend)?;
+        thread.join().map_err(|_| StoreError::backend("the thread that read has panicked"))
+    });
+    joined?
 }
 
 fn makes_room(writes: &WriteSet) -> bool {

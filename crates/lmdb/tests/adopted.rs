@@ -2,9 +2,11 @@
 
 mod support;
 
+use std::sync::Arc;
+
 use replikv_core::{Durability, KeyRange, Keyspace, ReplicaStore, ScanOptions, StoreError, Subspace, WriteSet};
 use replikv_lmdb::heed::types::Str;
-use replikv_lmdb::heed::{Database, DatabaseFlags, EnvFlags};
+use replikv_lmdb::heed::{Database, DatabaseFlags, EnvFlags, env_closing_event};
 use replikv_lmdb::{LmdbOptions, LmdbStore};
 use support::app::{create, environment, environment_with};
 
@@ -136,4 +138,31 @@ fn a_store_that_opened_its_environment_itself_has_no_scribe() {
     let store = LmdbStore::open(dir.path(), options()).unwrap();
     let error = store.scribe(store.limits()).unwrap_err();
     assert!(words(&error).contains("use from_env"), "{}", words(&error));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_environment_whose_readers_belong_to_threads_goes_with_the_store() {
+    const ROUNDS: usize = 150;
+    let dir = tempfile::tempdir().unwrap();
+    for round in 0..ROUNDS {
+        // The store has the last handle: whatever its threads leave behind must find the environment, or be gone.
+        let store = Arc::new(LmdbStore::from_env(environment(dir.path()), options()).unwrap());
+        let mut scans = tokio::task::JoinSet::new();
+        for _ in 0..8 {
+            let store = store.clone();
+            scans.spawn(async move { store.scan(Keyspace::Data, KeyRange::all(), ScanOptions::default()).await });
+        }
+        assert!(scans.join_all().await.iter().all(Result::is_ok));
+        // On a thread that ends just now.
+        let asked = store.clone();
+        let asking = std::thread::spawn(move || asked.stats());
+        if round % 2 == 0 {
+            store.close().await.unwrap();
+        }
+        drop(store);
+        assert_eq!(asking.join().unwrap().foreign_commits.unwrap_or_default(), 0);
+        if let Some(event) = env_closing_event(dir.path()) {
+            event.wait();
+        }
+    }
 }

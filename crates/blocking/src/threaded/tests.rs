@@ -396,3 +396,76 @@ async fn the_store_goes_with_its_last_handle_and_is_gone_when_close_returns() {
     store.close().await.unwrap();
     dropped.try_recv().expect("it is gone when close returns");
 }
+
+/// Leaves something to each thread that reads, which takes its time to go when the thread ends.
+struct Leaving {
+    events: Sender<&'static str>,
+    leave: Mutex<Sender<&'static str>>,
+}
+
+struct Left(Sender<&'static str>);
+
+impl Drop for Left {
+    fn drop(&mut self) {
+        thread::sleep(Duration::from_millis(30));
+        let _ = self.0.send("thread");
+    }
+}
+
+impl Drop for Leaving {
+    fn drop(&mut self) {
+        let _ = self.events.send("store");
+    }
+}
+
+impl BlockingStore for Leaving {
+    fn apply(&self, _: &WriteSet, _: Durability) -> Result<(), StoreError> {
+        Ok(())
+    }
+
+    fn get(&self, _: Keyspace, _: &[u8]) -> Result<Option<Bytes>, StoreError> {
+        Ok(None)
+    }
+
+    fn scan(&self, _: Keyspace, range: KeyRange, options: ScanOptions) -> Result<Page, StoreError> {
+        thread_local!(static LEFT: std::cell::RefCell<Option<Left>> = const { std::cell::RefCell::new(None) });
+        LEFT.with(|left| *left.borrow_mut() = Some(Left(self.leave.lock().unwrap().clone())));
+        // Long enough that another thread takes the next.
+        thread::sleep(Duration::from_millis(30));
+        Ok(PageBuilder::new(range, options).finish())
+    }
+
+    fn sync(&self) -> Result<(), StoreError> {
+        Ok(())
+    }
+
+    fn limits(&self) -> StoreLimits {
+        StoreLimits { max_key: 16, max_value: 16, max_batch: 1 << 20 }
+    }
+}
+
+#[tokio::test]
+async fn the_threads_that_read_are_gone_before_the_store() -> Result<(), StoreError> {
+    for closed in [false, true] {
+        let (events, happened) = channel();
+        let events = Mutex::new(events);
+        let open = move || {
+            let events = events.lock().unwrap().clone();
+            Ok(Leaving { leave: Mutex::new(events.clone()), events })
+        };
+        let options = ThreadedOptions { readers: 2, ..ThreadedOptions::default() };
+        let store = Threaded::open("leaving", options, open)?;
+        let scan = || store.scan(Keyspace::Data, KeyRange::all(), ScanOptions::default());
+        let (one, other) = futures_util::join!(scan(), scan());
+        one.and(other)?;
+        if closed {
+            store.close().await?;
+            assert!(matches!(scan().await, Err(StoreError::Closed)));
+        }
+        drop(store);
+        let happened: Vec<_> = happened.iter().collect();
+        assert_eq!(happened.last(), Some(&"store"), "{happened:?}");
+        assert!(happened.len() > 1, "somebody has read");
+    }
+    Ok(())
+}
