@@ -68,6 +68,9 @@ async fn a_reader_of_the_callers_is_no_obstacle_to_the_contract() {
     assert!(words(&error).contains("this thread has a read transaction open already"), "{}", words(&error));
     drop(rtxn);
     store.read(|_| ()).unwrap();
+    // A thread that has read must not end while the environment is closed elsewhere.
+    drop(store);
+    env.prepare_for_closing().wait();
 }
 
 #[tokio::test]

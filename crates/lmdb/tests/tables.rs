@@ -193,6 +193,9 @@ async fn every_database_holds_its_keys_as_the_application_writes_them() {
     assert_eq!(long.get(&rtxn, &7).unwrap(), Some("value"));
     let keys: Vec<_> = rest.iter(&rtxn).unwrap().map(|entry| entry.unwrap().0.to_string()).collect();
     assert_eq!(keys, ["b", "else"]);
+    // A thread that has read must not end while the environment is closed elsewhere.
+    drop((rtxn, store));
+    env.prepare_for_closing().wait();
 }
 
 #[tokio::test]
