@@ -114,6 +114,7 @@ impl Word {
                 log_bytes: u64::from(heartbeat),
                 behind_bytes: 0,
                 verifies: heartbeat % 2 == 0,
+                path: Vec::new(),
                 checkpoints: Vec::new(),
             }),
             Self::Reject(retry) => Message::Reject(Reject { code: RejectCode::Busy, words: String::new(), retry }),

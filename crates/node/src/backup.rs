@@ -12,8 +12,8 @@ use replikv_core::{
     Durability, KeyRange, Keyspace, Op, Page, Position, ReplicaStore, ReplicaStoreExt, ScanOptions, Seq, StoreError,
     WriteSet, meta,
 };
-use replikv_proto::layout::{Backup, Floor, Head, Identity, Role, Stored};
-use replikv_proto::{Compacted, Indexed, Record, RecordError, TombstoneFloor};
+use replikv_proto::layout::{Backup, Floor, Head, Identity, Kept, Role, Stored};
+use replikv_proto::{Compacted, Indexed, Record, RecordError, SlotName, TombstoneFloor};
 
 use crate::clock::unix_ms;
 use crate::{Master, stored};
@@ -198,11 +198,11 @@ impl<S: ReplicaStore, D: ReplicaStore> Copy<'_, S, D> {
 
     async fn slave(&mut self) -> Result<Option<Position>, BackupError> {
         for _ in 0..ATTEMPTS {
-            let before = self.meta().await?;
+            let before = self.meta_of_slave().await?;
             self.data().await?;
-            if self.meta().await? == before {
+            if self.meta_of_slave().await? == before {
                 let mut writes = WriteSet::builder();
-                for (key, value) in before.iter().filter(|(key, _)| key[..] != *Backup::KEY) {
+                for (key, value) in before.iter() {
                     writes.put(Keyspace::Meta, key, value)?;
                 }
                 self.destination.apply(writes.build(), Durability::Buffered).await?;
@@ -219,6 +219,13 @@ impl<S: ReplicaStore, D: ReplicaStore> Copy<'_, S, D> {
 
     async fn meta(&mut self) -> Result<Vec<(bytes::Bytes, bytes::Bytes)>, StoreError> {
         self.store.entries(Keyspace::Meta, KeyRange::all(), ScanOptions::default()).try_collect().await
+    }
+
+    // Without the log that it may keep, and what is known of that.
+    async fn meta_of_slave(&mut self) -> Result<Vec<(bytes::Bytes, bytes::Bytes)>, StoreError> {
+        let mut all = self.meta().await?;
+        all.retain(|(key, _)| is_copied(key) && key[..] != *Kept::KEY && !key.starts_with(SlotName::PREFIX));
+        Ok(all)
     }
 
     // The records begin after it. What is compacted before them is left out.

@@ -36,7 +36,7 @@ pub use reader::{Reader, ReaderStatus, Reading};
 pub use reads::{BalanceConfig, BalancedReader, ReadError, ReadSession, ReaderShare, RemoteReader, RemoteReaderConfig};
 pub use replikv_proto::{DifferenceKind, Displaced, Lag, OnDivergence, ReadAt, Resync, WaitFor};
 pub use slave::{
-    Difference, Ending, FollowError, PromoteError, Promoted, Quarantine, QuarantineFile, Slave, SlaveConfig,
+    Difference, Ending, FollowError, KeepLog, PromoteError, Promoted, Quarantine, QuarantineFile, RelayStatus, Slave, SlaveConfig,
     SlaveProgress, SlaveState, SlaveStatus, Verification, VerifyError, VerifyOptions, VerifyOutcome, VerifyReport,
     WaitError, promote,
 };

@@ -235,6 +235,7 @@ async fn a_slave_never_lets_itself_be_wiped_whatever_a_master_offers() -> Result
         log_bytes: 0,
         behind_bytes: 0,
         verifies: false,
+        path: Vec::new(),
         checkpoints: Vec::new(),
     };
     let source = SourceId::from_bytes([9; 16]);

@@ -1,7 +1,7 @@
 //! What is kept in `Meta`, and under which keys. Every value begins with a format byte; the rest is postcard.
 
 use bytes::Bytes;
-use replikv_core::{Epoch, Position, Seq, SourceId, StoreError};
+use replikv_core::{Epoch, Position, Seq, SourceId, StoreError, StoreLimits};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
@@ -141,6 +141,22 @@ impl Resync {
 
 impl Stored for Resync {
     const WHAT: &'static str = "the resync under way";
+}
+
+/// What a slave that keeps the log must know to serve it, also before it hears of its own master again.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Kept {
+    /// What whoever follows must be able to hold, as its master has told.
+    pub limits: StoreLimits,
+}
+
+impl Kept {
+    /// Its key.
+    pub const KEY: &'static [u8] = b"kept";
+}
+
+impl Stored for Kept {
+    const WHAT: &'static str = "what is known of the kept log";
 }
 
 /// Says that the store is a copy of another one, which may go on: whoever opens it must say as what.

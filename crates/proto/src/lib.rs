@@ -27,7 +27,7 @@ mod slots;
 mod time;
 mod wire;
 
-pub use applier::{Applier, Group, Progress};
+pub use applier::{Applier, Group, GroupLog, Progress};
 pub use claims::{Claim, ClaimState, rival};
 pub use committer::{
     Abort, Answer, CommitGroup, Committer, CommitterConfig, Gathered, Intent, LogEntry, LoneRecord, Step, TransactFn,
@@ -45,14 +45,14 @@ pub use reconcile::{
 pub use record::{PreparedRecord, RECORD_FORMAT, Record, RecordDraft, RecordError, RecordHeader, RecordKind, origin};
 pub use retention::{Retention, Trim};
 pub use session::{
-    Located, LogAnswer, MasterAction, MasterSession, MasterSessionConfig, ProtocolError, Refusal, SlaveAction,
-    SlaveSession, SlaveSessionConfig, SourceFacts, View,
+    Located, LogAnswer, MAX_PATH, MasterAction, MasterSession, MasterSessionConfig, ProtocolError, Refusal, Relay,
+    SlaveAction, SlaveSession, SlaveSessionConfig, SourceFacts, View,
 };
 pub use slots::{Slot, SlotKind, SlotLimits, SlotName, SlotState, SlotTime, SlotView, Slots};
 pub use time::Now;
 pub use wire::{
     Ack, Answered, AnsweredBody, Content, DecodeError, Decoder, DecoderLimits, EncodeError, Encoder, EpochStart, Event,
     FRAME_HEADER_LEN, Goodbye, GoodbyeReason, Heartbeat, Hello, Lag, MAX_FRAME_LEN, Message, Mode, Outgoing,
-    PREAMBLE_LEN, Preamble, ReadAt, ReadFailure, Records, Reject, RejectCode, Request, RequestBody, Response, Touched,
+    PREAMBLE_LEN, PathNode, Preamble, ReadAt, ReadFailure, Records, Reject, RejectCode, Request, RequestBody, Response, Touched,
     VERSION, WaitFor, Welcome,
 };

@@ -14,10 +14,10 @@ use replikv_core::{
     Batch, Coverage, Cursor, Digest, EncodedOps, Epoch, Fill, Fingerprint, KeyRange, Keyspace, Op, Position, Seq,
     SourceId, StoreLimits, Subspace,
 };
-use replikv_proto::layout::{Backup, Checkpoint, Epochs, Floor, Head, Identity, Role, Stored, Superseded};
+use replikv_proto::layout::{Backup, Checkpoint, Epochs, Floor, Head, Identity, Kept, Role, Stored, Superseded};
 use replikv_proto::{
     Ack, Answered, AnsweredBody, Claim, ClaimState, Compacted, Compaction, Compare, Compared, Content, EpochStart,
-    FRAME_HEADER_LEN, Goodbye, GoodbyeReason, Heartbeat, Held, Hello, Lag, LogParts, Message, Mode, OnDivergence,
+    FRAME_HEADER_LEN, Goodbye, GoodbyeReason, Heartbeat, Held, Hello, Lag, LogParts, Message, Mode, OnDivergence, PathNode,
     PreparedRecord, Probe, Probed, RangeSummary, ReadAt, ReadFailure, Record, RecordDraft, RecordHeader, RecordKind,
     Records, Reject, RejectCode, Request, RequestBody, Response, Resync, Slot, Summary, TombstoneFloor, Touched,
     Verdict, WaitFor, Welcome, origin, read_stretch,
@@ -88,6 +88,7 @@ fn messages() -> Vec<(&'static str, Message)> {
         log_bytes: 123_456,
         behind_bytes: 78_900,
         verifies: false,
+        path: Vec::new(),
         checkpoints: match mode {
             Mode::Copy { .. } | Mode::Compare { .. } | Mode::Resync { .. } => vec![position(256), position(512)],
             _ => Vec::new(),
@@ -141,7 +142,19 @@ fn messages() -> Vec<(&'static str, Message)> {
             })),
         ),
         ("frame_04_welcome_verifies", Message::Welcome(Welcome { verifies: true, ..welcome(Mode::Resume) })),
+        (
+            "frame_04_welcome_path",
+            Message::Welcome(Welcome {
+                verifies: true,
+                path: vec![
+                    PathNode { name: "relay-1".into(), nonce: 77 },
+                    PathNode { name: "relay-2".into(), nonce: 300 },
+                ],
+                ..welcome(Mode::Resume)
+            }),
+        ),
         ("frame_05_reject", Message::Reject(Reject { code: RejectCode::Busy, words: words(), retry: true })),
+        ("frame_05_reject_loop", Message::Reject(Reject { code: RejectCode::Loop, words: words(), retry: false })),
         ("frame_06_records", Message::Records(records)),
         ("frame_07_ack", Message::Ack(Ack { applied, durable, consistent })),
         (
@@ -353,6 +366,7 @@ fn stored() -> Vec<(&'static str, Bytes, Meaning)> {
         ("stored_superseded_by_itself", Superseded { by: None }.to_bytes(), |b| same(b, &Superseded { by: None })),
         ("stored_head", head().to_bytes(), |b| same(b, &head())),
         ("stored_floor", floor().to_bytes(), |b| same(b, &floor())),
+        ("stored_kept", Kept { limits: LIMITS }.to_bytes(), |b| same(b, &Kept { limits: LIMITS })),
         ("stored_epochs", epochs().to_bytes(), |b| same(b, &epochs())),
         ("stored_checkpoint", checkpoint().to_bytes(), |b| same(b, &checkpoint())),
         ("stored_resync", resync().to_bytes(), |b| same(b, &resync())),

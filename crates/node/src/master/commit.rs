@@ -5,12 +5,11 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use replikv_core::{
-    Durability, KeyRange, Keyspace, Outcome, Position, ReplicaStore, ScanOptions, Seq, StoreError, WriteSet,
+    Durability, KeyRange, Keyspace, Outcome, Position, ReplicaStore, Seq, StoreError, WriteSet,
 };
-use replikv_proto::layout::{Checkpoint, Floor, Head, Stored, Superseded};
+use replikv_proto::layout::{Floor, Head, Stored, Superseded};
 use replikv_proto::{
-    Answer, CommitGroup, Committer, Compacted, CompactionStep, Expiry, Intent, LogEntry, LogParts, Record, Run, Step,
-    Trim,
+    Answer, CommitGroup, Committer, Compacted, CompactionStep, Expiry, Intent, LogEntry, LogParts, Run, Step,
 };
 use tokio::sync::{OwnedSemaphorePermit, mpsc, oneshot};
 use tokio::time::{Instant, sleep, sleep_until};
@@ -65,8 +64,6 @@ pub(super) struct CommitTask<S> {
 
 const ATTEMPTS: u32 = 6;
 const TRIM_EVERY: Duration = Duration::from_secs(1);
-/// The most records that one step of trimming removes.
-const TRIM_RECORDS: usize = 1024;
 const REOPEN_EVERY: Duration = Duration::from_millis(500);
 
 impl<S: ReplicaStore> CommitTask<S> {
@@ -562,7 +559,7 @@ impl<S: ReplicaStore> CommitTask<S> {
             checkpoints.iter().filter(|checkpoint| checkpoint.position.seq > floor).take(1).copied().collect::<Vec<_>>()
         });
         let held = self.inner.held();
-        match self.next_trim(&head, above, held).await {
+        match self.inner.next_trim(&self.inner.config.retention, &head, above, held).await {
             Ok(Some(trim)) => {
                 if self.move_floor(trim.floor, trim.writes).await {
                     // There may be more to do.
@@ -579,48 +576,13 @@ impl<S: ReplicaStore> CommitTask<S> {
         }
     }
 
-    // Old checkpoints are far apart; a step ends at a record in between, so that no write set is long.
-    async fn next_trim(
-        &mut self,
-        head: &Head,
-        mut above: Vec<Checkpoint>,
-        held: Option<Seq>,
-    ) -> Result<Option<Trim>, StoreError> {
-        let retention = self.inner.config.retention;
-        let floor = self.inner.parts().floor;
-        let Some(trim) = retention.step(&floor, head, &above, held)? else { return Ok(None) };
-        if trim.floor.position.seq.since(floor.position.seq) <= TRIM_RECORDS as u64 {
-            return Ok(Some(trim));
-        }
-        let range = KeyRange::all().after(&floor.position.seq.to_key());
-        let options = ScanOptions::default().max_entries(TRIM_RECORDS).max_bytes(usize::MAX);
-        let page = self.inner.store.scan(Keyspace::Log, range, options).await?;
-        let bytes: u64 = page.iter().map(|(_, record)| record.len() as u64).sum();
-        let last = page.entries().last().and_then(|(_, record)| Record::decode(record).ok());
-        // A record that cannot be read names no position; the checkpoint does.
-        let Some(last) = last else { return Ok(Some(trim)) };
-        let uptime_ms = above.first().map_or(0, |checkpoint| checkpoint.uptime_ms);
-        let log_bytes = floor.log_bytes.saturating_add(bytes);
-        above.insert(0, Checkpoint { position: last.position(), log_bytes, uptime_ms });
-        retention.step(&floor, head, &above, held)
-    }
-
     // The log begins after a damaged record: at the next point whose digest is known.
     async fn cut(&mut self, damaged: Seq) {
         let parts = self.inner.parts();
         if damaged <= parts.begins().position.seq {
             return;
         }
-        // Not past what is published: what comes after it is still to be sent.
-        let view = self.inner.view();
-        let next = self.inner.with_checkpoints(|checkpoints| {
-            let published = checkpoints.iter().filter(|checkpoint| checkpoint.position.seq <= view.published.seq);
-            published.copied().find(|checkpoint| checkpoint.position.seq >= damaged)
-        });
-        let floor = next.map_or(Floor { position: view.published, log_bytes: view.log_bytes }, |next| Floor {
-            position: next.position,
-            log_bytes: next.log_bytes,
-        });
+        let floor = self.inner.floor_after(damaged);
         if let Some(compacted) = parts.compacted() {
             let until = if damaged > compacted.position.seq { floor } else { self.run_end(damaged, &compacted).await };
             return self.give_up_until(&parts, until).await;

@@ -11,6 +11,7 @@ use replikv_proto::{CompactionStep, Expiry, Folding, LogParts, Record, Run, RunE
 use tokio::time::sleep;
 
 use super::Inner;
+use super::history::History;
 use super::log::LogError;
 
 /// How often the log is looked at when nothing was to be done.
@@ -193,12 +194,9 @@ impl<S: ReplicaStore> Inner<S> {
         let held = consumers.map(|slot| slot.slot.position.seq).chain(self.held_by_backups());
         held.filter(|seq| *seq >= full.position.seq).min()
     }
+}
 
-    /// The parts of the log.
-    pub(crate) fn parts(&self) -> LogParts {
-        *self.parts.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
+impl<S> History<S> {
     /// A damaged run is never served: the log begins after it from now on, and slaves before it are told so.
     pub(super) fn run_is_damaged(&self, error: &RunError) {
         tracing::error!(

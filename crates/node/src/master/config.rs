@@ -5,6 +5,8 @@ use std::time::Duration;
 use replikv_core::StoreLimits;
 use replikv_proto::{Compaction, Retention, SlotLimits};
 
+use super::history::Serving;
+
 /// When a record is published: sent to slaves, and seen by subscribers.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[non_exhaustive]
@@ -74,6 +76,18 @@ impl Default for MasterConfig {
 const KEY: usize = 480;
 
 impl MasterConfig {
+    pub(super) fn serving(&self) -> Serving {
+        Serving {
+            heartbeat: self.heartbeat,
+            handshake_timeout: self.handshake_timeout,
+            chunk: self.chunk,
+            compare_bytes_per_second: self.compare_bytes_per_second,
+            max_lag: self.max_lag,
+            wait: None,
+            path: Vec::new(),
+        }
+    }
+
     /// The master of what a centre gathers: a write set of a link, which holds several batches, is one record.
     pub(crate) fn gathering(mut self) -> Self {
         /// Links take batches of as many bytes as a master accepts by default, and put a prefix before each key.

@@ -13,6 +13,7 @@ use tokio::sync::{mpsc, oneshot};
 
 use super::Inner;
 use super::commit::Queued;
+use super::history::History;
 use crate::stored;
 
 /// How often a page is read beside the writers before it is read between two groups.
@@ -78,9 +79,11 @@ impl<S: ReplicaStore> Inner<S> {
         // Whoever asked may be gone.
         drop(answer.send(result));
     }
+}
 
-    // `None` if a record may have been committed meanwhile.
-    async fn read_between_heads(&self, range: &KeyRange, max_bytes: usize) -> Result<Option<Content>, StoreError> {
+impl<S: ReplicaStore> History<S> {
+    /// A page of `range` as it is right after one record; `None` if another one may have been committed meanwhile.
+    pub(crate) async fn read_between_heads(&self, range: &KeyRange, max_bytes: usize) -> Result<Option<Content>, StoreError> {
         let setbacks = self.setbacks.load(Ordering::SeqCst);
         let options = ScanOptions::default().max_entries(usize::MAX).max_bytes(max_bytes);
         let before: Head = stored::require(&self.store, Head::KEY).await?;
@@ -90,6 +93,9 @@ impl<S: ReplicaStore> Inner<S> {
         // A head that went back and forth is no longer the one it was, but what was lost in between may be in the page.
         if before.position != after.position || self.setbacks.load(Ordering::SeqCst) != setbacks {
             return Ok(None);
+        }
+        if self.is_over() {
+            return Err(StoreError::Closed);
         }
         if after.position.seq > handed.seq {
             // Another master writes to this store.

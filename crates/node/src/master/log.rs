@@ -5,16 +5,19 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use replikv_core::{KeyRange, Keyspace, Page, Position, ReplicaStore, ReplicaStoreExt, ScanOptions, Seq, StoreError};
-use replikv_proto::{Located, LogAnswer, Record, RecordError, Run, RunError, RunPart, WholeRun, origin, read_stretch};
+use replikv_proto::layout::{Checkpoint, Floor, Head};
+use replikv_proto::{Located, LogAnswer, Record, RecordError, Run, RunError, RunPart, WholeRun, Retention, Trim, origin, read_stretch};
 use tokio::time::{Instant, timeout_at};
 
-use super::Inner;
+use super::history::History;
 
 /// How long a slave waits for its welcome while the data is measured: well below its handshake's timeout, or it would
 /// come back and have the same asked again.
 const MEASURING: Duration = Duration::from_secs(2);
 /// How long the answer holds. It only decides what is cheaper.
 const MEASURED: Duration = Duration::from_secs(60);
+/// The most records that one step of trimming removes.
+const TRIM_RECORDS: usize = 1024;
 
 /// How much data there was.
 #[derive(Debug)]
@@ -157,7 +160,7 @@ fn decode_at(seq: Seq, value: Bytes, before: Option<Position>) -> Result<Record,
     Ok(record)
 }
 
-impl<S: ReplicaStore> Inner<S> {
+impl<S: ReplicaStore> History<S> {
     /// Published records after `after`, up to about `max_bytes`.
     pub(super) async fn read_records(&self, after: Position, max_bytes: usize) -> Result<LogAnswer, StoreError> {
         if let Some((parts, last)) = self.with_ring(|ring| ring.read(after.seq, max_bytes)) {
@@ -224,7 +227,7 @@ impl<S: ReplicaStore> Inner<S> {
 
     /// As [`read_records`](Self::read_records), as much as a session takes at once.
     pub(crate) async fn read_chunk(&self, after: Position) -> Result<LogAnswer, StoreError> {
-        self.read_records(after, self.config.chunk).await
+        self.read_records(after, self.serving.chunk).await
     }
 
     /// True if the ring holds the record after `seq`.
@@ -388,16 +391,43 @@ impl<S: ReplicaStore> Inner<S> {
         }
     }
 
-    /// Points of the history that a slave is told to keep, oldest first.
-    pub(super) fn newest_checkpoints(&self) -> Vec<Position> {
-        const MOST: usize = 64;
-        let published = self.view().published.seq;
-        self.with_checkpoints(|checkpoints| {
-            let published =
-                checkpoints.iter().rev().map(|checkpoint| checkpoint.position).filter(|at| at.seq <= published);
-            let mut newest: Vec<_> = published.take(MOST).collect();
-            newest.reverse();
-            newest
+    /// The next step of trimming. Old checkpoints are far apart; a step ends at a record in between, so that no write set is long.
+    pub(crate) async fn next_trim(
+        &self,
+        retention: &Retention,
+        head: &Head,
+        mut above: Vec<Checkpoint>,
+        held: Option<Seq>,
+    ) -> Result<Option<Trim>, StoreError> {
+        let floor = self.parts().floor;
+        let Some(trim) = retention.step(&floor, head, &above, held)? else { return Ok(None) };
+        if trim.floor.position.seq.since(floor.position.seq) <= TRIM_RECORDS as u64 {
+            return Ok(Some(trim));
+        }
+        let range = KeyRange::all().after(&floor.position.seq.to_key());
+        let options = ScanOptions::default().max_entries(TRIM_RECORDS).max_bytes(usize::MAX);
+        let page = self.store.scan(Keyspace::Log, range, options).await?;
+        let bytes: u64 = page.iter().map(|(_, record)| record.len() as u64).sum();
+        let last = page.entries().last().and_then(|(_, record)| Record::decode(record).ok());
+        // A record that cannot be read names no position; the checkpoint does.
+        let Some(last) = last else { return Ok(Some(trim)) };
+        let uptime_ms = above.first().map_or(0, |checkpoint| checkpoint.uptime_ms);
+        let log_bytes = floor.log_bytes.saturating_add(bytes);
+        above.insert(0, Checkpoint { position: last.position(), log_bytes, uptime_ms });
+        retention.step(&floor, head, &above, held)
+    }
+
+    /// Where the log begins if the record numbered `damaged` is left out: at the next point whose digest is known.
+    pub(crate) fn floor_after(&self, damaged: Seq) -> Floor {
+        // Not past what is published: what comes after it is still to be sent.
+        let view = self.view();
+        let next = self.with_checkpoints(|checkpoints| {
+            let published = checkpoints.iter().filter(|checkpoint| checkpoint.position.seq <= view.published.seq);
+            published.copied().find(|checkpoint| checkpoint.position.seq >= damaged)
+        });
+        next.map_or(Floor { position: view.published, log_bytes: view.log_bytes }, |next| Floor {
+            position: next.position,
+            log_bytes: next.log_bytes,
         })
     }
 
@@ -434,6 +464,21 @@ impl<S: ReplicaStore> Inner<S> {
             }
         }
         Ok((bytes, true))
+    }
+}
+
+impl<S> History<S> {
+    /// Points of the history that a slave is told to keep, oldest first.
+    pub(super) fn newest_checkpoints(&self) -> Vec<Position> {
+        const MOST: usize = 64;
+        let published = self.view().published.seq;
+        self.with_checkpoints(|checkpoints| {
+            let published =
+                checkpoints.iter().rev().map(|checkpoint| checkpoint.position).filter(|at| at.seq <= published);
+            let mut newest: Vec<_> = published.take(MOST).collect();
+            newest.reverse();
+            newest
+        })
     }
 
     // A damaged record is never served: the log begins after it from now on, and slaves before it are told so.

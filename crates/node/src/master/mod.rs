@@ -5,22 +5,22 @@ mod compact;
 mod config;
 mod error;
 mod exact;
+pub(crate) mod history;
 mod log;
 mod open;
 mod reads;
 mod recording;
 mod ring;
-mod serve;
+pub(crate) mod serve;
 mod sessions;
-mod slots;
+pub(crate) mod slots;
 mod status;
 #[cfg(feature = "tcp")]
 mod tcp;
 mod throttle;
 mod write;
 
-use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 
 use arc_swap::{ArcSwap, ArcSwapOption};
 use async_trait::async_trait;
@@ -29,9 +29,9 @@ use replikv_core::{
     Batch, DataReader, KeyRange, Keyspace, LinkId, Op, Page, Position, ReplicaStore, ScanOptions, SourceId, StoreError,
     StoreLimits,
 };
-use replikv_proto::layout::{Checkpoint, Superseded};
-use replikv_proto::{Committer, CommitterConfig, EpochStart, LogParts, View};
-use tokio::sync::{Mutex as AsyncMutex, Notify, Semaphore, mpsc, watch};
+use replikv_proto::layout::Superseded;
+use replikv_proto::{Committer, CommitterConfig, View};
+use tokio::sync::{Mutex as AsyncMutex, Semaphore, mpsc};
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
@@ -42,9 +42,8 @@ pub use self::log::{LogError, LogPart, read_log, read_log_parts};
 pub(crate) use self::open::next_epoch;
 use self::recording::Recordings;
 pub use self::recording::{Recording, Sealed};
-use self::ring::Ring;
+use self::history::{History, Means, Rooms, Standing};
 pub use self::serve::remote_status;
-use self::sessions::Sessions;
 use self::slots::SlotBook;
 pub use self::slots::SlotSeen;
 pub use self::status::{MasterProgress, MasterStatus, SlaveSeen};
@@ -52,7 +51,7 @@ pub use self::write::{Replicated, Write};
 use crate::OpenError;
 use crate::centre::Claims;
 use crate::clock::Clock;
-use crate::metrics::{SourceMetrics, sample_every_second};
+use crate::metrics::sample_every_second;
 
 /// Takes writes to a store, keeps a log of them in the same transactions, and serves that log to slaves.
 ///
@@ -75,41 +74,14 @@ impl<S> Clone for Master<S> {
 
 #[derive(Debug)]
 pub(crate) struct Inner<S> {
-    store: S,
+    /// What is served. Read through, as if it were this.
+    history: History<S>,
     config: MasterConfig,
-    clock: Clock,
-    source: SourceId,
-    epochs: Vec<EpochStart>,
-    limits: StoreLimits,
     committer: CommitterConfig,
     recordings: Recordings,
-    view: watch::Sender<View>,
-    /// The same view, for readers that must not wait.
-    seen: ArcSwap<View>,
-    /// How often what was handed to the store has come to nothing.
-    setbacks: AtomicU64,
     trouble: ArcSwap<status::Trouble>,
     counters: status::Counters,
-    metrics: SourceMetrics,
-    ring: Mutex<Ring>,
-    checkpoints: Mutex<Vec<Checkpoint>>,
-    sessions: Arc<Sessions>,
-    slots: SlotBook,
-    /// How long masters had run on this store when this one was opened, in milliseconds.
-    uptime_before: u64,
-    session_permits: Arc<Semaphore>,
-    reader_permits: Arc<Semaphore>,
-    log_reads: Semaphore,
-    /// How much data there was when somebody last asked. Whoever counts holds it.
-    measured: AsyncMutex<Option<log::Measured>>,
-    /// What is being read, and needs the log from here on: backups.
-    held: Mutex<Vec<replikv_core::Seq>>,
-    /// Where the parts of the log begin and end. The commit task changes them.
-    parts: Mutex<LogParts>,
     workbench: compact::Workbench,
-    /// A record up to here is damaged: the log begins after it.
-    damaged: Mutex<Option<replikv_core::Seq>>,
-    wake: Notify,
     queue: Arc<Semaphore>,
     /// Held by the writer who waits for a slave; the others wait behind it, in order.
     throttle: AsyncMutex<()>,
@@ -117,9 +89,16 @@ pub(crate) struct Inner<S> {
     claims: ArcSwap<Vec<(LinkId, KeyRange)>>,
     /// Whose the history is, if it is no longer this master's.
     superseded: ArcSwapOption<Superseded>,
-    closing: CancellationToken,
     committing: AsyncMutex<Option<JoinHandle<()>>>,
     runtime: tokio::runtime::Handle,
+}
+
+impl<S> std::ops::Deref for Inner<S> {
+    type Target = History<S>;
+
+    fn deref(&self) -> &History<S> {
+        &self.history
+    }
 }
 
 impl<S: ReplicaStore> Master<S> {
@@ -143,13 +122,6 @@ impl<S: ReplicaStore> Master<S> {
         // A process that was killed may have left records that are readable and not durable: none of them is published
         // before it is.
         store.sync().await?;
-        let view = View {
-            published: opened.head.position,
-            handed: opened.head.position,
-            floor: opened.parts.begins().position,
-            log_bytes: opened.head.log_bytes,
-            retained_bytes: opened.head.log_bytes.saturating_sub(opened.parts.missing_bytes()),
-        };
         let committer_config = CommitterConfig {
             epoch: opened.head.position.epoch,
             group_bytes: config.group_bytes,
@@ -157,41 +129,38 @@ impl<S: ReplicaStore> Master<S> {
         };
         let committer = Committer::new(committer_config, opened.head);
         let (intents, receiver) = mpsc::unbounded_channel();
-        let inner = Arc::new(Inner {
-            clock: Clock::new(),
+        let standing = Standing {
             source: opened.source,
+            published: opened.head.position,
+            log_bytes: opened.head.log_bytes,
+            uptime_before: opened.head.uptime_ms,
+            parts: opened.parts,
             epochs: opened.epochs,
+            checkpoints: opened.checkpoints,
             limits: opened.limits,
+        };
+        let means = Means {
+            serving: config.serving(),
+            ring_bytes: config.ring_bytes,
+            log_readers: config.log_readers,
+            rooms: Rooms::new(config.max_sessions, config.max_readers),
+            slots: Arc::new(SlotBook::new(opened.slots)),
+            clock: Clock::new(),
+            closing: CancellationToken::new(),
+        };
+        let inner = Arc::new(Inner {
             committer: committer_config,
             recordings: Recordings::new(opened.head.position),
-            view: watch::Sender::new(view),
-            seen: ArcSwap::from_pointee(view),
-            setbacks: AtomicU64::new(0),
             trouble: ArcSwap::default(),
             counters: status::Counters::default(),
-            metrics: SourceMetrics::new(opened.source),
-            ring: Mutex::new(Ring::new(config.ring_bytes)),
-            checkpoints: Mutex::new(opened.checkpoints),
-            sessions: Arc::new(Sessions::new()),
-            slots: SlotBook::new(opened.slots),
-            uptime_before: opened.head.uptime_ms,
-            session_permits: Arc::new(Semaphore::new(config.max_sessions.min(Semaphore::MAX_PERMITS))),
-            reader_permits: Arc::new(Semaphore::new(config.max_readers.min(Semaphore::MAX_PERMITS))),
-            log_reads: Semaphore::new(config.log_readers.min(Semaphore::MAX_PERMITS)),
-            measured: AsyncMutex::new(None),
-            held: Mutex::default(),
-            parts: Mutex::new(opened.parts),
             workbench: compact::Workbench::default(),
-            damaged: Mutex::new(None),
-            wake: Notify::new(),
             queue: Arc::new(Semaphore::new(write::permits(config.queue_bytes))),
             throttle: AsyncMutex::new(()),
             claims: ArcSwap::default(),
             superseded: ArcSwapOption::default(),
-            closing: CancellationToken::new(),
             committing: AsyncMutex::new(None),
             runtime: tokio::runtime::Handle::current(),
-            store,
+            history: History::new(store, standing, means),
             config,
         });
         let task = CommitTask::new(inner.clone(), committer, receiver);
@@ -206,7 +175,7 @@ impl<S: ReplicaStore> Master<S> {
             tokio::spawn(compact::run(inner.clone()));
         }
         tracing::info!(
-            target: "replikv::master", source = %inner.source, seq = %view.published.seq,
+            target: "replikv::master", source = %inner.source, seq = %opened.head.position.seq,
             "a master was opened"
         );
         sample_every_second(&inner.runtime, &inner, inner.closing.clone());
@@ -338,53 +307,11 @@ impl<S> Inner<S> {
         Ok(())
     }
 
-    pub(crate) fn source(&self) -> SourceId {
-        self.source
-    }
-
-    /// Where the master stands. Never waits.
-    pub(crate) fn view(&self) -> View {
-        **self.seen.load()
-    }
-
     /// Tells what a page may show from now on, if `handed` is the last record of the commit task's.
     fn hand_over(&self, handed: Position) {
         // Under this lock, so that no recording comes in between.
         let recordings = self.recordings.lock();
         self.change_view(|view| view.handed = recordings.handed(handed));
-    }
-
-    fn change_view(&self, change: impl FnOnce(&mut View)) {
-        self.view.send_modify(|view| {
-            let handed = view.handed.seq;
-            change(view);
-            if view.handed.seq < handed {
-                self.setbacks.fetch_add(1, Ordering::SeqCst);
-            }
-            self.seen.store(Arc::new(*view));
-        });
-    }
-
-    /// The store holds the log in these parts.
-    fn change_parts(&self, parts: LogParts) {
-        *self.parts.lock().unwrap_or_else(PoisonError::into_inner) = parts;
-        self.change_view(|view| {
-            view.floor = parts.begins().position;
-            view.retained_bytes = view.log_bytes.saturating_sub(parts.missing_bytes());
-        });
-    }
-
-    fn with_ring<R>(&self, look: impl FnOnce(&mut Ring) -> R) -> R {
-        // Nothing that runs under these locks can panic half way.
-        look(&mut self.ring.lock().unwrap_or_else(PoisonError::into_inner))
-    }
-
-    fn keep_checkpoints(&self, new: Vec<Checkpoint>) {
-        self.with_checkpoints(|kept| new.into_iter().for_each(|checkpoint| checkpoint.keep_in(kept)));
-    }
-
-    fn with_checkpoints<R>(&self, look: impl FnOnce(&mut Vec<Checkpoint>) -> R) -> R {
-        look(&mut self.checkpoints.lock().unwrap_or_else(PoisonError::into_inner))
     }
 }
 

@@ -4,19 +4,20 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use bytes::Bytes;
-use replikv_core::{KeyRange, Keyspace, Position, ReplicaStore, ScanOptions, Seq, StoreError};
+use replikv_core::{Epoch, KeyRange, Keyspace, Position, ReplicaStore, ScanOptions, Seq, StoreError};
 use replikv_proto::layout::{Head, Superseded};
 use replikv_proto::{
     Content, DecoderLimits, Goodbye, GoodbyeReason, MasterAction, MasterSession, MasterSessionConfig, Message, Refusal,
-    Reject, RejectCode, Request, RequestBody, SlotName, View,
+    Reject, RejectCode, Relay, Request, RequestBody, Response, SlotName, View,
 };
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::sync::{OwnedSemaphorePermit, watch};
 use tokio::time::{Instant, sleep_until, timeout};
 use tokio_util::sync::CancellationToken;
 
+use super::history::{History, Rooms};
 use super::sessions::Entered;
-use super::{Inner, Master, ServeError};
+use super::{Master, ServeError};
 use crate::reads::serve::{Asked, Ended as Asking, Refused, answer_all, tell};
 use crate::slave::Ending;
 use crate::stored;
@@ -24,6 +25,90 @@ use crate::transport::{Connection, ConnectionError};
 
 /// How long last words may take on a connection that does not drain.
 const LAST_WORDS: Duration = Duration::from_secs(1);
+
+/// Who serves a history to slaves.
+pub(crate) trait Serves: Send + Sync {
+    /// Where the history lies.
+    type Store: ReplicaStore;
+
+    fn history(&self) -> &History<Self::Store>;
+
+    /// A page of `range` as it is right after one record, and that record.
+    fn read_exactly(
+        &self,
+        range: &KeyRange,
+        max_bytes: usize,
+    ) -> impl Future<Output = Result<Content, StoreError>> + Send;
+
+    /// A slave has been in a later epoch.
+    fn superseded(&self, by: Epoch) -> impl Future<Output = ()> + Send;
+
+    /// The answer to a question of somebody who follows.
+    fn tell(&self, request: &Request) -> Response;
+}
+
+impl<S: ReplicaStore> Serves for Master<S> {
+    type Store = S;
+
+    fn history(&self) -> &History<S> {
+        &self.inner.history
+    }
+
+    async fn read_exactly(&self, range: &KeyRange, max_bytes: usize) -> Result<Content, StoreError> {
+        self.inner.read_exactly(&self.intents, range, max_bytes).await
+    }
+
+    async fn superseded(&self, by: Epoch) {
+        // Before the slave is told: whoever hears of it finds nobody here who still writes.
+        if let Err(error) = self.supersede(Superseded { by: Some(by) }).await {
+            tracing::error!(
+                target: "replikv::master", source = %self.inner.source, error = %crate::error_chain(&error),
+                "that another master was promoted cannot be kept"
+            );
+        }
+    }
+
+    fn tell(&self, request: &Request) -> Response {
+        tell(self, request.id, &request.body)
+    }
+}
+
+/// Serves the slave at the other end of `connection`, whose hello may have arrived already; or refuses it.
+pub(crate) async fn serve_slave<N, T>(
+    node: &N,
+    connection: &mut Connection<T>,
+    hello: Option<Message>,
+    refused: Option<Reject>,
+) -> Result<Ending, ServeError>
+where
+    N: Serves,
+    T: AsyncRead + AsyncWrite + Send,
+{
+    let history = node.history();
+    // Subscribed first: what changes after the session's look at it is told.
+    let views = history.view.subscribe();
+    let (config, view) = (history.session_config(), history.view());
+    let mut session = MasterSession::new(config, view, history.epochs.clone(), history.clock.now());
+    if let Some(reject) = refused {
+        session.refuse(reject.into());
+    }
+    let driver = Driver { node, inner: history, views, entered: None, slot: None, ending: None };
+    let result = driver.run(connection, &mut session, hello).await;
+    if let Err(ServeError::Refused(refusal)) = &result {
+        history.metrics.session_refused(refusal.code);
+    }
+    if let Err(ServeError::Store(_)) = &result {
+        // The session has ended with a goodbye, which the loop has not come to send.
+        while let Some(action) = session.poll_action() {
+            if let MasterAction::Send(message) = action {
+                drop(connection.send(&message));
+            }
+        }
+    }
+    // Last words that cannot be sent are not missed by anybody.
+    drop(timeout(LAST_WORDS, connection.finish()).await);
+    result
+}
 
 impl<S: ReplicaStore> Master<S> {
     /// Serves the slave at the other end of `stream` until the connection ends; or answers whoever reads there, as a
@@ -43,19 +128,18 @@ impl<S: ReplicaStore> Master<S> {
         let inner = &*self.inner;
         let mut connection =
             Connection::new(stream, DecoderLimits::for_hello(inner.limits.max_key)).counted(inner.metrics.traffic());
-        let config = MasterSessionConfig {
-            source: inner.source,
-            limits: inner.limits,
-            heartbeat: inner.config.heartbeat,
-            handshake_timeout: inner.config.handshake_timeout,
-            chunk: inner.config.chunk,
-            compare_bytes_per_second: inner.config.compare_bytes_per_second,
-            checkpoints: inner.newest_checkpoints(),
-            relay: false,
-        };
-        let permit = inner.session_permits.clone().try_acquire_owned();
+        let permit = inner.rooms.sessions.clone().try_acquire_owned();
         let (hello, permit) = match permit {
-            Ok(permit) => match self.lobby(&mut connection, permit).await {
+            Ok(permit) => match lobby(
+                &mut connection,
+                self,
+                &inner.closing,
+                inner.serving.handshake_timeout,
+                &inner.rooms,
+                permit,
+            )
+            .await
+            {
                 Lobby::Enters(message, permit) => (Some(*message), permit),
                 Lobby::Ended(result) => {
                     drop(timeout(LAST_WORDS, connection.finish()).await);
@@ -64,66 +148,56 @@ impl<S: ReplicaStore> Master<S> {
             },
             Err(_) => (None, None),
         };
-        // Subscribed first: what changes after the session's look at it is told.
-        let views = inner.view.subscribe();
-        let view = **inner.seen.load();
-        let mut session = MasterSession::new(config, view, inner.epochs.clone(), inner.clock.now());
-        if permit.is_none() {
-            let words = match hello {
-                Some(_) => "this connection reads: follow on another one",
-                None => "this master serves as many slaves as it may",
-            };
-            session.refuse(Reject { code: RejectCode::Busy, words: words.into(), retry: true }.into());
-        }
-        let driver = Driver { master: self, inner, views, entered: None, slot: None, ending: None };
-        let result = driver.run(&mut connection, &mut session, hello).await;
-        if let Err(ServeError::Refused(refusal)) = &result {
-            inner.metrics.session_refused(refusal.code);
-        }
-        if let Err(ServeError::Store(_)) = &result {
-            // The session has ended with a goodbye, which the loop has not come to send.
-            while let Some(action) = session.poll_action() {
-                if let MasterAction::Send(message) = action {
-                    drop(connection.send(&message));
-                }
-            }
-        }
-        // Last words that cannot be sent are not missed by anybody.
-        drop(timeout(LAST_WORDS, connection.finish()).await);
-        result
-    }
-
-    // Whoever connects may ask first, and need not go on to follow. A reader gives its place among the slaves back.
-    async fn lobby<T>(&self, connection: &mut Connection<T>, permit: OwnedSemaphorePermit) -> Lobby
-    where
-        T: AsyncRead + AsyncWrite + Send,
-    {
-        let inner = &*self.inner;
-        let (mut place, mut reading) = (Some(permit), None);
-        let admit = || match inner.reader_permits.clone().try_acquire_owned() {
-            Ok(permit) => {
-                (place, reading) = (None, Some(permit));
-                Ok(())
-            }
-            Err(_) => Err(Refused::Busy),
-        };
-        let ended = answer_all(connection, self, &inner.closing, inner.config.handshake_timeout, admit).await;
-        let result = match ended {
-            Ok(Asking::Other(message)) => return Lobby::Enters(message, place),
-            Ok(Asking::Closing) => Ok(Ending::Shutdown),
-            Ok(Asking::Goodbye(goodbye)) => Ok(said(&goodbye)),
-            Ok(Asking::Left) => Ok(Ending::Answered),
-            Err(error) => Err(error),
-        };
-        drop(reading);
-        Lobby::Ended(result)
+        let refused = permit.is_none().then(|| no_room(hello.is_some()));
+        serve_slave(self, &mut connection, hello, refused).await
     }
 }
 
-enum Lobby {
+/// Whoever connects may ask first, and need not go on to follow. A reader gives its place among the slaves back.
+pub(crate) async fn lobby<T>(
+    connection: &mut Connection<T>,
+    node: &impl Asked,
+    closing: &CancellationToken,
+    patience: Duration,
+    rooms: &Rooms,
+    permit: OwnedSemaphorePermit,
+) -> Lobby
+where
+    T: AsyncRead + AsyncWrite + Send,
+{
+    let (mut place, mut reading) = (Some(permit), None);
+    let admit = || match rooms.readers.clone().try_acquire_owned() {
+        Ok(permit) => {
+            (place, reading) = (None, Some(permit));
+            Ok(())
+        }
+        Err(_) => Err(Refused::Busy),
+    };
+    let ended = answer_all(connection, node, closing, patience, admit).await;
+    let result = match ended {
+        Ok(Asking::Other(message)) => return Lobby::Enters(message, place),
+        Ok(Asking::Closing) => Ok(Ending::Shutdown),
+        Ok(Asking::Goodbye(goodbye)) => Ok(said(&goodbye)),
+        Ok(Asking::Left) => Ok(Ending::Answered),
+        Err(error) => Err(error),
+    };
+    drop(reading);
+    Lobby::Ended(result)
+}
+
+pub(crate) enum Lobby {
     /// It has something else to say than questions. Without a permit it has read before.
     Enters(Box<Message>, Option<OwnedSemaphorePermit>),
     Ended(Result<Ending, ServeError>),
+}
+
+/// Why somebody finds no place among those who follow.
+pub(crate) fn no_room(has_read: bool) -> Reject {
+    let words = match has_read {
+        true => "this connection reads: follow on another one",
+        false => "this node serves as many slaves as it may",
+    };
+    Reject { code: RejectCode::Busy, words: words.into(), retry: true }
 }
 
 impl<S: ReplicaStore> Asked for Master<S> {
@@ -132,9 +206,9 @@ impl<S: ReplicaStore> Asked for Master<S> {
     }
 }
 
-struct Driver<'a, S> {
-    master: &'a Master<S>,
-    inner: &'a Inner<S>,
+struct Driver<'a, N: Serves> {
+    node: &'a N,
+    inner: &'a History<N::Store>,
     views: watch::Receiver<View>,
     entered: Option<Entered>,
     /// The slot of the slave, if it is to have one.
@@ -142,7 +216,7 @@ struct Driver<'a, S> {
     ending: Option<Ending>,
 }
 
-impl<S> Drop for Driver<'_, S> {
+impl<N: Serves> Drop for Driver<'_, N> {
     fn drop(&mut self) {
         // First: a slot that is made meanwhile must not take it for connected.
         self.entered = None;
@@ -152,7 +226,7 @@ impl<S> Drop for Driver<'_, S> {
     }
 }
 
-impl<S: ReplicaStore> Driver<'_, S> {
+impl<N: Serves> Driver<'_, N> {
     async fn run<T>(
         mut self,
         connection: &mut Connection<T>,
@@ -208,7 +282,7 @@ impl<S: ReplicaStore> Driver<'_, S> {
                 () = inner.closing.cancelled(), if !closing => {
                     closing = true;
                     self.ending = Some(Ending::Shutdown);
-                    session.shut(GoodbyeReason::Closing, "the master was shut down");
+                    session.shut(GoodbyeReason::Closing, inner.farewell());
                 }
                 () = replaced.cancelled(), if !closing => {
                     closing = true;
@@ -261,18 +335,17 @@ impl<S: ReplicaStore> Driver<'_, S> {
             MasterAction::ReadPage { range, max_bytes } => {
                 let content = self.stored(session, inner.read_page(range, max_bytes).await)?;
                 // The page may show what was handed to the store since the session last looked.
-                session.handle_view(**inner.seen.load());
+                session.handle_view(inner.view());
                 session.handle_page(content);
             }
             MasterAction::ReadExactly { range, max_bytes } => {
-                let content =
-                    self.stored(session, inner.read_exactly(&self.master.intents, &range, max_bytes).await)?;
-                session.handle_view(**inner.seen.load());
+                let content = self.stored(session, self.node.read_exactly(&range, max_bytes).await)?;
+                session.handle_view(inner.view());
                 session.handle_page(content);
             }
             MasterAction::LookUp { keys, max_bytes } => {
                 let (values, read_at) = self.stored(session, inner.look_up(&keys, max_bytes).await)?;
-                session.handle_view(**inner.seen.load());
+                session.handle_view(inner.view());
                 session.handle_values(&values, read_at);
             }
             MasterAction::Joined { slave, start, temporary, .. } => {
@@ -295,15 +368,7 @@ impl<S: ReplicaStore> Driver<'_, S> {
                     inner.slots.with(|slots| slots.verified(name, position));
                 }
             }
-            MasterAction::Superseded(epoch) => {
-                // Before the slave is told: whoever hears of it finds nobody here who still writes.
-                if let Err(error) = self.master.supersede(Superseded { by: Some(epoch) }).await {
-                    tracing::error!(
-                        target: "replikv::master", source = %inner.source, error = %crate::error_chain(&error),
-                        "that another master was promoted cannot be kept"
-                    );
-                }
-            }
+            MasterAction::Superseded(epoch) => self.node.superseded(epoch).await,
             MasterAction::Progress(progress) => {
                 if let Some(entered) = &self.entered {
                     let view = inner.view();
@@ -314,7 +379,7 @@ impl<S: ReplicaStore> Driver<'_, S> {
                     }
                 }
             }
-            MasterAction::Answer(request) => session.respond(tell(self.master, request.id, &request.body)),
+            MasterAction::Answer(request) => session.respond(self.node.tell(&request)),
             MasterAction::Close(Some(refusal)) => return Ok(Some(Err(ServeError::Refused(refusal)))),
             MasterAction::Close(None) => {
                 let ending = self.ending.take();
@@ -349,7 +414,23 @@ fn reads_store(action: &MasterAction) -> bool {
     )
 }
 
-impl<S: ReplicaStore> Inner<S> {
+impl<S> History<S> {
+    fn session_config(&self) -> MasterSessionConfig {
+        let serving = &self.serving;
+        MasterSessionConfig {
+            source: self.source,
+            limits: self.limits,
+            heartbeat: serving.heartbeat,
+            handshake_timeout: serving.handshake_timeout,
+            chunk: serving.chunk,
+            compare_bytes_per_second: serving.compare_bytes_per_second,
+            checkpoints: self.newest_checkpoints(),
+            relay: serving.wait.map(|wait| Relay { path: serving.path.clone(), wait }),
+        }
+    }
+}
+
+impl<S: ReplicaStore> History<S> {
     async fn read_page(&self, range: KeyRange, max_bytes: usize) -> Result<Content, StoreError> {
         let options = ScanOptions::default().max_entries(usize::MAX).max_bytes(max_bytes);
         let (page, read_at) = self.read_at(|| self.store.scan(Keyspace::Data, range.clone(), options)).await?;
@@ -389,6 +470,9 @@ impl<S: ReplicaStore> Inner<S> {
             // What came to nothing while it was read may be in it, and `read_at` may already name what came after.
             if self.setbacks.load(Ordering::SeqCst) != setbacks {
                 continue;
+            }
+            if self.is_over() {
+                return Err(StoreError::Closed);
             }
             if head.position.seq > read_at.seq {
                 // Another master writes to this store. It may show what this one never wrote, and cannot name.

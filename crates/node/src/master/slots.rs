@@ -10,7 +10,8 @@ use replikv_proto::layout::Stored;
 use replikv_proto::{Slot, SlotKind, SlotLimits, SlotName, SlotState, SlotTime, SlotView, Slots};
 use serde::Serialize;
 
-use super::{Inner, Master};
+use super::Master;
+use super::history::History;
 
 /// A slot, as its master knows it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
@@ -42,12 +43,12 @@ pub(crate) struct SlotBook {
 }
 
 impl SlotBook {
-    pub(super) fn new(slots: Slots) -> Self {
+    pub(crate) fn new(slots: Slots) -> Self {
         Self { slots: Mutex::new(slots), acks: Mutex::default(), open: Mutex::default() }
     }
 
     /// Reads what is stored.
-    pub(super) async fn read<S: ReplicaStore>(store: &S, limits: SlotLimits) -> Result<Slots, StoreError> {
+    pub(crate) async fn read<S: ReplicaStore>(store: &S, limits: SlotLimits) -> Result<Slots, StoreError> {
         use futures_util::TryStreamExt;
         let mut stored = Vec::new();
         let mut entries = store.entries(Keyspace::Meta, KeyRange::prefix(SlotName::PREFIX), ScanOptions::default());
@@ -80,6 +81,16 @@ impl SlotBook {
         self.open.lock().unwrap_or_else(PoisonError::into_inner).remove(name);
     }
 
+    /// Drops every slot.
+    pub(crate) fn forget_all(&self) {
+        self.acks.lock().unwrap_or_else(PoisonError::into_inner).clear();
+        self.with(|slots| {
+            for slot in slots.all(Seq::ZERO) {
+                slots.forget(&slot.name);
+            }
+        });
+    }
+
     /// Drops an acknowledgement that no slot knows of yet; false if there is none.
     fn forget_ack(&self, name: &SlotName) -> bool {
         self.acks.lock().unwrap_or_else(PoisonError::into_inner).remove(name).is_some()
@@ -97,22 +108,26 @@ impl<S: ReplicaStore> Master<S> {
     /// # Cancel safety
     /// The slot is dropped; it may come back with a crash before the next second has passed.
     pub fn forget(&self, kind: SlotKind, name: &str) -> bool {
-        let name = SlotName { kind, name: name.into() };
-        // What was acknowledged a moment ago would bring it back.
-        let acknowledged = self.inner.slots.forget_ack(&name);
-        let found = self.inner.slots.with(|slots| slots.forget(&name)) || acknowledged;
-        self.inner.wake.notify_one();
-        found
+        self.inner.forget_slot(&SlotName { kind, name: name.into() })
     }
 }
 
-impl<S> Inner<S> {
+impl<S> History<S> {
     pub(crate) fn slots(&self) -> &SlotBook {
         &self.slots
     }
 
+    /// Drops a slot; false if there is none.
+    pub(crate) fn forget_slot(&self, name: &SlotName) -> bool {
+        // What was acknowledged a moment ago would bring it back.
+        let acknowledged = self.slots.forget_ack(name);
+        let found = self.slots.with(|slots| slots.forget(name)) || acknowledged;
+        self.wake.notify_one();
+        found
+    }
+
     /// The accumulated running time of masters on this store, in milliseconds.
-    pub(super) fn uptime_ms(&self) -> u64 {
+    pub(crate) fn uptime_ms(&self) -> u64 {
         let running = self.clock.now().monotonic.as_millis();
         self.uptime_before.saturating_add(u64::try_from(running).unwrap_or(u64::MAX))
     }
@@ -124,7 +139,7 @@ impl<S> Inner<S> {
         let from = self.view().published.seq;
         held.push(from);
         drop(held);
-        HeldLog { inner: self, from }
+        HeldLog { history: self, from }
     }
 
     /// The record from which backups need the log.
@@ -141,26 +156,26 @@ impl<S> Inner<S> {
     }
 }
 
-/// See [`Inner::hold_log`].
+/// See [`History::hold_log`].
 #[derive(Debug)]
 pub(crate) struct HeldLog<'a, S> {
-    inner: &'a Inner<S>,
+    history: &'a History<S>,
     from: Seq,
 }
 
 impl<S> Drop for HeldLog<'_, S> {
     fn drop(&mut self) {
-        let mut held = self.inner.held_logs();
+        let mut held = self.history.held_logs();
         if let Some(at) = held.iter().position(|from| *from == self.from) {
             held.swap_remove(at);
         }
     }
 }
 
-impl<S: ReplicaStore> Inner<S> {
+impl<S: ReplicaStore> History<S> {
     /// Brings slots up to what was acknowledged, and writes those that have changed. A failure is no loss: an older slot
     /// keeps more of the log, and the next attempt writes it.
-    pub(super) async fn save_slots(&self) {
+    pub(crate) async fn save_slots(&self) {
         let now = self.slot_time();
         for (name, seq) in self.slots.take_acks() {
             match self.position_at(seq).await {
@@ -212,14 +227,14 @@ impl<S: ReplicaStore> Inner<S> {
     }
 
     /// Where the slowest of those is for whom the log is kept.
-    pub(super) fn held(&self) -> Option<Seq> {
+    pub(crate) fn held(&self) -> Option<Seq> {
         let floor = self.view().floor.seq;
         let slot = self.slots.with(|slots| slots.slowest(floor).map(|(_, seq)| seq));
         let backup = self.held_by_backups();
         [slot, self.sessions.slowest(), backup].into_iter().flatten().min()
     }
 
-    pub(super) fn slots_seen(&self) -> Vec<SlotSeen> {
+    pub(crate) fn slots_seen(&self) -> Vec<SlotSeen> {
         let view = self.view();
         let (all, slowest) = self.slots.with(|slots| {
             let slowest = slots.slowest(view.floor.seq).map(|(name, _)| name.clone());

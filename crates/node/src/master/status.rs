@@ -1,6 +1,7 @@
 //! What a master says of itself.
 
 use std::collections::BTreeSet;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
@@ -10,6 +11,8 @@ use serde::Serialize;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
+use super::history::History;
+use super::sessions::Session;
 use super::{Inner, SlotSeen, WriteError};
 use crate::health::{Health, HealthState};
 use crate::metrics::Sampled;
@@ -122,22 +125,7 @@ impl<S: ReplicaStore> Inner<S> {
     pub(super) fn status(&self) -> MasterStatus {
         let view = **self.seen.load();
         let now = self.clock.now();
-        let millis =
-            |since: Duration| u64::try_from(now.monotonic.saturating_sub(since).as_millis()).unwrap_or(u64::MAX);
-        let slaves = self.sessions.all().into_iter().map(|session| {
-            let progress = session.progress();
-            SlaveSeen {
-                name: session.name.clone(),
-                applied: progress.applied,
-                durable: progress.durable,
-                consistent: progress.consistent,
-                lag_seqs: view.published.seq.since(progress.applied),
-                lag_bytes: view.log_bytes.saturating_sub(self.log_bytes_at(progress.applied, &view)),
-                lag_ms: self.committed_at(progress.applied).map_or(0, |time| now.unix_ms.saturating_sub(time)),
-                last_contact_ms: millis(session.heard()),
-                connected_ms: millis(session.connected_at),
-            }
-        });
+        let millis = |since: Duration| u64::try_from(now.monotonic.saturating_sub(since).as_millis()).unwrap_or(u64::MAX);
         let started = now.unix_ms.saturating_sub(millis(Duration::ZERO));
         let (state, reason, since) = match &self.trouble.load().0 {
             _ if self.closing.is_cancelled() => (HealthState::Stopped, "shut down".into(), now.unix_ms),
@@ -156,7 +144,7 @@ impl<S: ReplicaStore> Inner<S> {
             records: self.counters.records.load(Ordering::Relaxed),
             groups: self.counters.groups.load(Ordering::Relaxed),
             foreign_commits: self.store.stats().foreign_commits,
-            slaves: slaves.collect(),
+            slaves: self.slaves_seen(),
             slots: self.slots_seen(),
         }
     }
@@ -175,6 +163,31 @@ impl<S> Inner<S> {
     pub(super) fn count(&self, size: GroupSize, took: Option<Duration>) {
         self.counters.committed(size.records);
         self.metrics.committed(size.records, size.bytes, took);
+    }
+}
+
+impl<S> History<S> {
+    /// Those that are being served.
+    pub(crate) fn slaves_seen(&self) -> Vec<SlaveSeen> {
+        let view = **self.seen.load();
+        let now = self.clock.now();
+        let millis =
+            |since: Duration| u64::try_from(now.monotonic.saturating_sub(since).as_millis()).unwrap_or(u64::MAX);
+        let seen = |session: Arc<Session>| {
+            let progress = session.progress();
+            SlaveSeen {
+                name: session.name.clone(),
+                applied: progress.applied,
+                durable: progress.durable,
+                consistent: progress.consistent,
+                lag_seqs: view.published.seq.since(progress.applied),
+                lag_bytes: view.log_bytes.saturating_sub(self.log_bytes_at(progress.applied, &view)),
+                lag_ms: self.committed_at(progress.applied).map_or(0, |time| now.unix_ms.saturating_sub(time)),
+                last_contact_ms: millis(session.heard()),
+                connected_ms: millis(session.connected_at),
+            }
+        };
+        self.sessions.all().into_iter().map(seen).collect()
     }
 
     // How many bytes of records there were up to `seq`, or up to a checkpoint not long before it.

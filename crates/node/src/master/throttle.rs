@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use tokio::time::{Instant, sleep_until};
 
+use super::history::History;
 use super::sessions::Session;
 use super::{Inner, View, WriteError};
 
@@ -61,11 +62,6 @@ impl<S> Inner<S> {
         }
     }
 
-    /// Whether a slave that holds so many bytes of the records is near enough for writers to go on.
-    pub(super) fn is_close(&self, bytes: u64, view: &View) -> bool {
-        self.config.max_lag.is_some_and(|max_lag| bytes.saturating_add(max_lag) >= view.log_bytes)
-    }
-
     fn laggard(&self, max_lag: u64) -> Option<Arc<Session>> {
         let view = self.view();
         self.sessions.laggard(view.log_bytes.saturating_sub(max_lag), view.floor.seq)
@@ -84,6 +80,13 @@ impl<S> Inner<S> {
 
     fn patience(&self) -> Duration {
         self.config.heartbeat.saturating_mul(PATIENCE)
+    }
+}
+
+impl<S> History<S> {
+    /// Whether a slave that holds so many bytes of the records is near enough for writers to go on.
+    pub(super) fn is_close(&self, bytes: u64, view: &View) -> bool {
+        self.serving.max_lag.is_some_and(|max_lag| bytes.saturating_add(max_lag) >= view.log_bytes)
     }
 }
 

@@ -154,6 +154,7 @@ fn code_name(code: RejectCode) -> &'static str {
         RejectCode::DataWithoutCursor => "data_without_cursor",
         RejectCode::NeedsCompare => "needs_compare",
         RejectCode::Superseded => "superseded",
+        RejectCode::Loop => "loop",
         RejectCode::LimitsTooSmall => "limits_too_small",
         RejectCode::Busy => "busy",
         RejectCode::Unsupported => "unsupported",

@@ -19,6 +19,7 @@ use tokio::time::{Instant, sleep, sleep_until};
 use tokio_util::sync::CancellationToken;
 
 use super::follow::LAST_WORDS;
+use super::relay::Facts;
 use super::status::Applied;
 use super::verify::{Compared, Difference, Job, Outcome};
 use super::{FollowError, Inner};
@@ -36,12 +37,14 @@ pub(super) enum Item {
     Covered(KeyRange, Position),
     Checkpoints(Vec<Position>),
     Probed(Box<Probed>, Job),
+    /// What the master tells of the history, for those who follow this slave.
+    Facts(Facts),
 }
 
 impl Item {
     fn byte_len(&self) -> usize {
         match self {
-            Self::Begin(_) | Self::Resync(..) => 0,
+            Self::Begin(_) | Self::Resync(..) | Self::Facts(_) => 0,
             Self::Record(record) => record.byte_len(),
             Self::Content(content) => content.entries.byte_len(),
             Self::Touched(touched) => touched.ops.byte_len(),
@@ -117,6 +120,8 @@ pub(super) struct ApplyTask<S> {
     /// What becomes of the answers that the applier holds, in order.
     jobs: VecDeque<Job>,
     sync_at: Option<Instant>,
+    /// What the master has told, and is not known to those who follow this slave.
+    facts: Option<Facts>,
 }
 
 const ATTEMPTS: u32 = 6;
@@ -135,7 +140,7 @@ impl<S: ReplicaStore> ApplyTask<S> {
         applier: Applier,
         abandoned: CancellationToken,
     ) -> Self {
-        Self { inner, items, backlog, applier, abandoned, jobs: VecDeque::new(), sync_at: None }
+        Self { inner, items, backlog, applier, abandoned, jobs: VecDeque::new(), sync_at: None, facts: None }
     }
 
     /// Commits until the connection has handed over its last item, or has been abandoned. Once the slave shuts down, a
@@ -153,9 +158,12 @@ impl<S: ReplicaStore> ApplyTask<S> {
                 self.compare(&probed).await?;
                 continue;
             }
+            if let Some((relay, facts)) = self.inner.relay.as_ref().zip(self.facts.take()) {
+                relay.learn(&self.inner.store, facts).await?;
+            }
             let group = match folded.take() {
                 Some(group) => Some(group),
-                None => self.applier.next_group()?,
+                None => self.next_group()?,
             };
             match group {
                 Some(group) => folded = self.commit(group).await?,
@@ -181,7 +189,12 @@ impl<S: ReplicaStore> ApplyTask<S> {
     fn push(&mut self, item: Item) {
         match item {
             Item::Begin(cursor) => self.applier.begin(cursor),
-            Item::Resync(cursor, resync) => self.applier.begin_resync(cursor, resync),
+            Item::Resync(cursor, resync) => {
+                if let Some(relay) = &self.inner.relay {
+                    relay.resyncs();
+                }
+                self.applier.begin_resync(cursor, resync);
+            }
             Item::Record(record) => self.applier.push_record(record),
             Item::Content(content) => self.applier.push_content(content),
             Item::Touched(touched) => self.applier.push_touched(touched),
@@ -191,7 +204,15 @@ impl<S: ReplicaStore> ApplyTask<S> {
                 self.applier.push_probed(probed);
                 self.jobs.push_back(job);
             }
+            Item::Facts(facts) => self.facts = Some(facts),
         }
+    }
+
+    fn next_group(&mut self) -> Result<Option<Group>, StoreError> {
+        if let Some(relay) = &self.inner.relay {
+            self.applier.tell_uptime(relay.uptime_ms());
+        }
+        self.applier.next_group()
     }
 
     /// Commits `group`. If a whole further group arrives meanwhile, it is folded and returned.
@@ -206,6 +227,9 @@ impl<S: ReplicaStore> ApplyTask<S> {
         // there to be tried again: the next connection brings it.
         let once = !group.writes.is_joined() && !self.inner.feed.is_heard();
         let mut kept = Some(std::mem::take(&mut group.writes));
+        if let Some(relay) = &self.inner.relay {
+            relay.hand(group.cursor.position, group.log.as_ref());
+        }
         for attempt in 0.. {
             let writes = if once { kept.take() } else { kept.clone() };
             let Some(writes) = writes else { break };
@@ -216,6 +240,9 @@ impl<S: ReplicaStore> ApplyTask<S> {
                 }
                 Err(error) => return Err(self.give_up(error).await),
             }
+        }
+        if let Some(relay) = &self.inner.relay {
+            relay.committed(&self.inner.store, group.log.take()).await?;
         }
         self.inner.metrics.applied(group.records, begun.elapsed());
         if self.inner.feed.is_heard() {
@@ -363,6 +390,12 @@ impl<S: ReplicaStore> ApplyTask<S> {
         folded: &mut Option<Group>,
     ) -> Result<(), StoreError> {
         let inner = self.inner.clone();
+        let commits = inner.relay.as_ref().map(|relay| &relay.commits);
+        // Whoever reads at one point of the history comes first.
+        let _alone = match commits {
+            Some(commits) => Some(commits.lock().await),
+            None => None,
+        };
         let apply = inner.store.apply(writes, durability);
         tokio::pin!(apply);
         let mut open = true;
@@ -374,7 +407,7 @@ impl<S: ReplicaStore> ApplyTask<S> {
                     Some(item) => {
                         self.push(item);
                         if self.applier.pending_bytes() >= self.applier.target() {
-                            *folded = self.applier.next_group()?;
+                            *folded = self.next_group()?;
                         }
                     }
                     None => open = false,
@@ -403,6 +436,14 @@ impl<S: ReplicaStore> ApplyTask<S> {
             tracing::warn!(
                 target: "replikv::slave", follower = %self.inner.config.name, error = %crate::error_chain(&reopening),
                 "the slave's store cannot be opened again"
+            );
+        }
+        if let Some(relay) = &self.inner.relay
+            && let Err(unsettled) = relay.settle(&self.inner.store).await
+        {
+            tracing::warn!(
+                target: "replikv::slave", follower = %self.inner.config.name, error = %crate::error_chain(&unsettled),
+                "where the kept log ends cannot be read"
             );
         }
         error.into()

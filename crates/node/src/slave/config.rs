@@ -6,7 +6,7 @@ use std::time::Duration;
 use replikv_core::{Durability, LinkId};
 use replikv_proto::OnDivergence;
 
-use super::Quarantine;
+use super::{KeepLog, Quarantine};
 
 /// The settings of a [`Slave`](super::Slave). Every setting but the name has a default.
 #[derive(Debug, Clone)]
@@ -24,6 +24,7 @@ pub struct SlaveConfig {
     pub(crate) quarantine: Option<Arc<dyn Quarantine>>,
     pub(crate) from_backup: bool,
     pub(crate) rejoin: bool,
+    pub(crate) keep_log: Option<KeepLog>,
     pub(crate) verify_every: Option<Duration>,
     pub(crate) verify_bytes_per_second: u64,
 }
@@ -48,6 +49,7 @@ impl SlaveConfig {
             quarantine: None,
             from_backup: false,
             rejoin: false,
+            keep_log: None,
             verify_every: None,
             verify_bytes_per_second: 4 << 20,
         }
@@ -163,6 +165,23 @@ impl SlaveConfig {
     #[must_use]
     pub fn rejoin(mut self) -> Self {
         self.rejoin = true;
+        self
+    }
+
+    /// Keeps the log as it is received, in the same transactions as the data: this slave can have slaves of its own, see
+    /// [`Slave::serve`], and others go on from its log if it is promoted. Default: no; a log that was kept goes when the
+    /// store is opened without this.
+    ///
+    /// The log begins where the slave stands, or at the beginning if it follows from there. A copy, a comparison, a resync,
+    /// and what comes from the compacted part of its master's log cut it: then it begins where the slave is through.
+    ///
+    /// # Cost
+    /// What a master's log costs: each batch is written a second time. A large value is held in memory once more.
+    ///
+    /// [`Slave::serve`]: super::Slave::serve
+    #[must_use]
+    pub fn keep_log(mut self, keep: KeepLog) -> Self {
+        self.keep_log = Some(keep);
         self
     }
 

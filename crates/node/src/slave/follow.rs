@@ -7,8 +7,8 @@ use replikv_core::{
     Durability, EncodedOps, KeyRange, Keyspace, ReplicaStore, ReplicaStoreExt, ScanOptions, StoreError, StoreLimits,
     WriteSet,
 };
-use replikv_proto::layout::{Epochs, Stored};
-use replikv_proto::{Applier, DecoderLimits, EpochStart, Resync, SlaveAction, SlaveSession, SlaveSessionConfig};
+use replikv_proto::layout::{Epochs, Head, Kept, Stored};
+use replikv_proto::{Applier, DecoderLimits, Resync, SlaveAction, SlaveSession, SlaveSessionConfig, Welcome};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::sync::{OwnedMutexGuard, oneshot};
 use tokio::task::JoinHandle;
@@ -16,6 +16,7 @@ use tokio::time::{sleep_until, timeout};
 use tokio_util::sync::CancellationToken;
 
 use super::apply::{ApplyTask, Backlog, Item, Queue};
+use super::relay::Facts;
 use super::status::Tracker;
 use super::verify::{Job, Outcome};
 use super::{Ending, FollowError, Slave};
@@ -111,8 +112,13 @@ impl<S: ReplicaStore> Slave<S> {
         inner.store.reopen().await?;
         let session = self.session().await?;
         let target = inner.config.group_bytes.unwrap_or_else(|| inner.store.preferred_write_set());
-        let target = target.min(usable(inner.store.limits()).max_batch).max(1);
-        let applier = Applier::new(inner.config.link.clone(), session.cursor.clone(), target).resyncing(session.resync);
+        let target = target.min(session.limits.max_batch).max(1);
+        let mut applier =
+            Applier::new(inner.config.link.clone(), session.cursor.clone(), target).resyncing(session.resync);
+        if let Some(relay) = &inner.relay {
+            applier = applier.keeping_log(stored::read(&inner.store, Head::KEY).await?);
+            relay.settle(&inner.store).await?;
+        }
         inner.tracker.rewound(session.cursor.as_ref());
         let (queue, items, backlog) = Queue::new(target.saturating_mul(2));
         let task = ApplyTask::new(inner.clone(), items, backlog.clone(), applier, abandoned);
@@ -132,7 +138,7 @@ impl<S: ReplicaStore> Slave<S> {
             cursor,
             holds_data,
             checkpoints: stored::checkpoint_positions(&inner.store, CHECKPOINTS).await?,
-            limits: usable(inner.store.limits()),
+            limits: usable(inner.store.limits(), inner.relay.is_some()),
             temporary: inner.config.temporary,
             handshake_timeout: inner.config.handshake_timeout,
             on_divergence: inner.config.on_divergence,
@@ -193,11 +199,14 @@ impl<S: ReplicaStore> Slave<S> {
                     }
                     SlaveAction::Waiting(welcome) => {
                         connection.set_limits(DecoderLimits::for_batches(welcome.limits.max_batch));
-                        inner.tracker.waiting();
+                        inner.tracker.waiting(&welcome);
                     }
                     SlaveAction::Welcomed(welcome) => {
                         connection.set_limits(DecoderLimits::for_batches(welcome.limits.max_batch));
-                        self.keep_epochs(&welcome.epochs).await?;
+                        self.keep_what_was_told(&welcome).await?;
+                        if inner.relay.is_some() {
+                            queue.push(Item::Facts(Facts::of(&welcome)));
+                        }
                         inner.tracker.welcomed(&welcome);
                         inner.metrics.welcomed();
                         tracing::info!(
@@ -246,19 +255,25 @@ impl<S: ReplicaStore> Slave<S> {
         }
     }
 
-    // For the day on which this slave is promoted. Nothing else depends on them.
-    async fn keep_epochs(&self, epochs: &[EpochStart]) -> Result<(), StoreError> {
-        let (told, store) = (Epochs(epochs.to_vec()), &self.inner.store);
-        if stored::read::<S, Epochs>(store, Epochs::KEY).await?.as_ref() == Some(&told) {
+    // For the day on which this slave is promoted, or opened while its master is away and others want to follow it.
+    async fn keep_what_was_told(&self, welcome: &Welcome) -> Result<(), StoreError> {
+        let (epochs, kept) = (Epochs(welcome.epochs.clone()), Kept { limits: welcome.limits });
+        let store = &*self.inner.store;
+        let keeps = self.inner.relay.is_some();
+        let same = stored::read(store, Epochs::KEY).await?.as_ref() == Some(&epochs);
+        if same && (!keeps || stored::read(store, Kept::KEY).await? == Some(kept)) {
             return Ok(());
         }
         let mut writes = WriteSet::builder();
-        writes.put(Keyspace::Meta, Epochs::KEY, told.to_bytes())?;
+        writes.put(Keyspace::Meta, Epochs::KEY, epochs.to_bytes())?;
+        if keeps {
+            writes.put(Keyspace::Meta, Kept::KEY, kept.to_bytes())?;
+        }
         match store.apply(writes.build(), Durability::Buffered).await {
             Err(error) if error.outcome() == replikv_core::Outcome::Unchanged => {
                 tracing::warn!(
                     target: "replikv::slave", follower = %self.inner.config.name, error = %crate::error_chain(&error),
-                    "the list of epochs cannot be kept; it is tried again with the next connection"
+                    "what the master has told of its history cannot be kept; it is tried again with the next connection"
                 );
                 Ok(())
             }
@@ -330,11 +345,13 @@ impl Drop for WhenDropped<'_> {
     }
 }
 
-// What a write set holds beside records: a cursor, which is long in the middle of a comparison, and checkpoints.
-fn usable(limits: StoreLimits) -> StoreLimits {
+// What a write set holds beside records: a cursor, which is long in the middle of a comparison, and checkpoints. A slave
+// that keeps the log writes each record twice.
+fn usable(limits: StoreLimits, keeps_log: bool) -> StoreLimits {
     const BESIDE: usize = 2 << 20;
     let beside = BESIDE.min(limits.max_batch / 8);
-    StoreLimits { max_batch: limits.max_batch - beside, ..limits }
+    let max_batch = limits.max_batch - beside;
+    StoreLimits { max_batch: if keeps_log { max_batch / 2 } else { max_batch }, ..limits }
 }
 
 async fn join(task: JoinHandle<Result<(), FollowError>>) -> Result<(), FollowError> {

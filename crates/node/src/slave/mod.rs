@@ -4,11 +4,14 @@ mod apply;
 mod config;
 mod error;
 mod follow;
+mod keep_log;
 mod probe;
 mod promote;
 mod quarantine;
 mod reads;
+mod relay;
 mod restore;
+mod serve;
 mod status;
 #[cfg(feature = "tcp")]
 mod tcp;
@@ -29,10 +32,12 @@ use tokio_util::sync::CancellationToken;
 
 pub use self::config::SlaveConfig;
 pub use self::error::{Ending, FollowError, WaitError};
+pub use self::keep_log::KeepLog;
 pub use self::promote::{PromoteError, Promoted, promote};
 pub use self::quarantine::{Quarantine, QuarantineFile};
+use self::relay::Relay;
 use self::status::Tracker;
-pub use self::status::{SlaveProgress, SlaveState, SlaveStatus};
+pub use self::status::{RelayStatus, SlaveProgress, SlaveState, SlaveStatus};
 use self::verify::Desk;
 pub use self::verify::{Difference, Verification, VerifyError, VerifyOptions, VerifyOutcome, VerifyReport};
 pub(crate) use self::wait::holds;
@@ -63,12 +68,14 @@ impl<S> Clone for Slave<S> {
 
 #[derive(Debug)]
 struct Inner<S> {
-    store: S,
+    store: Arc<S>,
     config: SlaveConfig,
     nonce: u64,
     clock: Clock,
     tracker: Tracker,
     feed: GroupFeed,
+    /// What it keeps of the log, and serves.
+    relay: Option<Relay<S>>,
     /// Where questions to the master lie.
     desk: Arc<Desk>,
     metrics: FollowerMetrics,
@@ -118,12 +125,37 @@ impl<S: ReplicaStore> Slave<S> {
         let runtime = tokio::runtime::Handle::try_current().ok();
         let metrics = FollowerMetrics::new(&config.name);
         let desk = Arc::default();
-        let inner =
-            Inner { store, config, nonce, clock, tracker, feed, desk, metrics, following, active, closing, runtime };
+        let store = Arc::new(store);
+        let relay = match config.keep_log.clone() {
+            Some(keep) => {
+                let closing = closing.clone();
+                Some(Relay::open(&store, &config, keep, cursor.as_ref(), nonce, clock, closing).await?)
+            }
+            None => {
+                relay::drop_log(&*store).await?;
+                None
+            }
+        };
+        let inner = Inner {
+            store,
+            config,
+            nonce,
+            clock,
+            tracker,
+            feed,
+            relay,
+            desk,
+            metrics,
+            following,
+            active,
+            closing,
+            runtime,
+        };
         let inner = Arc::new(inner);
         if let Some(runtime) = &inner.runtime {
             sample_every_second(runtime, &inner, inner.closing.clone());
             verify::start(runtime, &inner);
+            relay::start(runtime, &inner);
         }
         Ok(Self { inner })
     }
@@ -151,7 +183,7 @@ impl<S: ReplicaStore> Slave<S> {
 
     /// Where the slave is, and how it is. Never waits.
     pub fn status(&self) -> SlaveStatus {
-        self.inner.tracker.status(self.inner.clock.now())
+        self.inner.status()
     }
 
     /// Progress as it happens: the latest is kept, what lies between may be skipped.
@@ -170,6 +202,9 @@ impl<S: ReplicaStore> Slave<S> {
         self.inner.closing.cancel();
         let _following = self.inner.following.lock().await;
         self.inner.tracker.stopped();
+        if let Some(relay) = &self.inner.relay {
+            relay.finish().await;
+        }
         // The last look was before that.
         self.inner.sample(&mut ());
         self.inner.store.close().await
@@ -200,6 +235,13 @@ impl<S> Slave<S> {
 
     pub(crate) fn closing(&self) -> &CancellationToken {
         &self.inner.closing
+    }
+}
+
+impl<S: ReplicaStore> Inner<S> {
+    fn status(&self) -> SlaveStatus {
+        let relay = self.relay.as_ref().map(Relay::status);
+        SlaveStatus { relay, ..self.tracker.status(self.clock.now()) }
     }
 }
 

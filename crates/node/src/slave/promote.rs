@@ -1,7 +1,7 @@
 //! Promotion: a slave's store becomes a master's, in a new epoch of the same history.
 
-use replikv_core::{Cursor, Durability, Keyspace, Position, ReplicaStore, Seq, StoreError, WriteSet, meta};
-use replikv_proto::layout::{Epochs, Floor, Head, Identity, Role, Stored};
+use replikv_core::{Cursor, Durability, KeyRange, Keyspace, Position, ReplicaStore, Seq, StoreError, WriteSet, meta};
+use replikv_proto::layout::{Epochs, Floor, Head, Identity, Kept, Role, Stored};
 use replikv_proto::{EpochStart, Resync};
 
 use super::Slave;
@@ -43,8 +43,8 @@ pub struct Promoted {
 impl<S: ReplicaStore> Slave<S> {
     /// Stops following, makes the store a master's in a new epoch, and closes it: open it with [`Master::open`].
     ///
-    /// Other slaves move over by following the new master: those at the same position resume, those that are behind
-    /// compare, those that are ahead hold batches that are no longer part of the history, and are refused or resync. The
+    /// Other slaves move over by following the new master: those at the same position resume; so do those that are behind,
+    /// if this slave has [kept the log](super::SlaveConfig::keep_log) from there on, and compare otherwise; those that are ahead hold batches that are no longer part of the history, and are refused or resync. The
     /// old master is superseded as soon as one of them, or the new master as a slave, meets it; until then it takes
     /// writes. Without a consensus nobody can prevent that: see the guide on topologies.
     ///
@@ -62,7 +62,7 @@ impl<S: ReplicaStore> Slave<S> {
         self.inner.closing.cancel();
         let _following = self.inner.following.lock().await;
         self.inner.tracker.stopped();
-        let promoted = promote(&self.inner.store).await;
+        let promoted = promote(&*self.inner.store).await;
         self.inner.store.close().await?;
         promoted
     }
@@ -84,10 +84,15 @@ pub async fn promote<S: ReplicaStore>(store: &S) -> Result<Promoted, PromoteErro
     let mut writes = WriteSet::builder();
     writes.require(Identity::KEY, Some(before.to_bytes()));
     writes.require(meta::cursor_key(&link), Some(cursor.to_bytes()));
-    let head = Head { position: last, log_bytes: 0, uptime_ms: 0 };
+    // The log goes on, if there is one: others that are behind this slave find there what they missed.
+    let kept = stored::read::<S, Head>(store, Head::KEY).await?.filter(|head| head.position == last);
+    let head = kept.unwrap_or(Head { position: last, log_bytes: 0, uptime_ms: 0 });
+    if kept.is_none() {
+        writes.delete_range(Keyspace::Log, &KeyRange::all());
+        writes.put(Keyspace::Meta, Floor::KEY, Floor { position: last, log_bytes: 0 }.to_bytes())?;
+    }
+    writes.delete(Keyspace::Meta, Kept::KEY)?;
     let first = next_epoch(&mut writes, head, epochs(store, &last).await?)?;
-    let floor = Floor { position: last, log_bytes: 0 };
-    writes.put(Keyspace::Meta, Floor::KEY, floor.to_bytes())?;
     writes.put(Keyspace::Meta, Identity::KEY, Identity::master(last.source).to_bytes())?;
     writes.delete(Keyspace::Meta, meta::cursor_key(&link))?;
     store.apply(writes.build(), Durability::Synced).await?;

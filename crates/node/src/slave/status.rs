@@ -11,6 +11,7 @@ use tokio::sync::watch;
 use super::trend::Trend;
 use super::{FollowError, SlaveConfig, Verification};
 use crate::health::{Health, HealthState};
+use crate::{SlaveSeen, SlotSeen};
 
 /// What a slave is doing.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
@@ -88,6 +89,29 @@ pub struct SlaveStatus {
     pub verification: Option<Verification>,
     /// Milliseconds since a verification was last finished, since the slave was opened.
     pub last_verified_ms: Option<u64>,
+    /// The relays above, from the one right below the master down, and this slave itself; as last told. Empty before a
+    /// connection.
+    pub path: Vec<String>,
+    /// What it serves, if it keeps the log.
+    pub relay: Option<RelayStatus>,
+}
+
+/// What a slave serves that keeps the log.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+#[non_exhaustive]
+pub struct RelayStatus {
+    /// Why nobody can follow this slave; `None` if others can.
+    pub blocked: Option<String>,
+    /// The last record that those who follow can have; `None` while nobody can follow.
+    pub published: Option<Position>,
+    /// Records after this one are in the kept log; `None` while there is none.
+    pub floor: Option<Position>,
+    /// Bytes that the kept log holds.
+    pub retained_bytes: u64,
+    /// The slaves that are being served, by name.
+    pub slaves: Vec<SlaveSeen>,
+    /// The slots of slaves of this one, connected or not.
+    pub slots: Vec<SlotSeen>,
 }
 
 /// Keeps the facts; the status is made of them when somebody asks.
@@ -122,6 +146,7 @@ struct Facts {
     quarantined: u64,
     verification: Option<Verification>,
     verified: Option<Duration>,
+    path: Vec<String>,
     /// How what is not covered is filled, as committed.
     fill: Option<Fill>,
     /// Copies and comparisons that were begun since the data was last a state of the master.
@@ -181,6 +206,7 @@ impl Tracker {
             facts.connections += 1;
             facts.comparisons += u64::from(matches!(welcome.mode, Mode::Compare { .. } | Mode::Resync { .. }));
             facts.begun += u64::from(welcome.mode.from().is_some());
+            facts.path = path(&self.name, welcome);
         });
         let begins = welcome.mode.from().is_some();
         self.progress.send_modify(|progress| {
@@ -193,7 +219,8 @@ impl Tracker {
     }
 
     /// The master is a relay that is behind: nobody is there who could tell how far behind this slave is.
-    pub(super) fn waiting(&self) {
+    pub(super) fn waiting(&self, welcome: &Welcome) {
+        self.change(|facts| facts.path = path(&self.name, welcome));
         self.trouble(HealthState::CatchingUp, "waits for its master, a relay, to come as far as this slave is".into());
     }
 
@@ -394,6 +421,8 @@ impl Tracker {
             quarantined: facts.quarantined,
             verification: facts.verification.clone(),
             last_verified_ms: facts.verified.map(|verified| millis(now.monotonic.saturating_sub(verified))),
+            path: facts.path.clone(),
+            relay: None,
         }
     }
 
@@ -417,6 +446,10 @@ impl Facts {
             self.begun = 0;
         }
     }
+}
+
+fn path(name: &str, welcome: &Welcome) -> Vec<String> {
+    welcome.path.iter().map(|above| above.name.clone()).chain([name.to_owned()]).collect()
 }
 
 fn millis(time: Duration) -> u64 {
@@ -479,6 +512,7 @@ mod tests {
                 log_bytes: 0,
                 behind_bytes: 0,
                 verifies: false,
+                path: Vec::new(),
                 checkpoints: Vec::new(),
             });
             let seen = seen.borrow_and_update();

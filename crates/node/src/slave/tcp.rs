@@ -42,6 +42,18 @@ impl<S: ReplicaStore> Slave<S> {
         self.accept(listener, READERS, |slave, stream| async move { slave.serve_reads(stream).await }).await
     }
 
+    /// Serves every connection that `listener` accepts, until the slave is shut down; see [`serve`](Self::serve).
+    ///
+    /// # Cancel safety
+    /// If dropped, every connection that it serves ends.
+    ///
+    /// # Errors
+    /// None while the listener works; a failed accept is logged, and tried again.
+    pub async fn serve_tcp(self, listener: TcpListener) -> io::Result<()> {
+        // More than are served are told so: how many that is, is not decided here.
+        self.accept(listener, usize::MAX, |slave, stream| async move { slave.serve(stream).await.map(drop) }).await
+    }
+
     async fn accept<F>(self, listener: TcpListener, most: usize, answer: fn(Self, TcpStream) -> F) -> io::Result<()>
     where
         F: Future<Output = Result<(), ServeError>> + Send + 'static,

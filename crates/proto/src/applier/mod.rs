@@ -5,6 +5,7 @@
 //! connection, or of a second process, changes nothing.
 
 mod fold;
+mod keep;
 #[cfg(test)]
 mod tests;
 
@@ -17,9 +18,11 @@ use replikv_core::{
 };
 
 use self::fold::Fold;
-use crate::layout::{Checkpoint, Stored};
+pub use self::keep::GroupLog;
+use self::keep::{Building, Keeping};
+use crate::layout::{Checkpoint, Head, Stored};
 use crate::planted::{self, Bug};
-use crate::{Content, Displacing, Probed, Record, Resync, Touched};
+use crate::{Content, Displacing, Probed, Record, Resync, SlotName, Touched};
 
 /// Turns what arrives into write sets.
 #[derive(Debug)]
@@ -32,6 +35,8 @@ pub struct Applier {
     stored: Option<Bytes>,
     /// The resync that is under way once every group handed out is committed.
     resync: Option<Resync>,
+    /// What is kept of the log, if it is kept.
+    keeping: Option<Keeping>,
     pending: VecDeque<Item>,
     pending_bytes: usize,
     received: u64,
@@ -66,6 +71,8 @@ pub struct Group {
     pub received: u64,
     /// The wall-clock time of its last record, if it holds one.
     pub time: Option<u64>,
+    /// What becomes of the kept log; `None` if there is none afterwards.
+    pub log: Option<GroupLog>,
 }
 
 impl Applier {
@@ -76,7 +83,23 @@ impl Applier {
     /// at least.
     pub fn new(link: LinkId, cursor: Option<Cursor>, target: usize) -> Self {
         let stored = cursor.as_ref().map(Cursor::to_bytes);
-        Self { link, target, cursor, stored, resync: None, pending: VecDeque::new(), pending_bytes: 0, received: 0 }
+        let (resync, keeping, pending) = (None, None, VecDeque::new());
+        Self { link, target, cursor, stored, resync, keeping, pending, pending_bytes: 0, received: 0 }
+    }
+
+    /// Keeps the log as it is received. `head` is where what is stored of it ends: at the stored cursor, or there is none.
+    #[must_use]
+    pub fn keeping_log(mut self, head: Option<Head>) -> Self {
+        let ends_here = |head: &Head| self.cursor.as_ref().is_some_and(|cursor| cursor.position == head.position);
+        self.keeping = Some(Keeping::new(head.filter(ends_here)));
+        self
+    }
+
+    /// How long nodes have run on the store, in milliseconds: the log is kept by that.
+    pub fn tell_uptime(&mut self, uptime_ms: u64) {
+        if let Some(keeping) = &mut self.keeping {
+            keeping.uptime_ms = uptime_ms;
+        }
     }
 
     /// With a resync that was begun before, as stored.
@@ -193,12 +216,14 @@ impl Applier {
         let mut fold = Fold::default();
         let (mut displacing, mut contents) = (self.resync, Vec::new());
         let mut late = Vec::new();
+        let mut log = self.keeping.map(Building::new);
         for item in &items {
             match item {
                 Item::Resync(cursor, resync) => {
                     fold.flush(&mut out)?;
                     out.put(Keyspace::Meta, Resync::KEY, resync.to_bytes())?;
                     out.delete_range(Keyspace::Meta, &KeyRange::prefix(Checkpoint::PREFIX));
+                    out.delete_range(Keyspace::Meta, &KeyRange::prefix(SlotName::PREFIX));
                     self.cursor = Some(cursor.clone());
                     (self.resync, displacing) = (Some(*resync), Some(*resync));
                 }
@@ -256,6 +281,9 @@ impl Applier {
                 }
                 Item::Checkpoints(_) | Item::Probed(_) => {}
             }
+            if let Some((log, cursor)) = log.as_mut().zip(self.cursor.as_ref()) {
+                log.follow(item.record(), cursor);
+            }
         }
         fold.flush(&mut out)?;
         for content in late {
@@ -267,12 +295,20 @@ impl Applier {
             out.put(Keyspace::Meta, checkpoint.key(), checkpoint.to_bytes())?;
         }
         for position in items.iter().filter_map(Item::checkpoint) {
-            let checkpoint = Checkpoint::at(position);
+            let kept = log.as_ref().and_then(|log| log.checkpoint(position.seq));
+            let checkpoint = kept.unwrap_or_else(|| Checkpoint::at(position));
             out.put(Keyspace::Meta, checkpoint.key(), checkpoint.to_bytes())?;
             for key in checkpoint.expired_keys() {
                 out.delete(Keyspace::Meta, key)?;
             }
         }
+        let log = match log.map(|log| log.finish(&mut out)).transpose()? {
+            Some((keeping, log)) => {
+                self.keeping = Some(keeping);
+                log
+            }
+            None => None,
+        };
         if displacing.is_some() && cursor.coverage.is_complete() {
             out.delete(Keyspace::Meta, Resync::KEY)?;
             self.resync = None;
@@ -284,7 +320,7 @@ impl Applier {
         self.received += records_bytes(&items);
         let time = items.iter().rev().find_map(Item::time);
         let displacing = displacing.filter(|_| !contents.is_empty()).map(|resync| Displacing { resync, contents });
-        Ok(Some(Group { displacing, writes: out.build(), cursor, records, bytes, received: self.received, time }))
+        Ok(Some(Group { displacing, writes: out.build(), cursor, records, bytes, received: self.received, time, log }))
     }
 
     fn push(&mut self, item: Item) {
@@ -325,6 +361,13 @@ impl Item {
             Self::Covered(range, _) => Applier::covered_len(range),
             Self::Checkpoints(_) => 0,
             Self::Probed(probed) => probed.byte_len(),
+        }
+    }
+
+    fn record(&self) -> Option<&Record> {
+        match self {
+            Self::Record(record) => Some(record),
+            _ => None,
         }
     }
 

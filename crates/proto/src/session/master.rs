@@ -14,8 +14,8 @@ use super::{Located, ProtocolError, Refusal};
 use crate::planted::{self, Bug};
 use crate::reconcile::{Answer, Asked, Examination, MAX_BOUND_BYTES, MAX_PIECES, Probe, Probed};
 use crate::{
-    Ack, Content, EpochStart, Goodbye, GoodbyeReason, Heartbeat, Hello, Message, Mode, Now, Progress, Records, Request,
-    Response, Stretch, Touched,
+    Ack, Content, EpochStart, Goodbye, GoodbyeReason, Heartbeat, Hello, Message, Mode, Now, PathNode, Progress, Records,
+    RejectCode, Request, Response, Stretch, Touched,
 };
 
 /// What a session needs to know of its master, once.
@@ -36,9 +36,18 @@ pub struct MasterSessionConfig {
     pub compare_bytes_per_second: Option<u64>,
     /// Points of the history, oldest first; at most 64.
     pub checkpoints: Vec<Position>,
-    /// Whether the records come from elsewhere. A slave that is ahead of a relay waits until the relay has caught up;
-    /// a slave that is ahead of a master is refused.
-    pub relay: bool,
+    /// Of a relay, whose records come from elsewhere. A slave that is ahead of a relay waits until the relay has caught
+    /// up; a slave that is ahead of a master is refused.
+    pub relay: Option<Relay>,
+}
+
+/// What makes a session one of a relay.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Relay {
+    /// The relays from the one right below the master down to this one, which is the last.
+    pub path: Vec<PathNode>,
+    /// How long a slave that is ahead may wait. Then it is sent away, and may come again, here or elsewhere.
+    pub wait: Duration,
 }
 
 /// Where the master stands. Handed to each session whenever it changes.
@@ -187,7 +196,7 @@ enum State {
     /// Is there anything to replace what it holds with?
     Replacing(Box<Applicant>, Refusal, Option<Position>),
     /// The slave is ahead of this relay, which had published this much when the slave was last located.
-    Waiting(Box<Applicant>, Position),
+    Waiting(Applicant, Position),
     Streaming(Box<Stream>),
     Closed,
 }
@@ -196,8 +205,8 @@ enum State {
 #[derive(Debug)]
 struct Applicant {
     hello: Hello,
-    /// It was told to wait: it has its place among the slaves, and is heard of like all others.
-    waits: bool,
+    /// Until when it may wait, once it was told to: it has its place among the slaves, and is heard of like all others.
+    waits: Option<Duration>,
 }
 
 #[derive(Debug)]
@@ -428,6 +437,14 @@ impl MasterSession {
                 self.state = State::Closed;
                 return Err(ProtocolError::Silent { seconds: self.silence().as_secs() });
             }
+            State::Waiting(Applicant { waits: Some(until), .. }, _) if now.monotonic >= *until => {
+                let words = format!(
+                    "the slave is ahead of this relay, which stands at seq {} and has not come as far for as long as a \
+                     slave may wait: let the relay catch up, or follow another node",
+                    self.view.published.seq
+                );
+                self.refuse(Refusal { retry: true, ..Refusal::new(RejectCode::Busy, words) });
+            }
             state if state.is_welcomed() && now.monotonic >= self.next_heartbeat => {
                 self.next_heartbeat = now.monotonic.saturating_add(self.config.heartbeat);
                 let (head, log_bytes) = (self.view.published, self.view.log_bytes);
@@ -451,7 +468,11 @@ impl MasterSession {
                 let contact = self.next_heartbeat.min(self.heard.saturating_add(self.silence()));
                 let waits = matches!(state, State::Streaming(stream) if stream.wants_answers());
                 let budget = Some(self.compare_from).filter(|from| waits && *from > self.now);
-                Some(budget.map_or(contact, |budget| contact.min(budget)))
+                let given_up = match state {
+                    State::Waiting(Applicant { waits, .. }, _) => *waits,
+                    _ => None,
+                };
+                [budget, given_up].into_iter().flatten().fold(Some(contact), |soonest, at| soonest.map(|soonest| soonest.min(at)))
             }
             _ => None,
         }
@@ -466,7 +487,7 @@ impl MasterSession {
                     self.advance(&mut stream);
                     self.state = State::Streaming(stream);
                 }
-                State::Waiting(applicant, judged_at) if judged_at != self.view.published => self.locate(applicant),
+                State::Waiting(applicant, judged_at) if judged_at != self.view.published => self.locate(Box::new(applicant)),
                 other => self.state = other,
             }
         }
@@ -516,7 +537,7 @@ impl MasterSession {
 
 impl State {
     fn waits(&self) -> bool {
-        matches!(self, Self::Waiting(..)) || matches!(self, Self::Locating(applicant) if applicant.waits)
+        matches!(self, Self::Waiting(..)) || matches!(self, Self::Locating(applicant) if applicant.waits.is_some())
     }
 
     // From its welcome on a slave is heard of, and hears of the master.

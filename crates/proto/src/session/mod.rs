@@ -11,7 +11,7 @@ mod slave;
 mod tests;
 
 pub use error::{ProtocolError, Refusal};
-pub use master::{LogAnswer, MasterAction, MasterSession, MasterSessionConfig, View};
+pub use master::{LogAnswer, MasterAction, MasterSession, MasterSessionConfig, Relay, View};
 pub use slave::{SlaveAction, SlaveSession, SlaveSessionConfig, SourceFacts};
 
 /// How the connection's history relates to a position that a slave names.
@@ -37,3 +37,5 @@ pub enum Located {
 const MAX_NAME_LEN: usize = 128;
 /// The most checkpoints that a hello carries.
 const MAX_CHECKPOINTS: usize = 64;
+/// The most relays between a slave and its master. A circle that nobody has noticed grows until it is longer.
+pub const MAX_PATH: usize = 64;

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use replikv_core::{Coverage, Cursor, EncodedOps, Fill, KeyRange, Op, OpsPart, Position, StoreLimits};
 
-use super::{ProtocolError, Refusal};
+use super::{MAX_PATH, ProtocolError, Refusal};
 use crate::planted::{self, Bug};
 use crate::reconcile::{Comparison, Held, Probe, Probed};
 use crate::{
@@ -418,6 +418,9 @@ impl SlaveSession {
         {
             return Err(ProtocolError::misbehaved("it names an ancestor that was never this slave's"));
         }
+        if welcome.path.len() > MAX_PATH {
+            return Err(ProtocolError::misbehaved("its path is longer than any may be"));
+        }
         let cursor = match self.accept(&welcome) {
             Ok(cursor) => cursor,
             Err(refusal) => {
@@ -455,6 +458,10 @@ impl SlaveSession {
 
     // A master decides, and the slave checks the decision against what it holds: it never lets itself be wiped.
     fn accept(&self, welcome: &Welcome) -> Result<Cursor, Refusal> {
+        if welcome.path.iter().any(|above| above.nonce == self.config.nonce) {
+            let words = "this slave is above the relay that it is to follow: they would go in a circle";
+            return Err(Refusal::new(RejectCode::Loop, words));
+        }
         if !self.config.limits.holds(&welcome.limits) {
             let words = beyond(&welcome.limits, &self.config.limits);
             return Err(Refusal::new(RejectCode::LimitsTooSmall, words));

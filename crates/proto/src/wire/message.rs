@@ -72,7 +72,7 @@ pub struct Hello {
     pub limits: StoreLimits,
     /// The key ranges it wants; empty for all.
     pub ranges: Vec<KeyRange>,
-    /// The names of the nodes above it, its own first; for relays.
+    /// Not used: empty. Whether it would follow itself is told by its nonce, and the path of the welcome.
     pub path: Vec<String>,
     /// Whether it comes once, and nothing is to be kept for it when it is gone.
     pub temporary: bool,
@@ -119,6 +119,19 @@ pub struct Welcome {
     /// slave that does not know it reads on as before.
     #[serde(skip)]
     pub verifies: bool,
+    /// The relays from the one right below the master down to this one; empty if this is the master. Told only then, and
+    /// appended, as a newer version does: a slave that does not know it serves nobody, and skips it.
+    #[serde(skip)]
+    pub path: Vec<PathNode>,
+}
+
+/// A relay on the way from the master to a slave.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PathNode {
+    /// Its name, as its own parent knows it.
+    pub name: String,
+    /// Drawn when it was opened: the nonce of its hello. Names may be used twice in a tree, these are not.
+    pub nonce: u64,
 }
 
 /// What a slave is to do.
@@ -200,6 +213,8 @@ pub enum RejectCode {
     DuplicateSlave,
     /// The slave has been in a newer epoch of this history: this master's time is over.
     Superseded,
+    /// The slave is above the relay that it wants to follow, or so far below the master that it must be.
+    Loop,
 }
 
 /// Records, back to back.
@@ -315,6 +330,8 @@ pub(super) const PAYLOAD: u8 = 1;
 const HELLO_ON_DIVERGENCE: u8 = 2;
 /// The version of a welcome that says that probes are answered.
 const WELCOME_VERIFIES: u8 = 2;
+/// The version of a welcome of a relay, which names its path.
+const WELCOME_PATH: u8 = 3;
 
 #[derive(Serialize, Deserialize)]
 struct ContentHeader {
@@ -508,16 +525,28 @@ fn welcome_payload(welcome: &Welcome) -> Result<Bytes, postcard::Error> {
     if !welcome.verifies {
         return control(welcome);
     }
+    if !welcome.path.is_empty() {
+        let payload = BytesMut::from(&[WELCOME_PATH][..]);
+        return postcard::to_extend(&(welcome, &welcome.path), payload).map(BytesMut::freeze);
+    }
     postcard::to_extend(welcome, BytesMut::from(&[WELCOME_VERIFIES][..])).map(BytesMut::freeze)
 }
 
-// The version says it all: nothing is appended.
 fn parse_welcome(payload: &[u8]) -> Result<Welcome, &'static str> {
     let (version, mut welcome, rest): (_, Welcome, _) = parse_head(payload)?;
     if version <= WELCOME_VERIFIES && !rest.is_empty() {
         return Err("bytes are left over in its payload");
     }
+    // Up to there the version says it all: nothing is appended.
     welcome.verifies = version >= WELCOME_VERIFIES;
+    if version >= WELCOME_PATH {
+        let (path, rest): (Vec<PathNode>, _) =
+            postcard::take_from_bytes(rest).map_err(|_| "its payload does not decode")?;
+        if version == WELCOME_PATH && (!rest.is_empty() || path.is_empty()) {
+            return Err("bytes are left over in its payload");
+        }
+        welcome.path = path;
+    }
     Ok(welcome)
 }
 

@@ -185,8 +185,14 @@ fn welcome() -> impl Strategy<Value = Welcome> {
             behind_bytes,
             checkpoints,
             verifies: log_bytes % 2 == 0,
+            // Told only by who verifies.
+            path: if log_bytes % 4 == 0 { path_of(behind_bytes) } else { Vec::new() },
         },
     )
+}
+
+fn path_of(nonce: u64) -> Vec<PathNode> {
+    (0..nonce % 3 + 1).map(|n| PathNode { name: format!("relay-{n}"), nonce: nonce.wrapping_add(n) }).collect()
 }
 
 /// Ranges that may or may not touch, with bounds that may or may not share a beginning.

@@ -87,7 +87,7 @@ impl Session {
             chunk: ctx.sizes.chunk,
             compare_bytes_per_second: None,
             checkpoints: open.newest_checkpoints(),
-            relay: false,
+            relay: None,
         };
         let now = ctx.clock(wall_offset_ms);
         Self {

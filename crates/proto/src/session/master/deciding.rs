@@ -4,9 +4,9 @@ use std::collections::VecDeque;
 
 use replikv_core::{Coverage, Cursor, Fill, KeyRange, Position};
 
-use super::{Applicant, LONG, MasterAction, MasterSession, Pending, State, Stream};
+use super::{Applicant, LONG, MasterAction, MasterSession, Pending, Relay, State, Stream};
 use crate::layout::Checkpoint;
-use crate::session::{Located, MAX_CHECKPOINTS, MAX_NAME_LEN, Refusal};
+use crate::session::{Located, MAX_CHECKPOINTS, MAX_NAME_LEN, MAX_PATH, Refusal};
 use crate::{EpochStart, Hello, Message, Mode, RejectCode, Welcome};
 
 impl MasterSession {
@@ -33,6 +33,9 @@ impl MasterSession {
             let words = "this master serves whole stores, not key ranges";
             return self.refuse(Refusal::new(RejectCode::Unsupported, words));
         }
+        if let Some(refusal) = self.config.relay.as_ref().and_then(|relay| follows_itself(relay, &hello)) {
+            return self.refuse(refusal);
+        }
         let Some(cursor) = &hello.cursor else { return self.decide_without_cursor(hello) };
         if cursor.position.source != self.config.source {
             let words = format!(
@@ -40,11 +43,11 @@ impl MasterSession {
                 cursor.position.source, self.config.source
             );
             let refusal = Refusal::new(RejectCode::ForeignSource, words);
-            return self.part(Box::new(Applicant { hello, waits: false }), refusal);
+            return self.part(Box::new(Applicant { hello, waits: None }), refusal);
         }
         let epoch = cursor.position.epoch;
         let own = self.epochs.last().map_or(epoch, |start| start.epoch);
-        if epoch.number > own.number && !self.config.relay {
+        if epoch.number > own.number && self.config.relay.is_none() {
             let words = format!(
                 "the slave has been in epoch {} of this history, and this master is of epoch {}: another one was \
                  promoted; follow that one",
@@ -53,7 +56,7 @@ impl MasterSession {
             self.queue.push_back(MasterAction::Superseded(epoch));
             return self.refuse(Refusal::new(RejectCode::Superseded, words));
         }
-        self.locate(Box::new(Applicant { hello, waits: false }));
+        self.locate(Box::new(Applicant { hello, waits: None }));
     }
 
     // Everything that the cursor stands on must be in the history: its position, and where its content was read.
@@ -74,7 +77,7 @@ impl MasterSession {
             self.refuse(Refusal::new(RejectCode::DataWithoutCursor, words));
             return;
         }
-        let applicant = Box::new(Applicant { hello, waits: false });
+        let applicant = Box::new(Applicant { hello, waits: None });
         if self.view.floor.seq.as_u64() > 0 {
             self.start_copy(&applicant);
         } else if self.view.retained_bytes <= CHEAP {
@@ -87,10 +90,19 @@ impl MasterSession {
 
     pub(super) fn decide_by_history(&mut self, applicant: Box<Applicant>, located: &[Located]) {
         let Some(Cursor { position, coverage }) = &applicant.hello.cursor else { return };
-        if located.contains(&Located::Mismatch) {
+        let own = self.epochs.last().map_or(0, |start| start.epoch.number);
+        if located.contains(&Located::Mismatch) && position.epoch.number > own {
+            // As on a master of that epoch: what is newer is not overwritten, whatever the slave has asked for.
+            let words = format!(
+                "the slave has been in epoch {} of this history, and this relay follows epoch {own}, which went on beside \
+                 it: another master was promoted; follow that one",
+                position.epoch.number
+            );
+            self.refuse(Refusal::new(RejectCode::Superseded, words));
+        } else if located.contains(&Located::Mismatch) {
             let refusal = diverged(*position);
             self.part(applicant, refusal);
-        } else if located.contains(&Located::Ahead) && self.config.relay {
+        } else if located.contains(&Located::Ahead) && self.config.relay.is_some() {
             self.wait(*applicant);
         } else if located.contains(&Located::Ahead) {
             let words = format!(
@@ -201,11 +213,12 @@ impl MasterSession {
 
     // The slave may be right, and this relay behind: that is known once the relay has come as far as the slave.
     pub(super) fn wait(&mut self, applicant: Applicant) {
-        if !applicant.waits {
+        if applicant.waits.is_none() {
             self.welcome(&applicant, Mode::Wait, 0, self.view.published);
         }
-        let applicant = Box::new(Applicant { waits: true, ..applicant });
-        self.state = State::Waiting(applicant, self.view.published);
+        let patience = self.config.relay.as_ref().map(|relay| relay.wait).unwrap_or_default();
+        let waits = applicant.waits.or(Some(self.now.saturating_add(patience)));
+        self.state = State::Waiting(Applicant { waits, ..applicant }, self.view.published);
     }
 
     pub(super) fn welcome(
@@ -234,8 +247,9 @@ impl MasterSession {
             behind_bytes,
             checkpoints,
             verifies: true,
+            path: self.config.relay.as_ref().map(|relay| relay.path.clone()).unwrap_or_default(),
         };
-        if !waits {
+        if waits.is_none() {
             let Hello { slave, nonce, temporary, .. } = hello;
             let (slave, nonce, temporary) = (slave.clone(), *nonce, *temporary);
             self.queue.push_back(MasterAction::Joined { slave, nonce, start: from.seq, temporary });
@@ -245,6 +259,19 @@ impl MasterSession {
         }
         self.queue.push_back(MasterAction::Send(Message::Welcome(welcome)));
     }
+}
+
+// A circle: nobody in it would ever hear of a master again. Names may be used twice in a tree, nonces are not.
+fn follows_itself(relay: &Relay, hello: &Hello) -> Option<Refusal> {
+    let words = if relay.path.iter().any(|above| above.nonce == hello.nonce) {
+        let path: Vec<_> = relay.path.iter().map(|above| above.name.as_str()).collect();
+        format!("the slave is above this relay, whose path is {}: they would go in a circle", path.join(", "))
+    } else if relay.path.len() >= MAX_PATH {
+        format!("there are {MAX_PATH} relays above the slave already, as many as there may be")
+    } else {
+        return None;
+    };
+    Some(Refusal::new(RejectCode::Loop, words))
 }
 
 fn diverged(position: Position) -> Refusal {

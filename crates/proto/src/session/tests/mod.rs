@@ -21,7 +21,7 @@ use replikv_core::{
 
 use super::*;
 use crate::{
-    Content, Hello, LogEntry, Message, Mode, Now, OnDivergence, PreparedRecord, RecordDraft, RecordKind, Records,
+    Content, Hello, LogEntry, Message, Mode, Now, OnDivergence, PathNode, PreparedRecord, RecordDraft, RecordKind, Records,
     Welcome, origin,
 };
 
@@ -225,10 +225,15 @@ fn master_config() -> MasterSessionConfig {
         heartbeat: HEARTBEAT,
         handshake_timeout,
         chunk: 64,
-        relay: false,
+        relay: None,
         compare_bytes_per_second: None,
         checkpoints: Vec::new(),
     }
+}
+
+/// Below nobody but the master.
+fn as_relay() -> Relay {
+    Relay { path: vec![PathNode { name: "relay".into(), nonce: 900 }], wait: Duration::from_secs(60) }
 }
 
 fn master(history: &History) -> MasterSession {
@@ -263,6 +268,7 @@ fn welcome(history: &History, mode: Mode) -> Welcome {
         log_bytes: view.log_bytes,
         behind_bytes: 0,
         verifies: false,
+        path: Vec::new(),
         checkpoints: Vec::new(),
     }
 }

@@ -9,7 +9,7 @@ fn relay(cursor: Cursor) -> (History, History, MasterSession) {
     let mut behind = whole.clone();
     behind.published = 12;
     behind.fail();
-    let config = MasterSessionConfig { relay: true, ..master_config() };
+    let config = MasterSessionConfig { relay: Some(as_relay()), ..master_config() };
     let mut relay = MasterSession::new(config, behind.view(), Vec::new(), at(0));
     relay.handle_message(at(0), Message::Hello(hello(Some(cursor)))).unwrap();
     (whole, behind, relay)

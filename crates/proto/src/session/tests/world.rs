@@ -193,7 +193,7 @@ impl World {
         let view = self.parent().view();
         self.connection.get_or_insert_with(|| {
             let holds_data = cursor.is_none() && !self.data.is_empty();
-            let config = MasterSessionConfig { chunk: 700, relay: true, ..master_config() };
+            let config = MasterSessionConfig { chunk: 700, relay: Some(as_relay()), ..master_config() };
             Connection {
                 // A relay that is not behind decides as a master does.
                 master: MasterSession::new(config, view, Vec::new(), at(0)),
