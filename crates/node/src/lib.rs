@@ -36,9 +36,9 @@ pub use reader::{Reader, ReaderStatus, Reading};
 pub use reads::{BalanceConfig, BalancedReader, ReadError, ReadSession, ReaderShare, RemoteReader, RemoteReaderConfig};
 pub use replikv_proto::{DifferenceKind, Displaced, Lag, OnDivergence, ReadAt, Resync, WaitFor};
 pub use slave::{
-    Difference, Ending, FollowError, KeepLog, PromoteError, Promoted, Quarantine, QuarantineFile, RelayStatus, Slave, SlaveConfig,
-    SlaveProgress, SlaveState, SlaveStatus, Verification, VerifyError, VerifyOptions, VerifyOutcome, VerifyReport,
-    WaitError, promote,
+    Difference, Ending, FollowError, KeepLog, PromoteError, Promoted, Quarantine, QuarantineFile, RelayStatus, Slave,
+    SlaveConfig, SlaveProgress, SlaveState, SlaveStatus, Verification, VerifyError, VerifyOptions, VerifyOutcome,
+    VerifyReport, WaitError, promote,
 };
 pub use stored::role;
 pub use transport::{Codec, ConnectionError};

@@ -53,6 +53,6 @@ pub use time::Now;
 pub use wire::{
     Ack, Answered, AnsweredBody, Content, DecodeError, Decoder, DecoderLimits, EncodeError, Encoder, EpochStart, Event,
     FRAME_HEADER_LEN, Goodbye, GoodbyeReason, Heartbeat, Hello, Lag, MAX_FRAME_LEN, Message, Mode, Outgoing,
-    PREAMBLE_LEN, PathNode, Preamble, ReadAt, ReadFailure, Records, Reject, RejectCode, Request, RequestBody, Response, Touched,
-    VERSION, WaitFor, Welcome,
+    PREAMBLE_LEN, PathNode, Preamble, ReadAt, ReadFailure, Records, Reject, RejectCode, Request, RequestBody, Response,
+    Touched, VERSION, WaitFor, Welcome,
 };

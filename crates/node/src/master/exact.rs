@@ -83,7 +83,11 @@ impl<S: ReplicaStore> Inner<S> {
 
 impl<S: ReplicaStore> History<S> {
     /// A page of `range` as it is right after one record; `None` if another one may have been committed meanwhile.
-    pub(crate) async fn read_between_heads(&self, range: &KeyRange, max_bytes: usize) -> Result<Option<Content>, StoreError> {
+    pub(crate) async fn read_between_heads(
+        &self,
+        range: &KeyRange,
+        max_bytes: usize,
+    ) -> Result<Option<Content>, StoreError> {
         let setbacks = self.setbacks.load(Ordering::SeqCst);
         let options = ScanOptions::default().max_entries(usize::MAX).max_bytes(max_bytes);
         let before: Head = stored::require(&self.store, Head::KEY).await?;

@@ -6,7 +6,9 @@ use std::time::Duration;
 use bytes::Bytes;
 use replikv_core::{KeyRange, Keyspace, Page, Position, ReplicaStore, ReplicaStoreExt, ScanOptions, Seq, StoreError};
 use replikv_proto::layout::{Checkpoint, Floor, Head};
-use replikv_proto::{Located, LogAnswer, Record, RecordError, Run, RunError, RunPart, WholeRun, Retention, Trim, origin, read_stretch};
+use replikv_proto::{
+    Located, LogAnswer, Record, RecordError, Retention, Run, RunError, RunPart, Trim, WholeRun, origin, read_stretch,
+};
 use tokio::time::{Instant, timeout_at};
 
 use super::history::History;

@@ -3,6 +3,7 @@
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
+use async_trait::async_trait;
 use bytes::Bytes;
 use replikv_core::{Epoch, KeyRange, Keyspace, Position, ReplicaStore, ScanOptions, Seq, StoreError};
 use replikv_proto::layout::{Head, Superseded};
@@ -27,29 +28,22 @@ use crate::transport::{Connection, ConnectionError};
 const LAST_WORDS: Duration = Duration::from_secs(1);
 
 /// Who serves a history to slaves.
-pub(crate) trait Serves: Send + Sync {
-    /// Where the history lies.
-    type Store: ReplicaStore;
-
-    fn history(&self) -> &History<Self::Store>;
+#[async_trait]
+pub(crate) trait Serves<S: ReplicaStore>: Send + Sync {
+    fn history(&self) -> &History<S>;
 
     /// A page of `range` as it is right after one record, and that record.
-    fn read_exactly(
-        &self,
-        range: &KeyRange,
-        max_bytes: usize,
-    ) -> impl Future<Output = Result<Content, StoreError>> + Send;
+    async fn read_exactly(&self, range: &KeyRange, max_bytes: usize) -> Result<Content, StoreError>;
 
     /// A slave has been in a later epoch.
-    fn superseded(&self, by: Epoch) -> impl Future<Output = ()> + Send;
+    async fn superseded(&self, by: Epoch);
 
     /// The answer to a question of somebody who follows.
     fn tell(&self, request: &Request) -> Response;
 }
 
-impl<S: ReplicaStore> Serves for Master<S> {
-    type Store = S;
-
+#[async_trait]
+impl<S: ReplicaStore> Serves<S> for Master<S> {
     fn history(&self) -> &History<S> {
         &self.inner.history
     }
@@ -74,14 +68,14 @@ impl<S: ReplicaStore> Serves for Master<S> {
 }
 
 /// Serves the slave at the other end of `connection`, whose hello may have arrived already; or refuses it.
-pub(crate) async fn serve_slave<N, T>(
-    node: &N,
+pub(crate) async fn serve_slave<S, T>(
+    node: &impl Serves<S>,
     connection: &mut Connection<T>,
     hello: Option<Message>,
     refused: Option<Reject>,
 ) -> Result<Ending, ServeError>
 where
-    N: Serves,
+    S: ReplicaStore,
     T: AsyncRead + AsyncWrite + Send,
 {
     let history = node.history();
@@ -206,9 +200,9 @@ impl<S: ReplicaStore> Asked for Master<S> {
     }
 }
 
-struct Driver<'a, N: Serves> {
+struct Driver<'a, N, S> {
     node: &'a N,
-    inner: &'a History<N::Store>,
+    inner: &'a History<S>,
     views: watch::Receiver<View>,
     entered: Option<Entered>,
     /// The slot of the slave, if it is to have one.
@@ -216,7 +210,7 @@ struct Driver<'a, N: Serves> {
     ending: Option<Ending>,
 }
 
-impl<N: Serves> Drop for Driver<'_, N> {
+impl<N, S> Drop for Driver<'_, N, S> {
     fn drop(&mut self) {
         // First: a slot that is made meanwhile must not take it for connected.
         self.entered = None;
@@ -226,7 +220,7 @@ impl<N: Serves> Drop for Driver<'_, N> {
     }
 }
 
-impl<N: Serves> Driver<'_, N> {
+impl<N: Serves<S>, S: ReplicaStore> Driver<'_, N, S> {
     async fn run<T>(
         mut self,
         connection: &mut Connection<T>,

@@ -125,7 +125,8 @@ impl<S: ReplicaStore> Inner<S> {
     pub(super) fn status(&self) -> MasterStatus {
         let view = **self.seen.load();
         let now = self.clock.now();
-        let millis = |since: Duration| u64::try_from(now.monotonic.saturating_sub(since).as_millis()).unwrap_or(u64::MAX);
+        let millis =
+            |since: Duration| u64::try_from(now.monotonic.saturating_sub(since).as_millis()).unwrap_or(u64::MAX);
         let started = now.unix_ms.saturating_sub(millis(Duration::ZERO));
         let (state, reason, since) = match &self.trouble.load().0 {
             _ if self.closing.is_cancelled() => (HealthState::Stopped, "shut down".into(), now.unix_ms),

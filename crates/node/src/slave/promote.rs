@@ -62,6 +62,9 @@ impl<S: ReplicaStore> Slave<S> {
         self.inner.closing.cancel();
         let _following = self.inner.following.lock().await;
         self.inner.tracker.stopped();
+        if let Some(relay) = &self.inner.relay {
+            relay.finish().await;
+        }
         let promoted = promote(&*self.inner.store).await;
         self.inner.store.close().await?;
         promoted

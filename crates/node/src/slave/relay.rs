@@ -226,11 +226,7 @@ impl<S: ReplicaStore> Relay<S> {
 
     /// Why nothing is served.
     pub(super) fn reason(&self) -> &'static str {
-        if self.facts().limits.is_none() {
-            "this relay has not heard of its master yet"
-        } else {
-            COPIES
-        }
+        if self.facts().limits.is_none() { "this relay has not heard of its master yet" } else { COPIES }
     }
 
     fn facts(&self) -> MutexGuard<'_, Facts> {
@@ -331,7 +327,11 @@ async fn run<S: ReplicaStore>(inner: Weak<Inner<S>>, closing: CancellationToken)
 
 // The log ends where the slave stands, or there is none. One that was begun before may have been left by a slave that did
 // not go on with it.
-async fn begin<S: ReplicaStore>(store: &Arc<S>, config: &SlaveConfig, cursor: Option<&Cursor>) -> Result<(), StoreError> {
+async fn begin<S: ReplicaStore>(
+    store: &Arc<S>,
+    config: &SlaveConfig,
+    cursor: Option<&Cursor>,
+) -> Result<(), StoreError> {
     let head: Option<Head> = stored::read(store, Head::KEY).await?;
     let stands = cursor.filter(|cursor| cursor.is_consistent()).map(|cursor| cursor.position);
     if head.map(|head| head.position) == stands {

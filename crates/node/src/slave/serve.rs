@@ -2,8 +2,11 @@
 
 use std::sync::Arc;
 
+use async_trait::async_trait;
 use replikv_core::{Epoch, KeyRange, ReplicaStore, StoreError};
-use replikv_proto::{Content, DecoderLimits, Message, Refusal, Reject, RejectCode, Request, Response, SlotKind, SlotName};
+use replikv_proto::{
+    Content, DecoderLimits, Message, Refusal, Reject, RejectCode, Request, Response, SlotKind, SlotName,
+};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::time::timeout;
 
@@ -87,9 +90,8 @@ struct Relaying<'a, S> {
     history: Arc<History<Arc<S>>>,
 }
 
-impl<S: ReplicaStore> Serves for Relaying<'_, S> {
-    type Store = Arc<S>;
-
+#[async_trait]
+impl<S: ReplicaStore> Serves<Arc<S>> for Relaying<'_, S> {
     fn history(&self) -> &History<Arc<S>> {
         &self.history
     }

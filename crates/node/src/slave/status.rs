@@ -80,6 +80,8 @@ pub struct SlaveStatus {
     /// How often it began to compare what it holds with its master, since the slave was opened: what it missed was no
     /// longer in the log, or more than there is data.
     pub comparisons: u64,
+    /// How often it began to copy, since the slave was opened: it was empty, and what it lacked was not in the log.
+    pub copies: u64,
     /// How often it began to resync, since the slave was opened: its history had parted from its master's.
     pub resyncs: u64,
     /// How many entries were quarantined, since the slave was opened.
@@ -142,6 +144,7 @@ struct Facts {
     groups: u64,
     connections: u64,
     comparisons: u64,
+    copies: u64,
     resyncs: u64,
     quarantined: u64,
     verification: Option<Verification>,
@@ -205,6 +208,7 @@ impl Tracker {
             facts.trouble = None;
             facts.connections += 1;
             facts.comparisons += u64::from(matches!(welcome.mode, Mode::Compare { .. } | Mode::Resync { .. }));
+            facts.copies += u64::from(matches!(welcome.mode, Mode::Copy { .. }));
             facts.begun += u64::from(welcome.mode.from().is_some());
             facts.path = path(&self.name, welcome);
         });
@@ -417,6 +421,7 @@ impl Tracker {
             groups: facts.groups,
             connections: facts.connections,
             comparisons: facts.comparisons,
+            copies: facts.copies,
             resyncs: facts.resyncs,
             quarantined: facts.quarantined,
             verification: facts.verification.clone(),

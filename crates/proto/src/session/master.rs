@@ -14,8 +14,8 @@ use super::{Located, ProtocolError, Refusal};
 use crate::planted::{self, Bug};
 use crate::reconcile::{Answer, Asked, Examination, MAX_BOUND_BYTES, MAX_PIECES, Probe, Probed};
 use crate::{
-    Ack, Content, EpochStart, Goodbye, GoodbyeReason, Heartbeat, Hello, Message, Mode, Now, PathNode, Progress, Records,
-    RejectCode, Request, Response, Stretch, Touched,
+    Ack, Content, EpochStart, Goodbye, GoodbyeReason, Heartbeat, Hello, Message, Mode, Now, PathNode, Progress,
+    Records, RejectCode, Request, Response, Stretch, Touched,
 };
 
 /// What a session needs to know of its master, once.
@@ -472,7 +472,10 @@ impl MasterSession {
                     State::Waiting(Applicant { waits, .. }, _) => *waits,
                     _ => None,
                 };
-                [budget, given_up].into_iter().flatten().fold(Some(contact), |soonest, at| soonest.map(|soonest| soonest.min(at)))
+                [budget, given_up]
+                    .into_iter()
+                    .flatten()
+                    .fold(Some(contact), |soonest, at| soonest.map(|soonest| soonest.min(at)))
             }
             _ => None,
         }
@@ -487,7 +490,9 @@ impl MasterSession {
                     self.advance(&mut stream);
                     self.state = State::Streaming(stream);
                 }
-                State::Waiting(applicant, judged_at) if judged_at != self.view.published => self.locate(Box::new(applicant)),
+                State::Waiting(applicant, judged_at) if judged_at != self.view.published => {
+                    self.locate(Box::new(applicant))
+                }
                 other => self.state = other,
             }
         }

@@ -12,8 +12,8 @@ pub use decoder::{DecodeError, Decoder, DecoderLimits, Event};
 pub use encoder::{EncodeError, Encoder, Outgoing};
 pub use frame::{FRAME_HEADER_LEN, MAX_FRAME_LEN};
 pub use message::{
-    Ack, Content, EpochStart, Goodbye, GoodbyeReason, Heartbeat, Hello, Message, Mode, PathNode, Records, Reject, RejectCode,
-    Request, Response, Touched, Welcome,
+    Ack, Content, EpochStart, Goodbye, GoodbyeReason, Heartbeat, Hello, Message, Mode, PathNode, Records, Reject,
+    RejectCode, Request, Response, Touched, Welcome,
 };
 pub use preamble::{PREAMBLE_LEN, Preamble, VERSION};
 pub use reads::{Answered, AnsweredBody, Lag, ReadAt, ReadFailure, RequestBody, WaitFor};

@@ -9,7 +9,7 @@ use replikv_core::{
 };
 use replikv_proto::{
     Ack, Answered, AnsweredBody, Compare, Compared, Content, DecodeError, Decoder, DecoderLimits, Encoder, EpochStart,
-    Event, Goodbye, GoodbyeReason, Heartbeat, Hello, Lag, Message, Mode, OnDivergence, RangeSummary, ReadAt,
+    Event, Goodbye, GoodbyeReason, Heartbeat, Hello, Lag, Message, Mode, OnDivergence, PathNode, RangeSummary, ReadAt,
     ReadFailure, Records, Reject, RejectCode, Request, RequestBody, Response, Verdict, WaitFor, Welcome,
 };
 

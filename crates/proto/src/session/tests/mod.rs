@@ -21,8 +21,8 @@ use replikv_core::{
 
 use super::*;
 use crate::{
-    Content, Hello, LogEntry, Message, Mode, Now, OnDivergence, PathNode, PreparedRecord, RecordDraft, RecordKind, Records,
-    Welcome, origin,
+    Content, Hello, LogEntry, Message, Mode, Now, OnDivergence, PathNode, PreparedRecord, RecordDraft, RecordKind,
+    Records, Welcome, origin,
 };
 
 const SOURCE: SourceId = SourceId::from_bytes([1; 16]);
