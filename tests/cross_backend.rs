@@ -3,7 +3,7 @@
 mod support;
 
 use fastrand::Rng;
-use replikv::{Master, MasterConfig, Slave, SlaveConfig};
+use replikv::{KeepLog, Master, MasterConfig, Slave, SlaveConfig};
 use support::{Error, assert_equal, batch, open, print_seed, seed, soon};
 use tokio::net::TcpListener;
 
@@ -52,6 +52,71 @@ async fn replicates(master_kind: &str, slave_kind: &str) -> Result<(), Error> {
 // A store in memory begins anew each time, the others go on.
 async fn open_again(kind: &str, dir: &tempfile::TempDir, _round: u32) -> support::Store {
     open(kind, &dir.path().join("slave"))
+}
+
+/// A relay on one backend, below a master and above a slave in memory: it copies, follows, dies, and goes on from what it
+/// has kept.
+async fn relays(kind: &str) -> Result<(), Error> {
+    let seed = seed();
+    print_seed(&format!("--test cross_backend {kind}_as_a_relay"), seed);
+    let mut rng = Rng::with_seed(seed);
+    let dir = tempfile::tempdir()?;
+    let master = Master::open(open("memory", &dir.path().join("master")), MasterConfig::default()).await?;
+    let listener = TcpListener::bind("127.0.0.1:0").await?;
+    let top = listener.local_addr()?;
+    let serving = tokio::spawn(master.clone().serve_tcp(listener));
+    let leaf = Slave::open(open("memory", &dir.path().join("leaf")), SlaveConfig::new("leaf")).await?;
+    for round in 0..4 {
+        let config = SlaveConfig::new("relay").keep_log(KeepLog::default());
+        let relay = Slave::open(open(kind, &dir.path().join("relay")), config).await?;
+        let listener = TcpListener::bind("127.0.0.1:0").await?;
+        let middle = listener.local_addr()?;
+        let relaying = tokio::spawn(relay.clone().serve_tcp(listener));
+        let following = tokio::spawn({
+            let relay = relay.clone();
+            async move { relay.follow_tcp(top).await }
+        });
+        // In the last round the leaf has another parent for a while.
+        let parent = if round == 3 { top } else { middle };
+        let below = tokio::spawn({
+            let leaf = leaf.clone();
+            async move { leaf.follow_tcp(parent).await }
+        });
+        let mut token = None;
+        for _ in 0..60 {
+            token = Some(master.write(batch(&mut rng)).await?);
+        }
+        let token = token.ok_or("nothing was written")?;
+        soon(leaf.wait_applied(token)).await?;
+        soon(relay.wait_applied(token)).await?;
+        below.abort();
+        drop(below.await);
+        for store in [relay.store(), leaf.store()] {
+            assert_equal(master.store(), store).await;
+        }
+        assert_eq!((leaf.status().copies, leaf.status().comparisons), (0, 0));
+        let kept = replikv::read_log(relay.store(), replikv::Seq::ZERO, usize::MAX).await?;
+        assert_eq!(kept, replikv::read_log(master.store(), replikv::Seq::ZERO, usize::MAX).await?);
+        relay.shutdown().await?;
+        soon(following).await??;
+        soon(relaying).await??;
+        for _ in 0..20 {
+            master.write(batch(&mut rng)).await?;
+        }
+    }
+    master.shutdown().await?;
+    soon(serving).await??;
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn lmdb_as_a_relay() -> Result<(), Error> {
+    relays("lmdb").await
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn sled_as_a_relay() -> Result<(), Error> {
+    relays("sled").await
 }
 
 macro_rules! pairs {

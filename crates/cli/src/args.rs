@@ -147,7 +147,7 @@ pub(crate) struct Follow {
     /// The slave's store; made if it is not there.
     #[arg(long, value_name = "URL")]
     pub(crate) store: String,
-    /// The master's address, HOST:PORT.
+    /// The address of the master, or of a slave that follows with --serve, HOST:PORT.
     #[arg(long, value_name = "ADDR")]
     pub(crate) from: String,
     /// The name by which the master knows this slave; no two slaves share one.
@@ -183,11 +183,23 @@ pub(crate) struct Follow {
     /// one; the address is printed.
     #[arg(long, value_name = "ADDR")]
     pub(crate) serve_reads: Option<SocketAddr>,
+    /// Serve slaves of this slave there, and answer reads and `status --from`, as the address of a master does. Implies
+    /// --keep-log. Port 0 takes a free one; the address is printed.
+    #[arg(long, value_name = "ADDR", conflicts_with = "once")]
+    pub(crate) serve: Option<SocketAddr>,
+    /// Keep the log as it is received: others go on from it if this slave is promoted, or follow this one (--serve). A log
+    /// that was kept goes when the slave is run without this.
+    #[arg(long)]
+    pub(crate) keep_log: bool,
+    /// How many bytes of the log are kept. Slaves of this one hold back four times as much. Default: 1 GiB. Implies
+    /// --keep-log.
+    #[arg(long, value_name = "BYTES", value_parser = clap::value_parser!(u64).range(1..))]
+    pub(crate) keep_log_bytes: Option<u64>,
     /// Answer GET /metrics there, in the text format of Prometheus. Port 0 takes a free one; the address is printed.
     #[arg(long, value_name = "ADDR")]
     pub(crate) metrics: Option<SocketAddr>,
-    /// Allow addresses that are not loopback for --status, --metrics and --serve-reads: whoever reaches them can read
-    /// those, and with the last one all data.
+    /// Allow addresses that are not loopback for --status, --metrics, --serve-reads and --serve: whoever reaches them can
+    /// read those, and with the last two all data.
     #[arg(long)]
     pub(crate) insecure: bool,
 }
@@ -344,7 +356,7 @@ pub(crate) struct Place {
     /// The store.
     #[arg(long, value_name = "URL")]
     pub(crate) store: Option<String>,
-    /// Ask the master that serves at this address, or the slave that follows with --serve-reads, HOST:PORT.
+    /// Ask the master that serves at this address, or the slave that follows with --serve-reads or --serve, HOST:PORT.
     #[arg(long, value_name = "ADDR")]
     pub(crate) from: Option<String>,
 }
@@ -400,7 +412,7 @@ pub(crate) struct Scan {
 
 #[derive(Debug, Group)]
 pub(crate) struct Status {
-    /// Ask the master that serves at this address, or the slave that follows with --status or --serve-reads, HOST:PORT.
+    /// Ask the master that serves at this address, or the slave that follows with --status, --serve-reads or --serve, HOST:PORT.
     #[arg(long, value_name = "ADDR", conflicts_with = "store", required_unless_present = "store")]
     pub(crate) from: Option<String>,
     /// Look into this store, which nobody has open.

@@ -5,7 +5,8 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use anyhow::{Context, anyhow};
-use replikv::{FollowError, LinkId, OpenError, QuarantineFile, Slave, SlaveConfig, SlaveState};
+use replikv::proto::Retention;
+use replikv::{FollowError, KeepLog, LinkId, OpenError, QuarantineFile, Slave, SlaveConfig, SlaveState};
 use tokio::net::TcpStream;
 use tokio::time::{sleep, timeout};
 
@@ -29,6 +30,10 @@ pub(crate) async fn run(args: args::Follow, json: bool) -> anyhow::Result<ExitCo
         None => None,
     };
     let reads = match args.serve_reads {
+        Some(address) => Some(super::listen(address, args.insecure).await?),
+        None => None,
+    };
+    let slaves = match args.serve {
         Some(address) => Some(super::listen(address, args.insecure).await?),
         None => None,
     };
@@ -56,6 +61,15 @@ pub(crate) async fn run(args: args::Follow, json: bool) -> anyhow::Result<ExitCo
             say!("{}", serde_json::json!({ "reads": address.to_string() }))?;
         } else {
             say!("reads on {address}")?;
+        }
+    }
+    if let Some(listener) = slaves {
+        let address = listener.local_addr()?;
+        tokio::spawn(slave.clone().serve_tcp(listener));
+        if json {
+            say!("{}", serde_json::json!({ "serving": args.store, "address": address.to_string() }))?;
+        } else {
+            say!("serving {} on {address}", args.store)?;
         }
     }
     let mut following = pin!(follow(&slave, &args, first));
@@ -101,6 +115,14 @@ fn config(args: &args::Follow) -> anyhow::Result<SlaveConfig> {
     let mut config = SlaveConfig::new(args.name());
     if args.once {
         config = config.temporary();
+    }
+    if args.keep_log || args.keep_log_bytes.is_some() || args.serve.is_some() {
+        let mut keep = KeepLog::default();
+        if let Some(bytes) = args.keep_log_bytes {
+            let hold_back_bytes = bytes.saturating_mul(4);
+            keep = keep.retention(Retention { max_bytes: bytes, max_age_ms: None, hold_back_bytes });
+        }
+        config = config.keep_log(keep);
     }
     if args.as_slave.is_some() {
         config = config.from_backup();

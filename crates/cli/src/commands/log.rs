@@ -5,7 +5,8 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use anyhow::ensure;
-use replikv::{LogPart, Op, Record, Role, Run, RunPart, Seq, read_log_parts, role};
+use replikv::proto::layout::Floor;
+use replikv::{Keyspace, LogPart, Op, Record, Role, Run, RunPart, Seq, read_log_parts, role};
 use serde_json::{Map, Value, json};
 use tokio::time::sleep;
 
@@ -22,7 +23,12 @@ const POLL: Duration = Duration::from_millis(200);
 pub(crate) async fn run(args: args::Log, json: bool) -> anyhow::Result<ExitCode> {
     let store = store::open_to_read(&args.store)?;
     let role = role(&store).await?;
-    ensure!(role != Some(Role::Slave), "{}: it is a slave's store, which keeps no log: ask its master", args.store);
+    let keeps = store.get(Keyspace::Meta, Floor::KEY).await?.is_some();
+    ensure!(
+        role != Some(Role::Slave) || keeps,
+        "{}: it is the store of a slave that keeps no log: ask its master",
+        args.store
+    );
     if args.follow {
         let mut interrupt = Interrupt::new()?;
         tokio::select! {

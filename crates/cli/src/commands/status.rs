@@ -69,7 +69,16 @@ async fn look(url: &str) -> anyhow::Result<Value> {
             let cursors = KeyRange::prefix(replikv::meta::CURSOR_PREFIX);
             let found = store.first(Keyspace::Meta, cursors).await?.and_then(|(_, bytes)| Cursor::from_bytes(&bytes));
             let consistent = found.as_ref().is_some_and(Cursor::is_consistent);
-            json!({ "role": role, "position": found.map(|cursor| cursor.position), "consistent": consistent })
+            let mut told =
+                json!({ "role": role, "position": found.map(|cursor| cursor.position), "consistent": consistent });
+            let (head, floor): (Option<Head>, Option<Floor>) =
+                (optional(&store, Head::KEY).await?, optional(&store, Floor::KEY).await?);
+            if let Some((head, floor)) = head.zip(floor) {
+                told["kept_log"] = json!({ "floor": floor.position,
+                    "retained_bytes": head.log_bytes.saturating_sub(floor.log_bytes),
+                    "slots": slots(&store, &head, floor.position.seq).await? });
+            }
+            told
         }
     };
     let mut status = status;
@@ -193,6 +202,11 @@ fn print(value: &Value, indent: &str) -> std::io::Result<()> {
             Value::Object(_) => {
                 say!("{indent}{name}:")?;
                 print(value, &format!("{indent}  "))?;
+            }
+            // The way from the master down.
+            Value::Array(items) if !items.is_empty() && items.iter().all(Value::is_string) => {
+                let items: Vec<_> = items.iter().map(text).collect();
+                say!("{indent}{name}: {}", items.join(" -> "))?;
             }
             Value::Array(items) => {
                 say!("{indent}{name}: {}", items.len())?;

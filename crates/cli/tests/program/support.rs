@@ -156,6 +156,27 @@ impl Running {
         assert!(sent.success());
     }
 
+    /// The end of whichever comes to it first.
+    #[track_caller]
+    pub(crate) fn first_to_end<const N: usize>(mut running: [Self; N]) -> Ended {
+        let start = Instant::now();
+        loop {
+            assert!(start.elapsed() < HANG, "nobody ends");
+            for one in &mut running {
+                if one.child.as_mut().unwrap().try_wait().unwrap().is_some() {
+                    let ended = Self {
+                        child: one.child.take(),
+                        input: None,
+                        lines: std::mem::replace(&mut one.lines, channel().1),
+                        errors: std::mem::replace(&mut one.errors, channel().1),
+                    };
+                    return ended.end_by_itself();
+                }
+            }
+            thread::sleep(Duration::from_millis(5));
+        }
+    }
+
     /// Waits for its end.
     #[track_caller]
     pub(crate) fn end(mut self) -> Ended {

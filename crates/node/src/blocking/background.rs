@@ -12,6 +12,25 @@ use crate::{Ending, FollowError};
 /// How long a dropped guard waits for its task.
 const LETTING_GO: Duration = Duration::from_secs(10);
 
+/// Listens on `address`, and serves in the background until the guard is dropped.
+pub(super) fn serve<F>(
+    host: &Host,
+    address: impl std::net::ToSocketAddrs,
+    work: impl FnOnce(tokio::net::TcpListener) -> F + Send + 'static,
+) -> Result<Serving, BlockingError>
+where
+    F: Future<Output = std::io::Result<()>> + Send,
+{
+    let listen = || {
+        let listener = std::net::TcpListener::bind(address)?;
+        listener.set_nonblocking(true)?;
+        Ok((listener.local_addr()?, listener))
+    };
+    let (address, listener) = listen().map_err(BlockingError::Listen)?;
+    let work = async move { work(tokio::net::TcpListener::from_std(listener)?).await };
+    Ok(Serving::new(address, Background::start(host, work, Ok(()))?))
+}
+
 /// A task that ends by itself, or when this is dropped.
 #[derive(Debug)]
 pub(super) struct Background<T: Send + 'static> {

@@ -76,15 +76,8 @@ impl<S: ReplicaStore> Blocking<Master<S>> {
     /// [`BlockingError::Listen`].
     #[cfg(feature = "tcp")]
     pub fn serve_tcp(&self, address: impl std::net::ToSocketAddrs) -> Result<super::Serving, BlockingError> {
-        let listen = || {
-            let listener = std::net::TcpListener::bind(address)?;
-            listener.set_nonblocking(true)?;
-            Ok((listener.local_addr()?, listener))
-        };
-        let (address, listener) = listen().map_err(BlockingError::Listen)?;
         let master = self.node.clone();
-        let work = async move { master.serve_tcp(tokio::net::TcpListener::from_std(listener)?).await };
-        Ok(super::Serving::new(address, super::background::Background::start(&self.host, work, Ok(()))?))
+        super::background::serve(&self.host, address, |listener| master.serve_tcp(listener))
     }
 
     /// As [`Master::status`]. Never waits, and works everywhere.

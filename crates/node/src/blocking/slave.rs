@@ -34,6 +34,16 @@ impl<S: ReplicaStore> Blocking<Slave<S>> {
         Ok(super::Following::new(super::background::Background::start(&self.host, work, stopped)?))
     }
 
+    /// Serves every connection to `address` in the background, until the guard is dropped; see [`Slave::serve`].
+    ///
+    /// # Errors
+    /// [`BlockingError::Listen`].
+    #[cfg(feature = "tcp")]
+    pub fn serve_tcp(&self, address: impl std::net::ToSocketAddrs) -> Result<super::Serving, BlockingError> {
+        let slave = self.node.clone();
+        super::background::serve(&self.host, address, |listener| slave.serve_tcp(listener))
+    }
+
     /// As [`Slave::wait_caught_up`].
     ///
     /// # Errors

@@ -3,6 +3,7 @@
 //! Whoever has one writes to it in a way of its own, and tells here what came of that: what was handed to the store, what
 //! is published, where the log begins. Sessions know nothing else of either.
 
+use std::collections::BTreeSet;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::Duration;
@@ -220,6 +221,13 @@ impl<S> History<S> {
     /// The parts of the log.
     pub(crate) fn parts(&self) -> LogParts {
         *self.parts.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Tells the recorder where it stands. `before` are the slaves that were connected at the last look.
+    pub(crate) fn sample(&self, before: &mut BTreeSet<String>) {
+        let view = self.view();
+        let log = (view.published.seq, view.floor.seq, view.retained_bytes);
+        self.metrics.sample_served(log, &self.slaves_seen(), before);
     }
 
     pub(super) fn with_ring<R>(&self, look: impl FnOnce(&mut Ring) -> R) -> R {

@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 use std::time::Duration;
 
-use replikv_core::{SourceId, StoreError};
+use replikv_core::{Seq, SourceId, StoreError};
 use replikv_proto::RejectCode;
 
 use super::instruments::{Counter, Histogram, Traffic, set_gauge};
@@ -92,18 +92,28 @@ impl SourceMetrics {
 
     /// Sets the gauges. `before` are the slaves that were connected at the last look.
     pub(crate) fn sample(&self, status: &MasterStatus, before: &mut BTreeSet<String>) {
-        let label = ("source", &self.source[..]);
-        let set = |metric, value| set_gauge(&metric, &[label], value);
-        set(SOURCE_PUBLISHED_SEQ, float(status.published.seq.as_u64()));
-        set(SOURCE_FLOOR_SEQ, float(status.floor.seq.as_u64()));
-        set(SOURCE_LOG_RETAINED_BYTES, float(status.retained_bytes));
-        set(SOURCE_FOLLOWERS, float(status.slaves.len() as u64));
-        set_health(&SOURCE_HEALTH, label, &status.health);
-        let connected = status.slaves.iter().map(|slave| slave.name.clone()).collect();
+        set_health(&SOURCE_HEALTH, ("source", &self.source[..]), &status.health);
+        let log = (status.published.seq, status.floor.seq, status.retained_bytes);
+        self.sample_served(log, &status.slaves, before);
+    }
+
+    /// As [`sample`](Self::sample), of whoever serves: the last record, the one before the first, and the bytes of the log.
+    pub(crate) fn sample_served(
+        &self,
+        (published, floor, retained): (Seq, Seq, u64),
+        slaves: &[SlaveSeen],
+        before: &mut BTreeSet<String>,
+    ) {
+        let set = |metric, value| set_gauge(&metric, &[("source", &self.source[..])], value);
+        set(SOURCE_PUBLISHED_SEQ, float(published.as_u64()));
+        set(SOURCE_FLOOR_SEQ, float(floor.as_u64()));
+        set(SOURCE_LOG_RETAINED_BYTES, float(retained));
+        set(SOURCE_FOLLOWERS, float(slaves.len() as u64));
+        let connected = slaves.iter().map(|slave| slave.name.clone()).collect();
         for gone in before.difference(&connected) {
             self.sample_follower(gone, None);
         }
-        for slave in &status.slaves {
+        for slave in slaves {
             self.sample_follower(&slave.name, Some(slave));
         }
         *before = connected;

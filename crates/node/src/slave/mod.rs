@@ -19,6 +19,7 @@ mod trend;
 mod verify;
 mod wait;
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use async_trait::async_trait;
@@ -206,7 +207,7 @@ impl<S: ReplicaStore> Slave<S> {
             relay.finish().await;
         }
         // The last look was before that.
-        self.inner.sample(&mut ());
+        self.inner.sample(&mut BTreeSet::new());
         self.inner.store.close().await
     }
 
@@ -246,9 +247,13 @@ impl<S: ReplicaStore> Inner<S> {
 }
 
 impl<S: ReplicaStore> Sampled for Inner<S> {
-    type Before = ();
+    /// The slaves of this one that were connected.
+    type Before = BTreeSet<String>;
 
-    fn sample(&self, (): &mut ()) {
+    fn sample(&self, before: &mut BTreeSet<String>) {
+        if let Some(served) = self.relay.as_ref().and_then(Relay::served) {
+            served.sample(before);
+        }
         let progress = self.tracker.subscribe().borrow().clone();
         self.metrics.sample(&self.tracker.status(self.clock.now()), &progress);
     }

@@ -64,7 +64,7 @@ impl<S: ReplicaStore> Slave<S> {
                 if let Err(error) = answer(slave.clone(), stream).await {
                     tracing::info!(
                         target: "replikv::slave", follower = %slave.inner.config.name, %peer,
-                        error = %crate::error_chain(&error), "a question failed"
+                        error = %crate::error_chain(&error), "a connection failed"
                     );
                 }
             }

@@ -1,7 +1,10 @@
+use std::collections::BTreeMap;
+
 use bytes::BytesMut;
 use replikv_core::{Batch, Epoch, Precondition, SourceId};
 
 use super::*;
+use crate::layout::Floor;
 use crate::{Held, PreparedRecord, RecordDraft, RecordKind, Summary, origin};
 
 const EPOCH: Epoch = Epoch { number: 1, nonce: 9 };
@@ -23,6 +26,10 @@ fn records(batches: impl IntoIterator<Item = Batch>) -> Vec<Record> {
         Record::decode(bytes.freeze()).unwrap()
     };
     batches.into_iter().map(record).collect()
+}
+
+fn chain(len: usize) -> Vec<Record> {
+    records((0..len).map(|n| put(&format!("k{n}"), "v")))
 }
 
 fn put(key: &str, value: &str) -> Batch {
@@ -259,4 +266,120 @@ fn checkpoints_are_kept_on_the_way() {
         .map(|checkpoint| checkpoint.position)
         .collect();
     assert_eq!(kept, [records[255].position(), records[511].position()]);
+}
+
+/// Keys in `Log`, whether head and floor are there, and the checkpoints' figures, after `group`.
+fn kept(writes: &WriteSet, log: &mut BTreeMap<(Keyspace, Bytes), Bytes>) {
+    for (keyspace, op) in writes.ops() {
+        match op {
+            Op::Put { key, value } => {
+                log.insert((keyspace, Bytes::copy_from_slice(key)), Bytes::copy_from_slice(value));
+            }
+            Op::Delete { key } => {
+                log.remove(&(keyspace, Bytes::copy_from_slice(key)));
+            }
+            Op::DeleteRange { start, end } => {
+                log.retain(|(space, key), _| {
+                    *space != keyspace || &key[..] < start || end.is_some_and(|end| &key[..] >= end)
+                });
+            }
+        }
+    }
+}
+
+fn kept_seqs(log: &BTreeMap<(Keyspace, Bytes), Bytes>) -> Vec<u64> {
+    let keys = log.keys().filter(|(keyspace, _)| *keyspace == Keyspace::Log);
+    keys.map(|(_, key)| Seq::from_key(key).unwrap().as_u64()).collect()
+}
+
+fn kept_value<V: Stored>(log: &BTreeMap<(Keyspace, Bytes), Bytes>, key: &'static [u8]) -> Option<V> {
+    log.get(&(Keyspace::Meta, Bytes::from_static(key))).map(|bytes| V::from_bytes(bytes).unwrap())
+}
+
+#[test]
+fn each_record_of_a_folded_group_is_kept_and_the_log_ends_at_the_cursor() {
+    let records = chain(600);
+    let mut applier = Applier::new(LinkId::default(), None, usize::MAX).keeping_log(None);
+    applier.tell_uptime(70);
+    applier.begin(Cursor::at(start()));
+    records.iter().for_each(|record| applier.push_record(record.clone()));
+    let group = applier.next_group().unwrap().unwrap();
+    let mut store = BTreeMap::new();
+    kept(&group.writes, &mut store);
+    assert!(kept_seqs(&store).into_iter().eq(1..=600));
+    for record in &records {
+        assert_eq!(&store[&(Keyspace::Log, Bytes::from(record.position().seq.to_key().to_vec()))], record.bytes());
+    }
+    let bytes: u64 = records.iter().map(|record| record.byte_len() as u64).sum();
+    let head: Head = kept_value(&store, Head::KEY).unwrap();
+    assert_eq!(head, Head { position: group.cursor.position, log_bytes: bytes, uptime_ms: 70 });
+    assert_eq!(kept_value::<Floor>(&store, Floor::KEY), Some(Floor { position: start(), log_bytes: 0 }));
+    let log = group.log.unwrap();
+    assert_eq!((log.head, log.entries.len(), log.begun.map(|floor| floor.position)), (head, 600, Some(start())));
+    assert_eq!(log.checkpoints.iter().map(|at| at.position.seq.as_u64()).collect::<Vec<_>>(), [256, 512]);
+    let stored = &store[&(Keyspace::Meta, log.checkpoints[0].key())];
+    assert_eq!(Checkpoint::from_bytes(stored).unwrap(), log.checkpoints[0], "with its figures");
+}
+
+#[test]
+fn a_kept_log_is_cut_while_the_slave_holds_no_state_of_its_master_and_begins_where_it_does_again() {
+    let records = chain(9);
+    let mut store = BTreeMap::new();
+    let mut applier = Applier::new(LinkId::default(), None, usize::MAX).keeping_log(None);
+    let mut next = |applier: &mut Applier| {
+        let group = applier.next_group().unwrap().unwrap();
+        kept(&group.writes, &mut store);
+        assert_eq!(kept_value::<Head>(&store, Head::KEY).is_some(), group.log.is_some());
+        (kept_seqs(&store), kept_value::<Floor>(&store, Floor::KEY).map(|floor| floor.position.seq.as_u64()))
+    };
+    applier.begin(Cursor::at(start()));
+    records[..3].iter().for_each(|record| applier.push_record(record.clone()));
+    assert_eq!(next(&mut applier), (vec![1, 2, 3], Some(0)));
+    // A comparison from the fourth record on, whose content was read at the sixth.
+    let coverage = Coverage::new(KeyRange::all(), Fill::Compare);
+    applier.begin(Cursor { position: records[3].position(), coverage });
+    assert_eq!(next(&mut applier), (vec![], None));
+    applier.push_covered(KeyRange::all(), records[5].position());
+    applier.push_record(records[4].clone());
+    assert_eq!(next(&mut applier), (vec![], None), "newer than its position");
+    applier.push_record(records[5].clone());
+    applier.push_record(records[6].clone());
+    assert_eq!(next(&mut applier), (vec![7], Some(6)));
+    // Touches lead past records that nobody sent.
+    applier.push_touched(Touched {
+        read_at: records[7].position(),
+        end: Some(records[7].position()),
+        ops: EncodedOps::default(),
+    });
+    assert_eq!(next(&mut applier), (vec![], Some(8)));
+    applier.push_record(records[8].clone());
+    assert_eq!(next(&mut applier), (vec![9], Some(8)));
+}
+
+#[test]
+fn what_was_kept_goes_on_if_it_ends_at_the_cursor_and_goes_otherwise() {
+    let records = chain(4);
+    for (head, seqs) in [(2, vec![3]), (1, vec![])] {
+        let head = Head { position: records[head - 1].position(), log_bytes: 20, uptime_ms: 5 };
+        let cursor = Some(Cursor::at(records[1].position()));
+        let mut applier = Applier::new(LinkId::default(), cursor, usize::MAX).keeping_log(Some(head));
+        applier.push_record(records[2].clone());
+        let group = applier.next_group().unwrap().unwrap();
+        let mut store = BTreeMap::from([((Keyspace::Log, Bytes::from_static(b"old")), Bytes::new())]);
+        kept(&group.writes, &mut store);
+        let old = store.remove(&(Keyspace::Log, Bytes::from_static(b"old"))).is_some();
+        assert_eq!((kept_seqs(&store), old), (seqs.clone(), !seqs.is_empty()));
+        assert_eq!(group.log.unwrap().begun.is_some(), seqs.is_empty());
+    }
+}
+
+#[test]
+fn who_keeps_no_log_writes_none() {
+    let records = chain(2);
+    let mut applier = Applier::new(LinkId::default(), Some(Cursor::at(records[0].position())), usize::MAX);
+    applier.push_record(records[1].clone());
+    let group = applier.next_group().unwrap().unwrap();
+    let mut store = BTreeMap::new();
+    kept(&group.writes, &mut store);
+    assert!(group.log.is_none() && kept_seqs(&store).is_empty() && kept_value::<Head>(&store, Head::KEY).is_none());
 }

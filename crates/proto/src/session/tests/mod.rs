@@ -233,7 +233,7 @@ fn master_config() -> MasterSessionConfig {
 
 /// Below nobody but the master.
 fn as_relay() -> Relay {
-    Relay { path: vec![PathNode { name: "relay".into(), nonce: 900 }], wait: Duration::from_secs(60) }
+    Relay { path: vec![PathNode { name: "relay".into(), nonce: 900 }], wait: Duration::from_secs(300) }
 }
 
 fn master(history: &History) -> MasterSession {

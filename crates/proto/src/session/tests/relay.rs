@@ -167,3 +167,102 @@ fn a_waiting_slave_can_be_refused_and_takes_no_records() {
     slave.handle_message(at(2), Message::Reject(refusal.into())).unwrap();
     assert!(matches!(&all_actions(&mut slave)[..], [SlaveAction::Close(Err(_))]));
 }
+
+fn refused(relay: &mut MasterSession) -> Refusal {
+    let Some(MasterAction::Send(Message::Reject(reject))) = relay.poll_action() else { panic!("a reject") };
+    let Some(MasterAction::Close(Some(refusal))) = relay.poll_action() else { panic!("the end") };
+    assert_eq!(Refusal::from(reject), refusal);
+    refusal
+}
+
+#[test]
+fn a_slave_waits_for_a_relay_as_long_as_it_may_whatever_is_published_meanwhile() {
+    let cursor = Cursor::at(History::of(20).position(15));
+    let (whole, mut behind, mut relay) = relay(cursor);
+    located(&mut relay, &behind);
+    told_to_wait(&mut relay);
+    let sign = || Message::Heartbeat(Heartbeat::Follower { applied: seq(15), durable: seq(15), consistent: true });
+    for seconds in (5..300).step_by(5) {
+        relay.handle_message(at(seconds), sign()).unwrap();
+        relay.handle_timeout(at(seconds)).unwrap();
+        if seconds == 100 {
+            behind = History { published: 13, ..whole.clone() };
+            relay.handle_view(behind.view());
+            let Some(MasterAction::Send(Message::Heartbeat(_))) = relay.poll_action() else { panic!("a heartbeat") };
+            located(&mut relay, &behind);
+        }
+        while let Some(action) = relay.poll_action() {
+            assert!(matches!(action, MasterAction::Send(Message::Heartbeat(_))), "{action:?}");
+        }
+    }
+    relay.handle_message(at(299), sign()).unwrap();
+    assert_eq!(relay.poll_timeout(), Some(Duration::from_secs(300)));
+    relay.handle_timeout(at(300)).unwrap();
+    let refusal = refused(&mut relay);
+    assert_eq!((refusal.code, refusal.retry), (RejectCode::Busy, true));
+}
+
+#[test]
+fn who_is_above_a_relay_is_not_served_by_it_and_neither_is_one_too_many() {
+    let whole = History::of(20);
+    let nodes = |count: u64| (0..count).map(|n| PathNode { name: format!("r{n}"), nonce: n }).collect::<Vec<_>>();
+    for (path, loops) in [(nodes(1), false), (nodes(2), true), (nodes(3), true), (vec![], false)] {
+        let path = [path, vec![PathNode { name: "self".into(), nonce: 900 }]].concat();
+        let own = Relay { path, ..as_relay() };
+        let config = MasterSessionConfig { relay: Some(own), ..master_config() };
+        let mut relay = MasterSession::new(config, whole.view(), Vec::new(), at(0));
+        // Its nonce is 1.
+        let cursor = Cursor::at(whole.position(15));
+        relay.handle_message(at(0), Message::Hello(hello(Some(cursor)))).unwrap();
+        if loops {
+            let refusal = refused(&mut relay);
+            assert_eq!((refusal.code, refusal.retry), (RejectCode::Loop, false));
+        } else {
+            assert!(matches!(relay.poll_action(), Some(MasterAction::Locate(_))));
+        }
+    }
+    let deep = |count| {
+        let path = (0..count).map(|n| PathNode { name: "r".into(), nonce: 1000 + n }).collect();
+        let config = MasterSessionConfig { relay: Some(Relay { path, ..as_relay() }), ..master_config() };
+        let mut relay = MasterSession::new(config, whole.view(), Vec::new(), at(0));
+        relay.handle_message(at(0), Message::Hello(hello(None))).unwrap();
+        relay
+    };
+    let most = u64::try_from(MAX_PATH).unwrap();
+    assert!(matches!(deep(most - 1).poll_action(), Some(MasterAction::Joined { .. })));
+    assert_eq!(refused(&mut deep(most)).code, RejectCode::Loop);
+}
+
+#[test]
+fn a_slave_looks_for_itself_above_the_relay_as_well() {
+    let whole = History::of(20);
+    let path = |nonces: &[u64]| nonces.iter().map(|nonce| PathNode { name: "r".into(), nonce: *nonce }).collect();
+    for (nonces, circle) in [(&[2, 3][..], false), (&[2, 1, 3], true)] {
+        let mut slave = SlaveSession::new(slave_config(Some(Cursor::at(whole.position(15)))), at(0));
+        let told = Welcome { path: path(nonces), verifies: true, ..welcome(&whole, Mode::Resume) };
+        slave.handle_message(at(0), Message::Welcome(told)).unwrap();
+        let mut ends = Vec::new();
+        while let Some(action) = slave.poll_action() {
+            if let SlaveAction::Close(Err(refusal)) = action {
+                ends.push(refusal.code);
+            }
+        }
+        assert_eq!(ends, if circle { vec![RejectCode::Loop] } else { vec![] });
+    }
+    let mut slave = SlaveSession::new(slave_config(Some(Cursor::at(whole.position(15)))), at(0));
+    let told = Welcome { path: path(&[7; MAX_PATH + 1]), verifies: true, ..welcome(&whole, Mode::Resume) };
+    assert!(slave.handle_message(at(0), Message::Welcome(told)).is_err());
+}
+
+#[test]
+fn who_was_in_a_newer_epoch_is_not_served_by_a_relay_that_went_on_beside_it() {
+    let whole = History::of(20);
+    let newer = Position { epoch: Epoch { number: 2, nonce: 5 }, ..parted(whole.position(15)) };
+    let config = MasterSessionConfig { relay: Some(as_relay()), ..master_config() };
+    let epochs = vec![crate::EpochStart { epoch: EPOCH, first: Seq::new(1) }];
+    let mut relay = MasterSession::new(config, whole.view(), epochs, at(0));
+    let resyncs = Hello { on_divergence: OnDivergence::Resync, ..hello(Some(Cursor::at(newer))) };
+    relay.handle_message(at(0), Message::Hello(resyncs)).unwrap();
+    located(&mut relay, &whole);
+    assert_eq!(refused(&mut relay).code, RejectCode::Superseded);
+}
