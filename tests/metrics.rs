@@ -6,7 +6,7 @@ use std::time::Duration;
 use metrics_exporter_prometheus::{PrometheusBuilder, PrometheusHandle};
 use replikv::metrics::{ALL, Metric, MetricKind, MetricUnit, describe};
 use replikv::{
-    Batch, Durability, Keyspace, Master, MasterConfig, MemoryStore, ReplicaStore, Seq, Slave, SlaveConfig,
+    Batch, Durability, KeepLog, Keyspace, Master, MasterConfig, MemoryStore, ReplicaStore, Seq, Slave, SlaveConfig,
     VerifyOptions, WriteSet,
 };
 use tokio::time::{sleep, timeout};
@@ -156,6 +156,34 @@ fn what_happens_is_counted_on_both_sides() -> Result {
         assert!(received <= sent && received > float(status.log_bytes - before), "{received} of {sent}");
         master.shutdown().await?;
         scrape.until("replikv_source_health{state=\"stopped\"}", |value| value == 1.0).await;
+        Ok(())
+    })
+}
+
+#[test]
+fn a_relay_tells_of_its_log_and_of_its_own_slaves() -> Result {
+    recorded(|scrape| async move {
+        let master = Master::open(MemoryStore::new(), MasterConfig::default()).await?;
+        let relay = Slave::open(MemoryStore::new(), SlaveConfig::new("relay").keep_log(KeepLog::default())).await?;
+        let leaf = Slave::open(MemoryStore::new(), SlaveConfig::new("leaf")).await?;
+        let (here, there) = tokio::io::duplex(64 << 10);
+        let serving = master.clone();
+        tokio::spawn(async move { serving.serve(here).await });
+        let following = relay.clone();
+        tokio::spawn(async move { following.follow(there).await });
+        let token = master.put("k", "v").await?;
+        relay.wait_applied(token).await?;
+        let (here, there) = tokio::io::duplex(64 << 10);
+        let serving = relay.clone();
+        tokio::spawn(async move { serving.serve(here).await });
+        let following = leaf.clone();
+        tokio::spawn(async move { following.follow(there).await });
+        leaf.wait_applied(token).await?;
+        // Both tell under one source here, as they are in one process.
+        let series = |name: &str, follower: &str| format!("replikv_source_follower_{name}{{follower=\"{follower}\"}}");
+        scrape.until(&series("connected", "leaf"), |value| value == 1.0).await;
+        scrape.until(&series("lag_seqs", "leaf"), |value| value == 0.0).await;
+        scrape.until(&series("connected", "relay"), |value| value == 1.0).await;
         Ok(())
     })
 }

@@ -13,14 +13,15 @@ use replikv_core::{Batch, Coverage, Cursor, EncodedOps, Fill, Fingerprint, KeyRa
 use replikv_fuzz::{LIMITS, Page, Place, RECORDS, Stand, at_most, position, record, source};
 use replikv_proto::{
     Ack, Compare, Compared, Content, Goodbye, GoodbyeReason, Heartbeat, Held, Hello, Located, LogAnswer, MasterAction,
-    MasterSession, MasterSessionConfig, Message, Mode, Now, OnDivergence, Probe, Probed, Progress, ProtocolError,
-    RangeSummary, Records, Refusal, Reject, RejectCode, Request, RequestBody, Response, SlaveAction, SlaveSession,
-    SlaveSessionConfig, Stretch, Summary, Touched, Verdict, View, Welcome,
+    MasterSession, MasterSessionConfig, Message, Mode, Now, OnDivergence, PathNode, Probe, Probed, Progress,
+    ProtocolError, RangeSummary, Records, Refusal, Reject, RejectCode, Relay, Request, RequestBody, Response,
+    SlaveAction, SlaveSession, SlaveSessionConfig, Stretch, Summary, Touched, Verdict, View, Welcome,
 };
 
 #[derive(Debug)]
 struct Input {
     relay: bool,
+    relay_nonce: u8,
     stand: Option<Stand>,
     holds_data: bool,
     on_divergence: u8,
@@ -32,6 +33,7 @@ impl<'a> Arbitrary<'a> for Input {
     fn arbitrary(u: &mut Unstructured<'a>) -> arbitrary::Result<Self> {
         Ok(Self {
             relay: u.arbitrary()?,
+            relay_nonce: u.arbitrary()?,
             stand: u.arbitrary()?,
             holds_data: u.ratio(1, 8)?,
             on_divergence: u.arbitrary()?,
@@ -114,7 +116,11 @@ impl Word {
                 log_bytes: u64::from(heartbeat),
                 behind_bytes: 0,
                 verifies: heartbeat % 2 == 0,
-                path: Vec::new(),
+                path: if heartbeat % 6 == 0 {
+                    vec![PathNode { name: "r".into(), nonce: u64::from(heartbeat % 5) }]
+                } else {
+                    Vec::new()
+                },
                 checkpoints: Vec::new(),
             }),
             Self::Reject(retry) => Message::Reject(Reject { code: RejectCode::Busy, words: String::new(), retry }),
@@ -390,7 +396,11 @@ fuzz_target!(|input: Input| {
         heartbeat: Duration::from_secs(5),
         handshake_timeout: Duration::from_secs(10),
         chunk: 64,
-        relay: input.relay,
+        relay: input.relay.then(|| Relay {
+            // Some are below the slave's own nonce.
+            path: vec![PathNode { name: "relay".into(), nonce: u64::from(input.relay_nonce) }],
+            wait: Duration::from_secs(60),
+        }),
         compare_bytes_per_second: None,
         checkpoints: Vec::new(),
     };

@@ -6,8 +6,8 @@ use std::time::Duration;
 use replikv_core::{Batch, KeyRange, ScanOptions};
 use replikv_memory::MemoryStore;
 use replikv_node::{
-    BlockingError, BlockingMaster, BlockingSlave, ChangesFrom, Ending, FollowError, HealthState, Master, MasterConfig,
-    Slave, SlaveConfig, VerifyError, VerifyOptions, WaitError, WriteError,
+    BlockingError, BlockingMaster, BlockingSlave, ChangesFrom, Ending, FollowError, HealthState, KeepLog, Master,
+    MasterConfig, Slave, SlaveConfig, VerifyError, VerifyOptions, WaitError, WriteError,
 };
 use replikv_proto::RejectCode;
 
@@ -58,6 +58,27 @@ fn what_an_async_program_can_do_can_be_done_without() -> Result {
     master.shutdown()?;
     serving.stop()?;
     assert!(matches!(master.put("e", ""), Err(BlockingError::Write(WriteError::Closed))));
+    Ok(())
+}
+
+#[test]
+fn a_slave_without_async_has_slaves_of_its_own() -> Result {
+    let master = master(&MemoryStore::new())?;
+    let quick = |name: &str| SlaveConfig::new(name).reconnect(Duration::from_millis(10), Duration::from_millis(50));
+    let relay = BlockingSlave::open(MemoryStore::new(), quick("relay").keep_log(KeepLog::default()))?;
+    let leaf = BlockingSlave::open(MemoryStore::new(), quick("leaf"))?;
+    let serving = master.serve_tcp("127.0.0.1:0")?;
+    let _up = relay.follow_tcp(serving.local_addr())?;
+    let relaying = relay.serve_tcp("127.0.0.1:0")?;
+    let _down = leaf.follow_tcp(relaying.local_addr())?;
+    let token = master.put("a", "1")?;
+    leaf.wait_applied(token, LONG)?;
+    assert_eq!(leaf.get("a")?.as_deref(), Some(&b"1"[..]));
+    assert_eq!(leaf.status().path, ["relay", "leaf"]);
+    leaf.shutdown()?;
+    relay.shutdown()?;
+    relaying.stop()?;
+    master.shutdown()?;
     Ok(())
 }
 

@@ -4,9 +4,11 @@ mod support;
 
 use std::time::Duration;
 
+use async_trait::async_trait;
 use replikv_core::{Batch, Keyspace, LinkId, ReplicaStore, Seq};
 use replikv_node::{
-    FollowError, HealthState, KeepLog, Master, MasterConfig, Slave, SlaveConfig, VerifyOptions, promote,
+    Displaced, FollowError, HealthState, KeepLog, Master, MasterConfig, Quarantine, Resync, Slave, SlaveConfig,
+    VerifyOptions, promote,
 };
 use replikv_proto::layout::{Floor, Head, Kept, Stored};
 use replikv_proto::{Compaction, RejectCode, Retention, SlotKind, SlotState};
@@ -412,6 +414,58 @@ async fn replicated_counts_the_relay_for_itself_alone() -> Result<(), Error> {
     stuck.release();
     applied(&leaf, &top).await;
     Ok(())
+}
+
+/// Takes what is lost, and looks at nothing.
+#[derive(Debug)]
+struct Lost;
+
+#[async_trait]
+impl Quarantine for Lost {
+    async fn keep(&self, _: &Resync, _: Vec<Displaced>) -> std::io::Result<()> {
+        Ok(())
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_relay_that_resyncs_serves_nobody_what_it_was() -> Result<(), Error> {
+    let top = master(&store(), MasterConfig::default()).await;
+    write(&top, 0, 300).await;
+    let backup = support::copy_of(top.store()).await;
+    let kept = store();
+    let middle = Slave::open(kept.clone(), config("middle").resync(Lost)).await?;
+    let leaf = slave(&store(), "leaf").await;
+    let up = connect(&top, &middle);
+    let (_down, following) = below(&middle, &leaf);
+    write(&top, 300, 310).await;
+    applied(&middle, &top).await;
+    soon(until_follows(&leaf, &middle)).await;
+    tokio::time::sleep(Duration::from_secs(5)).await;
+    assert_eq!(middle.status().relay.unwrap().slots.len(), 1);
+    up.1.abort();
+    drop(soon(up.0).await);
+    // A master that was restored from a backup, and goes on from there.
+    let restored = master(&backup, MasterConfig::default()).await;
+    restored.put("restored", "1").await?;
+    let _up = connect(&restored, &middle);
+    applied(&middle, &restored).await;
+    soon(middle.wait_caught_up()).await?;
+    assert_eq!(middle.status().resyncs, 1);
+    assert_equal(&restored, &middle).await;
+    // Whoever was below is told, and is no slave of this history unless its owner says so.
+    drop(soon(following).await?);
+    let (code, _) = refused(below(&middle, &leaf).1).await;
+    assert_eq!(code, RejectCode::Diverged);
+    assert!(middle.status().relay.unwrap().slots.is_empty(), "a place in another history counts for nothing");
+    let other = slave(&store(), "other").await;
+    let _down = below(&middle, &other);
+    applied(&other, &restored).await;
+    assert_equal(&restored, &other).await;
+    Ok(())
+}
+
+async fn until_follows(child: &Slave<Store>, parent: &Slave<Store>) {
+    until(|| child.status().position == parent.status().position && child.status().position.is_some()).await;
 }
 
 /// Data, cursor and log of a relay belong together.

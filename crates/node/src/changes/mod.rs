@@ -1,7 +1,7 @@
 //! What changed, as a stream of whole batches.
 //!
 //! A master streams from its ring and its log: a stream that stopped goes on after the last position it has seen, and
-//! one that is slow costs a position, not a buffer. A slave that keeps no log streams what it applies, group by group,
+//! one that is slow costs a position, not a buffer. A slave streams what it applies, group by group,
 //! from now on.
 
 mod consumer;

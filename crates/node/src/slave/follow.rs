@@ -117,7 +117,7 @@ impl<S: ReplicaStore> Slave<S> {
             Applier::new(inner.config.link.clone(), session.cursor.clone(), target).resyncing(session.resync);
         if let Some(relay) = &inner.relay {
             applier = applier.keeping_log(stored::read(&inner.store, Head::KEY).await?);
-            relay.settle(&inner.store).await?;
+            relay.take_turn(&inner.store).await?;
         }
         inner.tracker.rewound(session.cursor.as_ref());
         let (queue, items, backlog) = Queue::new(target.saturating_mul(2));

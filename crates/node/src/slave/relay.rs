@@ -4,6 +4,7 @@
 //! is made anew whenever it is another thing: after a copy, with a new epoch, in another place of the tree. Sessions of
 //! the one before end with a goodbye. While the slave holds no state of its master nothing is served.
 
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::Duration;
 
@@ -37,6 +38,8 @@ pub(super) struct Relay<S> {
     /// What is served, if anything is.
     served: ArcSwapOption<History<Arc<S>>>,
     facts: Mutex<Facts>,
+    /// Another history begins with the next group: what is in the store counts no more.
+    parting: AtomicBool,
     slots: Arc<SlotBook>,
     pub(super) rooms: Rooms,
     /// Held while a group is committed, and by whoever reads what must be of one point of the history.
@@ -94,6 +97,7 @@ impl<S: ReplicaStore> Relay<S> {
             node: PathNode { name: config.name.clone(), nonce },
             served: ArcSwapOption::empty(),
             facts: Mutex::new(facts),
+            parting: AtomicBool::new(false),
             slots,
             rooms: Rooms::new(keep.max_sessions, keep.max_readers),
             commits: AsyncMutex::new(()),
@@ -119,6 +123,7 @@ impl<S: ReplicaStore> Relay<S> {
 
     /// A group goes to the store, and ends at `position`. What may be read of it from now on must not be taken for older.
     pub(super) fn hand(&self, position: Position, log: Option<&GroupLog>) {
+        self.parting.store(false, Ordering::Release);
         match (self.served(), log) {
             (Some(served), Some(GroupLog { begun: None, .. })) => served.change_view(|view| view.handed = position),
             // Before it is committed: what is there afterwards is not of what was served.
@@ -139,6 +144,9 @@ impl<S: ReplicaStore> Relay<S> {
 
     /// Nothing is in flight: what the store says is served.
     pub(super) async fn settle(&self, store: &Arc<S>) -> Result<(), StoreError> {
+        if self.parting.load(Ordering::Acquire) {
+            return Ok(());
+        }
         let head: Option<Head> = stored::read(store, Head::KEY).await?;
         if let Some(served) = self.served() {
             if head.is_some_and(|head| head.position == served.view().published) {
@@ -179,6 +187,12 @@ impl<S: ReplicaStore> Relay<S> {
         Ok(())
     }
 
+    /// A connection begins: what an earlier one had begun and not committed is gone.
+    pub(super) async fn take_turn(&self, store: &Arc<S>) -> Result<(), StoreError> {
+        self.parting.store(false, Ordering::Release);
+        self.settle(store).await
+    }
+
     /// What the master has told: if it is news, what is served is made anew.
     pub(super) async fn learn(&self, store: &Arc<S>, facts: Facts) -> Result<(), StoreError> {
         let known = std::mem::replace(&mut *self.facts(), facts.clone());
@@ -190,6 +204,7 @@ impl<S: ReplicaStore> Relay<S> {
 
     /// Another history begins: nobody is served this one any more, and nobody's place in it counts.
     pub(super) fn resyncs(&self) {
+        self.parting.store(true, Ordering::Release);
         self.close(COPIES);
         self.slots.forget_all();
     }

@@ -328,6 +328,8 @@ impl Tracker {
 
     pub(super) fn failed(&self, error: &FollowError) {
         let state = match error {
+            // The same attempt may succeed later, and nobody needs to do anything.
+            FollowError::Refused(refusal) if refusal.retry => HealthState::Disconnected,
             FollowError::Refused(refusal) => match refusal.code {
                 RejectCode::Diverged | RejectCode::ForeignSource | RejectCode::SlaveAhead => HealthState::Diverged,
                 _ => HealthState::Blocked,
