@@ -202,7 +202,7 @@ impl<S: ReplicaStore, D: ReplicaStore> Copy<'_, S, D> {
             self.data().await?;
             if self.meta_of_slave().await? == before {
                 let mut writes = WriteSet::builder();
-                for (key, value) in before.iter() {
+                for (key, value) in &before {
                     writes.put(Keyspace::Meta, key, value)?;
                 }
                 self.destination.apply(writes.build(), Durability::Buffered).await?;

@@ -196,7 +196,7 @@ enum State {
     /// Is there anything to replace what it holds with?
     Replacing(Box<Applicant>, Refusal, Option<Position>),
     /// The slave is ahead of this relay, which had published this much when the slave was last located.
-    Waiting(Applicant, Position),
+    Waiting(Box<Applicant>, Position),
     Streaming(Box<Stream>),
     Closed,
 }
@@ -437,7 +437,7 @@ impl MasterSession {
                 self.state = State::Closed;
                 return Err(ProtocolError::Silent { seconds: self.silence().as_secs() });
             }
-            State::Waiting(Applicant { waits: Some(until), .. }, _) if now.monotonic >= *until => {
+            State::Waiting(applicant, _) if applicant.waits.is_some_and(|until| now.monotonic >= until) => {
                 let words = format!(
                     "the slave is ahead of this relay, which stands at seq {} and has not come as far for as long as a \
                      slave may wait: let the relay catch up, or follow another node",
@@ -469,13 +469,10 @@ impl MasterSession {
                 let waits = matches!(state, State::Streaming(stream) if stream.wants_answers());
                 let budget = Some(self.compare_from).filter(|from| waits && *from > self.now);
                 let given_up = match state {
-                    State::Waiting(Applicant { waits, .. }, _) => *waits,
+                    State::Waiting(applicant, _) => applicant.waits,
                     _ => None,
                 };
-                [budget, given_up]
-                    .into_iter()
-                    .flatten()
-                    .fold(Some(contact), |soonest, at| soonest.map(|soonest| soonest.min(at)))
+                [Some(contact), budget, given_up].into_iter().flatten().min()
             }
             _ => None,
         }
@@ -490,9 +487,7 @@ impl MasterSession {
                     self.advance(&mut stream);
                     self.state = State::Streaming(stream);
                 }
-                State::Waiting(applicant, judged_at) if judged_at != self.view.published => {
-                    self.locate(Box::new(applicant))
-                }
+                State::Waiting(applicant, judged_at) if judged_at != self.view.published => self.locate(applicant),
                 other => self.state = other,
             }
         }

@@ -103,7 +103,7 @@ impl MasterSession {
             let refusal = diverged(*position);
             self.part(applicant, refusal);
         } else if located.contains(&Located::Ahead) && self.config.relay.is_some() {
-            self.wait(*applicant);
+            self.wait(applicant);
         } else if located.contains(&Located::Ahead) {
             let words = format!(
                 "the slave stands at {position}, this master's history ends at seq {}: the master lost batches, or is \
@@ -212,13 +212,13 @@ impl MasterSession {
     }
 
     // The slave may be right, and this relay behind: that is known once the relay has come as far as the slave.
-    pub(super) fn wait(&mut self, applicant: Applicant) {
+    pub(super) fn wait(&mut self, mut applicant: Box<Applicant>) {
         if applicant.waits.is_none() {
             self.welcome(&applicant, Mode::Wait, 0, self.view.published);
         }
         let patience = self.config.relay.as_ref().map(|relay| relay.wait).unwrap_or_default();
-        let waits = applicant.waits.or(Some(self.now.saturating_add(patience)));
-        self.state = State::Waiting(Applicant { waits, ..applicant }, self.view.published);
+        applicant.waits = applicant.waits.or(Some(self.now.saturating_add(patience)));
+        self.state = State::Waiting(applicant, self.view.published);
     }
 
     pub(super) fn welcome(
