@@ -522,6 +522,51 @@ async fn a_relay_that_dies_at_any_write_leaves_data_cursor_and_log_together() ->
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_relay_that_dies_while_it_copies_has_no_log_until_it_is_through() -> Result<(), Error> {
+    let (mut copying, mut through) = (0, 0);
+    for skip in 0..40 {
+        for fault in [ApplyFault::UnknownButApplied, ApplyFault::UnknownAndAbsent] {
+            let top = master(&store_with(300).await, MasterConfig::default().chunk_bytes(2_000)).await;
+            let kept = store();
+            let small = config("middle").group_bytes(1_000);
+            let middle = Slave::open(kept.clone(), small.clone()).await?;
+            kept.faults().apply_after(skip, fault);
+            kept.faults().refuse_reopens(u32::MAX);
+            let (_serving, mut following) = connect(&top, &middle);
+            let writing = top.clone();
+            let writer = tokio::spawn(async move { write(&writing, 10_000, 10_040).await });
+            tokio::select! {
+                _ = &mut following => {}
+                () = async { while middle.status().groups <= skip as u64 { tokio::time::sleep(Duration::from_millis(1)).await } } => {}
+            }
+            following.abort();
+            writer.await?;
+            let kept = again(&kept);
+            match kept.cursor(&LinkId::default()).await? {
+                Some(cursor) if cursor.is_consistent() => {
+                    through += 1;
+                    assert_eq!(stored::<Head>(&kept, Head::KEY).await.map(|head| head.position), Some(cursor.position));
+                    let numbers = chain(&kept).await;
+                    assert!(numbers.into_iter().eq(floor(&kept).await.as_u64() + 1..=cursor.position.seq.as_u64()));
+                }
+                _ => {
+                    copying += 1;
+                    assert!(stored::<Head>(&kept, Head::KEY).await.is_none() && log_of(&kept).await.is_empty());
+                }
+            }
+            let middle = Slave::open(kept.clone(), small).await?;
+            let leaf = slave(&store(), "leaf").await;
+            let _up = connect(&top, &middle);
+            let _down = keep_below(&middle, &leaf);
+            applied(&leaf, &top).await;
+            assert_equal(&top, &leaf).await;
+        }
+    }
+    assert!(copying > 10 && through > 10, "{copying} {through}");
+    Ok(())
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_write_that_fails_ends_nobody_below() -> Result<(), Error> {
     let top = master(&store_with(500).await, MasterConfig::default()).await;
     let kept = store();

@@ -66,7 +66,7 @@ impl<S: ReplicaStore> Slave<S> {
         let result = match ended {
             Ok(Ended::Other(message)) => match *message {
                 Message::Hello(_) => {
-                    let words = "this is a slave: it answers questions, and serves nobody who follows";
+                    let words = "this address of a slave answers questions, and serves nobody who follows";
                     let refusal = Refusal::new(RejectCode::Unsupported, words);
                     let sent = connection.send(&Message::Reject(refusal.clone().into()));
                     sent.map_err(ServeError::from).and(Err(ServeError::Refused(refusal)))
