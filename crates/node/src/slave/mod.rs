@@ -10,6 +10,7 @@ mod quarantine;
 mod reads;
 mod restore;
 mod status;
+mod takeover;
 #[cfg(feature = "tcp")]
 mod tcp;
 mod trend;
@@ -33,6 +34,7 @@ pub use self::promote::{PromoteError, Promoted, promote};
 pub use self::quarantine::{Quarantine, QuarantineFile};
 use self::status::Tracker;
 pub use self::status::{SlaveProgress, SlaveState, SlaveStatus};
+pub use self::takeover::{TakeOverError, TookOver};
 use self::verify::Desk;
 pub use self::verify::{Difference, Verification, VerifyError, VerifyOptions, VerifyOutcome, VerifyReport};
 pub(crate) use self::wait::holds;
