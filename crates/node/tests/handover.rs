@@ -126,24 +126,44 @@ async fn a_slave_that_does_not_have_everything_in_time_leaves_the_master_as_it_w
 }
 
 #[tokio::test]
-async fn writers_wait_while_it_is_not_decided() -> Result<(), Error> {
-    let old = master(&store(), MasterConfig::default()).await;
-    let next_store = store();
+async fn writers_wait_until_the_slave_has_what_was_under_way() -> Result<(), Error> {
+    let (kept, next_store) = (store(), store());
+    let old = master(&kept, MasterConfig::default()).await;
     let next = slave(&next_store, "next").await;
     following(&old, &next).await;
-    let asking = old.clone();
-    // It is caught up, and then one write comes in between: that one is waited for with the writers stopped.
-    let held = next_store.faults().hold_apply();
-    let writing = old.put("in between", "");
-    let handing_over = tokio::spawn(async move { asking.hand_over("next", Duration::from_secs(1)).await });
-    writing.await?;
-    soon(held.reached()).await;
-    let failed = soon(handing_over).await?;
-    // Whichever wait it was that ended it.
-    assert!(matches!(failed, Err(HandoverError::TooFarBehind { .. })), "{failed:?}");
-    soon(old.put("goes", "on")).await?;
-    drop(held);
+    // A write that nobody has seen yet when it is asked, and that takes its time to reach the slave.
+    let mut committing = kept.faults().hold_apply();
+    let put = |key: &'static str| {
+        let master = old.clone();
+        tokio::spawn(async move { master.put(key, "").await })
+    };
+    let under_way = put("under way");
+    soon(committing.reached()).await;
+    let mut applying = next_store.faults().hold_apply();
+    let handing_over = tokio::spawn({
+        let master = old.clone();
+        async move { master.hand_over("next", PATIENCE).await }
+    });
+    settle().await;
+    let late = put("late");
+    settle().await;
+    committing.release();
+    soon(applying.reached()).await;
+    settle().await;
+    assert!(!handing_over.is_finished(), "the slave does not hold it yet");
+    assert!(!late.is_finished(), "writers wait");
+    let token = soon(under_way).await??;
+    applying.release();
+    assert_eq!(soon(handing_over).await??.position.seq, token.seq);
+    assert!(matches!(soon(late).await?, Err(WriteError::Superseded { by: None })));
     Ok(())
+}
+
+/// Lets everybody do what they can.
+async fn settle() {
+    for _ in 0..200 {
+        tokio::task::yield_now().await;
+    }
 }
 
 #[tokio::test]
