@@ -4,6 +4,7 @@ mod backup;
 mod cascade;
 mod demo;
 mod deploy;
+mod descriptors;
 mod files;
 mod gather;
 mod network;

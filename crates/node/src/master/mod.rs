@@ -5,6 +5,7 @@ mod compact;
 mod config;
 mod error;
 mod exact;
+mod handover;
 pub(crate) mod history;
 mod log;
 mod open;
@@ -31,13 +32,15 @@ use replikv_core::{
 };
 use replikv_proto::layout::Superseded;
 use replikv_proto::{Committer, CommitterConfig, View};
-use tokio::sync::{Mutex as AsyncMutex, Semaphore, mpsc};
+use tokio::sync::{Mutex as AsyncMutex, Semaphore, mpsc, watch};
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
 use self::commit::{CommitTask, Queued};
 pub use self::config::{Commit, MasterConfig};
 pub use self::error::{ServeError, WriteError};
+pub(crate) use self::handover::ask_to_hand_over;
+pub use self::handover::{HandedOver, HandoverError};
 use self::history::{History, Means, Rooms, Standing};
 pub use self::log::{LogError, LogPart, read_log, read_log_parts};
 pub(crate) use self::open::next_epoch;
@@ -89,6 +92,10 @@ pub(crate) struct Inner<S> {
     claims: ArcSwap<Vec<(LinkId, KeyRange)>>,
     /// Whose the history is, if it is no longer this master's.
     superseded: ArcSwapOption<Superseded>,
+    /// True while writers wait for a handover.
+    paused: watch::Sender<bool>,
+    /// To whom it has handed over. Held while it does.
+    handed_over: AsyncMutex<Option<handover::Begun>>,
     committing: AsyncMutex<Option<JoinHandle<()>>>,
     runtime: tokio::runtime::Handle,
 }
@@ -158,6 +165,8 @@ impl<S: ReplicaStore> Master<S> {
             throttle: AsyncMutex::new(()),
             claims: ArcSwap::default(),
             superseded: ArcSwapOption::default(),
+            paused: watch::Sender::new(false),
+            handed_over: AsyncMutex::default(),
             committing: AsyncMutex::new(None),
             runtime: tokio::runtime::Handle::current(),
             history: History::new(store, standing, means),

@@ -124,6 +124,12 @@ impl Sessions {
         self.map.load().values().filter(holds).count()
     }
 
+    /// What a consistent slave of that name holds on stable storage.
+    pub(super) fn durable_of(&self, name: &str) -> Option<Seq> {
+        let progress = self.map.load().get(name)?.progress();
+        progress.consistent.then_some(progress.durable)
+    }
+
     /// Where the slowest slave is.
     pub(super) fn slowest(&self) -> Option<Seq> {
         self.map.load().values().map(|session| session.progress().applied).min()

@@ -13,6 +13,7 @@ mod relay;
 mod restore;
 mod serve;
 mod status;
+mod takeover;
 #[cfg(feature = "tcp")]
 mod tcp;
 mod trend;
@@ -39,6 +40,7 @@ pub use self::quarantine::{Quarantine, QuarantineFile};
 use self::relay::Relay;
 use self::status::Tracker;
 pub use self::status::{RelayStatus, SlaveProgress, SlaveState, SlaveStatus};
+pub use self::takeover::{TakeOverError, TookOver};
 use self::verify::Desk;
 pub use self::verify::{Difference, Verification, VerifyError, VerifyOptions, VerifyOutcome, VerifyReport};
 pub(crate) use self::wait::holds;
