@@ -90,7 +90,7 @@ impl MasterSession {
 
     pub(super) fn decide_by_history(&mut self, applicant: Box<Applicant>, located: &[Located]) {
         let Some(Cursor { position, coverage }) = &applicant.hello.cursor else { return };
-        let own = self.epochs.last().map_or(0, |start| start.epoch.number);
+        let own = self.epochs.last().map_or(position.epoch.number, |start| start.epoch.number);
         if located.contains(&Located::Mismatch) && position.epoch.number > own {
             // As on a master of that epoch: what is newer is not overwritten, whatever the slave has asked for.
             let words = format!(
