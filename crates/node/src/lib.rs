@@ -38,7 +38,7 @@ pub use replikv_proto::{DifferenceKind, Displaced, Lag, OnDivergence, ReadAt, Re
 pub use slave::{
     Difference, Ending, FollowError, PromoteError, Promoted, Quarantine, QuarantineFile, Slave, SlaveConfig,
     SlaveProgress, SlaveState, SlaveStatus, Verification, VerifyError, VerifyOptions, VerifyOutcome, VerifyReport,
-    WaitError, promote,
+    WaitError, promote, subscription,
 };
 pub use stored::role;
 pub use transport::{Codec, ConnectionError};

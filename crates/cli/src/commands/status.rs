@@ -7,7 +7,9 @@ use anyhow::{Context, anyhow, bail};
 use futures_util::TryStreamExt;
 use replikv::proto::layout::{Backup, Floor, Head, Stored};
 use replikv::proto::{Compacted, LogParts, Slot, SlotLimits, SlotName, SlotView, Slots, TombstoneFloor};
-use replikv::{Cursor, KeyRange, Keyspace, ReplicaStoreExt, Role, ScanOptions, Seq, remote_status, role};
+use replikv::{
+    Cursor, KeyRange, KeyRanges, Keyspace, ReplicaStoreExt, Role, ScanOptions, Seq, remote_status, role, subscription,
+};
 use serde_json::{Value, json};
 use tokio::net::TcpStream;
 use tokio::time::timeout;
@@ -69,7 +71,8 @@ async fn look(url: &str) -> anyhow::Result<Value> {
             let cursors = KeyRange::prefix(replikv::meta::CURSOR_PREFIX);
             let found = store.first(Keyspace::Meta, cursors).await?.and_then(|(_, bytes)| Cursor::from_bytes(&bytes));
             let consistent = found.as_ref().is_some_and(Cursor::is_consistent);
-            json!({ "role": role, "position": found.map(|cursor| cursor.position), "consistent": consistent })
+            json!({ "role": role, "position": found.map(|cursor| cursor.position), "consistent": consistent,
+                "ranges": subscription(&store).await?.map(|ranges| ranges_as_json(&ranges)) })
         }
     };
     let mut status = status;
@@ -121,6 +124,15 @@ async fn slots(store: &Store, head: &Head, floor: Seq) -> anyhow::Result<Vec<Val
             "holds_log": slowest.as_ref() == Some(&name) })
     });
     Ok(told.collect())
+}
+
+// As a running slave tells them.
+fn ranges_as_json(ranges: &KeyRanges) -> Value {
+    let told = ranges.iter().map(|range| {
+        let end = range.end().map(|end| end.escape_ascii().to_string());
+        json!({ "start": range.start().escape_ascii().to_string(), "end": end })
+    });
+    told.collect()
 }
 
 async fn stored<V: Stored>(store: &Store, key: &[u8]) -> anyhow::Result<V> {

@@ -275,7 +275,7 @@ impl<S: ReplicaStore> Driver<'_, S> {
                 session.handle_view(**inner.seen.load());
                 session.handle_values(&values, read_at);
             }
-            MasterAction::Joined { slave, start, temporary, .. } => {
+            MasterAction::Joined { slave, start, temporary, ranges, .. } => {
                 tracing::info!(
                     target: "replikv::master", source = %inner.source, follower = %slave, seq = %start,
                     "a slave has connected"
@@ -283,7 +283,7 @@ impl<S: ReplicaStore> Driver<'_, S> {
                 inner.metrics.session_accepted();
                 // A question of a comparison is the longest that a slave has to say.
                 connection.set_limits(DecoderLimits { control: 2 << 20, data: 1 << 20 });
-                self.entered = Some(inner.sessions.enter(&slave, temporary, start, inner.clock.now().monotonic));
+                self.entered = Some(inner.sessions.enter(&slave, temporary, ranges, start, inner.clock.now().monotonic));
                 if !temporary {
                     let name = SlotName::slave(slave);
                     inner.slots.with(|slots| slots.connected(&name, inner.slot_time()));

@@ -12,7 +12,7 @@ use replikv_core::{
     WriteSet, WriteSetBuilder,
 };
 use replikv_proto::{
-    Applier, Content, Differing, Displaced, Displacing, Group, ProbeCheck, Probed, Record, RejectCode, Resync, Touched,
+    Applier, Content, Differing, Displaced, Displacing, Group, Portion, ProbeCheck, Probed, Record, RejectCode, Resync, Touched,
 };
 use tokio::sync::{Notify, mpsc};
 use tokio::time::{Instant, sleep, sleep_until};
@@ -31,6 +31,7 @@ pub(super) enum Item {
     Begin(Cursor),
     Resync(Cursor, Resync),
     Record(Record),
+    Portion(Portion),
     Content(Content),
     Touched(Touched),
     Covered(KeyRange, Position),
@@ -43,6 +44,7 @@ impl Item {
         match self {
             Self::Begin(_) | Self::Resync(..) => 0,
             Self::Record(record) => record.byte_len(),
+            Self::Portion(portion) => portion.byte_len(),
             Self::Content(content) => content.entries.byte_len(),
             Self::Touched(touched) => touched.ops.byte_len(),
             Self::Covered(range, _) => Applier::covered_len(range),
@@ -183,6 +185,7 @@ impl<S: ReplicaStore> ApplyTask<S> {
             Item::Begin(cursor) => self.applier.begin(cursor),
             Item::Resync(cursor, resync) => self.applier.begin_resync(cursor, resync),
             Item::Record(record) => self.applier.push_record(record),
+            Item::Portion(portion) => self.applier.push_portion(portion),
             Item::Content(content) => self.applier.push_content(content),
             Item::Touched(touched) => self.applier.push_touched(touched),
             Item::Covered(range, read_at) => self.applier.push_covered(range, read_at),

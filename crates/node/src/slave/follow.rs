@@ -133,6 +133,7 @@ impl<S: ReplicaStore> Slave<S> {
             holds_data,
             checkpoints: stored::checkpoint_positions(&inner.store, CHECKPOINTS).await?,
             limits: usable(inner.store.limits()),
+            ranges: inner.ranges.clone(),
             temporary: inner.config.temporary,
             handshake_timeout: inner.config.handshake_timeout,
             on_divergence: inner.config.on_divergence,
@@ -175,6 +176,7 @@ impl<S: ReplicaStore> Slave<S> {
                         queue.push(Item::Resync(cursor, resync));
                     }
                     SlaveAction::Apply(record) => queue.push(Item::Record(record)),
+                    SlaveAction::ApplyPortion(portion) => queue.push(Item::Portion(portion)),
                     SlaveAction::Copy(content) => queue.push(Item::Content(content)),
                     SlaveAction::Touch(touched) => queue.push(Item::Touched(touched)),
                     SlaveAction::Covered { range, read_at } => queue.push(Item::Covered(range, read_at)),
@@ -192,11 +194,11 @@ impl<S: ReplicaStore> Slave<S> {
                         break;
                     }
                     SlaveAction::Waiting(welcome) => {
-                        connection.set_limits(DecoderLimits::for_batches(welcome.limits.max_batch));
+                        connection.set_limits(self.decodes(&welcome.limits));
                         inner.tracker.waiting();
                     }
                     SlaveAction::Welcomed(welcome) => {
-                        connection.set_limits(DecoderLimits::for_batches(welcome.limits.max_batch));
+                        connection.set_limits(self.decodes(&welcome.limits));
                         self.keep_epochs(&welcome.epochs).await?;
                         inner.tracker.welcomed(&welcome);
                         inner.metrics.welcomed();
@@ -244,6 +246,12 @@ impl<S: ReplicaStore> Slave<S> {
                 () = tokio::task::yield_now(), if more => {}
             }
         }
+    }
+
+    // Range deletes of a few bytes may be longer by a few once they are clipped.
+    fn decodes(&self, limits: &StoreLimits) -> DecoderLimits {
+        let room = if self.inner.ranges.is_all() { 1 } else { 2 };
+        DecoderLimits::for_batches(limits.max_batch.saturating_mul(room))
     }
 
     // For the day on which this slave is promoted. Nothing else depends on them.

@@ -2,12 +2,14 @@
 
 use std::collections::VecDeque;
 
-use replikv_core::{Coverage, Cursor, Fill, KeyRange, Position};
+use replikv_core::{Coverage, Cursor, Fill, KeyRange, KeyRanges, Position};
 
 use super::{Applicant, LONG, MasterAction, MasterSession, Pending, State, Stream};
+use crate::filter::Filter;
 use crate::layout::Checkpoint;
+use crate::planted::{self, Bug};
 use crate::session::{Located, MAX_CHECKPOINTS, MAX_NAME_LEN, Refusal};
-use crate::{EpochStart, Hello, Message, Mode, RejectCode, Welcome};
+use crate::{EpochStart, Hello, Message, Mode, RejectCode, Subscription, Welcome};
 
 impl MasterSession {
     pub(super) fn decide(&mut self, hello: Hello) {
@@ -29,18 +31,18 @@ impl MasterSession {
             );
             return self.refuse(Refusal::new(RejectCode::LimitsTooSmall, words));
         }
-        if !hello.ranges.is_empty() {
-            let words = "this master serves whole stores, not key ranges";
-            return self.refuse(Refusal::new(RejectCode::Unsupported, words));
-        }
-        let Some(cursor) = &hello.cursor else { return self.decide_without_cursor(hello) };
+        let ranges = match subscribed(&hello) {
+            Ok(ranges) => ranges,
+            Err(words) => return self.refuse(Refusal::new(RejectCode::Malformed, words)),
+        };
+        let Some(cursor) = &hello.cursor else { return self.decide_without_cursor(hello, ranges) };
         if cursor.position.source != self.config.source {
             let words = format!(
                 "the slave follows source {}, this master is source {}: point it at its own master, or empty its store",
                 cursor.position.source, self.config.source
             );
             let refusal = Refusal::new(RejectCode::ForeignSource, words);
-            return self.part(Box::new(Applicant { hello, waits: false }), refusal);
+            return self.part(Box::new(Applicant { hello, ranges, waits: false }), refusal);
         }
         let epoch = cursor.position.epoch;
         let own = self.epochs.last().map_or(epoch, |start| start.epoch);
@@ -53,7 +55,7 @@ impl MasterSession {
             self.queue.push_back(MasterAction::Superseded(epoch));
             return self.refuse(Refusal::new(RejectCode::Superseded, words));
         }
-        self.locate(Box::new(Applicant { hello, waits: false }));
+        self.locate(Box::new(Applicant { hello, ranges, waits: false }));
     }
 
     // Everything that the cursor stands on must be in the history: its position, and where its content was read.
@@ -65,7 +67,7 @@ impl MasterSession {
         self.state = State::Locating(applicant);
     }
 
-    pub(super) fn decide_without_cursor(&mut self, hello: Hello) {
+    pub(super) fn decide_without_cursor(&mut self, hello: Hello, ranges: KeyRanges) {
         // Below this much log, looking at the data costs more than it can save.
         const CHEAP: u64 = 1 << 20;
         if hello.holds_data {
@@ -74,7 +76,7 @@ impl MasterSession {
             self.refuse(Refusal::new(RejectCode::DataWithoutCursor, words));
             return;
         }
-        let applicant = Box::new(Applicant { hello, waits: false });
+        let applicant = Box::new(Applicant { hello, ranges, waits: false });
         if self.view.floor.seq.as_u64() > 0 {
             self.start_copy(&applicant);
         } else if self.view.retained_bytes <= CHEAP {
@@ -164,13 +166,17 @@ impl MasterSession {
 
     pub(super) fn start_compare(&mut self, applicant: &Applicant) {
         let from = self.view.published;
-        self.start(applicant, Mode::Compare { from }, 0, from, Coverage::new(KeyRange::all(), Fill::Compare));
+        self.start(applicant, Mode::Compare { from }, 0, from, Coverage::within(&applicant.ranges, Fill::Compare));
     }
 
     pub(super) fn start_copy(&mut self, applicant: &Applicant) {
         let from = self.view.published;
         // What was published before is in the pages, and is no record that the slave still has to go through.
-        self.start(applicant, Mode::Copy { from }, 0, from, Coverage::begin(KeyRange::all()));
+        let coverage = match planted::is(Bug::FilterForgottenOnPages) {
+            true => Coverage::begin(KeyRange::all()),
+            false => Coverage::within(&applicant.ranges, Fill::Copy),
+        };
+        self.start(applicant, Mode::Copy { from }, 0, from, coverage);
     }
 
     pub(super) fn start_at_floor(&mut self, applicant: &Applicant) {
@@ -189,6 +195,8 @@ impl MasterSession {
         let compares = coverage.fill() == Some(Fill::Compare);
         self.state = State::Streaming(Box::new(Stream {
             sent: from,
+            filter: Filter::new(&applicant.ranges),
+            settled: false,
             copy: if compares { Coverage::default() } else { coverage },
             compares,
             asked: VecDeque::new(),
@@ -210,7 +218,7 @@ impl MasterSession {
 
     pub(super) fn welcome(
         &mut self,
-        Applicant { hello, waits }: &Applicant,
+        Applicant { hello, ranges, waits }: &Applicant,
         mode: Mode,
         behind_bytes: u64,
         from: Position,
@@ -237,14 +245,29 @@ impl MasterSession {
         };
         if !waits {
             let Hello { slave, nonce, temporary, .. } = hello;
-            let (slave, nonce, temporary) = (slave.clone(), *nonce, *temporary);
-            self.queue.push_back(MasterAction::Joined { slave, nonce, start: from.seq, temporary });
+            let (slave, nonce, temporary, ranges) = (slave.clone(), *nonce, *temporary, ranges.clone());
+            self.queue.push_back(MasterAction::Joined { slave, nonce, start: from.seq, temporary, ranges });
         }
         if mode != Mode::Wait && hello.cursor.as_ref().is_some_and(|cursor| cursor.position == from) {
             self.queue.push_back(MasterAction::Verified(from));
         }
         self.queue.push_back(MasterAction::Send(Message::Welcome(welcome)));
     }
+}
+
+// The keys that a slave wants. One in mid copy names what is missing: that must not be anything else.
+fn subscribed(hello: &Hello) -> Result<KeyRanges, String> {
+    if hello.ranges.is_empty() {
+        return Ok(KeyRanges::all());
+    }
+    let ranges = KeyRanges::try_from(hello.ranges.clone()).map_err(|words| words.to_string())?;
+    Subscription::check(&ranges).map_err(|error| error.to_string())?;
+    let coverage = hello.cursor.as_ref().map(|cursor| &cursor.coverage);
+    let mut missing = coverage.filter(|coverage| coverage.fill() == Some(Fill::Copy)).into_iter();
+    if missing.any(|coverage| coverage.holes().any(|hole| !ranges.covers(&hole))) {
+        return Err("the slave misses keys that it does not subscribe to".into());
+    }
+    Ok(ranges)
 }
 
 fn diverged(position: Position) -> Refusal {
