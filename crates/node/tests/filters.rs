@@ -265,8 +265,7 @@ async fn a_slave_that_is_told_nothing_keeps_the_set_that_it_had() -> Result<(), 
     let ranges = KeyRanges::from(KeyRange::from_bounds(5u32.to_be_bytes()..));
     for say in [true, false, false] {
         let config = SlaveConfig::new("edge");
-        let slave =
-            Slave::open(held.clone(), if say { config.subscribe(ranges.clone()) } else { config }).await?;
+        let slave = Slave::open(held.clone(), if say { config.subscribe(ranges.clone()) } else { config }).await?;
         catch_up(&master, &slave, &Received::default()).await?;
         assert_holds(&master, &slave, &ranges).await;
         assert_eq!(slave.status().ranges, Some(ranges.clone()));
@@ -428,7 +427,10 @@ async fn reads_outside_its_ranges_say_so() -> Result<(), Error> {
     let patience = BalanceConfig::default().patience(Duration::from_millis(20));
     let alone = BalancedReader::new([Arc::new(slave) as Arc<dyn Reader>], patience);
     let refused = alone.get_after(token, "b/1").await;
-    assert!(matches!(&refused, Err(ReadError::NobodyWithin { reasons }) if reasons.contains("subscribes")), "{refused:?}");
+    assert!(
+        matches!(&refused, Err(ReadError::NobodyWithin { reasons }) if reasons.contains("subscribes")),
+        "{refused:?}"
+    );
     Ok(())
 }
 

@@ -57,6 +57,6 @@ pub use time::Now;
 pub use wire::{
     Ack, Answered, AnsweredBody, Content, DecodeError, Decoder, DecoderLimits, EncodeError, Encoder, EpochStart, Event,
     FRAME_HEADER_LEN, Filtered, Goodbye, GoodbyeReason, Heartbeat, Hello, Lag, MAX_FRAME_LEN, Message, Mode, Outgoing,
-    PREAMBLE_LEN, Passage, Preamble, ReadAt, ReadFailure, Records, Reject, RejectCode, Request, RequestBody, Response, Share, Skipped, Touched,
-    VERSION, WaitFor, Welcome,
+    PREAMBLE_LEN, Passage, Preamble, ReadAt, ReadFailure, Records, Reject, RejectCode, Request, RequestBody, Response,
+    Share, Skipped, Touched, VERSION, WaitFor, Welcome,
 };

@@ -97,10 +97,7 @@ impl Subscription {
             Cursor { position: cursor.position, coverage: finished(coverage, cursor) }
         };
         let subscription = Self { ranges: wanted.clone(), dropping };
-        Some(Resubscribing {
-            subscription: (!wanted.is_all()).then_some(subscription),
-            cursor: cursor.map(moved),
-        })
+        Some(Resubscribing { subscription: (!wanted.is_all()).then_some(subscription), cursor: cursor.map(moved) })
     }
 
     /// What is kept once all that was dropping has gone.

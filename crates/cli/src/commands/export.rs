@@ -53,12 +53,7 @@ pub(crate) async fn run(args: args::Export, json: bool) -> anyhow::Result<ExitCo
     Ok(ExitCode::SUCCESS)
 }
 
-async fn write_all(
-    store: &Store,
-    ranges: &KeyRanges,
-    format: Format,
-    output: impl Write,
-) -> anyhow::Result<u64> {
+async fn write_all(store: &Store, ranges: &KeyRanges, format: Format, output: impl Write) -> anyhow::Result<u64> {
     let mut writer = Writer::new(format, output)?;
     let bar = ui::bar("exporting", None);
     let mut entries = 0;

@@ -7,8 +7,8 @@ use anyhow::{Context, anyhow, ensure};
 use futures_util::future::try_join_all;
 use futures_util::stream::{FuturesUnordered, StreamExt};
 use replikv::{
-    Centre, Ending, FollowError, KeyRange, KeyRanges, LinkConfig, LinkError, LinkId, LinkStore, MasterConfig, OpenError, QuarantineFile,
-    Role, Slave, SlaveConfig, Subspace,
+    Centre, Ending, FollowError, KeyRange, KeyRanges, LinkConfig, LinkError, LinkId, LinkStore, MasterConfig,
+    OpenError, QuarantineFile, Role, Slave, SlaveConfig, Subspace,
 };
 use serde_json::json;
 use tokio::time::sleep;
@@ -25,7 +25,10 @@ pub(crate) async fn run(args: args::Gather, json: bool) -> anyhow::Result<ExitCo
     let mut interrupt = Interrupt::new()?;
     let ranges = args.ranges.iter().map(|(name, _)| name).chain(args.only.iter().map(|(name, _)| name));
     for name in ranges {
-        ensure!(args.links.iter().any(|link| link.name == *name), "there is no link {name}: --link says which there are");
+        ensure!(
+            args.links.iter().any(|link| link.name == *name),
+            "there is no link {name}: --link says which there are"
+        );
     }
     // Before the store is made: a name that leads nowhere leaves nothing behind.
     for link in &args.links {

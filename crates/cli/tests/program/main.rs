@@ -4,6 +4,7 @@ mod backup;
 mod demo;
 mod deploy;
 mod files;
+mod filters;
 mod gather;
 mod network;
 mod output;

@@ -75,13 +75,7 @@ impl<S: ReplicaStore> Slave<S> {
             (ChangesFrom::AfterSeq(seq), Some(position)) if seq == position.seq => position,
             _ => return Err(ChangesError::LiveOnly),
         };
-        let listener = Listener {
-            receiver,
-            closing: self.closing().clone(),
-            start,
-            ranges,
-            _slave: self.clone(),
-        };
+        let listener = Listener { receiver, closing: self.closing().clone(), start, ranges, _slave: self.clone() };
         let stream = stream::unfold(Some(listener), |listener| async move {
             let mut listener = listener?;
             match listener.next().await {

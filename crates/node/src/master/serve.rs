@@ -283,7 +283,8 @@ impl<S: ReplicaStore> Driver<'_, S> {
                 inner.metrics.session_accepted();
                 // A question of a comparison is the longest that a slave has to say.
                 connection.set_limits(DecoderLimits { control: 2 << 20, data: 1 << 20 });
-                self.entered = Some(inner.sessions.enter(&slave, temporary, ranges, start, inner.clock.now().monotonic));
+                self.entered =
+                    Some(inner.sessions.enter(&slave, temporary, ranges, start, inner.clock.now().monotonic));
                 if !temporary {
                     let name = SlotName::slave(slave);
                     inner.slots.with(|slots| slots.connected(&name, inner.slot_time()));

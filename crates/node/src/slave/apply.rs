@@ -12,7 +12,8 @@ use replikv_core::{
     WriteSet, WriteSetBuilder,
 };
 use replikv_proto::{
-    Applier, Content, Differing, Displaced, Displacing, Group, Portion, ProbeCheck, Probed, Record, RejectCode, Resync, Touched,
+    Applier, Content, Differing, Displaced, Displacing, Group, Portion, ProbeCheck, Probed, Record, RejectCode, Resync,
+    Touched,
 };
 use tokio::sync::{Notify, mpsc};
 use tokio::time::{Instant, sleep, sleep_until};

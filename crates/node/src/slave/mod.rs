@@ -22,7 +22,8 @@ use std::sync::Arc;
 use async_trait::async_trait;
 use bytes::Bytes;
 use replikv_core::{
-    Cursor, DataReader, KeyRange, KeyRanges, Keyspace, LinkId, Page, ReplicaStore, ReplicaStoreExt, ScanOptions, StoreError, meta,
+    Cursor, DataReader, KeyRange, KeyRanges, Keyspace, LinkId, Page, ReplicaStore, ReplicaStoreExt, ScanOptions,
+    StoreError, meta,
 };
 use replikv_proto::layout::{Identity, Role};
 use tokio::sync::{Mutex, watch};

@@ -83,11 +83,7 @@ impl Share {
     /// # Errors
     /// [`RecordError::Damaged`].
     pub fn verify(&self) -> Result<(), RecordError> {
-        if sum(&self.head, &self.ops) == self.sum {
-            Ok(())
-        } else {
-            Err(RecordError::Damaged { seq: self.header.seq })
-        }
+        if sum(&self.head, &self.ops) == self.sum { Ok(()) } else { Err(RecordError::Damaged { seq: self.header.seq }) }
     }
 
     pub(crate) fn head(&self) -> &Bytes {

@@ -481,10 +481,7 @@ const KIND_FILTERED: u8 = 19;
 /// True for kinds whose payload is data: as large as batches are.
 pub(super) fn carries_data(kind: u8) -> bool {
     // A response carries as much as was asked for.
-    matches!(
-        kind,
-        KIND_RECORDS | KIND_RANGES | KIND_TOUCHED | KIND_PROBED | KIND_ANSWERED | KIND_FILTERED | 12
-    )
+    matches!(kind, KIND_RECORDS | KIND_RANGES | KIND_TOUCHED | KIND_PROBED | KIND_ANSWERED | KIND_FILTERED | 12)
 }
 
 pub(super) fn control<T: Serialize>(payload: &T) -> Result<Bytes, postcard::Error> {

@@ -160,6 +160,9 @@ pub(super) struct Context {
     pub(super) net_rng: Rng,
     pub(super) work_rng: Rng,
     pub(super) fault_rng: Rng,
+    pub(super) range_rng: Rng,
+    /// Whether slaves subscribe to parts of the keys.
+    pub(super) filters: bool,
     queue: BTreeMap<(Moment, u64), Happening>,
     next: u64,
     wakes: BTreeMap<Node, Moment>,
@@ -187,6 +190,8 @@ impl Context {
             net_rng: rng.fork(),
             work_rng: rng.fork(),
             fault_rng: rng.fork(),
+            range_rng: rng.fork(),
+            filters: seed % 3 == 1,
             queue: BTreeMap::new(),
             next: 0,
             wakes: BTreeMap::new(),

@@ -135,6 +135,7 @@ impl World {
                 self.ctx.stores[store].shared = true;
                 self.ctx.stores[store].was_shared = true;
                 let node = self.add_slave(name, store, target, true);
+                self.slaves[node].ranges = self.slaves[like].ranges.clone();
                 self.later(2 * SECOND, Passing::ExtraSlave(node));
             }
             Fault::DroppedFollow => {
@@ -145,6 +146,7 @@ impl World {
                 let node = self.a_slave();
                 self.give_image(node, Maps::default());
             }
+            Fault::Resubscribed => self.resubscribe(),
             Fault::StrangeData => {
                 let node = self.a_slave();
                 let image = self.strange_image();
@@ -276,6 +278,18 @@ impl World {
         let store = self.slaves[node].store;
         self.take_down(store, power);
         self.later(SECOND, Passing::SlaveBack(node));
+    }
+
+    // With a few others, one after the other: what one of them began the next one meets.
+    fn resubscribe(&mut self) {
+        let node = self.a_slave();
+        let store = self.slaves[node].store;
+        if self.ctx.stores[store].shared {
+            return;
+        }
+        self.take_down(store, false);
+        self.slaves[node].ranges = self.ranges();
+        self.slaves[node].start(&mut self.ctx);
     }
 
     fn kill_master(&mut self, power: bool) {

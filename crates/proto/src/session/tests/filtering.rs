@@ -162,7 +162,10 @@ fn what_touches_nothing_is_told_with_the_next_heartbeat_and_before_what_does() {
     master.handle_timeout(at(5)).unwrap();
     let beat = said(&mut master, &history);
     assert_eq!(passages(&beat), (1..=5).map(|seq| share(&history, seq)).collect::<Vec<_>>());
-    assert!(matches!(beat.last(), Some(Message::Heartbeat(_))), "the position comes before the head that it is compared with");
+    assert!(
+        matches!(beat.last(), Some(Message::Heartbeat(_))),
+        "the position comes before the head that it is compared with"
+    );
     history.write(Batch::new().put("quiet", "1"));
     assert!(said(&mut master, &history).is_empty());
     history.write(Batch::new().put("apple", "1"));
