@@ -187,7 +187,7 @@ impl Word {
                 let from = usize::from(from) % RECORDS + 1;
                 let to = (from + usize::from(count) % 4).min(RECORDS + 1);
                 let share = |seq: usize| Passage::Share(Share::of(&record(seq), &ranges_of(Some(keys))));
-                let run = run.map(|through| Passage::Skipped(Skipped { through: through.position(), log_bytes: 1 }));
+                let run = run.map(|through| Passage::Skipped(Skipped { through: through.position(), log_bytes: 1, time: 1 }));
                 Message::Filtered(Filtered { passages: run.into_iter().chain((from..to).map(share)).collect() })
             }
             Self::Compared(read_at, verdicts) => Message::Compared(Compared {

@@ -62,7 +62,8 @@ impl Filter {
                 self.header_bytes += record.head().len();
                 self.waiting.push(Passage::Share(share));
             } else {
-                self.skip(position, record.byte_len() as u64);
+                let (log_bytes, time) = (record.byte_len() as u64, record.header().time);
+                self.skip(Skipped { through: position, log_bytes, time });
             }
         }
         Ok(())
@@ -106,27 +107,28 @@ impl Filter {
 
     // A run goes on, and ends where a slave keeps a checkpoint or must stop. Headers that wait become part of one, unless
     // something that touches the ranges comes after them.
-    fn skip(&mut self, through: Position, log_bytes: u64) {
+    fn skip(&mut self, record: Skipped) {
         let quiet = |passage: &Passage| matches!(passage, Passage::Share(share) if share.ops().is_empty());
         let loud = self.waiting.iter().rposition(|passage| !quiet(passage)).map_or(0, |last| last + 1);
         for passage in self.waiting.split_off(loud) {
             if let Passage::Share(share) = passage {
                 self.header_bytes -= share.head().len().min(self.header_bytes);
-                self.extend(share.header().position(), share.log_bytes());
+                let (through, time) = (share.header().position(), share.header().time);
+                self.extend(Skipped { through, log_bytes: share.log_bytes(), time });
             }
         }
-        self.extend(through, log_bytes);
+        self.extend(record);
     }
 
-    fn extend(&mut self, through: Position, log_bytes: u64) {
+    fn extend(&mut self, record: Skipped) {
         let stops_at = self.stops_at;
         let ends = |run: &Skipped| Checkpoint::is_due(run.through.seq) || stops_at == Some(run.through.seq);
         match self.waiting.last_mut() {
             Some(Passage::Skipped(run)) if !ends(run) => {
-                run.through = through;
-                run.log_bytes += log_bytes;
+                let log_bytes = run.log_bytes.saturating_add(record.log_bytes);
+                *run = Skipped { log_bytes, ..record };
             }
-            _ => self.waiting.push(Passage::Skipped(Skipped { through, log_bytes })),
+            _ => self.waiting.push(Passage::Skipped(record)),
         }
     }
 }
@@ -140,8 +142,8 @@ pub struct Portion {
     pub records: u64,
     /// How many bytes these have in the log of the master.
     pub log_bytes: u64,
-    /// When the last one was committed, if that is known; milliseconds since the Unix epoch.
-    pub time: Option<u64>,
+    /// When the last one was committed; milliseconds since the Unix epoch.
+    pub time: u64,
     /// What of it lies in the slave's ranges.
     pub ops: EncodedOps,
 }
@@ -171,14 +173,13 @@ pub(crate) fn verify(
                     follows.map_err(bad)?;
                 }
                 check_within(ranges, share.ops())?;
-                let time = Some(share.header().time);
-                let (position, log_bytes) = (share.header().position(), share.log_bytes());
-                Portion { position, records: 1, log_bytes, time, ops: share.into_ops() }
+                let (position, time) = (share.header().position(), share.header().time);
+                Portion { position, records: 1, log_bytes: share.log_bytes(), time, ops: share.into_ops() }
             }
-            Passage::Skipped(Skipped { through, log_bytes }) => {
+            Passage::Skipped(Skipped { through, log_bytes, time }) => {
                 check_run(&last, &through)?;
                 let records = through.seq.since(last.seq);
-                Portion { position: through, records, log_bytes, time: None, ops: EncodedOps::default() }
+                Portion { position: through, records, log_bytes, time, ops: EncodedOps::default() }
             }
         };
         last = portion.position;

@@ -234,7 +234,7 @@ fn ranges() -> KeyRanges {
 fn filtered() -> Filtered {
     let records: Vec<_> = records().into_iter().map(|(_, bytes)| Record::decode(bytes).unwrap()).collect();
     let log_bytes = records[..2].iter().map(|record| record.bytes().len() as u64).sum();
-    let run = Passage::Skipped(Skipped { through: records[1].position(), log_bytes });
+    let run = Passage::Skipped(Skipped { through: records[1].position(), log_bytes, time: 1_700_000_000_000 });
     let share = |index: usize| Passage::Share(Share::of(&records[index], &ranges()));
     Filtered { passages: vec![run, share(2), share(4)] }
 }

@@ -110,11 +110,17 @@ impl<S: ReplicaStore> Slave<S> {
             let other = other.strip_prefix(meta::CURSOR_PREFIX).unwrap_or(other).escape_ascii().to_string();
             return Err(OpenError::OtherLink { other, wanted: config.link.to_string() });
         }
-        let ranges = subscribe::settle(&store, &config).await?;
         let cursor = store.cursor(&config.link).await?;
-        if identity.is_none() && (cursor.is_some() || store.is_keyspace_empty(Keyspace::Data).await?) {
+        // Nothing is written to a store that holds data of its own.
+        let own_data = identity.is_none() && cursor.is_none() && !store.is_keyspace_empty(Keyspace::Data).await?;
+        if identity.is_none() && !own_data {
             stored::write_identity(&store, &Identity::slave()).await?;
         }
+        let ranges = subscribe::wanted(&store, &config).await?;
+        if !own_data {
+            subscribe::settle(&store, &config, &ranges).await?;
+        }
+        let cursor = store.cursor(&config.link).await?;
         // What a killed process left is acknowledged as durable from here on.
         store.sync().await?;
         let nonce = getrandom::u64().map_err(|error| OpenError::Random { reason: error.to_string() })?;

@@ -10,18 +10,28 @@ use crate::{OpenError, stored};
 /// How many entries go in one step.
 const STEP: usize = 4096;
 
-/// Brings the store to the ranges that the configuration names, and says which these are. Where it names none they stay
-/// what they were.
+/// The ranges that the configuration names. Where it names none they stay what they were.
+pub(super) async fn wanted<S: ReplicaStore>(store: &S, config: &SlaveConfig) -> Result<KeyRanges, OpenError> {
+    let wanted = match &config.ranges {
+        Some(wanted) => wanted.clone(),
+        None => subscription(store).await?.unwrap_or_default(),
+    };
+    Subscription::check(&wanted)?;
+    Ok(wanted)
+}
+
+/// Brings the store to the ranges that are wanted.
 ///
 /// Whoever dies on the way goes on when the store is opened again, with whatever ranges: see [`Subscription::change`].
-pub(super) async fn settle<S: ReplicaStore>(store: &S, config: &SlaveConfig) -> Result<KeyRanges, OpenError> {
+pub(super) async fn settle<S: ReplicaStore>(
+    store: &S,
+    config: &SlaveConfig,
+    wanted: &KeyRanges,
+) -> Result<(), StoreError> {
     let kept: Option<Subscription> = stored::read(store, Subscription::KEY).await?;
-    let ranges = || kept.as_ref().map_or_else(KeyRanges::all, |kept| kept.ranges.clone());
-    let wanted = config.ranges.clone().unwrap_or_else(ranges);
-    Subscription::check(&wanted)?;
     let cursor = store.cursor(&config.link).await?;
     let mut now = kept.clone();
-    if let Some(change) = Subscription::change(kept.as_ref(), cursor.as_ref(), &wanted) {
+    if let Some(change) = Subscription::change(kept.as_ref(), cursor.as_ref(), wanted) {
         let mut writes = WriteSet::builder();
         writes.require(Subscription::KEY, kept.as_ref().map(Stored::to_bytes));
         writes.require(meta::cursor_key(&config.link), cursor.as_ref().map(replikv_core::Cursor::to_bytes));
@@ -48,7 +58,7 @@ pub(super) async fn settle<S: ReplicaStore>(store: &S, config: &SlaveConfig) -> 
         writes.put(Keyspace::Meta, Subscription::KEY, subscription.settled().to_bytes())?;
         store.apply(writes.build(), Durability::Synced).await?;
     }
-    Ok(wanted)
+    Ok(())
 }
 
 /// The key ranges that the store of a slave subscribes to, as it has kept them; `None` if that is every key.

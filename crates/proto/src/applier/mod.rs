@@ -360,7 +360,7 @@ impl Item {
     fn time(&self) -> Option<u64> {
         match self {
             Self::Record(record) => Some(record.header().time),
-            Self::Portion(portion) => portion.time,
+            Self::Portion(portion) => Some(portion.time),
             _ => None,
         }
     }

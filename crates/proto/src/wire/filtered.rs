@@ -41,6 +41,8 @@ pub struct Skipped {
     pub through: Position,
     /// How many bytes they have in the log.
     pub log_bytes: u64,
+    /// When the last one was committed: milliseconds since the Unix epoch.
+    pub time: u64,
 }
 
 /// A message that is longer than this takes no more passages: only the last ones of a message lie in more than one buffer.

@@ -266,8 +266,8 @@ fn answer() -> impl Strategy<Value = AnsweredBody> {
 }
 
 fn filtered() -> impl Strategy<Value = Filtered> {
-    let run =
-        (position(), any::<u64>()).prop_map(|(through, log_bytes)| Passage::Skipped(Skipped { through, log_bytes }));
+    let run = (position(), any::<(u64, u64)>());
+    let run = run.prop_map(|(through, (log_bytes, time))| Passage::Skipped(Skipped { through, log_bytes, time }));
     let share = (batch(), bytes(40), range()).prop_map(|(body, note, range)| {
         let epoch = Epoch { number: 1, nonce: 2 };
         let before = origin(SourceId::from_bytes([7; 16]), epoch);

@@ -120,7 +120,7 @@ fn share(history: &History, seq: usize) -> Passage {
 
 fn skipped(history: &History, from: usize, through: usize) -> Passage {
     let log_bytes = history.bytes_at(through) - history.bytes_at(from);
-    Passage::Skipped(Skipped { through: history.position(through), log_bytes })
+    Passage::Skipped(Skipped { through: history.position(through), log_bytes, time: 7 })
 }
 
 fn told(passages: Vec<Passage>) -> Message {
@@ -368,7 +368,7 @@ fn passages_that_do_not_continue_the_history_are_refused() {
         history.write(Batch::new().put("apple", "1"));
     }
     let session = || welcomed(&history, Some(Cursor::at(history.position(2))), Mode::Resume);
-    let run = |through| Passage::Skipped(Skipped { through, log_bytes: 1 });
+    let run = |through| Passage::Skipped(Skipped { through, log_bytes: 1, time: 7 });
     assert!(session().handle_message(at(0), told(vec![share(&history, 3), share(&history, 4)])).is_ok());
     assert!(session().handle_message(at(0), told(vec![run(history.position(4)), share(&history, 5)])).is_ok());
     for passages in [
