@@ -182,6 +182,17 @@ fn batch(rng: &mut fastrand::Rng) -> Batch {
 
 #[tokio::test]
 async fn nothing_outside_its_ranges_reaches_a_slave_by_any_way() -> Result<(), Error> {
+    let compaction = Compaction { window_bytes: 2_000, window_records: 10 };
+    let by_touches = goes_every_way(config().compaction(compaction), true).await?;
+    assert!(by_touches.status().compacted.is_some());
+    // Behind the log, without any.
+    let retention = Retention { max_bytes: 20_000, max_age_ms: None, hold_back_bytes: 0 };
+    let by_comparing = goes_every_way(config().retention(retention).ring_bytes(1_000), false).await?;
+    assert!(by_comparing.status().compacted.is_none() && by_comparing.status().floor.seq > Seq::new(1_000));
+    Ok(())
+}
+
+async fn goes_every_way(config: MasterConfig, compacts: bool) -> Result<Master<Store>, Error> {
     let mut rng = rng("nothing_outside_its_ranges_reaches_a_slave_by_any_way");
     let ranges = prefixes(&["c/", "m/"]);
     let received = Received::default();
@@ -191,10 +202,7 @@ async fn nothing_outside_its_ranges_reaches_a_slave_by_any_way() -> Result<(), E
         let value = if key.contains("SECRET") { format!("SECRET{n}") } else { format!("open{n}") };
         support::put_raw(&source, Keyspace::Data, key.as_bytes(), value.as_bytes()).await?;
     }
-    let retention = Retention { max_bytes: 40_000, max_age_ms: None, hold_back_bytes: 0 };
-    let compaction = Compaction { window_bytes: 2_000, window_records: 10 };
-    let config = config().retention(retention).ring_bytes(1_000).chunk_bytes(2_000).compaction(compaction);
-    let master = master(&source, config).await;
+    let master = master(&source, config.chunk_bytes(2_000)).await;
     let held = store();
     let slave = open(&held, ranges.clone()).await?;
     // A copy, while writes go on.
@@ -216,17 +224,30 @@ async fn nothing_outside_its_ranges_reaches_a_slave_by_any_way() -> Result<(), E
         for _ in 0..[30, 400, 120][round % 3] {
             master.write(batch(&mut rng)).await?;
         }
-        if round % 3 == 0 {
-            until(|| master.status().compacted.is_some()).await;
+        let stands = slave.status().position.map_or(Seq::ZERO, |position| position.seq);
+        match compacts {
+            // What it lacks is no longer there in full.
+            true if round % 3 == 1 => {
+                let begins = || master.status().compacted.is_some_and(|compacted| compacted.position.seq > stands);
+                until(begins).await;
+            }
+            // Nor is it there at all.
+            false if round % 3 == 1 => {
+                while master.status().floor.seq <= stands {
+                    master.write(batch(&mut rng)).await?;
+                    tokio::time::sleep(Duration::from_millis(5)).await;
+                }
+            }
+            _ => {}
         }
         catch_up(&master, &slave, &received).await?;
         assert_holds(&master, &slave, &ranges).await;
     }
     let status = slave.status();
-    assert!(status.comparisons > 0, "{status:?}");
+    assert!(compacts || status.comparisons > 0, "{status:?}");
     received.holds_no_secret();
     assert!(received.take("open") > 100, "{} values were sent", received.take("open"));
-    Ok(())
+    Ok(master)
 }
 
 #[tokio::test]

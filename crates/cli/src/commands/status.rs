@@ -82,7 +82,8 @@ async fn look(url: &str) -> anyhow::Result<Value> {
             let cursor = seen.cursor.as_ref();
             json!({ "link": seen.link, "prefix": seen.prefix.escape_ascii().to_string(), "state": seen.state,
                 "source": seen.source, "position": cursor.map(|cursor| cursor.position),
-                "consistent": cursor.is_some_and(Cursor::is_consistent) })
+                "consistent": cursor.is_some_and(Cursor::is_consistent),
+                "ranges": seen.ranges.as_ref().map(ranges_as_json) })
         });
         status["links"] = told.collect();
     }

@@ -86,6 +86,10 @@ fn a_link_subscribes_to_a_part_of_its_masters_keys() {
     let two = [("two/apple", "other"), ("two/zucchini", "other")];
     let held = [&[("one/banana", "2"), ("one/damson", "4")][..], &two].concat();
     assert_eq!(contents(&centre), entries(&held));
+    let mut seen = run(&["status", "--store", &centre, "--json"]).ok().json();
+    let links_seen = seen["links"].take();
+    assert_eq!(links_seen[0]["ranges"], json!([{ "start": "b", "end": "c" }, { "start": "d", "end": "e" }]));
+    assert_eq!(links_seen[1]["ranges"], json!(null));
     writeln!(first.input(), "{}", json!({ "op": "delete_range", "start": "a", "end": "c" })).unwrap();
     while run(&["get", "--from", &at_one, "banana"]).code != Some(1) {}
     run(&links).ok();

@@ -57,6 +57,8 @@ pub(super) enum Passing {
         master: usize,
         step: u8,
     },
+    /// A slave that was started with other key ranges is started again.
+    Resubscribe(usize),
     /// The last thing before faults end: a write that fails, and a slave that has everything to copy.
     LastAct,
 }

@@ -146,7 +146,10 @@ impl World {
                 let node = self.a_slave();
                 self.give_image(node, Maps::default());
             }
-            Fault::Resubscribed => self.resubscribe(),
+            Fault::Resubscribed => {
+                let node = self.a_slave();
+                self.resubscribe(node);
+            }
             Fault::StrangeData => {
                 let node = self.a_slave();
                 let image = self.strange_image();
@@ -183,7 +186,8 @@ impl World {
             }
             Passing::Rest { master, step } => self.rest(master, step),
             Passing::LastAct => self.last_act(),
-            Passing::MasterBack(_) | Passing::SlaveBack(_) => {}
+            Passing::Resubscribe(node) if !self.ctx.healing => self.resubscribe(node),
+            Passing::MasterBack(_) | Passing::SlaveBack(_) | Passing::Resubscribe(_) => {}
         }
     }
 
@@ -280,16 +284,21 @@ impl World {
         self.later(SECOND, Passing::SlaveBack(node));
     }
 
-    // With a few others, one after the other: what one of them began the next one meets.
-    fn resubscribe(&mut self) {
-        let node = self.a_slave();
+    // Now and then again at once: what was begun is met by the next set, or by the same one.
+    fn resubscribe(&mut self, node: usize) {
         let store = self.slaves[node].store;
         if self.ctx.stores[store].shared {
             return;
         }
         self.take_down(store, false);
-        self.slaves[node].ranges = self.ranges();
+        if self.ctx.range_rng.u8(0..3) > 0 {
+            self.slaves[node].ranges = self.ranges();
+        }
         self.slaves[node].start(&mut self.ctx);
+        if self.ctx.range_rng.bool() {
+            let soon = self.ctx.range_rng.u64(1..=6 * self.ctx.sizes.store_delay);
+            self.ctx.after(soon, Happening::Pass(Passing::Resubscribe(node)));
+        }
     }
 
     fn kill_master(&mut self, power: bool) {

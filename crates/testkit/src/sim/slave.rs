@@ -276,6 +276,9 @@ impl Slave {
         writes.require(Subscription::KEY, kept.as_ref().map(Stored::to_bytes));
         let durability = match step {
             Opening::Subscribe => {
+                if kept.as_ref().is_some_and(|kept| !kept.dropping.is_empty()) {
+                    ctx.coverage.met(Scene::DroppingResumed);
+                }
                 let cursor = maps.cursor();
                 let change = Subscription::change(kept.as_ref(), cursor.as_ref(), &self.ranges)?;
                 writes.require(meta::cursor_key(&LinkId::default()), cursor.as_ref().map(Cursor::to_bytes));
@@ -290,9 +293,6 @@ impl Slave {
                     if cursor.coverage.rest().is_some() {
                         ctx.coverage.met(Scene::RangesAdded);
                     }
-                }
-                if kept.is_some_and(|kept| !kept.dropping.is_empty()) {
-                    ctx.coverage.met(Scene::DroppingResumed);
                 }
                 Durability::Synced
             }

@@ -156,9 +156,10 @@ impl World {
             return KeyRanges::all();
         }
         let count = 1 + usize::from(rng.bool());
-        let range = |rng: &mut Rng| match rng.u8(0..3) {
+        let range = |rng: &mut Rng| match rng.u8(0..4) {
             0 => KeyRange::prefix([b'a' + rng.u8(0..4)]),
             1 => KeyRange::from_bounds(work::key(rng, sizes.keys)..),
+            2 => KeyRange::only(work::key(rng, sizes.keys)),
             _ => {
                 let (one, other) = (work::key(rng, sizes.keys), work::key(rng, sizes.keys));
                 KeyRange::from_bounds(one.clone().min(other.clone())..=one.max(other))
@@ -341,7 +342,9 @@ impl World {
         if !running.is_empty() {
             let node = running[self.ctx.work_rng.usize(0..running.len())];
             let quiet = self.ctx.config.quiet;
-            self.write(node, if quiet { 1 } else { burst }, quiet);
+            // So many that a slave which subscribes to little is not touched by a long run of them.
+            let long = self.ctx.filters && !quiet && self.ctx.range_rng.u8(0..16) == 0;
+            self.write(node, if quiet { 1 } else { burst + if long { 200 } else { 0 } }, quiet);
         }
         self.ctx.after(next, Happening::Work);
     }
