@@ -342,9 +342,11 @@ impl World {
         if !running.is_empty() {
             let node = running[self.ctx.work_rng.usize(0..running.len())];
             let quiet = self.ctx.config.quiet;
-            // So many that a slave which subscribes to little is not touched by a long run of them.
-            let long = self.ctx.filters && !quiet && self.ctx.range_rng.u8(0..16) == 0;
-            self.write(node, if quiet { 1 } else { burst + if long { 200 } else { 0 } }, quiet);
+            self.write(node, if quiet { 1 } else { burst }, quiet);
+            // So many single puts that a slave which subscribes to little is not touched by a long run of them.
+            if self.ctx.filters && self.ctx.range_rng.u8(0..12) == 0 {
+                self.write(node, 200, true);
+            }
         }
         self.ctx.after(next, Happening::Work);
     }

@@ -110,10 +110,11 @@ impl MasterSession {
             } else {
                 self.resume(&applicant, behind);
             }
-        } else if !coverage.is_complete() || located.first() == Some(&Located::Shared) {
+        } else if located.first() == Some(&Located::Shared) || (!coverage.is_complete() && applicant.ranges.is_all()) {
             // What was never finished is no state that anybody relies on: whatever differs may go.
             self.start_compare(&applicant);
         } else {
+            // Of a slave of a part of the keys, what is not finished may be what it has just added to a state of its own.
             self.queue.push_back(MasterAction::Locate(applicant.hello.checkpoints.clone()));
             self.state = State::Recognising(applicant);
         }
@@ -121,14 +122,15 @@ impl MasterSession {
 
     // The position itself is too old to tell. A point that both passed through shows that it is the same history.
     pub(super) fn decide_by_checkpoints(&mut self, applicant: Box<Applicant>, located: &[Located]) {
-        let Some(Cursor { position, .. }) = applicant.hello.cursor else { return };
+        let Some(Cursor { position, coverage }) = &applicant.hello.cursor else { return };
+        let (position, unfinished) = (*position, !coverage.is_complete());
         let shared = |place: &Located| matches!(place, Located::Shared | Located::Held { .. });
         // A nonce is drawn with each epoch: whoever was in it has its first record.
         let began_there =
             |start: &EpochStart| start.epoch == position.epoch && position.seq.since(start.first) < Checkpoint::EVERY;
         if located.iter().any(|place| matches!(place, Located::Mismatch | Located::Ahead)) {
             self.part(applicant, diverged(position));
-        } else if located.iter().any(shared) || self.epochs.iter().any(began_there) {
+        } else if located.iter().any(shared) || self.epochs.iter().any(began_there) || unfinished {
             self.start_compare(&applicant);
         } else {
             let words = format!(

@@ -396,3 +396,38 @@ fn a_compacted_stretch_is_looked_up_within_the_ranges_alone() {
     assert_eq!(filtered.touched, ["apple", "mine"]);
     assert_eq!(filtered.deleted, [KeyRange::from_bounds("m".."mb")]);
 }
+
+// What it has just added is missing, and what it had is a state that it relies on.
+#[test]
+fn a_slave_that_has_grown_and_is_behind_the_log_is_recognised_before_it_compares() {
+    let history = History::of(600).trimmed(590);
+    let grown = Coverage::default().moved(&KeyRange::prefix("a").into(), &ranges());
+    let cursor = Cursor { position: history.position(300), coverage: grown };
+    for (checkpoint, parted_there) in [(history.position(256), false), (parted(history.position(256)), true)] {
+        let mut master = master(&history);
+        let hello = Hello { checkpoints: vec![checkpoint], ..subscribing(Some(cursor.clone())) };
+        master.handle_message(at(0), Message::Hello(hello)).unwrap();
+        let mut served = None;
+        while let Some(action) = master.poll_action() {
+            match action {
+                // The positions between checkpoints are known to nobody any more.
+                MasterAction::Locate(positions) => {
+                    let located = history.locate(&positions);
+                    let below = |(at, place): (&Position, Located)| match place {
+                        Located::Shared if at.seq.as_u64() % 256 != 0 => Located::Below,
+                        place => place,
+                    };
+                    master.handle_located(&positions.iter().zip(located).map(below).collect::<Vec<_>>());
+                }
+                MasterAction::Send(Message::Welcome(welcome)) => served = Some(Ok(welcome.mode)),
+                MasterAction::Send(Message::Reject(reject)) => served = Some(Err(reject.code)),
+                _ => {}
+            }
+        }
+        let wanted = match parted_there {
+            false => Ok(Mode::Compare { from: history.head() }),
+            true => Err(crate::RejectCode::Diverged),
+        };
+        assert_eq!(served, Some(wanted));
+    }
+}
