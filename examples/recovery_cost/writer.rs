@@ -66,6 +66,7 @@ async fn while_comparing(master: &Master<Store>, slave: &Slave<Store>, keys: &[[
             write(master, fastrand::choose_multiple(keys, keys.len() / 1000).into_iter(), fastrand::u8(..)).await?;
             behind(master, from).await?;
         }
+        let compared = slave.status().comparisons;
         let connected = Connected::new(master, slave, Heard::AtOnce);
         if from == 0 {
             // A copy, which is not what is measured.
@@ -73,7 +74,7 @@ async fn while_comparing(master: &Master<Store>, slave: &Slave<Store>, keys: &[[
             connected.close().await;
             continue;
         }
-        while slave.status().state != SlaveState::Comparing && slave.status().comparisons == 0 {
+        while slave.status().state != SlaveState::Comparing && slave.status().comparisons == compared {
             tokio::time::sleep(Duration::from_millis(1)).await;
         }
         all.extend(latencies(master, keys, || slave.status().state != SlaveState::Comparing).await?);

@@ -63,6 +63,8 @@ pub(crate) enum Command {
     Restore(Restore),
     /// Makes a slave's store a master's, in a new epoch: when its master is lost.
     Promote(Promote),
+    /// Lets a slave take over from its master, which stops once the slave has everything: nothing is lost.
+    Handover(Handover),
     /// Drops the slot of a slave that does not come back, so that the log is no longer kept for it.
     Forget(Forget),
     /// Compares two stores, or a slave's with its master's: 0 equal, 1 different, 2 could not tell.
@@ -299,6 +301,22 @@ pub(crate) struct Promote {
     /// The slave's store, which nobody has open. Choose the slave that is furthest, as `status` tells.
     #[arg(long, value_name = "URL")]
     pub(crate) store: String,
+}
+
+#[derive(Debug, Group)]
+pub(crate) struct Handover {
+    /// The slave's store, which nobody has open: stop its `follow` first.
+    #[arg(long, value_name = "URL")]
+    pub(crate) store: String,
+    /// The name by which the master knows this slave.
+    #[arg(long, value_name = "NAME")]
+    pub(crate) id: String,
+    /// The master's address, HOST:PORT.
+    #[arg(long, value_name = "ADDR")]
+    pub(crate) from: String,
+    /// How long the master waits for the slave, in seconds; its writers wait as long at most, if it comes to nothing.
+    #[arg(long, value_name = "SECONDS", default_value_t = 60)]
+    pub(crate) patience: u64,
 }
 
 #[derive(Debug, Group)]

@@ -29,16 +29,17 @@ pub use changes::{Change, ChangeOp, Changes, ChangesError, ChangesFrom, Consumer
 pub use error::OpenError;
 pub use health::{Health, HealthState};
 pub use master::{
-    Commit, LogError, LogPart, Master, MasterConfig, MasterProgress, MasterStatus, Recording, Replicated, Sealed,
-    ServeError, SlaveSeen, SlotSeen, Write, WriteError, read_log, read_log_parts, remote_status,
+    Commit, HandedOver, HandoverError, LogError, LogPart, Master, MasterConfig, MasterProgress, MasterStatus,
+    Recording, Replicated, Sealed, ServeError, SlaveSeen, SlotSeen, Write, WriteError, read_log, read_log_parts,
+    remote_status,
 };
 pub use reader::{Reader, ReaderStatus, Reading};
 pub use reads::{BalanceConfig, BalancedReader, ReadError, ReadSession, ReaderShare, RemoteReader, RemoteReaderConfig};
 pub use replikv_proto::{DifferenceKind, Displaced, Lag, OnDivergence, ReadAt, Resync, WaitFor};
 pub use slave::{
     Difference, Ending, FollowError, PromoteError, Promoted, Quarantine, QuarantineFile, Slave, SlaveConfig,
-    SlaveProgress, SlaveState, SlaveStatus, Verification, VerifyError, VerifyOptions, VerifyOutcome, VerifyReport,
-    WaitError, promote, subscription,
+    SlaveProgress, SlaveState, SlaveStatus, TakeOverError, TookOver, Verification, VerifyError, VerifyOptions,
+    VerifyOutcome, VerifyReport, WaitError, promote, subscription,
 };
 pub use stored::role;
 pub use transport::{Codec, ConnectionError};

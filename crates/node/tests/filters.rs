@@ -15,9 +15,9 @@ use replikv_core::{
     Batch, DataReader, KeyRange, KeyRanges, Keyspace, Op, ReplicaStoreExt, ScanOptions, Seq, StoreError,
 };
 use replikv_node::{
-    BalanceConfig, BalancedReader, ChangeOp, ChangesFrom, Displaced, Master, MasterConfig, OpenError, PromoteError,
-    Quarantine, ReadError, Reader, Resync, Slave, SlaveConfig, SlaveState, VerifyOptions, WriteError, backup,
-    subscription,
+    BalanceConfig, BalancedReader, ChangeOp, ChangesFrom, Displaced, HandoverError, Master, MasterConfig, OpenError,
+    PromoteError, Quarantine, ReadError, Reader, Resync, Slave, SlaveConfig, SlaveState, TakeOverError, VerifyOptions,
+    WriteError, backup, subscription,
 };
 use replikv_proto::{Compaction, InvalidSubscription, Retention};
 use replikv_testkit::{ApplyFault, FaultStore};
@@ -496,6 +496,13 @@ async fn it_is_not_promoted_and_vouches_for_nothing() -> Result<(), Error> {
     assert_eq!(json["slaves"][0]["ranges"], serde_json::json!([{ "start": "a/", "end": "a0" }]));
     let json = serde_json::to_value(slave.status())?;
     assert_eq!(json["ranges"], serde_json::json!([{ "start": "a/", "end": "a0" }]));
+    // Its master does not stop in favour of it, and it does not ask for that.
+    let refused = master.hand_over("edge", Duration::from_secs(1)).await;
+    assert!(matches!(refused, Err(HandoverError::Filtered { .. })), "{refused:?}");
+    let nobody = || std::future::ready(Err::<DuplexStream, _>(std::io::Error::other("nobody is to be asked")));
+    let refused = slave.take_over(nobody, Duration::from_secs(1)).await;
+    assert!(matches!(refused, Err(TakeOverError::Promote(PromoteError::Filtered { .. }))), "{refused:?}");
+    master.put("a/2", "2").await?;
     let refused = slave.promote().await;
     assert!(matches!(&refused, Err(PromoteError::Filtered { ranges: held }) if *held == ranges), "{refused:?}");
     // It is a slave as before.

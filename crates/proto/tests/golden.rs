@@ -180,6 +180,7 @@ fn messages() -> Vec<(&'static str, Message)> {
         ),
         ("frame_11_request_wait", ask(RequestBody::Wait(WaitFor::Token(position(300).into())))),
         ("frame_11_request_forget", ask(RequestBody::Forget { id: 4 })),
+        ("frame_11_request_hand_over", ask(RequestBody::HandOver { slave: "standby".into(), patience_ms: 60_000 })),
         ("frame_11_request_unknown", ask(RequestBody::Unknown(Bytes::from_static(b"\x01\x63more")))),
         ("frame_12_response", Message::Response(Response { id: 5, body: Ok(Bytes::from_static(b"{}")) })),
         ("frame_12_response_none", Message::Response(Response { id: 5, body: Err(words()) })),

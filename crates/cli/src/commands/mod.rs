@@ -7,6 +7,7 @@ mod export;
 mod follow;
 mod forget;
 mod gather;
+mod handover;
 mod import;
 mod log;
 mod place;
@@ -74,6 +75,7 @@ pub(crate) async fn run(args: Args) -> anyhow::Result<ExitCode> {
         Command::Gather(args) => gather::run(args, json).await,
         Command::Unlink(args) => unlink::run(args, json).await,
         Command::Promote(args) => promote::run(args, json).await,
+        Command::Handover(args) => handover::run(args, json).await,
         Command::Restore(args) => restore::run(args, json).await,
         Command::Import(args) => import::run(args, json).await,
         Command::Export(args) => export::run(args, json).await,

@@ -3,6 +3,7 @@
 mod backup;
 mod demo;
 mod deploy;
+mod descriptors;
 mod files;
 mod filters;
 mod gather;

@@ -66,3 +66,42 @@ fn a_backup_is_restored_in_a_new_epoch_before_it_accepts_writes() {
     // The backup is one as before.
     run_with(&["import", "--store", &backup, "-"], b"{\"key\":\"a\",\"value\":\"1\"}\n").says(2, "it is a backup");
 }
+
+#[test]
+fn a_slave_takes_over_and_nothing_is_lost() {
+    let place = Place::new();
+    let (old, standby, edge) = (place.lmdb("old"), place.url("sled", "standby"), place.lmdb("edge"));
+    fill(&old, &[("a", "1"), ("b", "2")]);
+    let take_over = |address: &str| {
+        run(&["handover", "--store", &standby, "--id", "standby", "--from", address, "--patience", "30", "--json"])
+    };
+    {
+        let (mut master, address) = Running::master(&old, &["--stdin"]);
+        run(&["follow", "--store", &standby, "--from", &address, "--id", "standby", "--once"]).ok();
+        run(&["follow", "--store", &edge, "--from", &address, "--id", "edge", "--once"]).ok();
+        use std::io::Write;
+        writeln!(master.input(), "{}", json!({ "key": "c", "value": "3" })).unwrap();
+        let mut came = 0;
+        while came < 3 {
+            came = run(&["status", "--from", &address, "--json"]).ok().json()["published"]["seq"].as_u64().unwrap();
+        }
+        let told = take_over(&address).ok().json();
+        assert_eq!((told["epoch"].as_u64(), told["last"].as_u64()), (Some(2), Some(came)), "{told}");
+        // It goes on serving, for those who need its last record.
+        run(&["follow", "--store", &edge, "--from", &address, "--id", "edge", "--once"]).ok();
+        writeln!(master.input(), "{}", json!({ "key": "late", "value": "1" })).unwrap();
+        let ended = master.end_by_itself().code(2);
+        assert!(ended.stderr.contains("superseded"), "{ended:?}");
+    }
+    run(&["put", "--store", &old, "late", "1"]).says(2, "handed over");
+    assert_eq!(contents(&standby), contents(&old));
+    let (_new, address) = Running::master(&standby, &[]);
+    run(&["follow", "--store", &edge, "--from", &address, "--id", "edge", "--once"]).ok();
+    assert_eq!(contents(&edge), contents(&old));
+    // What is no slave's store takes over from nobody, and neither does one that is not there.
+    run(&["handover", "--store", &old, "--id", "old", "--from", &address]).says(2, "old");
+    run(&["handover", "--store", &place.lmdb("none"), "--id", "x", "--from", &address]).says(2, "no such store");
+    let rejoin = ["follow", "--store", &old, "--from", &address, "--rejoin", "old", "--once"];
+    run(&rejoin).ok();
+    assert_eq!(contents(&edge), contents(&old));
+}

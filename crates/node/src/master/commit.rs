@@ -153,6 +153,9 @@ impl<S: ReplicaStore> CommitTask<S> {
 
     // What was handed over before is decided; what comes later is refused, also by whoever opens the store.
     async fn end_of_reign(&mut self, mark: Superseded) -> Result<(), StoreError> {
+        // A master that was promoted says more than that this one has handed over.
+        let before = self.inner.superseded.load().as_deref().copied().filter(|before| before.by.is_some());
+        let mark = before.unwrap_or(mark);
         self.inner.superseded.store(Some(Arc::new(mark)));
         self.committer.fence();
         self.inner.recordings.lock().fence();

@@ -5,6 +5,7 @@ mod compact;
 mod config;
 mod error;
 mod exact;
+mod handover;
 mod log;
 mod open;
 mod reads;
@@ -38,6 +39,8 @@ use tokio_util::sync::CancellationToken;
 use self::commit::{CommitTask, Queued};
 pub use self::config::{Commit, MasterConfig};
 pub use self::error::{ServeError, WriteError};
+pub(crate) use self::handover::ask_to_hand_over;
+pub use self::handover::{HandedOver, HandoverError};
 pub use self::log::{LogError, LogPart, read_log, read_log_parts};
 pub(crate) use self::open::next_epoch;
 use self::recording::Recordings;
@@ -117,6 +120,10 @@ pub(crate) struct Inner<S> {
     claims: ArcSwap<Vec<(LinkId, KeyRange)>>,
     /// Whose the history is, if it is no longer this master's.
     superseded: ArcSwapOption<Superseded>,
+    /// True while writers wait for a handover.
+    paused: watch::Sender<bool>,
+    /// To whom it has handed over. Held while it does.
+    handed_over: AsyncMutex<Option<handover::Begun>>,
     closing: CancellationToken,
     committing: AsyncMutex<Option<JoinHandle<()>>>,
     runtime: tokio::runtime::Handle,
@@ -188,6 +195,8 @@ impl<S: ReplicaStore> Master<S> {
             throttle: AsyncMutex::new(()),
             claims: ArcSwap::default(),
             superseded: ArcSwapOption::default(),
+            paused: watch::Sender::new(false),
+            handed_over: AsyncMutex::default(),
             closing: CancellationToken::new(),
             committing: AsyncMutex::new(None),
             runtime: tokio::runtime::Handle::current(),

@@ -4,6 +4,7 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use bytes::Bytes;
+use futures_util::future::BoxFuture;
 use replikv_core::{KeyRange, Keyspace, Position, ReplicaStore, ScanOptions, Seq, StoreError};
 use replikv_proto::layout::{Head, Superseded};
 use replikv_proto::{
@@ -129,6 +130,13 @@ enum Lobby {
 impl<S: ReplicaStore> Asked for Master<S> {
     fn status_json(&self) -> serde_json::Result<Vec<u8>> {
         serde_json::to_vec(&self.status())
+    }
+
+    fn hand_over(&self, successor: String, patience: Duration) -> BoxFuture<'_, Result<Vec<u8>, String>> {
+        Box::pin(async move {
+            let handed_over = Master::hand_over(self, &successor, patience).await;
+            serde_json::to_vec(&handed_over).map_err(|error| error.to_string())
+        })
     }
 }
 

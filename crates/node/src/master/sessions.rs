@@ -134,6 +134,19 @@ impl Sessions {
         self.map.load().values().filter(holds).count()
     }
 
+    /// What a consistent slave of that name holds on stable storage, if it holds every key.
+    pub(super) fn durable_of(&self, name: &str) -> Option<Seq> {
+        let map = self.map.load();
+        let session = map.get(name)?;
+        let progress = session.progress();
+        (progress.consistent && session.ranges.is_all()).then_some(progress.durable)
+    }
+
+    /// Whether the slave of that name subscribes to a part of the keys.
+    pub(super) fn is_filtered(&self, name: &str) -> bool {
+        self.map.load().get(name).is_some_and(|session| !session.ranges.is_all())
+    }
+
     /// Where the slowest slave is.
     pub(super) fn slowest(&self) -> Option<Seq> {
         self.map.load().values().map(|session| session.progress().applied).min()

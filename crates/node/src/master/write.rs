@@ -66,7 +66,7 @@ impl<S: ReplicaStore> Master<S> {
 
     /// Returns when everything that was handed over before is decided.
     pub(crate) async fn all_decided(&self) -> Result<(), WriteError> {
-        self.submit(Work::Batch(Batch::new()), 0).await.map(drop)
+        self.enqueue(Work::Batch(Batch::new()), 0).await.map(drop)
     }
 
     /// Ends this master's writing for good: what was handed over before is decided, and what comes later is refused, also
@@ -75,6 +75,11 @@ impl<S: ReplicaStore> Master<S> {
         if self.inner.superseded.load().is_some() {
             return Ok(());
         }
+        self.end_reign(mark).await
+    }
+
+    /// As [`supersede`](Self::supersede), also if it was tried before and could not be kept.
+    pub(super) async fn end_reign(&self, mark: Superseded) -> Result<(), WriteError> {
         let (told, marked) = oneshot::channel();
         self.intents.send(Queued::Superseded(mark, told)).map_err(|_| WriteError::Closed)?;
         Ok(marked.await.map_err(|_| WriteError::Closed)??)
@@ -88,6 +93,11 @@ impl<S: ReplicaStore> Master<S> {
             return Err(WriteError::RecorderOpen);
         }
         self.inner.wait_for_slaves().await?;
+        self.inner.wait_for_handover().await?;
+        self.enqueue(work, bytes).await
+    }
+
+    async fn enqueue(&self, work: Work, bytes: usize) -> Result<Token, WriteError> {
         let wanted = u32::try_from(permits(bytes).min(permits(self.inner.config.queue_bytes))).unwrap_or(u32::MAX);
         let permit = self.inner.queue.clone().acquire_many_owned(wanted).await.map_err(|_| WriteError::Closed)?;
         let (answer, answered) = oneshot::channel();

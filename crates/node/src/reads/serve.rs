@@ -5,6 +5,7 @@
 //! who wait for a write wait beside that, and are answered when it is there.
 
 use std::collections::HashMap;
+use std::future::ready;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -35,6 +36,11 @@ const MAX_ENTRIES: u64 = 64 << 10;
 pub(crate) trait Asked: Reader {
     /// Its status, as JSON.
     fn status_json(&self) -> serde_json::Result<Vec<u8>>;
+
+    /// Hands over to that slave: what came of it, as JSON.
+    fn hand_over(&self, _successor: String, _patience: Duration) -> BoxFuture<'_, Result<Vec<u8>, String>> {
+        Box::pin(ready(Err("this node is a slave: only a master hands over".into())))
+    }
 }
 
 /// Why answering has ended.
@@ -146,6 +152,7 @@ pub(crate) fn tell(node: &impl Asked, id: u32, body: &RequestBody) -> Response {
         RequestBody::Get { .. } | RequestBody::Scan { .. } | RequestBody::Wait(_) | RequestBody::Forget { .. } => {
             Err("a connection that is followed answers no reads: read on another one".into())
         }
+        RequestBody::HandOver { .. } => Err("a handover is asked for on a connection of its own".into()),
         _ => Err("this node does not know the question: it is older than who asks".into()),
     };
     Response { id, body }
@@ -166,6 +173,10 @@ async fn answer(id: u32, body: RequestBody, node: &impl Asked) -> Message {
             };
             let read = node.read_page(range, options, after).await;
             (most, read.map(|read| AnsweredBody::Page(read.at, read.value.rest().cloned(), read.value.ops().clone())))
+        }
+        RequestBody::HandOver { slave, patience_ms } => {
+            let handed_over = node.hand_over(slave, Duration::from_millis(patience_ms)).await;
+            return Message::Response(Response { id, body: handed_over.map(Bytes::from) });
         }
         body => return Message::Response(tell(node, id, &body)),
     };

@@ -11,6 +11,7 @@ mod reads;
 mod restore;
 mod status;
 mod subscribe;
+mod takeover;
 #[cfg(feature = "tcp")]
 mod tcp;
 mod trend;
@@ -36,6 +37,7 @@ pub use self::quarantine::{Quarantine, QuarantineFile};
 use self::status::Tracker;
 pub use self::status::{SlaveProgress, SlaveState, SlaveStatus};
 pub use self::subscribe::subscription;
+pub use self::takeover::{TakeOverError, TookOver};
 use self::verify::Desk;
 pub use self::verify::{Difference, Verification, VerifyError, VerifyOptions, VerifyOutcome, VerifyReport};
 pub(crate) use self::wait::holds;

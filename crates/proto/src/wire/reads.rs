@@ -108,13 +108,21 @@ pub enum RequestBody {
         /// The id of that question.
         id: u32,
     },
+    /// Stop for good, once the slave of this name holds everything, so that it can take over. Answered with the last record,
+    /// as JSON.
+    HandOver {
+        /// Its name.
+        slave: String,
+        /// How long to wait for it, in milliseconds: once while writers go on, and once while they wait.
+        patience_ms: u64,
+    },
     /// A question of a newer version: its payload, to be refused in words.
     #[serde(skip)]
     Unknown(Bytes),
 }
 
 /// The first number that is not known.
-const UNKNOWN: u32 = 6;
+const UNKNOWN: u32 = 7;
 
 /// What a read came to.
 #[derive(Debug, Clone, PartialEq, Eq)]

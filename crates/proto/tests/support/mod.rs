@@ -226,7 +226,8 @@ fn question() -> impl Strategy<Value = RequestBody> {
         }),
         wait_for().prop_map(RequestBody::Wait),
         any::<u32>().prop_map(|id| RequestBody::Forget { id }),
-        bytes(40).prop_map(|rest| RequestBody::Unknown([&[1, 6], &rest[..]].concat().into())),
+        ("[a-z]{0,20}", any::<u64>()).prop_map(|(slave, patience_ms)| RequestBody::HandOver { slave, patience_ms }),
+        bytes(40).prop_map(|rest| RequestBody::Unknown([&[1, 7], &rest[..]].concat().into())),
     ]
 }
 
