@@ -262,7 +262,7 @@ fn subscribed(hello: &Hello) -> Result<KeyRanges, String> {
     if hello.ranges.is_empty() {
         return Ok(KeyRanges::all());
     }
-    let ranges = KeyRanges::try_from(hello.ranges.clone()).map_err(|words| words.to_string())?;
+    let ranges = KeyRanges::try_from(hello.ranges.clone()).map_err(str::to_owned)?;
     Subscription::check(&ranges).map_err(|error| error.to_string())?;
     let coverage = hello.cursor.as_ref().map(|cursor| &cursor.coverage);
     let mut missing = coverage.filter(|coverage| coverage.fill() == Some(Fill::Copy)).into_iter();

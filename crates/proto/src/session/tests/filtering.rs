@@ -69,7 +69,7 @@ fn welcomed(history: &History, cursor: Option<Cursor>, mode: Mode) -> SlaveSessi
 }
 
 /// A master's session that streams to a slave that holds `cursor`, and says that it is consistent.
-fn serving(history: &History, cursor: Cursor) -> MasterSession {
+fn serving(history: &History, cursor: &Cursor) -> MasterSession {
     let mut master = master(history);
     master.handle_message(at(0), Message::Hello(subscribing(Some(cursor.clone())))).unwrap();
     while let Some(action) = master.poll_action() {
@@ -131,7 +131,7 @@ fn told(passages: Vec<Passage>) -> Message {
 fn a_record_comes_with_its_header_and_what_lies_within() {
     let mut history = History::new();
     history.write(Batch::new().put("apple", "1").put("secret", "2").delete_range("l".."q").delete("magic"));
-    let mut master = serving(&history, Cursor::at(history.position(0)));
+    let mut master = serving(&history, &Cursor::at(history.position(0)));
     let said = said(&mut master, &history);
     let [Passage::Share(share)] = &passages(&said)[..] else { panic!("{said:?}") };
     assert_eq!(share.header().position(), history.head());
@@ -154,7 +154,7 @@ fn a_record_comes_with_its_header_and_what_lies_within() {
 #[test]
 fn what_touches_nothing_is_told_with_the_next_heartbeat_and_before_what_does() {
     let mut history = History::new();
-    let mut master = serving(&history, Cursor::at(history.position(0)));
+    let mut master = serving(&history, &Cursor::at(history.position(0)));
     for _ in 0..5 {
         history.write(Batch::new().put("quiet", "1"));
         assert!(said(&mut master, &history).is_empty());
@@ -182,14 +182,14 @@ fn a_slave_that_holds_no_state_yet_is_told_at_once() {
     history.write(Batch::new().put("quiet", "1"));
     let read_at = history.head();
     cursor.coverage.newer_until(read_at);
-    let mut master = serving(&history, cursor);
+    let mut master = serving(&history, &cursor);
     assert_eq!(passages(&said(&mut master, &history)), vec![share(&history, 4)]);
 }
 
 #[test]
 fn a_long_run_is_told_by_the_positions_that_checkpoints_need_and_its_end() {
     let mut history = History::new();
-    let mut master = serving(&history, Cursor::at(history.position(0)));
+    let mut master = serving(&history, &Cursor::at(history.position(0)));
     for _ in 0..700 {
         history.write(Batch::new().put("quiet", "1"));
         assert!(said(&mut master, &history).is_empty());
@@ -217,7 +217,7 @@ fn a_long_run_is_told_by_the_positions_that_checkpoints_need_and_its_end() {
 #[test]
 fn quiet_batches_cost_no_message_however_many_there_are() {
     let mut history = History::new();
-    let mut master = serving(&history, Cursor::at(history.position(0)));
+    let mut master = serving(&history, &Cursor::at(history.position(0)));
     let mut messages = 0;
     for _ in 0..20_000 {
         history.write(Batch::new().put("q", ""));
@@ -234,7 +234,7 @@ fn a_slave_stands_at_the_record_that_an_answer_speaks_of() {
     slave.handle_progress(crate::Progress { consistent: true, ..Default::default() });
     slave.probe(probe.clone());
     all_actions(&mut slave);
-    let mut master = serving(&history, Cursor::at(history.position(0)));
+    let mut master = serving(&history, &Cursor::at(history.position(0)));
     master.handle_message(at(0), Message::Probe(probe)).unwrap();
     for _ in 0..100 {
         history.write(Batch::new().put("quiet", "1"));
@@ -306,11 +306,11 @@ fn a_slave_that_asks_about_what_it_does_not_subscribe_to_is_cut_off() {
     let cursor = Cursor { position: history.head(), coverage: Coverage::within(&ranges(), Fill::Compare) };
     let summary = |range| RangeSummary { range, count: 0, fingerprint: replikv_core::Fingerprint::from_bytes([0; 16]) };
     let beyond = || KeyRange::from_bounds("a".."n");
-    let mut master = serving(&history, cursor.clone());
+    let mut master = serving(&history, &cursor);
     let question = |range| Message::Compare(Compare { ranges: vec![summary(range)] });
     master.handle_message(at(0), question(KeyRange::prefix("a"))).unwrap();
     assert!(master.handle_message(at(0), question(beyond())).is_err());
-    let mut master = serving(&history, cursor);
+    let mut master = serving(&history, &cursor);
     let probe = |range| Message::Probe(Probe { range, max_bytes: 1, entries: false });
     assert!(master.handle_message(at(0), probe(beyond())).is_err());
     master.handle_message(at(0), probe(KeyRange::only("apple"))).unwrap();
