@@ -17,15 +17,17 @@ pub use replikv_blocking as blocking;
 pub use replikv_core::meta;
 pub use replikv_core::{
     Batch, Chunk, Condition, Coverage, Cursor, DataReader, Digest, Durability, EncodedOps, Epoch, Fill, Fingerprint,
-    InvalidLinkId, KeyRange, Keyspace, LinkId, Op, Outcome, Page, PageBuilder, Position, Precondition, ReplicaStore,
-    ReplicaStoreExt, ScanOptions, Seq, SourceId, StoreError, StoreLimits, StoreStats, Subspace, Table, Token, WriteSet,
-    table,
+    InvalidLinkId, KeyRange, KeyRanges, Keyspace, LinkId, Op, Outcome, Page, PageBuilder, Position, Precondition,
+    ReplicaStore, ReplicaStoreExt, ScanOptions, Seq, SourceId, StoreError, StoreLimits, StoreStats, Subspace, Table,
+    Token, WriteSet, table,
 };
 pub use replikv_memory::MemoryStore;
 pub use replikv_node::*;
 pub use replikv_proto as proto;
 pub use replikv_proto::layout::Role;
-pub use replikv_proto::{Abort, Compaction, Record, RejectCode, Retention, Run, RunPart, TransactView};
+pub use replikv_proto::{
+    Abort, Compaction, InvalidSubscription, Record, RejectCode, Retention, Run, RunPart, TransactView,
+};
 
 #[cfg(feature = "lmdb")]
 pub use replikv_lmdb::{LmdbOptions, LmdbOrder, LmdbStore, LmdbSync, heed};

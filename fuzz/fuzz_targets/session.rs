@@ -9,13 +9,13 @@ use std::time::Duration;
 use arbitrary::{Arbitrary, Unstructured};
 use bytes::Bytes;
 use libfuzzer_sys::fuzz_target;
-use replikv_core::{Batch, Coverage, Cursor, EncodedOps, Fill, Fingerprint, KeyRange, Position, Seq, StoreLimits};
+use replikv_core::{Batch, Coverage, Cursor, EncodedOps, Fill, Fingerprint, KeyRange, KeyRanges, Position, Seq, StoreLimits};
 use replikv_fuzz::{LIMITS, Page, Place, RECORDS, Stand, at_most, position, record, source};
 use replikv_proto::{
-    Ack, Compare, Compared, Content, Goodbye, GoodbyeReason, Heartbeat, Held, Hello, Located, LogAnswer, MasterAction,
-    MasterSession, MasterSessionConfig, Message, Mode, Now, OnDivergence, PathNode, Probe, Probed, Progress,
-    ProtocolError, RangeSummary, Records, Refusal, Reject, RejectCode, Relay, Request, RequestBody, Response,
-    SlaveAction, SlaveSession, SlaveSessionConfig, Stretch, Summary, Touched, Verdict, View, Welcome,
+    Ack, Compare, Compared, Content, Filtered, Goodbye, GoodbyeReason, Heartbeat, Held, Hello, Located, LogAnswer,
+    MasterAction, MasterSession, MasterSessionConfig, Message, Mode, Now, OnDivergence, Passage, PathNode, Probe, Probed,
+    Progress, ProtocolError, RangeSummary, Records, Refusal, Reject, RejectCode, Relay, Request, RequestBody, Response,
+    Share, Skipped, SlaveAction, SlaveSession, SlaveSessionConfig, Stretch, Summary, Touched, Verdict, View, Welcome,
 };
 
 #[derive(Debug)]
@@ -25,6 +25,7 @@ struct Input {
     stand: Option<Stand>,
     holds_data: bool,
     on_divergence: u8,
+    ranges: Option<(u8, u8)>,
     view: (u8, u8, u8),
     events: Vec<Event>,
 }
@@ -37,6 +38,7 @@ impl<'a> Arbitrary<'a> for Input {
             stand: u.arbitrary()?,
             holds_data: u.ratio(1, 8)?,
             on_divergence: u.arbitrary()?,
+            ranges: u.arbitrary()?,
             view: u.arbitrary()?,
             events: at_most(u, 300)?,
         })
@@ -81,6 +83,8 @@ enum Word {
     Probe(u8, Option<u8>, u32, bool),
     Probed(Page, Place, bool),
     Touched { read_at: Place, end: Option<Place>, key: u8 },
+    /// Of so many records what lies in these keys, and up to where nothing does.
+    Filtered { from: u8, count: u8, keys: (u8, u8), run: Option<Place> },
 }
 
 impl Word {
@@ -94,7 +98,11 @@ impl Word {
                 holds_data,
                 checkpoints: vec![position(1); usize::from(name) / 3],
                 limits: limits_of(limits),
-                ranges: if ranges == 255 { vec![replikv_core::KeyRange::all()] } else { Vec::new() },
+                ranges: match ranges {
+                    255 => vec![KeyRange::all()],
+                    128.. => vec![KeyRange::from_bounds([ranges - 64]..[ranges])],
+                    _ => Vec::new(),
+                },
                 path: Vec::new(),
                 temporary: false,
                 on_divergence: policy(ranges),
@@ -182,6 +190,13 @@ impl Word {
                     .into_parts()
                     .map_or_else(|_| EncodedOps::default(), |parts| parts.0),
             }),
+            Self::Filtered { from, count, keys, run } => {
+                let from = usize::from(from) % RECORDS + 1;
+                let to = (from + usize::from(count) % 4).min(RECORDS + 1);
+                let share = |seq: usize| Passage::Share(Share::of(&record(seq), &ranges_of(Some(keys))));
+                let run = run.map(|through| Passage::Skipped(Skipped { through: through.position(), log_bytes: 1, time: 1 }));
+                Message::Filtered(Filtered { passages: run.into_iter().chain((from..to).map(share)).collect() })
+            }
             Self::Compared(read_at, verdicts) => Message::Compared(Compared {
                 read_at: read_at.position(),
                 verdicts: verdicts
@@ -195,6 +210,11 @@ impl Word {
 
 fn probe(from: u8, to: Option<u8>, entries: bool) -> Probe {
     Probe { range: KeyRange::new(vec![from], to.map(|to| Bytes::from(vec![to]))), max_bytes: 64, entries }
+}
+
+fn ranges_of(keys: Option<(u8, u8)>) -> KeyRanges {
+    let ranges = keys.map(|(one, other)| KeyRange::from_bounds([one.min(other)]..=[one.max(other)]));
+    ranges.map_or_else(KeyRanges::all, KeyRanges::from)
 }
 
 fn limits_of(n: u8) -> StoreLimits {
@@ -263,6 +283,14 @@ impl Master {
                     self.page_under_way = false;
                 }
                 MasterAction::Send(Message::Records(_)) => assert!(!self.page_under_way),
+                // What touches the slave's ranges is framed like any other record; of what does not, nothing comes.
+                MasterAction::Send(Message::Filtered(filtered)) => {
+                    let nothing = |passage: &Passage| match passage {
+                        Passage::Share(share) => share.ops().is_empty(),
+                        Passage::Skipped(_) => true,
+                    };
+                    assert!(!self.page_under_way || filtered.passages.iter().all(nothing));
+                }
                 MasterAction::Answer(Request { id, .. }) => {
                     self.session.respond(Response { id, body: Ok(Bytes::new()) });
                 }
@@ -310,6 +338,7 @@ struct Slave {
     cursor: Option<Cursor>,
     begun_with_data: bool,
     resyncs: bool,
+    ranges: KeyRanges,
     received: Option<Cursor>,
 }
 
@@ -337,6 +366,16 @@ impl Slave {
                     let cursor = self.received.as_mut().expect("records continue something");
                     record.header().verify_after(&cursor.position).expect("and continue it without a gap");
                     cursor.position = record.position();
+                }
+                SlaveAction::ApplyPortion(portion) => {
+                    let cursor = self.received.as_mut().expect("records continue something");
+                    assert!(portion.position.seq > cursor.position.seq, "and go on");
+                    let within = |op: replikv_core::Op<'_>| match op {
+                        replikv_core::Op::Put { key, .. } | replikv_core::Op::Delete { key } => self.ranges.contains(key),
+                        replikv_core::Op::DeleteRange { .. } => true,
+                    };
+                    assert!(portion.ops.iter().all(within), "within what it subscribes to");
+                    cursor.position = portion.position;
                 }
                 SlaveAction::Copy(Content { range, read_at, entries }) => {
                     let cursor = self.received.as_mut().expect("content continues something");
@@ -414,14 +453,16 @@ fuzz_target!(|input: Input| {
         holds_data,
         checkpoints: Vec::new(),
         limits: LIMITS,
+        ranges: ranges_of(input.ranges),
         temporary: false,
         handshake_timeout: Duration::from_secs(10),
         on_divergence: policy(input.on_divergence),
         resync: None,
     };
     let resyncs = config.on_divergence != OnDivergence::Refuse;
+    let ranges = config.ranges.clone();
     let session = SlaveSession::new(config, now);
-    let mut slave = Some(Slave { session, received: cursor.clone(), cursor, begun_with_data: holds_data, resyncs });
+    let mut slave = Some(Slave { session, received: cursor.clone(), cursor, begun_with_data: holds_data, resyncs, ranges });
 
     for event in input.events {
         let mut failed_master = Ok(());

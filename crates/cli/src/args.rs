@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::{ArgAction, Args as Group, Parser, Subcommand, ValueEnum};
-use replikv::LinkId;
+use replikv::{KeyRange, LinkId};
 
 const CODES: &str = "\
 Exit codes:
@@ -162,6 +162,14 @@ pub(crate) struct Follow {
     /// it wrote that the new master never had makes it part from that one: see --on-divergence.
     #[arg(long, value_name = "NAME", conflicts_with = "as_slave")]
     pub(crate) rejoin: Option<String>,
+    /// Subscribe to the keys from START on, up to but without END, and to those of every other --range and --prefix; either
+    /// may be left out. Nothing else is sent, and nothing else is kept: `..` is everything. A store keeps what was said
+    /// last.
+    #[arg(long = "range", value_name = "START..END", value_parser = range)]
+    pub(crate) ranges: Vec<KeyRange>,
+    /// As --range, the keys that begin with this.
+    #[arg(long = "prefix", value_name = "PREFIX")]
+    pub(crate) prefixes: Vec<String>,
     /// What to do if the slave's history has parted from the master's, as when the master was restored from a backup.
     #[arg(long, value_name = "POLICY", default_value = "refuse")]
     pub(crate) on_divergence: OnDivergence,
@@ -227,6 +235,13 @@ pub(crate) struct Gather {
     /// Puts the entries of a link under this prefix instead. A link keeps the prefix that it had at first.
     #[arg(long = "prefix", value_name = "NAME=PREFIX", value_parser = prefix)]
     pub(crate) prefixes: Vec<(LinkId, String)>,
+    /// Subscribe a link to its master's keys from START on, up to but without END, and to those of every other --range and
+    /// --only of that link; either may be left out. A link keeps what was said last.
+    #[arg(long = "range", value_name = "NAME=START..END", value_parser = link_range)]
+    pub(crate) ranges: Vec<(LinkId, KeyRange)>,
+    /// As --range, its master's keys that begin with this.
+    #[arg(long = "only", value_name = "NAME=PREFIX", value_parser = prefix)]
+    pub(crate) only: Vec<(LinkId, String)>,
     /// The name by which masters know this centre; no two slaves of a master share one.
     #[arg(long, value_name = "NAME", default_value = "centre")]
     pub(crate) id: String,
@@ -511,6 +526,17 @@ fn prefix(words: &str) -> Result<(LinkId, String), String> {
     named(words, "NAME=PREFIX")
 }
 
+fn link_range(words: &str) -> Result<(LinkId, KeyRange), String> {
+    let (name, words) = named(words, "NAME=START..END")?;
+    Ok((name, range(&words)?))
+}
+
+fn range(words: &str) -> Result<KeyRange, String> {
+    let (start, end) = words.split_once("..").ok_or_else(|| format!("{words:?} is no range: write START..END"))?;
+    let range = KeyRange::new(start.to_owned(), (!end.is_empty()).then(|| end.to_owned().into()));
+    if range.is_empty() { Err(format!("no key lies in {words:?}")) } else { Ok(range) }
+}
+
 fn named(words: &str, form: &str) -> Result<(LinkId, String), String> {
     let (name, value) = words.split_once('=').ok_or_else(|| format!("write {form}"))?;
     let name = LinkId::new(name).map_err(|error| error.to_string())?;
@@ -539,6 +565,19 @@ mod tests {
     #[test]
     fn the_command_line_is_consistent() {
         Args::command().debug_assert();
+    }
+
+    #[test]
+    fn ranges_are_a_start_and_an_end() {
+        assert_eq!(range("a..b"), Ok(KeyRange::from_bounds("a".."b")));
+        assert_eq!(range("a.."), Ok(KeyRange::from_bounds("a"..)));
+        assert_eq!(range("..b"), Ok(KeyRange::from_bounds(.."b")));
+        assert_eq!(range(".."), Ok(KeyRange::all()));
+        for wrong in ["", "a", "b..a", "a..a"] {
+            assert!(range(wrong).is_err(), "{wrong}");
+        }
+        assert_eq!(link_range("north=a..b").map(|(_, range)| range), Ok(KeyRange::from_bounds("a".."b")));
+        assert!(link_range("a..b").is_err());
     }
 
     #[test]

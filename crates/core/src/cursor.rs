@@ -3,7 +3,7 @@
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 
-use crate::{KeyRange, Position, Seq};
+use crate::{KeyRange, KeyRanges, Position, Seq};
 
 /// What a slave has of its master's history, committed in one write set with the data it speaks of.
 ///
@@ -20,6 +20,10 @@ pub struct Cursor {
 
 /// The format of a stored cursor.
 const FORMAT: u8 = 1;
+/// In so many pieces a copy is told in a hello.
+const MAX_COPIED: usize = 128;
+/// And so many bytes of bounds.
+const MAX_COPIED_BYTES: usize = 16 << 10;
 
 impl Cursor {
     /// A cursor that covers everything.
@@ -94,6 +98,32 @@ impl Coverage {
     /// Nothing of `domain` is covered, all of it is to be filled in by `fill`.
     pub fn new(domain: KeyRange, fill: Fill) -> Self {
         Self { filling: Some(Filling { domain, fill }), covered: Vec::new(), consistent_at: None }
+    }
+
+    /// Nothing of `ranges` is covered, all of it is to be filled in by `fill`. What lies outside of them counts as covered:
+    /// nothing is there, and nothing comes.
+    pub fn within(ranges: &KeyRanges, fill: Fill) -> Self {
+        Self { covered: ranges.complement().into(), ..Self::new(KeyRange::all(), fill) }
+    }
+
+    /// The same of other ranges: what is new in them is not covered yet, and what is not wanted any more counts as
+    /// covered. `was` is what it was of.
+    ///
+    /// If much has to be filled in, in pieces, it is compared: what a copy has to tell its master about them is longer than
+    /// a hello may be.
+    #[must_use]
+    pub fn moved(&self, was: &KeyRanges, ranges: &KeyRanges) -> Self {
+        let held = match &self.filling {
+            None => was.clone(),
+            Some(_) => KeyRanges::new(self.covered.iter().cloned()).intersect(was),
+        };
+        let missing = ranges.without(&held);
+        if missing.is_empty() && self.filling.is_none() {
+            return Self::default();
+        }
+        let pieces = missing.as_slice().len() > MAX_COPIED || missing.bound_len() > MAX_COPIED_BYTES;
+        let fill = if pieces { Fill::Compare } else { self.fill().unwrap_or(Fill::Copy) };
+        Self { consistent_at: self.consistent_at, ..Self::within(&missing, fill) }
     }
 
     /// Everything is covered.
@@ -305,6 +335,36 @@ mod tests {
 
     fn only(key: u8) -> KeyRange {
         KeyRange::from_bounds([key]..[key + 1])
+    }
+
+    #[test]
+    fn a_set_that_is_changed_misses_what_is_new_and_nothing_else() {
+        let set = |list: &[(&'static str, &'static str)]| {
+            KeyRanges::new(list.iter().map(|(from, to)| KeyRange::from_bounds(*from..*to)))
+        };
+        let (was, grown) = (set(&[("b", "d"), ("m", "p")]), set(&[("a", "c"), ("m", "r")]));
+        let whole = Coverage::default();
+        let moved = whole.moved(&was, &grown);
+        assert_eq!(KeyRanges::new(moved.holes()), set(&[("a", "b"), ("p", "r")]));
+        assert_eq!(moved.fill(), Some(Fill::Copy));
+        assert!(moved.covers(b"b") && moved.covers(b"x"), "what is there, and what is not wanted");
+        // Back again, before any of it was copied: nothing is missing.
+        assert_eq!(KeyRanges::new(moved.moved(&grown, &was).holes()), set(&[("c", "d")]));
+        assert!(whole.moved(&was, &set(&[("b", "c")])).is_complete());
+        assert!(whole.moved(&was, &was).is_complete());
+        // In the middle of a copy, what was copied of it stays so, and so does the moment of reading.
+        let mut begun = Coverage::within(&was, Fill::Copy);
+        assert!(begun.advance(&KeyRange::from_bounds("b".."c"), position(7)));
+        let moved = begun.moved(&was, &grown);
+        assert_eq!(KeyRanges::new(moved.holes()), set(&[("a", "b"), ("m", "r")]));
+        assert_eq!(moved.read_at(), Some(position(7)));
+        // Many pieces are compared: a hello stays small.
+        let few = KeyRanges::new((0u8..100).map(|key| KeyRange::only([key, 1])));
+        assert_eq!(whole.moved(&few, &KeyRanges::all()).fill(), Some(Fill::Copy));
+        let pieces = KeyRanges::new((0u8..0xF0).flat_map(|key| [KeyRange::only([key, 1]), KeyRange::only([key, 9])]));
+        assert_eq!(whole.moved(&pieces, &KeyRanges::all()).fill(), Some(Fill::Compare));
+        let bytes = Cursor { position: position(9), coverage: whole.moved(&pieces, &grown) }.to_bytes();
+        assert!(Cursor::from_bytes(&bytes).is_some());
     }
 
     #[test]

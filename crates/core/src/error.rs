@@ -58,6 +58,13 @@ pub enum StoreError {
         /// What to do, with the figure to grow to where it is known.
         hint: String,
     },
+    /// Ask the master, or a slave that subscribes to it: this one holds a part of the keys, and cannot tell what the others
+    /// are.
+    #[error("{what} lies outside of the key ranges that this slave subscribes to")]
+    NotSubscribed {
+        /// What was asked for.
+        what: String,
+    },
     /// A precondition of the write set does not hold: somebody else writes to this store.
     #[error("the head of the store has moved: another master writes to it")]
     HeadMoved,

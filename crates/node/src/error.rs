@@ -1,6 +1,7 @@
 //! Why a store cannot be opened as a master or a slave.
 
 use replikv_core::{InvalidLinkId, LinkId, StoreError};
+use replikv_proto::InvalidSubscription;
 use replikv_proto::layout::{Role, Superseded};
 
 /// Why a store cannot be opened as a master or a slave.
@@ -49,6 +50,9 @@ pub enum OpenError {
     /// The slave's name is none.
     #[error(transparent)]
     Name(#[from] InvalidLinkId),
+    /// No slave can subscribe to these key ranges.
+    #[error(transparent)]
+    Subscription(#[from] InvalidSubscription),
     /// The store cannot hold what the configuration accepts.
     #[error("the store is too small for a master: {reason}")]
     Limits {

@@ -1,6 +1,7 @@
 //! How a node is, for people and probes.
 
-use serde::{Deserialize, Serialize};
+use replikv_core::{KeyRange, KeyRanges};
+use serde::{Deserialize, Serialize, Serializer};
 
 /// What to think of a node.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -39,4 +40,19 @@ pub struct Health {
     pub reason: String,
     /// Since when, by this machine's clock; milliseconds since the Unix epoch.
     pub since_unix_ms: u64,
+}
+
+/// Key ranges, for whoever reads a status.
+pub(crate) fn ranges_as_text<S: Serializer>(ranges: &Option<KeyRanges>, to: S) -> Result<S::Ok, S::Error> {
+    #[derive(Serialize)]
+    struct Text {
+        start: String,
+        end: Option<String>,
+    }
+    let text = |range: &KeyRange| Text {
+        start: range.start().escape_ascii().to_string(),
+        end: range.end().map(|end| end.escape_ascii().to_string()),
+    };
+    let texts = ranges.as_ref().map(|ranges| ranges.iter().map(text).collect::<Vec<_>>());
+    texts.serialize(to)
 }

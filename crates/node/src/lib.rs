@@ -39,7 +39,7 @@ pub use replikv_proto::{DifferenceKind, Displaced, Lag, OnDivergence, ReadAt, Re
 pub use slave::{
     Difference, Ending, FollowError, KeepLog, PromoteError, Promoted, Quarantine, QuarantineFile, RelayStatus, Slave,
     SlaveConfig, SlaveProgress, SlaveState, SlaveStatus, TakeOverError, TookOver, Verification, VerifyError,
-    VerifyOptions, VerifyOutcome, VerifyReport, WaitError, promote,
+    VerifyOptions, VerifyOutcome, VerifyReport, WaitError, promote, subscription,
 };
 pub use stored::role;
 pub use transport::{Codec, ConnectionError};

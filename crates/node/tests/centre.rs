@@ -641,3 +641,43 @@ async fn keys_that_do_not_fit_under_the_prefix_are_refused_at_hello() -> Result<
     }
     Ok(())
 }
+
+#[tokio::test]
+async fn a_link_that_subscribes_gathers_that_part() -> Result<(), Error> {
+    let heartbeat = MasterConfig::default().heartbeat(Duration::from_millis(20));
+    let (one, two) = (master(&store(), heartbeat.clone()).await, master(&store(), heartbeat).await);
+    for (master, name) in [(&one, "one"), (&two, "two")] {
+        for n in 0..20 {
+            master.put(format!("{}/{n:02}", ["a", "b"][n % 2]), name).await?;
+        }
+    }
+    let central = store();
+    let centre = Centre::open(central.clone()).await?;
+    let part = SlaveConfig::new("centre").subscribe(KeyRange::prefix("a/"));
+    let filtered = centre.link(LinkConfig::new(named("one"), part)).await?;
+    let whole = link(&centre, "two").await;
+    let connections = [connect(&one, &filtered), connect(&two, &whole)];
+    for (master, link) in [(&one, &filtered), (&two, &whole)] {
+        master.write(Batch::new().delete_range(KeyRange::from_bounds("a/10".."b/05")).put("b/99", "late")).await?;
+        soon(link.wait_applied(master.status().published.seq)).await?;
+    }
+    let wanted: Contents = contents(one.store()).await.into_iter().filter(|(key, _)| key.starts_with(b"a/")).collect();
+    assert_eq!(wanted.len(), 5);
+    assert!(under(&central, "one/").await == wanted);
+    assert_gathered(&two, &central, "two/").await;
+    assert!(matches!(filtered.get("b/99").await, Err(StoreError::NotSubscribed { .. })));
+    assert_eq!(filtered.get("a/00").await?.as_deref(), Some(&b"one"[..]));
+    // Another set: what is under the other link stays what it is.
+    filtered.shutdown().await?;
+    let [(_, following), _other] = connections;
+    drop(soon(following).await?);
+    let part = SlaveConfig::new("centre").subscribe(KeyRange::prefix("b/"));
+    let filtered = centre.link(LinkConfig::new(named("one"), part)).await?;
+    let _connection = connect(&one, &filtered);
+    soon(filtered.wait_applied(one.status().published.seq)).await?;
+    soon(filtered.wait_caught_up()).await?;
+    let wanted: Contents = contents(one.store()).await.into_iter().filter(|(key, _)| key.starts_with(b"b/")).collect();
+    assert!(under(&central, "one/").await == wanted);
+    assert_gathered(&two, &central, "two/").await;
+    Ok(())
+}

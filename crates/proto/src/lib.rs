@@ -12,6 +12,7 @@ mod claims;
 mod committer;
 mod compaction;
 mod divergence;
+mod filter;
 pub mod layout;
 #[cfg(feature = "planted-bugs")]
 #[doc(hidden)]
@@ -24,6 +25,7 @@ mod record;
 mod retention;
 mod session;
 mod slots;
+mod subscription;
 mod time;
 mod wire;
 
@@ -38,6 +40,7 @@ pub use compaction::{
     Stretch, TombstoneFloor, WholeRun, read_stretch,
 };
 pub use divergence::{Displaced, Displacing, OnDivergence, Resync};
+pub use filter::Portion;
 pub use reconcile::{
     Checked, Compare, Compared, DifferenceKind, Differing, Held, Probe, ProbeCheck, Probed, RangeSummary, Summary,
     Verdict,
@@ -49,10 +52,11 @@ pub use session::{
     SlaveAction, SlaveSession, SlaveSessionConfig, SourceFacts, View,
 };
 pub use slots::{Slot, SlotKind, SlotLimits, SlotName, SlotState, SlotTime, SlotView, Slots};
+pub use subscription::{InvalidSubscription, Resubscribing, Subscription};
 pub use time::Now;
 pub use wire::{
     Ack, Answered, AnsweredBody, Content, DecodeError, Decoder, DecoderLimits, EncodeError, Encoder, EpochStart, Event,
-    FRAME_HEADER_LEN, Goodbye, GoodbyeReason, Heartbeat, Hello, Lag, MAX_FRAME_LEN, Message, Mode, Outgoing,
-    PREAMBLE_LEN, PathNode, Preamble, ReadAt, ReadFailure, Records, Reject, RejectCode, Request, RequestBody, Response,
-    Touched, VERSION, WaitFor, Welcome,
+    FRAME_HEADER_LEN, Filtered, Goodbye, GoodbyeReason, Heartbeat, Hello, Lag, MAX_FRAME_LEN, Message, Mode, Outgoing,
+    PREAMBLE_LEN, Passage, PathNode, Preamble, ReadAt, ReadFailure, Records, Reject, RejectCode, Request, RequestBody,
+    Response, Share, Skipped, Touched, VERSION, WaitFor, Welcome,
 };

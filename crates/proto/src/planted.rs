@@ -51,6 +51,12 @@ pub enum Bug {
     CountsAlone,
     /// Content is added to what its range held before.
     ContentIsAdded,
+    /// A slave that subscribes to key ranges is sent whole records.
+    FilterForgotten,
+    /// And pages of everything.
+    FilterForgottenOnPages,
+    /// What a slave newly subscribes to counts as there.
+    NewRangesForgotten,
 }
 
 impl Bug {
@@ -78,6 +84,9 @@ impl Bug {
         Self::HandedNotTakenBack,
         Self::CountsAlone,
         Self::ContentIsAdded,
+        Self::FilterForgotten,
+        Self::FilterForgottenOnPages,
+        Self::NewRangesForgotten,
     ];
 }
 

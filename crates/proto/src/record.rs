@@ -64,6 +64,17 @@ impl RecordHeader {
         Ok(wire.header(wire.body_len()?, bytes.slice_ref(wire.note)))
     }
 
+    /// Takes the header off the front of `buffer`: what it says, and its bytes. What follows it there need not be its body.
+    ///
+    /// # Errors
+    /// [`RecordError`]; `buffer` is unchanged.
+    pub(crate) fn take(buffer: &mut Bytes) -> Result<(Self, Bytes), RecordError> {
+        let (wire, rest) = read_head(buffer)?;
+        let len = buffer.len() - rest.len();
+        let header = wire.header(wire.body_len()?, buffer.slice_ref(wire.note));
+        Ok((header, buffer.split_to(len)))
+    }
+
     /// Checks that this record follows `before`: same source, next number, an epoch that may follow, and a digest
     /// that continues the chain.
     ///
@@ -230,6 +241,11 @@ impl Record {
     /// The length of the whole record, in bytes.
     pub fn byte_len(&self) -> usize {
         self.head.len() + self.body.byte_len()
+    }
+
+    /// What comes before the body.
+    pub(crate) fn head(&self) -> &Bytes {
+        &self.head
     }
 
     /// Its operations, sharing the buffer of the record.
@@ -418,7 +434,7 @@ fn hash(bytes: &[u8]) -> Digest {
     truncate(&blake3::hash(bytes))
 }
 
-fn truncate(hash: &blake3::Hash) -> Digest {
+pub(crate) fn truncate(hash: &blake3::Hash) -> Digest {
     let mut digest = [0; 16];
     digest.copy_from_slice(&hash.as_bytes()[..16]);
     Digest::from_bytes(digest)

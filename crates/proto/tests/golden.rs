@@ -11,16 +11,16 @@ use std::path::{Path, PathBuf};
 
 use bytes::{Bytes, BytesMut};
 use replikv_core::{
-    Batch, Coverage, Cursor, Digest, EncodedOps, Epoch, Fill, Fingerprint, KeyRange, Keyspace, Op, Position, Seq,
-    SourceId, StoreLimits, Subspace,
+    Batch, Coverage, Cursor, Digest, EncodedOps, Epoch, Fill, Fingerprint, KeyRange, KeyRanges, Keyspace, Op, Position,
+    Seq, SourceId, StoreLimits, Subspace,
 };
 use replikv_proto::layout::{Backup, Checkpoint, Epochs, Floor, Head, Identity, Kept, Role, Stored, Superseded};
 use replikv_proto::{
     Ack, Answered, AnsweredBody, Claim, ClaimState, Compacted, Compaction, Compare, Compared, Content, EpochStart,
-    FRAME_HEADER_LEN, Goodbye, GoodbyeReason, Heartbeat, Held, Hello, Lag, LogParts, Message, Mode, OnDivergence,
-    PathNode, PreparedRecord, Probe, Probed, RangeSummary, ReadAt, ReadFailure, Record, RecordDraft, RecordHeader,
-    RecordKind, Records, Reject, RejectCode, Request, RequestBody, Response, Resync, Slot, Summary, TombstoneFloor,
-    Touched, Verdict, WaitFor, Welcome, origin, read_stretch,
+    FRAME_HEADER_LEN, Filtered, Goodbye, GoodbyeReason, Heartbeat, Held, Hello, Lag, LogParts, Message, Mode,
+    OnDivergence, Passage, PathNode, PreparedRecord, Probe, Probed, RangeSummary, ReadAt, ReadFailure, Record,
+    RecordDraft, RecordHeader, RecordKind, Records, Reject, RejectCode, Request, RequestBody, Response, Resync, Share,
+    Skipped, Slot, Subscription, Summary, TombstoneFloor, Touched, Verdict, WaitFor, Welcome, origin, read_stretch,
 };
 use support::{CRITICAL, MORE, decode_all, encode, ops, preamble, seal};
 
@@ -115,6 +115,8 @@ fn messages() -> Vec<(&'static str, Message)> {
         ("frame_01_hello_first", Message::Hello(hello(None))),
         ("frame_01_hello_again", Message::Hello(hello(Some(Cursor::at(position(300)))))),
         ("frame_01_hello_in_mid_copy", Message::Hello(hello(Some(cursor_that_copies())))),
+        ("frame_01_hello_of_ranges", Message::Hello(Hello { ranges: ranges().into(), ..hello(None) })),
+        ("frame_19_filtered", Message::Filtered(filtered())),
         ("frame_01_hello_in_mid_comparison", Message::Hello(hello(Some(cursor_that_compares().for_hello())))),
         (
             "frame_01_hello_resync",
@@ -238,6 +240,19 @@ fn key() -> Bytes {
     Bytes::from_static(b"key")
 }
 
+fn ranges() -> KeyRanges {
+    KeyRanges::new([KeyRange::from_bounds("aa".."c"), KeyRange::prefix("key")])
+}
+
+/// A run, and two records: one of which a part lies within the ranges, and one of which nothing does.
+fn filtered() -> Filtered {
+    let records: Vec<_> = records().into_iter().map(|(_, bytes)| Record::decode(bytes).unwrap()).collect();
+    let log_bytes = records[..2].iter().map(|record| record.bytes().len() as u64).sum();
+    let run = Passage::Skipped(Skipped { through: records[1].position(), log_bytes, time: 1_700_000_000_000 });
+    let share = |index: usize| Passage::Share(Share::of(&records[index], &ranges()));
+    Filtered { passages: vec![run, share(2), share(4)] }
+}
+
 fn ask(body: RequestBody) -> Message {
     Message::Request(Request { id: 5, body })
 }
@@ -338,6 +353,9 @@ fn stored() -> Vec<(&'static str, Bytes, Meaning)> {
     fn resync() -> Resync {
         Resync { reason: RejectCode::Diverged, was: position(300), ancestor: Some(position(256)) }
     }
+    fn subscription() -> Subscription {
+        Subscription { ranges: ranges(), dropping: KeyRange::from_bounds("x"..).into() }
+    }
     fn backup() -> Backup {
         Backup { taken_unix_ms: Some(1_700_000_000_000) }
     }
@@ -371,6 +389,8 @@ fn stored() -> Vec<(&'static str, Bytes, Meaning)> {
         ("stored_epochs", epochs().to_bytes(), |b| same(b, &epochs())),
         ("stored_checkpoint", checkpoint().to_bytes(), |b| same(b, &checkpoint())),
         ("stored_resync", resync().to_bytes(), |b| same(b, &resync())),
+        ("stored_subscription", subscription().settled().to_bytes(), |b| same(b, &subscription().settled())),
+        ("stored_subscription_dropping", subscription().to_bytes(), |b| same(b, &subscription())),
         ("stored_backup", backup().to_bytes(), |b| same(b, &backup())),
         ("stored_backup_begun", Backup { taken_unix_ms: None }.to_bytes(), |b| {
             same(b, &Backup { taken_unix_ms: None })

@@ -6,7 +6,7 @@ use std::process::ExitCode;
 
 use anyhow::Context;
 use futures_util::TryStreamExt;
-use replikv::KeyRange;
+use replikv::{KeyRanges, subscription};
 
 use crate::args::{self, Format};
 use crate::formats::{self, Writer};
@@ -17,8 +17,13 @@ use crate::ui;
 pub(crate) async fn run(args: args::Export, json: bool) -> anyhow::Result<ExitCode> {
     let format = formats::of(&args.file, args.format)?;
     let store = store::open_to_read(&args.store)?;
+    let ranges = subscription(&store).await?;
+    if let Some(ranges) = &ranges {
+        note!("replikv: the store is a slave's that subscribes to a part of the keys: {ranges}");
+    }
+    let ranges = ranges.unwrap_or_default();
     if formats::is_standard(&args.file) {
-        write_all(&store, format, BufWriter::new(ui::stdout())).await?;
+        write_all(&store, &ranges, format, BufWriter::new(ui::stdout())).await?;
     } else {
         let mut interrupt = Interrupt::new()?;
         let name = || args.file.display().to_string();
@@ -29,7 +34,9 @@ pub(crate) async fn run(args: args::Export, json: bool) -> anyhow::Result<ExitCo
             biased;
             // The file goes with its guard.
             () = interrupt.wait() => return Ok(ExitCode::from(INTERRUPTED)),
-            entries = write_all(&store, format, BufWriter::new(file.as_file_mut())) => entries.with_context(name)?,
+            entries = write_all(&store, &ranges, format, BufWriter::new(file.as_file_mut())) => {
+                entries.with_context(name)?
+            }
         };
         file.as_file().sync_all().with_context(name)?;
         #[cfg(unix)]
@@ -46,17 +53,19 @@ pub(crate) async fn run(args: args::Export, json: bool) -> anyhow::Result<ExitCo
     Ok(ExitCode::SUCCESS)
 }
 
-async fn write_all(store: &Store, format: Format, output: impl Write) -> anyhow::Result<u64> {
+async fn write_all(store: &Store, ranges: &KeyRanges, format: Format, output: impl Write) -> anyhow::Result<u64> {
     let mut writer = Writer::new(format, output)?;
-    let mut pages = store::pages(store, KeyRange::all(), false);
     let bar = ui::bar("exporting", None);
     let mut entries = 0;
-    while let Some(page) = pages.try_next().await? {
-        for (key, value) in page.iter() {
-            writer.write(key, value)?;
+    for range in ranges {
+        let mut pages = store::pages(store, range.clone(), false);
+        while let Some(page) = pages.try_next().await? {
+            for (key, value) in page.iter() {
+                writer.write(key, value)?;
+            }
+            entries += page.len() as u64;
+            bar.set_position(entries);
         }
-        entries += page.len() as u64;
-        bar.set_position(entries);
     }
     writer.flush()?;
     bar.finish_and_clear();

@@ -6,7 +6,9 @@ use std::time::Duration;
 
 use anyhow::{Context, anyhow};
 use replikv::proto::Retention;
-use replikv::{FollowError, KeepLog, LinkId, OpenError, QuarantineFile, Slave, SlaveConfig, SlaveState};
+use replikv::{
+    FollowError, KeepLog, KeyRange, KeyRanges, LinkId, OpenError, QuarantineFile, Slave, SlaveConfig, SlaveState,
+};
 use tokio::net::TcpStream;
 use tokio::time::{sleep, timeout};
 
@@ -135,6 +137,11 @@ fn config(args: &args::Follow) -> anyhow::Result<SlaveConfig> {
     }
     if let Some(bytes) = args.verify_bytes_per_second {
         config = config.verify_bytes_per_second(bytes);
+    }
+    let prefixes = args.prefixes.iter().map(KeyRange::prefix);
+    let ranges: KeyRanges = args.ranges.iter().cloned().chain(prefixes).collect();
+    if !ranges.is_empty() {
+        config = config.subscribe(ranges);
     }
     let Some(path) = &args.quarantine else { return Ok(config) };
     let quarantine = QuarantineFile::new(path);

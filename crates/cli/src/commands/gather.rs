@@ -7,8 +7,8 @@ use anyhow::{Context, anyhow, ensure};
 use futures_util::future::try_join_all;
 use futures_util::stream::{FuturesUnordered, StreamExt};
 use replikv::{
-    Centre, Ending, FollowError, LinkConfig, LinkError, LinkId, LinkStore, MasterConfig, OpenError, QuarantineFile,
-    Role, Slave, SlaveConfig, Subspace,
+    Centre, Ending, FollowError, KeyRange, KeyRanges, LinkConfig, LinkError, LinkId, LinkStore, MasterConfig,
+    OpenError, QuarantineFile, Role, Slave, SlaveConfig, Subspace,
 };
 use serde_json::json;
 use tokio::time::sleep;
@@ -23,6 +23,13 @@ type Follower = Slave<LinkStore<Store>>;
 pub(crate) async fn run(args: args::Gather, json: bool) -> anyhow::Result<ExitCode> {
     LinkId::new(args.id.as_str())?;
     let mut interrupt = Interrupt::new()?;
+    let ranges = args.ranges.iter().map(|(name, _)| name).chain(args.only.iter().map(|(name, _)| name));
+    for name in ranges {
+        ensure!(
+            args.links.iter().any(|link| link.name == *name),
+            "there is no link {name}: --link says which there are"
+        );
+    }
     // Before the store is made: a name that leads nowhere leaves nothing behind.
     for link in &args.links {
         super::check_address(&link.address).await?;
@@ -110,6 +117,12 @@ fn config(link: &Link, args: &args::Gather) -> anyhow::Result<LinkConfig> {
             OnDivergence::Resync => slave.resync(quarantine),
             OnDivergence::AdoptSource => slave.adopt_source(quarantine),
         };
+    }
+    let ranges = args.ranges.iter().filter(|(name, _)| *name == link.name).map(|(_, range)| range.clone());
+    let only = args.only.iter().filter(|(name, _)| *name == link.name).map(|(_, prefix)| KeyRange::prefix(prefix));
+    let ranges: KeyRanges = ranges.chain(only).collect();
+    if !ranges.is_empty() {
+        slave = slave.subscribe(ranges);
     }
     let config = LinkConfig::new(link.name.clone(), slave);
     let prefixes: Vec<_> = args.prefixes.iter().filter(|(name, _)| *name == link.name).collect();

@@ -4,7 +4,7 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use anyhow::{Context, anyhow};
-use replikv::{LinkId, Slave, SlaveConfig, TakeOverError};
+use replikv::{LinkId, PromoteError, Slave, SlaveConfig, TakeOverError};
 
 use crate::interrupt::{INTERRUPTED, Interrupt};
 use crate::{args, store, ui};
@@ -45,7 +45,9 @@ pub(crate) async fn run(args: args::Handover, json: bool) -> anyhow::Result<Exit
         Err(error) => {
             drop(slave.shutdown().await);
             let words = match error.downcast_ref::<TakeOverError>() {
-                Some(TakeOverError::Promote(_)) => format!("see why, and then: replikv promote --store {}", args.store),
+                Some(TakeOverError::Promote(error)) if !matches!(error, PromoteError::Filtered { .. }) => {
+                    format!("see why, and then: replikv promote --store {}", args.store)
+                }
                 _ => format!("the master at {} has not handed over to {}", args.from, args.id),
             };
             return Err(error.context(words));

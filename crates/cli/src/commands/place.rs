@@ -4,7 +4,10 @@ use std::time::Duration;
 
 use anyhow::{Context, anyhow};
 use bytes::Bytes;
-use replikv::{KeyRange, Keyspace, Page, ReadError, Reader, RemoteReader, RemoteReaderConfig, ScanOptions};
+use replikv::{
+    KeyRange, KeyRanges, Keyspace, Page, ReadError, Reader, RemoteReader, RemoteReaderConfig, ScanOptions, StoreError,
+    subscription,
+};
 use tokio::time::timeout;
 
 use crate::args;
@@ -14,7 +17,8 @@ use crate::store::{self, Store};
 const ANSWER: Duration = Duration::from_secs(60);
 
 pub(super) enum Place {
-    Store(Store),
+    /// And what it holds, if that is a part of the keys.
+    Store(Store, Option<KeyRanges>),
     Node(RemoteReader, String),
 }
 
@@ -26,14 +30,19 @@ impl Place {
                 let config = RemoteReaderConfig::default().silence(ANSWER);
                 Ok(Self::Node(RemoteReader::tcp(address, config), address.clone()))
             }
-            (None, Some(url)) => Ok(Self::Store(store::open_to_read(url)?)),
+            (None, Some(url)) => {
+                let store = store::open_to_read(url)?;
+                let ranges = subscription(&store).await?;
+                Ok(Self::Store(store, ranges))
+            }
             (None, None) => Err(anyhow!("say --store URL or --from ADDR")),
         }
     }
 
     pub(super) async fn get(&self, key: &[u8]) -> anyhow::Result<Option<Bytes>> {
         match self {
-            Self::Store(store) => {
+            Self::Store(store, ranges) => {
+                held(ranges.as_ref(), &KeyRange::only(key))?;
                 let value = store.get(Keyspace::Data, key).await?;
                 self.close().await?;
                 Ok(value)
@@ -45,16 +54,30 @@ impl Place {
     pub(super) async fn scan(&self, range: KeyRange, reverse: bool) -> anyhow::Result<Page> {
         let options = ScanOptions { max_entries: 10_000, max_bytes: 1 << 20, reverse };
         match self {
-            Self::Store(store) => Ok(store.scan(Keyspace::Data, range, options).await?),
+            Self::Store(store, ranges) => {
+                held(ranges.as_ref(), &range)?;
+                Ok(store.scan(Keyspace::Data, range, options).await?)
+            }
             Self::Node(reader, address) => Ok(asked(address, reader.read_page(range, options, None)).await?.value),
         }
     }
 
     pub(super) async fn close(&self) -> anyhow::Result<()> {
-        if let Self::Store(store) = self {
+        if let Self::Store(store, _) = self {
             store.close().await?;
         }
         Ok(())
+    }
+}
+
+// As a slave that runs says it: what it does not subscribe to it cannot tell.
+fn held(ranges: Option<&KeyRanges>, range: &KeyRange) -> Result<(), StoreError> {
+    match ranges {
+        Some(ranges) if !ranges.covers(range) => {
+            let what = format!("some of {}", KeyRanges::from(range.clone()));
+            Err(StoreError::NotSubscribed { what })
+        }
+        _ => Ok(()),
     }
 }
 

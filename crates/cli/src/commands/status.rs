@@ -7,7 +7,9 @@ use anyhow::{Context, anyhow, bail};
 use futures_util::TryStreamExt;
 use replikv::proto::layout::{Backup, Floor, Head, Stored};
 use replikv::proto::{Compacted, LogParts, Slot, SlotLimits, SlotName, SlotView, Slots, TombstoneFloor};
-use replikv::{Cursor, KeyRange, Keyspace, ReplicaStoreExt, Role, ScanOptions, Seq, remote_status, role};
+use replikv::{
+    Cursor, KeyRange, KeyRanges, Keyspace, ReplicaStoreExt, Role, ScanOptions, Seq, remote_status, role, subscription,
+};
 use serde_json::{Value, json};
 use tokio::net::TcpStream;
 use tokio::time::timeout;
@@ -69,8 +71,8 @@ async fn look(url: &str) -> anyhow::Result<Value> {
             let cursors = KeyRange::prefix(replikv::meta::CURSOR_PREFIX);
             let found = store.first(Keyspace::Meta, cursors).await?.and_then(|(_, bytes)| Cursor::from_bytes(&bytes));
             let consistent = found.as_ref().is_some_and(Cursor::is_consistent);
-            let mut told =
-                json!({ "role": role, "position": found.map(|cursor| cursor.position), "consistent": consistent });
+            let mut told = json!({ "role": role, "position": found.map(|cursor| cursor.position), "consistent": consistent,
+                "ranges": subscription(&store).await?.map(|ranges| ranges_as_json(&ranges)) });
             let (head, floor): (Option<Head>, Option<Floor>) =
                 (optional(&store, Head::KEY).await?, optional(&store, Floor::KEY).await?);
             if let Some((head, floor)) = head.zip(floor) {
@@ -88,7 +90,8 @@ async fn look(url: &str) -> anyhow::Result<Value> {
             let cursor = seen.cursor.as_ref();
             json!({ "link": seen.link, "prefix": seen.prefix.escape_ascii().to_string(), "state": seen.state,
                 "source": seen.source, "position": cursor.map(|cursor| cursor.position),
-                "consistent": cursor.is_some_and(Cursor::is_consistent) })
+                "consistent": cursor.is_some_and(Cursor::is_consistent),
+                "ranges": seen.ranges.as_ref().map(ranges_as_json) })
         });
         status["links"] = told.collect();
     }
@@ -130,6 +133,15 @@ async fn slots(store: &Store, head: &Head, floor: Seq) -> anyhow::Result<Vec<Val
             "holds_log": slowest.as_ref() == Some(&name) })
     });
     Ok(told.collect())
+}
+
+// As a running slave tells them.
+fn ranges_as_json(ranges: &KeyRanges) -> Value {
+    let told = ranges.iter().map(|range| {
+        let end = range.end().map(|end| end.escape_ascii().to_string());
+        json!({ "start": range.start().escape_ascii().to_string(), "end": end })
+    });
+    told.collect()
 }
 
 async fn stored<V: Stored>(store: &Store, key: &[u8]) -> anyhow::Result<V> {

@@ -6,6 +6,7 @@ mod demo;
 mod deploy;
 mod descriptors;
 mod files;
+mod filters;
 mod gather;
 mod network;
 mod output;

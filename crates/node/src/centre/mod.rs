@@ -13,8 +13,8 @@ use std::sync::Arc;
 use async_trait::async_trait;
 use bytes::Bytes;
 use replikv_core::{
-    Cursor, DataReader, KeyRange, Keyspace, LinkId, Page, ReplicaStore, ScanOptions, SourceId, StoreError, StoreLimits,
-    Subspace,
+    Cursor, DataReader, KeyRange, KeyRanges, Keyspace, LinkId, Page, ReplicaStore, ScanOptions, SourceId, StoreError,
+    StoreLimits, Subspace,
 };
 use replikv_proto::ClaimState;
 use replikv_proto::layout::{Identity, Role};
@@ -88,6 +88,9 @@ pub struct LinkSeen {
     pub open: bool,
     /// The source that it is bound to; `None` before its first contact with a master.
     pub source: Option<SourceId>,
+    /// The keys of its master that it subscribes to, without its prefix; `None` if that is every key.
+    #[serde(serialize_with = "crate::health::ranges_as_text")]
+    pub ranges: Option<KeyRanges>,
     /// Where it stands, as committed.
     pub cursor: Option<Cursor>,
 }
@@ -263,11 +266,13 @@ async fn links_of<S: ReplicaStore>(store: &S, is_open: impl Fn(&LinkId) -> bool)
     let mut seen = Vec::new();
     for (link, claim) in Claims::read(store).await?.into_iter() {
         let cursor = store::cursor(store, &link).await?;
+        let ranges = store::ranges(store, &link).await?;
         seen.push(LinkSeen {
             prefix: claim.target().prefix().clone(),
             state: claim.state,
             open: is_open(&link),
             source: cursor.as_ref().map(|cursor| cursor.position.source),
+            ranges,
             cursor,
             link,
         });

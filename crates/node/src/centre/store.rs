@@ -7,10 +7,11 @@ use std::sync::{Mutex, PoisonError};
 use async_trait::async_trait;
 use bytes::Bytes;
 use replikv_core::{
-    Cursor, Durability, KeyRange, Keyspace, LinkId, Page, ReplicaStore, ScanOptions, StoreError, StoreLimits,
-    StoreStats, Subspace, WriteSet, meta,
+    Cursor, Durability, KeyRange, KeyRanges, Keyspace, LinkId, Page, ReplicaStore, ScanOptions, StoreError,
+    StoreLimits, StoreStats, Subspace, WriteSet, meta,
 };
-use replikv_proto::Claim;
+use replikv_proto::layout::Stored;
+use replikv_proto::{Claim, Subscription};
 
 use super::Inner;
 use super::claims::Lease;
@@ -113,6 +114,13 @@ pub(super) async fn cursor<S: ReplicaStore>(store: &S, link: &LinkId) -> Result<
     let Some(bytes) = store.get(Keyspace::Meta, &key).await? else { return Ok(None) };
     let cursor = Cursor::from_bytes(&bytes);
     cursor.map(Some).ok_or_else(|| StoreError::Corrupt { what: format!("the cursor of link {link}") })
+}
+
+/// The keys of its master that a link subscribes to, as its centre's store holds them; `None` if that is every key.
+pub(super) async fn ranges<S: ReplicaStore>(store: &S, link: &LinkId) -> Result<Option<KeyRanges>, StoreError> {
+    let key = Claim::knowledge(link).child("meta").key(Subscription::KEY);
+    let Some(bytes) = store.get(Keyspace::Meta, &key).await? else { return Ok(None) };
+    Ok(Some(Subscription::from_bytes(&bytes)?.ranges))
 }
 
 #[async_trait]

@@ -46,7 +46,7 @@ impl GroupFeed {
 
 impl<S: ReplicaStore> Slave<S> {
     /// What this slave applies from now on: one item for each group that it commits, with what the batches of the group
-    /// come to, as far as it lies in `ranges`; no ranges stand for everything. Pages of a copy are told as well, as a
+    /// come to, as far as it lies in `ranges`; no ranges stand for everything that the slave subscribes to. Pages of a copy are told as well, as a
     /// range that is deleted and the entries that are there now.
     ///
     /// A slave keeps no log: `from` is [`ChangesFrom::Now`], or the position at which the slave stands.
@@ -55,13 +55,16 @@ impl<S: ReplicaStore> Slave<S> {
     /// Nothing is changed; what is applied while nobody holds a stream is told to nobody.
     ///
     /// # Errors
-    /// [`ChangesError::LiveOnly`] if `from` is anything else; [`ChangesError::Missed`] as an item, and the last one, if
+    /// [`StoreError::NotSubscribed`](replikv_core::StoreError::NotSubscribed) if `ranges` hold what the slave does not
+    /// subscribe to; [`ChangesError::LiveOnly`] if `from` is anything else; [`ChangesError::Missed`] as an item, and the last one, if
     /// the stream is not read as fast as the slave applies.
     pub async fn changes(
         &self,
         from: impl Into<ChangesFrom>,
         ranges: impl IntoIterator<Item = KeyRange>,
     ) -> Result<Changes, ChangesError> {
+        let ranges: Arc<[KeyRange]> = ranges.into_iter().collect();
+        ranges.iter().try_for_each(|range| self.subscribes_to(range))?;
         // Listening first: what is applied from here on is heard.
         let receiver = self.feed().0.subscribe();
         let stands = self.stored_cursor().await?.map(|cursor| cursor.position);
@@ -72,13 +75,7 @@ impl<S: ReplicaStore> Slave<S> {
             (ChangesFrom::AfterSeq(seq), Some(position)) if seq == position.seq => position,
             _ => return Err(ChangesError::LiveOnly),
         };
-        let listener = Listener {
-            receiver,
-            closing: self.closing().clone(),
-            start,
-            ranges: ranges.into_iter().collect(),
-            _slave: self.clone(),
-        };
+        let listener = Listener { receiver, closing: self.closing().clone(), start, ranges, _slave: self.clone() };
         let stream = stream::unfold(Some(listener), |listener| async move {
             let mut listener = listener?;
             match listener.next().await {

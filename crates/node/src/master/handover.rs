@@ -36,6 +36,12 @@ pub enum HandoverError {
         /// The name.
         name: String,
     },
+    /// The slave subscribes to a part of the keys: it has no state that a master could go on from. The master goes on.
+    #[error("slave {name} subscribes to a part of the keys: it cannot take over")]
+    Filtered {
+        /// The name.
+        name: String,
+    },
     /// The slave did not have everything in time. The master goes on.
     #[error("slave {name} did not have everything in time: it holds record {durable}, the last one is {head}")]
     TooFarBehind {
@@ -93,6 +99,9 @@ impl<S: ReplicaStore> Master<S> {
             inner.still_reigns()?;
             if !inner.sessions.is_connected(successor) {
                 return Err(HandoverError::NotFollowing { name: successor.into() });
+            }
+            if inner.sessions.is_filtered(successor) {
+                return Err(HandoverError::Filtered { name: successor.into() });
             }
             inner.reaches(successor, inner.view().published.seq, patience).await?;
         }

@@ -202,7 +202,7 @@ impl<S: ReplicaStore> Asked for Master<S> {
 
     fn hand_over(&self, successor: String, patience: Duration) -> BoxFuture<'_, Result<Vec<u8>, String>> {
         Box::pin(async move {
-            let handed_over = Master::hand_over(self, &successor, patience).await;
+            let handed_over = Self::hand_over(self, &successor, patience).await;
             serde_json::to_vec(&handed_over).map_err(|error| error.to_string())
         })
     }
@@ -350,7 +350,7 @@ impl<N: Serves<S>, S: ReplicaStore> Driver<'_, N, S> {
                 session.handle_view(inner.view());
                 session.handle_values(&values, read_at);
             }
-            MasterAction::Joined { slave, start, temporary, .. } => {
+            MasterAction::Joined { slave, start, temporary, ranges, .. } => {
                 tracing::info!(
                     target: "replikv::master", source = %inner.source, follower = %slave, seq = %start,
                     "a slave has connected"
@@ -358,7 +358,8 @@ impl<N: Serves<S>, S: ReplicaStore> Driver<'_, N, S> {
                 inner.metrics.session_accepted();
                 // A question of a comparison is the longest that a slave has to say.
                 connection.set_limits(DecoderLimits { control: 2 << 20, data: 1 << 20 });
-                self.entered = Some(inner.sessions.enter(&slave, temporary, start, inner.clock.now().monotonic));
+                self.entered =
+                    Some(inner.sessions.enter(&slave, temporary, ranges, start, inner.clock.now().monotonic));
                 if !temporary {
                     let name = SlotName::slave(slave);
                     inner.slots.with(|slots| slots.connected(&name, inner.slot_time()));

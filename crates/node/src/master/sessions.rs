@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
-use replikv_core::Seq;
+use replikv_core::{KeyRanges, Seq};
 use replikv_proto::Progress;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
@@ -22,6 +22,8 @@ pub(super) struct Session {
     durable: AtomicU64,
     heard_ms: AtomicU64,
     consistent: AtomicBool,
+    /// The keys that it subscribes to. Where that is a part of them, nobody waits for it, and it vouches for nothing.
+    pub(super) ranges: KeyRanges,
     /// Nothing is kept for it once it is gone, and nobody waits for it.
     temporary: bool,
     /// How many bytes of records there were up to `applied`.
@@ -61,7 +63,7 @@ impl Session {
     // never applies anything, must not begin to be waited for each time.
     fn counts(&self, floor: Seq) -> bool {
         let Progress { applied, consistent, .. } = self.progress();
-        !self.temporary && consistent && applied >= floor && self.counts.load(Ordering::Acquire)
+        !self.temporary && self.ranges.is_all() && consistent && applied >= floor && self.counts.load(Ordering::Acquire)
     }
 }
 
@@ -81,7 +83,14 @@ impl Sessions {
 
     /// Enters a slave. An older session of that name is told to end: the newest connection counts, since the older one
     /// may be half open for a long time.
-    pub(super) fn enter(self: &Arc<Self>, name: &str, temporary: bool, start: Seq, now: Duration) -> Entered {
+    pub(super) fn enter(
+        self: &Arc<Self>,
+        name: &str,
+        temporary: bool,
+        ranges: KeyRanges,
+        start: Seq,
+        now: Duration,
+    ) -> Entered {
         let session = Arc::new(Session {
             name: name.into(),
             connected_at: now,
@@ -91,6 +100,7 @@ impl Sessions {
             durable: AtomicU64::new(0),
             heard_ms: AtomicU64::new(millis(now)),
             consistent: AtomicBool::new(false),
+            ranges,
             temporary,
             applied_bytes: AtomicU64::new(0),
             stuck_since_ms: AtomicU64::new(0),
@@ -115,19 +125,26 @@ impl Sessions {
         self.map.load().values().cloned().collect()
     }
 
-    /// How many consistent slaves hold the record numbered `seq` on stable storage.
+    /// How many consistent slaves, of those that hold every key, hold the record numbered `seq` on stable storage.
     pub(super) fn durable(&self, seq: Seq) -> usize {
         let holds = |session: &&Arc<Session>| {
             let progress = session.progress();
-            progress.consistent && progress.durable >= seq
+            session.ranges.is_all() && progress.consistent && progress.durable >= seq
         };
         self.map.load().values().filter(holds).count()
     }
 
-    /// What a consistent slave of that name holds on stable storage.
+    /// What a consistent slave of that name holds on stable storage, if it holds every key.
     pub(super) fn durable_of(&self, name: &str) -> Option<Seq> {
-        let progress = self.map.load().get(name)?.progress();
-        progress.consistent.then_some(progress.durable)
+        let map = self.map.load();
+        let session = map.get(name)?;
+        let progress = session.progress();
+        (progress.consistent && session.ranges.is_all()).then_some(progress.durable)
+    }
+
+    /// Whether the slave of that name subscribes to a part of the keys.
+    pub(super) fn is_filtered(&self, name: &str) -> bool {
+        self.map.load().get(name).is_some_and(|session| !session.ranges.is_all())
     }
 
     /// Where the slowest slave is.

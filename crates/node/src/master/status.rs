@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-use replikv_core::{Position, ReplicaStore, Seq, SourceId, StoreError};
+use replikv_core::{KeyRanges, Position, ReplicaStore, Seq, SourceId, StoreError};
 use replikv_proto::{Compacted, LogEntry, RecordHeader, View};
 use serde::Serialize;
 use tokio::sync::watch;
@@ -57,6 +57,10 @@ pub struct MasterStatus {
 pub struct SlaveSeen {
     /// Its name.
     pub name: String,
+    /// The keys that it subscribes to; `None` if that is every key. As JSON an array of objects with `start` and `end`, as
+    /// text; what is not printable is escaped.
+    #[serde(serialize_with = "crate::health::ranges_as_text")]
+    pub ranges: Option<KeyRanges>,
     /// The last record that is readable there.
     pub applied: Seq,
     /// The last record that is on stable storage there.

@@ -84,6 +84,7 @@ impl FollowerMetrics {
         set(FOLLOWER_DURABLE_SEQ, Some(float(status.durable.as_u64())));
         set(FOLLOWER_SOURCE_SEQ, status.source_head.map(|head| float(head.seq.as_u64())));
         set(FOLLOWER_CONSISTENT, flag(progress.consistent));
+        set(FOLLOWER_RANGES, Some(status.ranges.as_ref().map_or(0.0, |ranges| float(ranges.as_slice().len() as u64))));
         set(FOLLOWER_CONNECTED, flag(progress.connected));
         set(FOLLOWER_LAG_SEQS, status.lag.map(|lag| float(lag.seqs)));
         set(FOLLOWER_LAG_BYTES, status.lag.map(|lag| float(lag.bytes)));

@@ -35,6 +35,7 @@ pub const ALL: &[Metric] = &[
     FOLLOWER_DURABLE_SEQ,
     FOLLOWER_SOURCE_SEQ,
     FOLLOWER_CONSISTENT,
+    FOLLOWER_RANGES,
     FOLLOWER_HEALTH,
     FOLLOWER_CONNECTIONS,
     FOLLOWER_CONNECTED,
@@ -147,6 +148,8 @@ metrics! {
         "The last record that the master has published, as last told; NaN before it has told.";
     FOLLOWER_CONSISTENT = GAUGE, Count, FOLLOWER, "replikv_follower_consistent",
         "1 if the data is a state that the master had, 0 before the first copy is complete, and while it compares.";
+    FOLLOWER_RANGES = GAUGE, Count, FOLLOWER, "replikv_follower_ranges",
+        "Key ranges that the slave subscribes to; 0 if that is every key.";
     FOLLOWER_HEALTH = GAUGE, Count, &["follower", "state"], "replikv_follower_health",
         "1 for the state that the slave is in, 0 for the others.";
     FOLLOWER_CONNECTIONS = COUNTER, Count, FOLLOWER, "replikv_follower_connections_total",

@@ -416,7 +416,8 @@ impl Inner {
                     return Err(ReadError::NobodyWithin { reasons: unfit.to_string() });
                 }
             },
-            Ok(Err(error @ ReadError::Behind { .. })) => {
+            // It is well, and does not have what is asked for: another one may.
+            Ok(Err(error @ (ReadError::Behind { .. } | ReadError::Store(StoreError::NotSubscribed { .. })))) => {
                 entry.unfit.fetch_add(1, Ordering::Relaxed);
                 return Err(error);
             }

@@ -12,7 +12,8 @@ use replikv_core::{
     WriteSet, WriteSetBuilder,
 };
 use replikv_proto::{
-    Applier, Content, Differing, Displaced, Displacing, Group, ProbeCheck, Probed, Record, RejectCode, Resync, Touched,
+    Applier, Content, Differing, Displaced, Displacing, Group, Portion, ProbeCheck, Probed, Record, RejectCode, Resync,
+    Touched,
 };
 use tokio::sync::{Notify, mpsc};
 use tokio::time::{Instant, sleep, sleep_until};
@@ -32,6 +33,7 @@ pub(super) enum Item {
     Begin(Cursor),
     Resync(Cursor, Resync),
     Record(Record),
+    Portion(Portion),
     Content(Content),
     Touched(Touched),
     Covered(KeyRange, Position),
@@ -46,6 +48,7 @@ impl Item {
         match self {
             Self::Begin(_) | Self::Resync(..) | Self::Facts(_) => 0,
             Self::Record(record) => record.byte_len(),
+            Self::Portion(portion) => portion.byte_len(),
             Self::Content(content) => content.entries.byte_len(),
             Self::Touched(touched) => touched.ops.byte_len(),
             Self::Covered(range, _) => Applier::covered_len(range),
@@ -196,6 +199,7 @@ impl<S: ReplicaStore> ApplyTask<S> {
                 self.applier.begin_resync(cursor, resync);
             }
             Item::Record(record) => self.applier.push_record(record),
+            Item::Portion(portion) => self.applier.push_portion(portion),
             Item::Content(content) => self.applier.push_content(content),
             Item::Touched(touched) => self.applier.push_touched(touched),
             Item::Covered(range, read_at) => self.applier.push_covered(range, read_at),

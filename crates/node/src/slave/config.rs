@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use replikv_core::{Durability, LinkId};
+use replikv_core::{Durability, KeyRanges, LinkId};
 use replikv_proto::OnDivergence;
 
 use super::{KeepLog, Quarantine};
@@ -13,6 +13,7 @@ use super::{KeepLog, Quarantine};
 pub struct SlaveConfig {
     pub(crate) name: String,
     pub(crate) link: LinkId,
+    pub(crate) ranges: Option<KeyRanges>,
     pub(crate) temporary: bool,
     pub(crate) durability: Durability,
     pub(crate) sync_every: Duration,
@@ -38,6 +39,7 @@ impl SlaveConfig {
         Self {
             name: name.into(),
             link: LinkId::default(),
+            ranges: None,
             temporary: false,
             durability: Durability::Synced,
             sync_every: Duration::from_secs(1),
@@ -59,6 +61,26 @@ impl SlaveConfig {
     #[must_use]
     pub fn link(mut self, link: LinkId) -> Self {
         self.link = link;
+        self
+    }
+
+    /// Subscribes to these keys: the master sends nothing of any other, and the slave holds none of them. At most 64 ranges
+    /// that do not touch each other, whose bounds have 16 KiB at most. Default: what the store has kept from the last time,
+    /// and every key if it is new; say [`KeyRanges::all`] to go back to that.
+    ///
+    /// Where the store has kept another set, what is new is copied once the slave follows, and nothing else is; what is no
+    /// longer wanted is dropped by [`Slave::open`], in bounded steps, and is in no quarantine. Either is gone on with after a
+    /// crash.
+    ///
+    /// A slave that subscribes to a part of the keys cannot be promoted, does not count for
+    /// [`replicated`](crate::Write::replicated), and nobody waits for it. Where nothing that is written touches its ranges,
+    /// it is told how far it is with each heartbeat, and not with each batch. Reads of other keys are
+    /// [`NotSubscribed`](replikv_core::StoreError::NotSubscribed), and not empty.
+    ///
+    /// [`Slave::open`]: super::Slave::open
+    #[must_use]
+    pub fn subscribe(mut self, ranges: impl Into<KeyRanges>) -> Self {
+        self.ranges = Some(ranges.into());
         self
     }
 

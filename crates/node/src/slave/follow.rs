@@ -139,6 +139,7 @@ impl<S: ReplicaStore> Slave<S> {
             holds_data,
             checkpoints: stored::checkpoint_positions(&inner.store, CHECKPOINTS).await?,
             limits: usable(inner.store.limits(), inner.relay.is_some()),
+            ranges: inner.ranges.clone(),
             temporary: inner.config.temporary,
             handshake_timeout: inner.config.handshake_timeout,
             on_divergence: inner.config.on_divergence,
@@ -181,6 +182,7 @@ impl<S: ReplicaStore> Slave<S> {
                         queue.push(Item::Resync(cursor, resync));
                     }
                     SlaveAction::Apply(record) => queue.push(Item::Record(record)),
+                    SlaveAction::ApplyPortion(portion) => queue.push(Item::Portion(portion)),
                     SlaveAction::Copy(content) => queue.push(Item::Content(content)),
                     SlaveAction::Touch(touched) => queue.push(Item::Touched(touched)),
                     SlaveAction::Covered { range, read_at } => queue.push(Item::Covered(range, read_at)),
@@ -198,11 +200,11 @@ impl<S: ReplicaStore> Slave<S> {
                         break;
                     }
                     SlaveAction::Waiting(welcome) => {
-                        connection.set_limits(DecoderLimits::for_batches(welcome.limits.max_batch));
+                        connection.set_limits(self.decodes(&welcome.limits));
                         inner.tracker.waiting(&welcome);
                     }
                     SlaveAction::Welcomed(welcome) => {
-                        connection.set_limits(DecoderLimits::for_batches(welcome.limits.max_batch));
+                        connection.set_limits(self.decodes(&welcome.limits));
                         self.keep_what_was_told(&welcome).await?;
                         if inner.relay.is_some() {
                             queue.push(Item::Facts(Facts::of(&welcome)));
@@ -253,6 +255,12 @@ impl<S: ReplicaStore> Slave<S> {
                 () = tokio::task::yield_now(), if more => {}
             }
         }
+    }
+
+    // Range deletes of a few bytes may be longer by a few once they are clipped.
+    fn decodes(&self, limits: &StoreLimits) -> DecoderLimits {
+        let room = if self.inner.ranges.is_all() { 1 } else { 2 };
+        DecoderLimits::for_batches(limits.max_batch.saturating_mul(room))
     }
 
     // For the day on which this slave is promoted, or opened while its master is away and others want to follow it.

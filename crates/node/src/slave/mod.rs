@@ -13,6 +13,7 @@ mod relay;
 mod restore;
 mod serve;
 mod status;
+mod subscribe;
 mod takeover;
 #[cfg(feature = "tcp")]
 mod tcp;
@@ -26,7 +27,8 @@ use std::sync::Arc;
 use async_trait::async_trait;
 use bytes::Bytes;
 use replikv_core::{
-    Cursor, DataReader, KeyRange, Keyspace, LinkId, Page, ReplicaStore, ReplicaStoreExt, ScanOptions, StoreError, meta,
+    Cursor, DataReader, KeyRange, KeyRanges, Keyspace, LinkId, Page, ReplicaStore, ReplicaStoreExt, ScanOptions,
+    StoreError, meta,
 };
 use replikv_proto::layout::{Identity, Role};
 use tokio::sync::{Mutex, watch};
@@ -40,6 +42,7 @@ pub use self::quarantine::{Quarantine, QuarantineFile};
 use self::relay::Relay;
 use self::status::Tracker;
 pub use self::status::{RelayStatus, SlaveProgress, SlaveState, SlaveStatus};
+pub use self::subscribe::subscription;
 pub use self::takeover::{TakeOverError, TookOver};
 use self::verify::Desk;
 pub use self::verify::{Difference, Verification, VerifyError, VerifyOptions, VerifyOutcome, VerifyReport};
@@ -73,6 +76,8 @@ impl<S> Clone for Slave<S> {
 struct Inner<S> {
     store: Arc<S>,
     config: SlaveConfig,
+    /// What it subscribes to.
+    ranges: KeyRanges,
     nonce: u64,
     clock: Clock,
     tracker: Tracker,
@@ -97,6 +102,7 @@ impl<S: ReplicaStore> Slave<S> {
     /// # Errors
     /// [`OpenError::Name`] if the configured name is none; [`OpenError::Role`] if the store is a master's, and
     /// [`OpenError::Backup`] if it is a backup of one and the configuration does not say that it takes it;
+    /// [`OpenError::Subscription`] if no slave can subscribe to what the configuration says;
     /// [`OpenError::OtherLink`] if it follows under another link's name: one store has one lineage. A store with data
     /// that came from no master opens, and is refused when it follows; nothing is written to it.
     pub async fn open(store: S, config: SlaveConfig) -> Result<Self, OpenError> {
@@ -115,14 +121,21 @@ impl<S: ReplicaStore> Slave<S> {
             return Err(OpenError::OtherLink { other, wanted: config.link.to_string() });
         }
         let cursor = store.cursor(&config.link).await?;
-        if identity.is_none() && (cursor.is_some() || store.is_keyspace_empty(Keyspace::Data).await?) {
+        // Nothing is written to a store that holds data of its own.
+        let own_data = identity.is_none() && cursor.is_none() && !store.is_keyspace_empty(Keyspace::Data).await?;
+        if identity.is_none() && !own_data {
             stored::write_identity(&store, &Identity::slave()).await?;
         }
+        let ranges = subscribe::wanted(&store, &config).await?;
+        if !own_data {
+            subscribe::settle(&store, &config, &ranges).await?;
+        }
+        let cursor = store.cursor(&config.link).await?;
         // What a killed process left is acknowledged as durable from here on.
         store.sync().await?;
         let nonce = getrandom::u64().map_err(|error| OpenError::Random { reason: error.to_string() })?;
         let clock = Clock::new();
-        let tracker = Tracker::new(&config, cursor.as_ref());
+        let tracker = Tracker::new(&config, &ranges, cursor.as_ref());
         let (following, active, closing) = (Arc::default(), Arc::default(), CancellationToken::new());
         let feed = GroupFeed::new();
         let runtime = tokio::runtime::Handle::try_current().ok();
@@ -142,6 +155,7 @@ impl<S: ReplicaStore> Slave<S> {
         let inner = Inner {
             store,
             config,
+            ranges,
             nonce,
             clock,
             tracker,
@@ -166,17 +180,29 @@ impl<S: ReplicaStore> Slave<S> {
     /// The value of `key`, or `None`.
     ///
     /// # Errors
-    /// As [`ReplicaStore::get`].
+    /// As [`ReplicaStore::get`]; [`StoreError::NotSubscribed`] if the slave does not subscribe to `key`.
     pub async fn get(&self, key: impl AsRef<[u8]>) -> Result<Option<Bytes>, StoreError> {
-        self.inner.store.get(Keyspace::Data, key.as_ref()).await
+        let key = key.as_ref();
+        if !key.is_empty() && !self.inner.ranges.contains(key) {
+            return Err(StoreError::NotSubscribed { what: format!("key {}", key.escape_ascii()) });
+        }
+        self.inner.store.get(Keyspace::Data, key).await
     }
 
     /// One page of `range`, as it was at one instant.
     ///
     /// # Errors
-    /// As [`ReplicaStore::scan`].
+    /// As [`ReplicaStore::scan`]; [`StoreError::NotSubscribed`] if `range` holds keys that the slave does not subscribe to:
+    /// whoever wants what there is asks for one of its [`ranges`](Self::ranges) after the other.
     pub async fn scan(&self, range: impl Into<KeyRange>, options: ScanOptions) -> Result<Page, StoreError> {
-        self.inner.store.scan(Keyspace::Data, range.into(), options).await
+        let range = range.into();
+        self.inner.subscribes_to(&range)?;
+        self.inner.store.scan(Keyspace::Data, range, options).await
+    }
+
+    /// The keys that the slave subscribes to, and holds once it has caught up.
+    pub fn ranges(&self) -> &KeyRanges {
+        &self.inner.ranges
     }
 
     /// The store. Reading it is fine; what else is written to it is lost, or found as a difference.
@@ -227,7 +253,21 @@ async fn only_link<S: ReplicaStore>(store: &S) -> Result<Option<LinkId>, StoreEr
     link.map(Some).ok_or_else(|| StoreError::Corrupt { what: "the cursor of no link".into() })
 }
 
+impl<S> Inner<S> {
+    // A part of what was asked for would look like all of it.
+    fn subscribes_to(&self, range: &KeyRange) -> Result<(), StoreError> {
+        if self.ranges.covers(range) {
+            return Ok(());
+        }
+        Err(StoreError::NotSubscribed { what: format!("some of {}", KeyRanges::from(range.clone())) })
+    }
+}
+
 impl<S> Slave<S> {
+    pub(crate) fn subscribes_to(&self, range: &KeyRange) -> Result<(), StoreError> {
+        self.inner.subscribes_to(range)
+    }
+
     pub(crate) fn feed(&self) -> &GroupFeed {
         &self.inner.feed
     }

@@ -1,6 +1,8 @@
 //! Promotion: a slave's store becomes a master's, in a new epoch of the same history.
 
-use replikv_core::{Cursor, Durability, KeyRange, Keyspace, Position, ReplicaStore, Seq, StoreError, WriteSet, meta};
+use replikv_core::{
+    Cursor, Durability, KeyRange, KeyRanges, Keyspace, Position, ReplicaStore, Seq, StoreError, WriteSet, meta,
+};
 use replikv_proto::layout::{Epochs, Floor, Head, Identity, Kept, Role, Stored};
 use replikv_proto::{EpochStart, Resync};
 
@@ -21,6 +23,12 @@ pub enum PromoteError {
     /// What it holds is no state that its master had. Choose another slave, or let this one follow to the end first.
     #[error("the slave is not through with a copy, a comparison or a resync: what it holds is no state of its master")]
     CatchingUp,
+    /// It holds a part of the keys. Choose a slave that holds them all.
+    #[error("the slave subscribes to a part of the keys, {ranges}: it holds no state that a master could go on from")]
+    Filtered {
+        /// What it subscribes to.
+        ranges: KeyRanges,
+    },
     /// The system gives no random numbers, or there are no more epochs.
     #[error(transparent)]
     Open(#[from] OpenError),
@@ -78,6 +86,9 @@ impl<S: ReplicaStore> Slave<S> {
 pub async fn promote<S: ReplicaStore>(store: &S) -> Result<Promoted, PromoteError> {
     let identity: Option<Identity> = stored::read(store, Identity::KEY).await?;
     let before = identity.filter(|identity| identity.role == Role::Slave).ok_or(PromoteError::NoSlave)?;
+    if let Some(ranges) = super::subscription(store).await? {
+        return Err(PromoteError::Filtered { ranges });
+    }
     let link = super::only_link(store).await?.ok_or(PromoteError::Empty)?;
     let cursor: Cursor = store.cursor(&link).await?.ok_or(PromoteError::Empty)?;
     if !cursor.is_consistent() || stored::read::<S, Resync>(store, Resync::KEY).await?.is_some() {

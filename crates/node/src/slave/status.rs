@@ -3,7 +3,7 @@
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
-use replikv_core::{Cursor, Fill, Position, Seq, StoreError};
+use replikv_core::{Cursor, Fill, KeyRanges, Position, Seq, StoreError};
 use replikv_proto::{EpochStart, Lag, Mode, Now, Progress, ReadAt, RejectCode, SourceFacts, Welcome};
 use serde::Serialize;
 use tokio::sync::watch;
@@ -55,6 +55,10 @@ pub struct SlaveProgress {
 pub struct SlaveStatus {
     /// The slave's name.
     pub name: String,
+    /// The keys that it subscribes to; `None` if that is every key. As JSON an array of objects with `start` and `end`, as
+    /// text; what is not printable is escaped.
+    #[serde(serialize_with = "crate::health::ranges_as_text")]
+    pub ranges: Option<KeyRanges>,
     /// What it is doing.
     pub state: SlaveState,
     /// How it is.
@@ -120,6 +124,7 @@ pub struct RelayStatus {
 #[derive(Debug)]
 pub(super) struct Tracker {
     name: String,
+    ranges: Option<KeyRanges>,
     stale_after: Duration,
     progress: watch::Sender<SlaveProgress>,
     facts: Mutex<Facts>,
@@ -173,7 +178,7 @@ pub(super) struct Worked {
 const OUTPACED: u64 = 4;
 
 impl Tracker {
-    pub(super) fn new(config: &SlaveConfig, cursor: Option<&Cursor>) -> Self {
+    pub(super) fn new(config: &SlaveConfig, ranges: &KeyRanges, cursor: Option<&Cursor>) -> Self {
         let progress = SlaveProgress {
             position: cursor.map(|cursor| cursor.position),
             durable: cursor.map_or(Seq::ZERO, |cursor| cursor.position.seq),
@@ -184,6 +189,7 @@ impl Tracker {
             Facts { trouble: Some((HealthState::Disconnected, "not connected yet".into())), ..Facts::default() };
         Self {
             name: config.name.clone(),
+            ranges: (!ranges.is_all()).then(|| ranges.clone()),
             stale_after: config.stale_after,
             progress: watch::Sender::new(progress),
             facts: Mutex::new(facts),
@@ -411,6 +417,7 @@ impl Tracker {
         }
         SlaveStatus {
             name: self.name.clone(),
+            ranges: self.ranges.clone(),
             state,
             health: Health { state: health, reason, since_unix_ms: facts.since },
             position: progress.position,
@@ -505,7 +512,7 @@ mod tests {
         let from = position(9);
         for (mode, consistent) in [(Mode::Compare { from }, false), (Mode::Copy { from }, false), (Mode::Resume, true)]
         {
-            let tracker = Tracker::new(&SlaveConfig::new("edge"), Some(&Cursor::at(position(5))));
+            let tracker = Tracker::new(&SlaveConfig::new("edge"), &KeyRanges::all(), Some(&Cursor::at(position(5))));
             tracker.progress.send_modify(|progress| progress.head = Some(position(5)));
             let mut seen = tracker.subscribe();
             tracker.welcomed(&Welcome {

@@ -43,8 +43,9 @@ pub enum TakeOverError {
         handed_over: HandedOver,
     },
     /// The master has stopped in favour of this slave, which could not be promoted. Nothing of it was changed: see why,
-    /// and promote it.
-    #[error("the master has stopped, and this slave was not promoted")]
+    /// and promote it. If it [subscribes to a part of the keys](PromoteError::Filtered), the master was not asked, and goes
+    /// on.
+    #[error("this slave was not promoted")]
     Promote(#[from] PromoteError),
 }
 
@@ -81,6 +82,10 @@ impl<S: ReplicaStore> Slave<S> {
         T: AsyncRead + AsyncWrite + Send,
         F: Future<Output = io::Result<T>> + Send,
     {
+        // Before anybody stops in its favour.
+        if !self.ranges().is_all() {
+            return Err(PromoteError::Filtered { ranges: self.ranges().clone() }.into());
+        }
         let until = Instant::now() + patience;
         let handed_over = loop {
             let asked = async {

@@ -22,7 +22,7 @@ pub use self::keep::GroupLog;
 use self::keep::{Building, Keeping};
 use crate::layout::{Checkpoint, Head, Stored};
 use crate::planted::{self, Bug};
-use crate::{Content, Displacing, Probed, Record, Resync, SlotName, Touched};
+use crate::{Content, Displacing, Portion, Probed, Record, Resync, SlotName, Touched};
 
 /// Turns what arrives into write sets.
 #[derive(Debug)]
@@ -47,6 +47,7 @@ enum Item {
     Begin(Cursor),
     Resync(Cursor, Resync),
     Record(Record),
+    Portion(Portion),
     Content(Content),
     Touched(Touched),
     Covered(KeyRange, Position),
@@ -123,6 +124,11 @@ impl Applier {
     /// A record whose place in the chain was verified.
     pub fn push_record(&mut self, record: Record) {
         self.push(Item::Record(record));
+    }
+
+    /// What of one or more records lies in the slave's ranges, whose place in the history was verified.
+    pub fn push_portion(&mut self, portion: Portion) {
+        self.push(Item::Portion(portion));
     }
 
     /// A page that replaces its range.
@@ -211,7 +217,7 @@ impl Applier {
         if !planted::is(Bug::CursorNotRequired) {
             out.require(meta::cursor_key(&self.link), before);
         }
-        let plain = matches!(&items[..], [Item::Record(_)])
+        let plain = matches!(&items[..], [Item::Record(_) | Item::Portion(_)])
             && self.cursor.as_ref().is_some_and(|cursor| cursor.coverage.is_complete());
         let mut fold = Fold::default();
         let (mut displacing, mut contents) = (self.resync, Vec::new());
@@ -243,6 +249,21 @@ impl Applier {
                         fold_covered(record.body(), &cursor.coverage, &mut fold, &mut out)?;
                     }
                     cursor.position = record.position();
+                    complete(cursor);
+                }
+                Item::Portion(portion) => {
+                    let cursor = self.cursor.as_mut().ok_or_else(|| corrupt("a record came before a position"))?;
+                    records += usize::try_from(portion.records).unwrap_or(usize::MAX);
+                    if portion.ops.is_empty() {
+                        // The position is all there is to say.
+                    } else if plain {
+                        out.append(Keyspace::Data, portion.ops.clone());
+                    } else if cursor.coverage.is_complete() {
+                        fold_all(&portion.ops, &mut fold, &mut out)?;
+                    } else {
+                        fold_covered(&portion.ops, &cursor.coverage, &mut fold, &mut out)?;
+                    }
+                    cursor.position = portion.position;
                     complete(cursor);
                 }
                 Item::Content(content) => {
@@ -356,6 +377,7 @@ impl Item {
         match self {
             Self::Begin(_) | Self::Resync(..) => 0,
             Self::Record(record) => record.byte_len(),
+            Self::Portion(portion) => portion.byte_len(),
             Self::Content(content) => content.entries.byte_len(),
             Self::Touched(touched) => touched.ops.byte_len(),
             Self::Covered(range, _) => Applier::covered_len(range),
@@ -381,6 +403,7 @@ impl Item {
     fn time(&self) -> Option<u64> {
         match self {
             Self::Record(record) => Some(record.header().time),
+            Self::Portion(portion) => Some(portion.time),
             _ => None,
         }
     }
@@ -388,6 +411,7 @@ impl Item {
     fn checkpoint(&self) -> Option<Position> {
         match self {
             Self::Record(record) if Checkpoint::is_due(record.position().seq) => Some(record.position()),
+            Self::Portion(portion) if Checkpoint::is_due(portion.position.seq) => Some(portion.position),
             Self::Touched(touched) => touched.end.filter(|end| Checkpoint::is_due(end.seq)),
             _ => None,
         }
@@ -395,8 +419,12 @@ impl Item {
 }
 
 fn records_bytes(items: &[Item]) -> u64 {
-    let records = items.iter().filter(|item| matches!(item, Item::Record(_)));
-    records.map(|item| item.byte_len() as u64).sum()
+    let bytes = |item: &Item| match item {
+        Item::Record(record) => record.byte_len() as u64,
+        Item::Portion(portion) => portion.log_bytes,
+        _ => 0,
+    };
+    items.iter().map(bytes).sum()
 }
 
 fn corrupt(what: &str) -> StoreError {

@@ -8,9 +8,10 @@ use std::collections::VecDeque;
 use std::time::Duration;
 
 use bytes::Bytes;
-use replikv_core::{Coverage, Epoch, Fill, KeyRange, Position, Seq, SourceId, StoreLimits};
+use replikv_core::{Coverage, Epoch, Fill, KeyRange, KeyRanges, Position, Seq, SourceId, StoreLimits};
 
 use super::{Located, ProtocolError, Refusal};
+use crate::filter::{self, Filter};
 use crate::planted::{self, Bug};
 use crate::reconcile::{Answer, Asked, Examination, MAX_BOUND_BYTES, MAX_PIECES, Probe, Probed};
 use crate::{
@@ -120,6 +121,8 @@ pub enum MasterAction {
         start: Seq,
         /// True if nothing is to be kept for it once it is gone.
         temporary: bool,
+        /// The keys that it subscribes to.
+        ranges: KeyRanges,
     },
     /// The slave holds this position, and it was found in the history.
     Verified(Position),
@@ -205,13 +208,20 @@ enum State {
 #[derive(Debug)]
 struct Applicant {
     hello: Hello,
+    /// The keys that it subscribes to.
+    ranges: KeyRanges,
     /// Until when it may wait, once it was told to: it has its place among the slaves, and is heard of like all others.
     waits: Option<Duration>,
 }
 
 #[derive(Debug)]
 struct Stream {
+    /// What was read from the log. A slave with a filter may not have been told of the last of it.
     sent: Position,
+    /// What the slave is sent, if it subscribes to a part of the keys.
+    filter: Option<Filter>,
+    /// The slave holds a state of the master: nothing is waiting for it to stand anywhere.
+    settled: bool,
     /// What of the content was framed so far, in a copy.
     copy: Coverage,
     /// Whether the slave compares, and may ask.
@@ -292,6 +302,7 @@ impl MasterSession {
                 if applied > stream.sent.seq || durable > applied {
                     return Err(ProtocolError::misbehaved("it acknowledged what was never sent"));
                 }
+                stream.settled = consistent;
                 // The latest counts. While nothing can be sent nothing is polled, and acks must not pile up.
                 self.queue.retain(|action| !matches!(action, MasterAction::Progress(_)));
                 self.queue.push_back(MasterAction::Progress(Progress { applied, durable, consistent }));
@@ -355,7 +366,7 @@ impl MasterSession {
             }
             State::Replacing(applicant, refusal, ancestor) => {
                 let (from, reason) = (self.view.published, refusal.code);
-                let coverage = Coverage::new(KeyRange::all(), Fill::Compare);
+                let coverage = Coverage::within(&applicant.ranges, Fill::Compare);
                 self.start(&applicant, Mode::Resync { from, reason, ancestor }, 0, from, coverage);
             }
             other => self.state = other,
@@ -370,9 +381,21 @@ impl MasterSession {
             Pending::Unpublished(_) if planted::is(Bug::RecordsWhilePageWaits) => {}
             _ => return,
         }
+        if let LogAnswer::Records { last, .. } = &answer {
+            stream.sent = *last;
+        }
+        let Ok(answer) = filter::filtered(stream.filter.as_mut(), answer) else {
+            // Never sent as it is.
+            return self.shut(GoodbyeReason::Closing, "a record of the log cannot be filtered: it is damaged");
+        };
+        let Some(answer) = answer else {
+            if !stream.waits_quietly() {
+                stream.tell(&mut self.queue);
+            }
+            return;
+        };
         match answer {
-            LogAnswer::Records { parts, last } => {
-                stream.sent = last;
+            LogAnswer::Records { parts, .. } => {
                 self.queue.push_back(MasterAction::Send(Message::Records(Records { parts })));
             }
             LogAnswer::Compacted(stretch) => stream.stretch = Some(stretch),
@@ -447,6 +470,10 @@ impl MasterSession {
             }
             state if state.is_welcomed() && now.monotonic >= self.next_heartbeat => {
                 self.next_heartbeat = now.monotonic.saturating_add(self.config.heartbeat);
+                // Where nothing touches its ranges a slave is told how far it is, and no more often than this.
+                if let State::Streaming(stream) = &mut self.state {
+                    stream.tell(&mut self.queue);
+                }
                 let (head, log_bytes) = (self.view.published, self.view.log_bytes);
                 let beat = Message::Heartbeat(Heartbeat::Source { head, log_bytes, time: now.unix_ms });
                 // A connection that does not drain gets one heartbeat, not a queue of them.

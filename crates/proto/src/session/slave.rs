@@ -3,9 +3,10 @@
 use std::collections::VecDeque;
 use std::time::Duration;
 
-use replikv_core::{Coverage, Cursor, EncodedOps, Fill, KeyRange, Op, OpsPart, Position, StoreLimits};
+use replikv_core::{Coverage, Cursor, EncodedOps, Fill, KeyRange, KeyRanges, Op, OpsPart, Position, StoreLimits};
 
 use super::{MAX_PATH, ProtocolError, Refusal};
+use crate::filter::{self, Portion};
 use crate::planted::{self, Bug};
 use crate::reconcile::{Comparison, Held, Probe, Probed};
 use crate::{
@@ -28,6 +29,8 @@ pub struct SlaveSessionConfig {
     pub checkpoints: Vec<Position>,
     /// What the store can hold.
     pub limits: StoreLimits,
+    /// The keys that it subscribes to.
+    pub ranges: KeyRanges,
     /// Whether it comes once, and nothing is to be kept for it.
     pub temporary: bool,
     /// How long the master may take until its welcome.
@@ -51,6 +54,9 @@ pub enum SlaveAction {
     Resync(Cursor, Resync),
     /// Apply a record. Its place in the chain was verified.
     Apply(Record),
+    /// Apply what of one or more records lies in the slave's ranges. Where that ends was verified, or will be by what
+    /// comes next.
+    ApplyPortion(Portion),
     /// Replace a range. It continues the copy, or was found to differ.
     Copy(Content),
     /// Apply what touched keys hold: newer than the records around it.
@@ -149,7 +155,7 @@ impl SlaveSession {
             holds_data: config.holds_data,
             checkpoints: config.checkpoints.clone(),
             limits: config.limits,
-            ranges: Vec::new(),
+            ranges: if config.ranges.is_all() { Vec::new() } else { config.ranges.clone().into() },
             path: Vec::new(),
             temporary: config.temporary,
             on_divergence: config.on_divergence,
@@ -187,7 +193,25 @@ impl SlaveSession {
                 let words = "the master asks for credentials, and this slave has none";
                 self.give_up(Refusal::new(RejectCode::Unsupported, words));
             }
-            (Message::Records(records), State::Following { received, probing, .. }) => {
+            (Message::Filtered(filtered), State::Following { received, probing, .. })
+                if !self.config.ranges.is_all() =>
+            {
+                for portion in filter::verify(&self.config.ranges, received, filtered)? {
+                    let position = portion.position;
+                    self.queue.push_back(SlaveAction::ApplyPortion(portion));
+                    if let Some(Probing::Ahead(_, probed)) = probing
+                        && probed.at.seq <= position.seq
+                    {
+                        if probed.at != position {
+                            return Err(ProtocolError::misbehaved("it answers of another history than it sends"));
+                        }
+                        if let Some(Probing::Ahead(_, probed)) = probing.take() {
+                            self.queue.push_back(SlaveAction::Probed(probed));
+                        }
+                    }
+                }
+            }
+            (Message::Records(records), State::Following { received, probing, .. }) if self.config.ranges.is_all() => {
                 for record in verify(received, records)? {
                     let position = record.position();
                     self.queue.push_back(SlaveAction::Apply(record));
@@ -239,6 +263,7 @@ impl SlaveSession {
             }
             (Message::Touched(touched), State::Following { coverage, received, probing, .. }) => {
                 check_touched(&touched, received)?;
+                filter::check_within(&self.config.ranges, &touched.ops)?;
                 *received = touched.end.unwrap_or(*received);
                 coverage.newer_until(touched.read_at);
                 self.queue.push_back(SlaveAction::Touch(touched));
@@ -497,12 +522,14 @@ impl SlaveSession {
             }
             // What is equal is kept, and what differs is the master's: the history is the same, and goes on.
             (Mode::Compare { from }, Some(cursor)) if from.seq >= cursor.position.seq => {
-                Ok(Cursor { position: *from, coverage: Coverage::new(KeyRange::all(), Fill::Compare) })
+                Ok(Cursor { position: *from, coverage: Coverage::within(&self.config.ranges, Fill::Compare) })
             }
             (Mode::Resync { from, reason, .. }, Some(_)) if self.config.on_divergence.resyncs(*reason) => {
-                Ok(Cursor { position: *from, coverage: Coverage::new(KeyRange::all(), Fill::Compare) })
+                Ok(Cursor { position: *from, coverage: Coverage::within(&self.config.ranges, Fill::Compare) })
             }
-            (Mode::Copy { from }, _) => Ok(Cursor { position: *from, coverage: Coverage::begin(KeyRange::all()) }),
+            (Mode::Copy { from }, _) => {
+                Ok(Cursor { position: *from, coverage: Coverage::within(&self.config.ranges, Fill::Copy) })
+            }
             _ => Err(Refusal::new(RejectCode::Unsupported, "the master offers a mode that this slave does not know")),
         }
     }

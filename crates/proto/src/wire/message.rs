@@ -10,6 +10,7 @@ use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
 use super::compare;
+use super::filtered::{self, Filtered};
 use super::reads::{self, Answered, RequestBody};
 use crate::{Compare, Compared, Held, OnDivergence, Probe, Probed, Summary};
 
@@ -53,6 +54,8 @@ pub enum Message {
     Touched(Touched),
     /// Either: what a read came to.
     Answered(Answered),
+    /// Master: records, to a slave that subscribes to key ranges.
+    Filtered(Filtered),
 }
 
 /// Who a slave is, where it stands, what it can hold and what it wants.
@@ -375,6 +378,7 @@ impl Message {
             Self::Probed(_) => "probed",
             Self::Touched(_) => "touched",
             Self::Answered(_) => "answered",
+            Self::Filtered(_) => "filtered records",
         }
     }
 
@@ -399,6 +403,7 @@ impl Message {
             Self::Probe(_) => 16,
             Self::Probed(_) => KIND_PROBED,
             Self::Answered(_) => KIND_ANSWERED,
+            Self::Filtered(_) => KIND_FILTERED,
         }
     }
 
@@ -445,6 +450,7 @@ impl Message {
                 vec![control(&header)?, touched.ops.as_bytes().clone()]
             }
             Self::Answered(answered) => reads::answered_payload(&answered.body)?,
+            Self::Filtered(filtered) => filtered::to_payload(filtered)?,
         })
     }
 
@@ -454,6 +460,7 @@ impl Message {
             KIND_RECORDS => return Ok(Some(Self::Records(Records { parts: segments }))),
             KIND_RANGES => return Ok(Some(Self::Ranges(content(segments)?))),
             KIND_PROBED => return Ok(Some(Self::Probed(probed(segments)?))),
+            KIND_FILTERED => return Ok(Some(Self::Filtered(filtered::from_payload(segments)?))),
             KIND_ANSWERED => {
                 let body = reads::parse_answered(segments)?;
                 return Ok(Some(Self::Answered(Answered { id: request, body })));
@@ -486,11 +493,12 @@ const KIND_RANGES: u8 = 10;
 const KIND_TOUCHED: u8 = 15;
 const KIND_PROBED: u8 = 17;
 const KIND_ANSWERED: u8 = 18;
+const KIND_FILTERED: u8 = 19;
 
 /// True for kinds whose payload is data: as large as batches are.
 pub(super) fn carries_data(kind: u8) -> bool {
     // A response carries as much as was asked for.
-    matches!(kind, KIND_RECORDS | KIND_RANGES | KIND_TOUCHED | KIND_PROBED | KIND_ANSWERED | 12)
+    matches!(kind, KIND_RECORDS | KIND_RANGES | KIND_TOUCHED | KIND_PROBED | KIND_ANSWERED | KIND_FILTERED | 12)
 }
 
 pub(super) fn control<T: Serialize>(payload: &T) -> Result<Bytes, postcard::Error> {

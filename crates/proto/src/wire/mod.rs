@@ -3,6 +3,7 @@
 mod compare;
 mod decoder;
 mod encoder;
+mod filtered;
 mod frame;
 mod message;
 mod preamble;
@@ -10,6 +11,8 @@ mod reads;
 
 pub use decoder::{DecodeError, Decoder, DecoderLimits, Event};
 pub use encoder::{EncodeError, Encoder, Outgoing};
+pub(crate) use filtered::LONG;
+pub use filtered::{Filtered, Passage, Share, Skipped};
 pub use frame::{FRAME_HEADER_LEN, MAX_FRAME_LEN};
 pub use message::{
     Ack, Content, EpochStart, Goodbye, GoodbyeReason, Heartbeat, Hello, Message, Mode, PathNode, Records, Reject,

@@ -9,8 +9,9 @@ use replikv_core::{
 };
 use replikv_proto::{
     Ack, Answered, AnsweredBody, Compare, Compared, Content, DecodeError, Decoder, DecoderLimits, Encoder, EpochStart,
-    Event, Goodbye, GoodbyeReason, Heartbeat, Hello, Lag, Message, Mode, OnDivergence, PathNode, RangeSummary, ReadAt,
-    ReadFailure, Records, Reject, RejectCode, Request, RequestBody, Response, Verdict, WaitFor, Welcome,
+    Event, Filtered, Goodbye, GoodbyeReason, Heartbeat, Hello, Lag, Message, Mode, OnDivergence, Passage, PathNode,
+    PreparedRecord, RangeSummary, ReadAt, ReadFailure, Record, RecordDraft, RecordKind, Records, Reject, RejectCode,
+    Request, RequestBody, Response, Share, Skipped, Verdict, WaitFor, Welcome, origin,
 };
 
 pub(crate) const CRITICAL: u8 = 0x01;
@@ -271,6 +272,20 @@ fn answer() -> impl Strategy<Value = AnsweredBody> {
     ]
 }
 
+fn filtered() -> impl Strategy<Value = Filtered> {
+    let run = (position(), any::<(u64, u64)>());
+    let run = run.prop_map(|(through, (log_bytes, time))| Passage::Skipped(Skipped { through, log_bytes, time }));
+    let share = (batch(), bytes(40), range()).prop_map(|(body, note, range)| {
+        let epoch = Epoch { number: 1, nonce: 2 };
+        let before = origin(SourceId::from_bytes([7; 16]), epoch);
+        let draft = RecordDraft { epoch, kind: RecordKind::Batch, time: 3, note: &note, body: body.as_bytes() };
+        let mut bytes = BytesMut::new();
+        PreparedRecord::after(&before, &draft).unwrap().append_to(&mut bytes);
+        Passage::Share(Share::of(&Record::decode(bytes.freeze()).unwrap(), &range.into()))
+    });
+    vec(prop_oneof![run, share], 1..4).prop_map(|passages| Filtered { passages })
+}
+
 /// Any message at all.
 pub(crate) fn message() -> impl Strategy<Value = Message> {
     let progress = || (seq(), seq(), any::<bool>());
@@ -308,5 +323,6 @@ pub(crate) fn message() -> impl Strategy<Value = Message> {
         bytes(40).prop_map(Message::Auth),
         compare().prop_map(Message::Compare),
         compared().prop_map(Message::Compared),
+        filtered().prop_map(Message::Filtered),
     ]
 }

@@ -3,7 +3,7 @@
 use std::collections::VecDeque;
 
 use replikv_core::{Cursor, Durability, KeyRange, LinkId, Outcome, Position, Seq, StoreError};
-use replikv_proto::{Applier, Content, Group, Probed, Progress, Record};
+use replikv_proto::{Applier, Content, Group, Portion, Probed, Progress, Record};
 
 use super::context::{Context, MILLI, Moment, Node, Owner};
 use super::store::{Reply, Request};
@@ -52,6 +52,7 @@ pub(super) struct Apply {
 pub(super) enum Item {
     Begin(Cursor),
     Record(Record),
+    Portion(Portion),
     Content(Content),
     Covered(KeyRange, Position),
     Checkpoints(Vec<Position>),
@@ -63,6 +64,7 @@ impl Item {
         match self {
             Self::Begin(_) | Self::Checkpoints(_) => 0,
             Self::Record(record) => record.bytes().len(),
+            Self::Portion(portion) => portion.byte_len(),
             Self::Content(content) => content.entries.byte_len(),
             Self::Covered(range, _) => Applier::covered_len(range),
             Self::Probed(probed) => probed.byte_len(),
@@ -116,6 +118,7 @@ impl Apply {
     pub(super) fn arrived(&self) -> Option<Seq> {
         let records = self.items.iter().filter_map(|item| match item {
             Item::Record(record) => Some(record.position().seq),
+            Item::Portion(portion) => Some(portion.position.seq),
             _ => None,
         });
         records.max()
@@ -231,6 +234,7 @@ impl Apply {
         match item {
             Item::Begin(cursor) => self.applier.begin(cursor),
             Item::Record(record) => self.applier.push_record(record),
+            Item::Portion(portion) => self.applier.push_portion(portion),
             Item::Content(content) => self.applier.push_content(content),
             Item::Covered(range, read_at) => self.applier.push_covered(range, read_at),
             Item::Checkpoints(checkpoints) => self.applier.push_checkpoints(checkpoints),

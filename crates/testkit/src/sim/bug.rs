@@ -71,6 +71,8 @@ pub enum DriverBug {
     ProbeHeadNotCompared,
     /// An answer to a probe is compared before the group that was folded ahead of it is written.
     ProbeBeforeFolded,
+    /// What a slave no longer subscribes to stays in its store.
+    DroppedRangesStay,
 }
 
 impl DriverBug {
@@ -104,6 +106,7 @@ impl DriverBug {
         Self::DamageTakenForDivergence,
         Self::ProbeHeadNotCompared,
         Self::ProbeBeforeFolded,
+        Self::DroppedRangesStay,
     ];
 }
 

@@ -57,6 +57,8 @@ pub(super) enum Passing {
         master: usize,
         step: u8,
     },
+    /// A slave that was started with other key ranges is started again.
+    Resubscribe(usize),
     /// The last thing before faults end: a write that fails, and a slave that has everything to copy.
     LastAct,
 }
@@ -160,6 +162,9 @@ pub(super) struct Context {
     pub(super) net_rng: Rng,
     pub(super) work_rng: Rng,
     pub(super) fault_rng: Rng,
+    pub(super) range_rng: Rng,
+    /// Whether slaves subscribe to parts of the keys.
+    pub(super) filters: bool,
     queue: BTreeMap<(Moment, u64), Happening>,
     next: u64,
     wakes: BTreeMap<Node, Moment>,
@@ -187,6 +192,8 @@ impl Context {
             net_rng: rng.fork(),
             work_rng: rng.fork(),
             fault_rng: rng.fork(),
+            range_rng: rng.fork(),
+            filters: seed % 3 == 1,
             queue: BTreeMap::new(),
             next: 0,
             wakes: BTreeMap::new(),

@@ -83,6 +83,8 @@ named! {
         Wiped = "wiped",
         /// A slave is given a store that holds data which came from no master.
         StrangeData = "strange-data",
+        /// A slave is started with other key ranges to subscribe to.
+        Resubscribed = "resubscribed",
     }
 }
 
@@ -213,6 +215,16 @@ named! {
         RefusedData = "refused-data",
         /// A slave was refused: its store is too small.
         RefusedLimits = "refused-limits",
+        /// A record was sent without what lies outside of a slave's ranges.
+        Filtered = "filtered",
+        /// A run of records that touch nothing of a slave's ranges was told by its end alone.
+        RunSkipped = "run-skipped",
+        /// A slave that followed subscribed to more than before.
+        RangesAdded = "ranges-added",
+        /// A slave dropped what it no longer subscribes to.
+        RangesDropped = "ranges-dropped",
+        /// It was interrupted, and went on with it, or with other ranges.
+        DroppingResumed = "dropping-resumed",
     }
 }
 

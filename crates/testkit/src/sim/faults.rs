@@ -135,6 +135,7 @@ impl World {
                 self.ctx.stores[store].shared = true;
                 self.ctx.stores[store].was_shared = true;
                 let node = self.add_slave(name, store, target, true);
+                self.slaves[node].ranges = self.slaves[like].ranges.clone();
                 self.later(2 * SECOND, Passing::ExtraSlave(node));
             }
             Fault::DroppedFollow => {
@@ -144,6 +145,10 @@ impl World {
             Fault::Wiped => {
                 let node = self.a_slave();
                 self.give_image(node, Maps::default());
+            }
+            Fault::Resubscribed => {
+                let node = self.a_slave();
+                self.resubscribe(node);
             }
             Fault::StrangeData => {
                 let node = self.a_slave();
@@ -181,7 +186,8 @@ impl World {
             }
             Passing::Rest { master, step } => self.rest(master, step),
             Passing::LastAct => self.last_act(),
-            Passing::MasterBack(_) | Passing::SlaveBack(_) => {}
+            Passing::Resubscribe(node) if !self.ctx.healing => self.resubscribe(node),
+            Passing::MasterBack(_) | Passing::SlaveBack(_) | Passing::Resubscribe(_) => {}
         }
     }
 
@@ -276,6 +282,23 @@ impl World {
         let store = self.slaves[node].store;
         self.take_down(store, power);
         self.later(SECOND, Passing::SlaveBack(node));
+    }
+
+    // Now and then again at once: what was begun is met by the next set, or by the same one.
+    fn resubscribe(&mut self, node: usize) {
+        let store = self.slaves[node].store;
+        if self.ctx.stores[store].shared {
+            return;
+        }
+        self.take_down(store, false);
+        if self.ctx.range_rng.u8(0..3) > 0 {
+            self.slaves[node].ranges = self.ranges();
+        }
+        self.slaves[node].start(&mut self.ctx);
+        if self.ctx.range_rng.bool() {
+            let soon = self.ctx.range_rng.u64(1..=6 * self.ctx.sizes.store_delay);
+            self.ctx.after(soon, Happening::Pass(Passing::Resubscribe(node)));
+        }
     }
 
     fn kill_master(&mut self, power: bool) {

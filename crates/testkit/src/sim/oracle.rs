@@ -3,8 +3,8 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use bytes::Bytes;
-use replikv_core::{Cursor, Fill, Keyspace, Op, Position, Seq, WriteSet};
-use replikv_proto::{Ack, Answer, LogEntry, Record};
+use replikv_core::{Cursor, EncodedOps, Fill, KeyRange, KeyRanges, Keyspace, Op, Position, Seq, WriteSet};
+use replikv_proto::{Ack, Answer, Content, Filtered, LogEntry, Passage, Record, Share, Subscription};
 
 use super::context::Sizes;
 use super::model::Model;
@@ -45,6 +45,8 @@ pub enum Invariant {
     ConditionsHold,
     /// A slave that verifies finds what differs, by its key, and nothing else.
     VerifiedRightly,
+    /// A slave that subscribes to key ranges holds nothing else, and is sent nothing else.
+    OnlySubscribed,
     /// A slave is served or refused as its position demands.
     RightDecision,
     /// Buffers stay under their bounds.
@@ -212,7 +214,7 @@ impl Oracle {
                 Op::Put { key, .. } | Op::Delete { key } => cursor.coverage.covers(key),
                 Op::DeleteRange { start, end } => {
                     let copy = |end: &[u8]| Bytes::copy_from_slice(end);
-                    let range = replikv_core::KeyRange::new(copy(start), end.map(copy));
+                    let range = KeyRange::new(copy(start), end.map(copy));
                     range.is_empty() || cursor.coverage.clip(&range) == [range]
                 }
             };
@@ -235,9 +237,29 @@ impl Oracle {
         let Some(point) = self.model.point(&cursor.position) else {
             return self.fail(Invariant::SlavePosition, format!("{} is no point of any history", cursor.position));
         };
-        if cursor.is_consistent() && point.print != print {
-            let words = difference(&point.state, store.visible.of(Keyspace::Data));
-            self.fail(Invariant::SlaveState, format!("at {}: {words}", cursor.position));
+        let Some(subscription) = store.visible.stored::<Subscription>(Subscription::KEY) else {
+            if cursor.is_consistent() && point.print != print {
+                let words = difference(&point.state, store.visible.of(Keyspace::Data));
+                self.fail(Invariant::SlaveState, format!("at {}: {words}", cursor.position));
+            }
+            return;
+        };
+        let Subscription { ranges, dropping } = &subscription;
+        let within = |data: &BTreeMap<Bytes, Bytes>| -> BTreeMap<Bytes, Bytes> {
+            data.iter()
+                .filter(|(key, _)| ranges.contains(key))
+                .map(|(key, value)| (key.clone(), value.clone()))
+                .collect()
+        };
+        let held = store.visible.of(Keyspace::Data);
+        let (wanted, found) = (within(&point.state), within(held));
+        if cursor.is_consistent() && wanted != found {
+            let words = difference(&wanted, &found);
+            self.fail(Invariant::SlaveState, format!("within {ranges}, at {}: {words}", cursor.position));
+        }
+        let stray = held.keys().find(|key| !ranges.contains(key) && !dropping.contains(key));
+        if let Some(key) = stray.map(|key| key.escape_ascii().to_string()) {
+            self.fail(Invariant::OnlySubscribed, format!("it holds {key}, and subscribes to {ranges}"));
         }
     }
 
@@ -323,6 +345,79 @@ impl Oracle {
         self.require(Invariant::SentIsDurable, durable, || format!("{sent} was sent, and is not durable"));
     }
 
+    /// A master sends what of its records lies within `ranges`, on a session that stands at `sent`.
+    pub(super) fn filtered_sent(
+        &mut self,
+        store: &ModelStore,
+        sent: &mut Position,
+        ranges: &KeyRanges,
+        filtered: &Filtered,
+        coverage: &mut Coverage,
+    ) {
+        for passage in &filtered.passages {
+            match passage {
+                Passage::Share(share) => {
+                    coverage.met(Scene::Filtered);
+                    self.share_sent(sent, ranges, share);
+                }
+                Passage::Skipped(run) => {
+                    coverage.met(Scene::RunSkipped);
+                    let mut next = self.model.point(&run.through);
+                    let mut touched = None;
+                    while let Some(point) = next.filter(|point| point.position.seq > sent.seq) {
+                        let record = Record::decode(point.bytes.clone());
+                        let quiet = record.is_ok_and(|record| record.body().within(ranges).is_empty());
+                        touched = touched.or((!quiet).then_some(point.position));
+                        next = self.model.before(point);
+                    }
+                    let continues = next.is_some_and(|point| point.position == *sent || sent.seq == Seq::ZERO);
+                    self.require(Invariant::SentInOrder, continues, || {
+                        format!("a run up to {} was sent after {sent}", run.through)
+                    });
+                    self.require(Invariant::SentIsIntact, touched.is_none(), || {
+                        format!("{touched:?} touches {ranges}, and was left out")
+                    });
+                    *sent = run.through;
+                }
+            }
+        }
+        let durable = self.is_durable(store, sent);
+        self.require(Invariant::SentIsDurable, durable, || format!("{sent} was sent, and is not durable"));
+    }
+
+    fn share_sent(&mut self, sent: &mut Position, ranges: &KeyRanges, share: &Share) {
+        let position = share.header().position();
+        let follows = share.header().verify_after(sent).is_ok();
+        self.require(Invariant::SentInOrder, follows, || format!("{position} was sent after {sent}"));
+        self.only(ranges, share.ops());
+        let record = self.model.point(&position).and_then(|point| Record::decode(point.bytes.clone()).ok());
+        let intact = record.is_some_and(|record| record.body().within(ranges) == *share.ops());
+        self.require(Invariant::SentIsIntact, intact, || format!("{position} is not what was committed"));
+        *sent = position;
+    }
+
+    /// A master sends content to a slave that subscribes to `ranges`.
+    pub(super) fn content_within(&mut self, ranges: &KeyRanges, content: &Content) {
+        self.require(Invariant::OnlySubscribed, ranges.covers(&content.range), || {
+            format!("{:?} was sent to a slave of {ranges}", content.range)
+        });
+        self.only(ranges, &content.entries);
+    }
+
+    fn only(&mut self, ranges: &KeyRanges, ops: &EncodedOps) {
+        for op in ops {
+            let inside = match op {
+                Op::Put { key, .. } | Op::Delete { key } => ranges.contains(key),
+                Op::DeleteRange { start, end } => {
+                    let copy = |key: &[u8]| Bytes::copy_from_slice(key);
+                    let range = KeyRange::new(copy(start), end.map(copy));
+                    ranges.veil(&range) == Some(range)
+                }
+            };
+            self.require(Invariant::OnlySubscribed, inside, || format!("{op:?} was sent to a slave of {ranges}"));
+        }
+    }
+
     /// A master sends a page, or says what is equal.
     pub(super) fn content_sent(&mut self, store: &ModelStore, read_at: &Position) {
         let durable = self.is_durable(store, read_at);
@@ -357,7 +452,8 @@ impl Oracle {
 
     /// A slave holds so many bytes that are not committed.
     pub(super) fn backlog(&mut self, sizes: &Sizes, bytes: usize) {
-        let most = 2 * sizes.apply_bytes + sizes.chunk + sizes.max_batch + (8 << 10);
+        // A message may tell of many records of which nothing came.
+        let most = 2 * sizes.apply_bytes + sizes.chunk + sizes.max_batch + (20 << 10);
         self.require(Invariant::BoundedMemory, bytes <= most, || format!("a slave holds {bytes} bytes"));
     }
 

@@ -1,7 +1,7 @@
 //! The simulated driver of one connection at a master: what `replikv-node` does around the session, step by step.
 
 use bytes::Bytes;
-use replikv_core::{Fill, KeyRange, Keyspace, Page, Position, ScanOptions, Seq, StoreError};
+use replikv_core::{Fill, KeyRange, KeyRanges, Keyspace, Page, Position, ScanOptions, Seq, StoreError};
 use replikv_proto::layout::{Head, Stored as _};
 use replikv_proto::{
     Content, DecoderLimits, GoodbyeReason, Hello, Located, LogAnswer, MasterAction, MasterSession, MasterSessionConfig,
@@ -413,7 +413,15 @@ impl Session {
                     ctx.oracle.records_sent(&ctx.stores[store], sent, &records.parts);
                 }
             }
+            Message::Filtered(filtered) => {
+                let ranges = self.ranges();
+                if let Some(sent) = &mut self.sent {
+                    let Context { oracle, stores, coverage, .. } = ctx;
+                    oracle.filtered_sent(&stores[store], sent, &ranges, filtered, coverage);
+                }
+            }
             Message::Ranges(content) => {
+                ctx.oracle.content_within(&self.ranges(), content);
                 ctx.oracle.content_sent(&ctx.stores[store], &content.read_at);
                 self.copying &= content.range.end().is_some();
                 self.page_waits = false;
@@ -468,6 +476,11 @@ impl Session {
             }
             _ => {}
         }
+    }
+
+    fn ranges(&self) -> KeyRanges {
+        let told = self.hello.as_ref().map(|hello| hello.ranges.clone()).filter(|ranges| !ranges.is_empty());
+        told.map_or_else(KeyRanges::all, KeyRanges::new)
     }
 
     fn judge(&self, ctx: &mut Context, store: usize, open: &Opened, verdict: Verdict) {

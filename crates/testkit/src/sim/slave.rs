@@ -1,11 +1,13 @@
 //! The simulated driver of a slave: what `replikv-node` does around session and applier, step by step.
 
-use replikv_core::{KeyRange, Keyspace, Position, ScanOptions, StoreError, StoreLimits};
-use replikv_proto::layout::Identity;
-use replikv_proto::layout::Stored as _;
+use replikv_core::{
+    Cursor, Durability, KeyRange, KeyRanges, Keyspace, LinkId, Position, ScanOptions, StoreError, StoreLimits,
+    WriteSet, meta,
+};
+use replikv_proto::layout::{Identity, Stored};
 use replikv_proto::{
     Ack, DecoderLimits, GoodbyeReason, Heartbeat, Hello, Message, Mode, OnDivergence, ProtocolError, Refusal,
-    RejectCode, SlaveAction, SlaveSession, SlaveSessionConfig,
+    RejectCode, SlaveAction, SlaveSession, SlaveSessionConfig, Subscription,
 };
 
 use super::apply::{Apply, Driver, Item, Tracker};
@@ -28,6 +30,8 @@ pub(super) struct Slave {
     pub(super) process: Option<Process>,
     pub(super) lives: u64,
     pub(super) limits: StoreLimits,
+    /// What it is started with: the keys that it subscribes to.
+    pub(super) ranges: KeyRanges,
     /// It is there for a while only, beside another.
     pub(super) extra: bool,
     /// How its last process ended by itself.
@@ -57,14 +61,25 @@ pub(super) struct Process {
 
 #[derive(Debug)]
 enum State {
-    Opening {
-        synced: bool,
-    },
+    Opening(Opening),
     /// Until it connects again.
     Pausing(Moment),
     /// There is a connection, and the store is asked where it stands.
     Beginning(Conn),
     Following(Box<Follow>),
+}
+
+/// What is done when a slave is opened, one after the other.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Opening {
+    Reopen,
+    Sync,
+    /// The store is told of other ranges.
+    Subscribe,
+    /// What is not wanted any more goes.
+    Drop,
+    /// That it has gone is kept.
+    Settle,
 }
 
 /// One connection.
@@ -93,6 +108,7 @@ impl Slave {
             process: None,
             lives: 0,
             limits: super::store::LIMITS,
+            ranges: KeyRanges::all(),
             extra: false,
             ending: None,
             last_master: None,
@@ -106,7 +122,7 @@ impl Slave {
         let (node, life, store) = (self.node, self.lives, self.store);
         ctx.call(store, Owner::Follow { node, life }, Request::Reopen);
         let nonce = ctx.net_rng.u64(..);
-        let (state, tracker) = (State::Opening { synced: false }, Tracker::default());
+        let (state, tracker) = (State::Opening(Opening::Reopen), Tracker::default());
         self.process = Some(Process { life, node, store, nonce, state, pause: FIRST_PAUSE, tracker });
     }
 
@@ -182,7 +198,7 @@ impl Slave {
             holds_data,
             checkpoints,
             limits: self.limits,
-            ranges: Vec::new(),
+            ranges: if self.ranges.is_all() { Vec::new() } else { self.ranges.clone().into() },
             path: Vec::new(),
             temporary: false,
             on_divergence: OnDivergence::Refuse,
@@ -209,7 +225,7 @@ impl Slave {
         let Some(process) = &mut self.process else { return };
         let owner = Owner::Follow { node: self.node, life: process.life };
         match std::mem::replace(&mut process.state, State::Pausing(ctx.now)) {
-            State::Opening { synced: false } => {
+            State::Opening(Opening::Reopen) => {
                 if ctx.stores[self.store].identity().is_none() {
                     give_identity(ctx, self.store);
                 }
@@ -217,22 +233,87 @@ impl Slave {
                 let request =
                     if ctx.planted(DriverBug::SlaveOpenedWithoutSync) { Request::Reopen } else { Request::Sync };
                 ctx.call(self.store, owner, request);
-                process.state = State::Opening { synced: true };
+                process.state = State::Opening(Opening::Sync);
             }
-            State::Opening { synced: true } => match reply.done() {
-                Ok(()) => {
-                    process.tracker.rewound(hello.cursor.as_ref());
-                    process.tracker.durable = process.tracker.progress().applied;
-                    ctx.wake(Node::Slave(self.node));
-                }
+            State::Opening(step) => match reply.done() {
+                Ok(()) => self.opened_further(ctx, step),
                 Err(_) => {
                     ctx.call(self.store, owner, Request::Reopen);
-                    process.state = State::Opening { synced: false };
+                    process.state = State::Opening(Opening::Reopen);
                 }
             },
             State::Beginning(conn) => self.begin(ctx, conn, hello),
             state => process.state = state,
         }
+    }
+
+    // The next step that there is something to do for; or else the slave is open.
+    fn opened_further(&mut self, ctx: &mut Context, done: Opening) {
+        let next = [Opening::Subscribe, Opening::Drop, Opening::Settle].into_iter().filter(|step| {
+            let order = |step: &Opening| *step as u8;
+            order(step) > order(&done)
+        });
+        let hello = self.hello(ctx);
+        let found = next.filter_map(|step| Some((step, self.writes_for(ctx, step)?))).next();
+        let Some(process) = &mut self.process else { return };
+        if let Some((step, (writes, durability))) = found {
+            let owner = Owner::Follow { node: self.node, life: process.life };
+            ctx.call(self.store, owner, Request::Apply(writes, durability));
+            process.state = State::Opening(step);
+            return;
+        }
+        process.tracker.rewound(hello.cursor.as_ref());
+        process.tracker.durable = process.tracker.progress().applied;
+        ctx.wake(Node::Slave(self.node));
+    }
+
+    // As `replikv-node` writes it. What is dropped there in several steps goes in one here, which may be the last one
+    // before the process dies.
+    fn writes_for(&self, ctx: &mut Context, step: Opening) -> Option<(WriteSet, Durability)> {
+        let maps = &ctx.stores[self.store].visible;
+        let kept: Option<Subscription> = maps.stored(Subscription::KEY);
+        let mut writes = WriteSet::builder();
+        writes.require(Subscription::KEY, kept.as_ref().map(Stored::to_bytes));
+        let durability = match step {
+            Opening::Subscribe => {
+                if kept.as_ref().is_some_and(|kept| !kept.dropping.is_empty()) {
+                    ctx.coverage.met(Scene::DroppingResumed);
+                }
+                let cursor = maps.cursor();
+                let change = Subscription::change(kept.as_ref(), cursor.as_ref(), &self.ranges)?;
+                writes.require(meta::cursor_key(&LinkId::default()), cursor.as_ref().map(Cursor::to_bytes));
+                match &change.subscription {
+                    Some(subscription) => {
+                        writes.put(Keyspace::Meta, Subscription::KEY, subscription.to_bytes()).ok()?
+                    }
+                    None => writes.delete(Keyspace::Meta, Subscription::KEY).ok()?,
+                };
+                if let Some(cursor) = &change.cursor {
+                    writes.set_cursor(&LinkId::default(), cursor);
+                    if cursor.coverage.rest().is_some() {
+                        ctx.coverage.met(Scene::RangesAdded);
+                    }
+                }
+                Durability::Synced
+            }
+            Opening::Drop => {
+                let dropping = kept.map(|kept| kept.dropping).filter(|dropping| !dropping.is_empty())?;
+                ctx.coverage.met(Scene::RangesDropped);
+                if !ctx.planted(DriverBug::DroppedRangesStay) {
+                    for range in &dropping {
+                        writes.delete_range(Keyspace::Data, range);
+                    }
+                }
+                Durability::Buffered
+            }
+            Opening::Settle => {
+                let kept = kept.filter(|kept| !kept.dropping.is_empty())?;
+                writes.put(Keyspace::Meta, Subscription::KEY, kept.settled().to_bytes()).ok()?;
+                Durability::Synced
+            }
+            Opening::Reopen | Opening::Sync => return None,
+        };
+        Some((writes.build(), durability))
     }
 
     fn begin(&mut self, ctx: &mut Context, conn: Conn, mut hello: Hello) {
@@ -264,6 +345,7 @@ impl Slave {
             checkpoints: hello.checkpoints,
             temporary: false,
             limits: hello.limits,
+            ranges: self.ranges.clone(),
             handshake_timeout: ctx.sizes.heartbeat * 5,
             on_divergence: hello.on_divergence,
             resync: None,
@@ -271,7 +353,7 @@ impl Slave {
         let target = ctx.sizes.apply_bytes;
         let apply = Apply::new(hello.cursor, target);
         let session = SlaveSession::new(config, ctx.clock(self.wall_offset_ms));
-        let verifying = Verifying::new(ctx);
+        let verifying = Verifying::new(ctx, &self.ranges);
         let follow =
             Follow { conn: Some(conn), session, apply, over: None, welcomed: false, compares: false, verifying };
         process.state = State::Following(Box::new(follow));
@@ -465,6 +547,7 @@ impl Follow {
             // Nobody here asks for it: it ends as the refusal that it is.
             SlaveAction::Resync(_, resync) => return Err(Err(Ending::Refused(resync.reason))),
             SlaveAction::Apply(record) => self.apply.push(ctx, Item::Record(record)),
+            SlaveAction::ApplyPortion(portion) => self.apply.push(ctx, Item::Portion(portion)),
             SlaveAction::Copy(content) => {
                 if self.compares {
                     ctx.coverage.met(Scene::DifferenceReplaced);
@@ -483,7 +566,7 @@ impl Follow {
                 // What begins now is no state of the master, whatever was there before.
                 tracker.consistent &= !matches!(welcome.mode, Mode::Compare { .. } | Mode::Copy { .. });
                 if let Some(conn) = &mut self.conn {
-                    conn.set_limits(DecoderLimits::for_batches(welcome.limits.max_batch));
+                    conn.set_limits(DecoderLimits::for_batches(2 * welcome.limits.max_batch));
                 }
             }
             SlaveAction::Probed(probed) => {

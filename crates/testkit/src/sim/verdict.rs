@@ -67,7 +67,7 @@ impl Judged<'_> {
                 Verdict::Refuse(RejectCode::SlaveAhead)
             } else if places.iter().all(|place| *place == Place::Held) {
                 Verdict::Resume
-            } else if !cursor.coverage.is_complete() || places[0] == Place::Shared {
+            } else if places[0] == Place::Shared || (!cursor.coverage.is_complete() && hello.ranges.is_empty()) {
                 Verdict::Compare
             } else {
                 self.by_lineage(hello, &cursor.position, damage_is_found)
@@ -81,9 +81,11 @@ impl Judged<'_> {
         let places = self.places(&hello.checkpoints, damage_is_found);
         let epochs = self.model.epochs(&self.view.published);
         let own = epochs.iter().find(|start| start.epoch == position.epoch);
+        let unfinished = hello.cursor.as_ref().is_some_and(|cursor| !cursor.coverage.is_complete());
         if places.iter().any(|place| matches!(place, Place::Parted | Place::Ahead)) {
             Verdict::Refuse(RejectCode::Diverged)
-        } else if places.iter().any(|place| matches!(place, Place::Held | Place::Shared))
+        } else if unfinished
+            || places.iter().any(|place| matches!(place, Place::Held | Place::Shared))
             || own.is_some_and(|own| position.seq.since(own.first) < Checkpoint::EVERY)
         {
             Verdict::Compare

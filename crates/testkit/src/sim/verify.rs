@@ -2,7 +2,7 @@
 //! answer names. Under whatever faults, it must find nothing, and what is changed behind its back, by its key.
 
 use bytes::{Bytes, BytesMut};
-use replikv_core::{EncodedOps, KeyRange, Keyspace, Op, ScanOptions};
+use replikv_core::{EncodedOps, KeyRange, KeyRanges, Keyspace, Op, ScanOptions};
 use replikv_proto::{DifferenceKind, Differing, Probe, ProbeCheck, Probed, SlaveSession};
 
 use super::context::{Context, MILLI, Moment, Node};
@@ -15,14 +15,16 @@ const EVERY: Moment = 15 * MILLI;
 pub(super) struct Verifying {
     ask_at: Moment,
     from: Bytes,
+    /// What may be asked about.
+    ranges: KeyRanges,
     /// Sums and entries take turns.
     entries: bool,
 }
 
 impl Verifying {
     /// In one run of four: the others have the connection for themselves.
-    pub(super) fn new(ctx: &Context) -> Option<Self> {
-        let verifying = Self { ask_at: ctx.now, from: Bytes::new(), entries: false };
+    pub(super) fn new(ctx: &Context, ranges: &KeyRanges) -> Option<Self> {
+        let verifying = Self { ask_at: ctx.now, from: Bytes::new(), ranges: ranges.clone(), entries: false };
         ctx.verifies.then_some(verifying)
     }
 
@@ -36,7 +38,12 @@ impl Verifying {
         }
         self.ask_at = ctx.now + EVERY;
         let max_bytes = u32::try_from(ctx.sizes.chunk).unwrap_or(u32::MAX);
-        session.probe(Probe { range: KeyRange::new(self.from.clone(), None), max_bytes, entries: self.entries });
+        let rest = KeyRange::new(self.from.clone(), None);
+        // Behind the last one the first one comes again.
+        let next = self.ranges.clip(&rest).next().or_else(|| self.ranges.iter().next().cloned());
+        if let Some(range) = next {
+            session.probe(Probe { range, max_bytes, entries: self.entries });
+        }
     }
 
     pub(super) fn answered(&mut self, probed: &Probed) {

@@ -3,7 +3,8 @@
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
 use bytes::Bytes;
-use replikv_core::{Keyspace, Op};
+use fastrand::Rng;
+use replikv_core::{KeyRange, KeyRanges, Keyspace, Op};
 use replikv_proto::View;
 
 use super::context::{Context, Happening, MILLI, Moment, Node, Owner, Passing};
@@ -69,7 +70,10 @@ impl World {
         // Each seed knows about half of all faults; where only a few are allowed, all of these.
         let few = Fault::ALL.iter().filter(|fault| config.allows(**fault)).count() * 2 < Fault::ALL.len();
         let mut knows = |fault: Fault| if few { config.allows(fault) } else { ctx.fault_rng.u8(0..100) < 55 };
-        let known = Fault::ALL.iter().copied().filter(|fault| knows(*fault)).collect();
+        // The last one means something only where slaves subscribe to parts of the keys.
+        let others = Fault::ALL.iter().copied().filter(|fault| *fault != Fault::Resubscribed);
+        let mut known: Vec<Fault> = others.filter(|fault| knows(*fault)).collect();
+        known.extend(Some(Fault::Resubscribed).filter(|fault| ctx.filters && config.allows(*fault)));
         let mut world = Self {
             ctx,
             masters: Vec::new(),
@@ -139,9 +143,29 @@ impl World {
         let sync_every = self.sync_every();
         let mut slave = Slave::new(node, name, store, target, sync_every);
         slave.extra = extra;
+        slave.ranges = self.ranges();
         slave.start(&mut self.ctx);
         self.slaves.push(slave);
         node
+    }
+
+    /// What a slave subscribes to: everything, or a few ranges.
+    pub(super) fn ranges(&mut self) -> KeyRanges {
+        let Context { range_rng: rng, sizes, filters, .. } = &mut self.ctx;
+        if !*filters || rng.u8(0..4) == 0 {
+            return KeyRanges::all();
+        }
+        let count = 1 + usize::from(rng.bool());
+        let range = |rng: &mut Rng| match rng.u8(0..4) {
+            0 => KeyRange::prefix([b'a' + rng.u8(0..4)]),
+            1 => KeyRange::from_bounds(work::key(rng, sizes.keys)..),
+            2 => KeyRange::only(work::key(rng, sizes.keys)),
+            _ => {
+                let (one, other) = (work::key(rng, sizes.keys), work::key(rng, sizes.keys));
+                KeyRange::from_bounds(one.clone().min(other.clone())..=one.max(other))
+            }
+        };
+        (0..count).map(|_| range(rng)).collect()
     }
 
     fn run(&mut self) {
@@ -319,6 +343,10 @@ impl World {
             let node = running[self.ctx.work_rng.usize(0..running.len())];
             let quiet = self.ctx.config.quiet;
             self.write(node, if quiet { 1 } else { burst }, quiet);
+            // So many single puts that a slave which subscribes to little is not touched by a long run of them.
+            if self.ctx.filters && self.ctx.range_rng.u8(0..12) == 0 {
+                self.write(node, 200, true);
+            }
         }
         self.ctx.after(next, Happening::Work);
     }
@@ -457,7 +485,9 @@ impl World {
             return Err(format!("it stands at {}, its master at {}", cursor.position, head.position));
         }
         let (own, theirs) = (&self.ctx.stores[slave.store].visible, &self.ctx.stores[master.store].visible);
-        if own.print != theirs.print || own.of(Keyspace::Data) != theirs.of(Keyspace::Data) {
+        let ranges = &slave.ranges;
+        let wanted = theirs.of(Keyspace::Data).iter().filter(|(key, _)| ranges.contains(key));
+        if (ranges.is_all() && own.print != theirs.print) || !own.of(Keyspace::Data).iter().eq(wanted) {
             return Err("it stands where its master stands, and holds other data".into());
         }
         Ok(true)

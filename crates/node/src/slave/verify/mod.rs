@@ -48,7 +48,8 @@ impl Default for VerifyOptions {
 }
 
 impl VerifyOptions {
-    /// The key ranges to verify, one after the other. Default: everything.
+    /// The key ranges to verify, one after the other; of a slave that subscribes to a part of the keys, what lies in that.
+    /// Default: everything.
     #[must_use]
     pub fn ranges(mut self, ranges: impl IntoIterator<Item = KeyRange>) -> Self {
         self.ranges = ranges.into_iter().collect();

@@ -29,7 +29,9 @@ pub(super) struct Run {
 }
 
 impl Run {
-    pub(super) fn new<S>(inner: &Inner<S>, options: VerifyOptions, gives_way: bool) -> Self {
+    pub(super) fn new<S>(inner: &Inner<S>, mut options: VerifyOptions, gives_way: bool) -> Self {
+        // What it does not subscribe to its master does not tell, and it holds nothing of it.
+        options.ranges = options.ranges.iter().flat_map(|range| inner.ranges.clip(range)).collect();
         let (desk, progress) = (inner.desk.clone(), inner.tracker.subscribe());
         let (closing, report) = (inner.closing.clone(), VerifyReport::default());
         Self { desk, progress, closing, options, gives_way, report, from: Instant::now() }

@@ -2,12 +2,14 @@
 
 use std::collections::VecDeque;
 
-use replikv_core::{Coverage, Cursor, Fill, KeyRange, Position};
+use replikv_core::{Coverage, Cursor, Fill, KeyRange, KeyRanges, Position};
 
 use super::{Applicant, LONG, MasterAction, MasterSession, Pending, Relay, State, Stream};
+use crate::filter::Filter;
 use crate::layout::Checkpoint;
+use crate::planted::{self, Bug};
 use crate::session::{Located, MAX_CHECKPOINTS, MAX_NAME_LEN, MAX_PATH, Refusal};
-use crate::{EpochStart, Hello, Message, Mode, RejectCode, Welcome};
+use crate::{EpochStart, Hello, Message, Mode, RejectCode, Subscription, Welcome};
 
 impl MasterSession {
     pub(super) fn decide(&mut self, hello: Hello) {
@@ -29,21 +31,21 @@ impl MasterSession {
             );
             return self.refuse(Refusal::new(RejectCode::LimitsTooSmall, words));
         }
-        if !hello.ranges.is_empty() {
-            let words = "this master serves whole stores, not key ranges";
-            return self.refuse(Refusal::new(RejectCode::Unsupported, words));
-        }
+        let ranges = match subscribed(&hello) {
+            Ok(ranges) => ranges,
+            Err(words) => return self.refuse(Refusal::new(RejectCode::Malformed, words)),
+        };
         if let Some(refusal) = self.config.relay.as_ref().and_then(|relay| follows_itself(relay, &hello)) {
             return self.refuse(refusal);
         }
-        let Some(cursor) = &hello.cursor else { return self.decide_without_cursor(hello) };
+        let Some(cursor) = &hello.cursor else { return self.decide_without_cursor(hello, ranges) };
         if cursor.position.source != self.config.source {
             let words = format!(
                 "the slave follows source {}, this master is source {}: point it at its own master, or empty its store",
                 cursor.position.source, self.config.source
             );
             let refusal = Refusal::new(RejectCode::ForeignSource, words);
-            return self.part(Box::new(Applicant { hello, waits: None }), refusal);
+            return self.part(Box::new(Applicant { hello, ranges, waits: None }), refusal);
         }
         let epoch = cursor.position.epoch;
         let own = self.epochs.last().map_or(epoch, |start| start.epoch);
@@ -56,7 +58,7 @@ impl MasterSession {
             self.queue.push_back(MasterAction::Superseded(epoch));
             return self.refuse(Refusal::new(RejectCode::Superseded, words));
         }
-        self.locate(Box::new(Applicant { hello, waits: None }));
+        self.locate(Box::new(Applicant { hello, ranges, waits: None }));
     }
 
     // Everything that the cursor stands on must be in the history: its position, and where its content was read.
@@ -68,7 +70,7 @@ impl MasterSession {
         self.state = State::Locating(applicant);
     }
 
-    pub(super) fn decide_without_cursor(&mut self, hello: Hello) {
+    pub(super) fn decide_without_cursor(&mut self, hello: Hello, ranges: KeyRanges) {
         // Below this much log, looking at the data costs more than it can save.
         const CHEAP: u64 = 1 << 20;
         if hello.holds_data {
@@ -77,7 +79,7 @@ impl MasterSession {
             self.refuse(Refusal::new(RejectCode::DataWithoutCursor, words));
             return;
         }
-        let applicant = Box::new(Applicant { hello, waits: None });
+        let applicant = Box::new(Applicant { hello, ranges, waits: None });
         if self.view.floor.seq.as_u64() > 0 {
             self.start_copy(&applicant);
         } else if self.view.retained_bytes <= CHEAP {
@@ -120,10 +122,11 @@ impl MasterSession {
             } else {
                 self.resume(&applicant, behind);
             }
-        } else if !coverage.is_complete() || located.first() == Some(&Located::Shared) {
+        } else if located.first() == Some(&Located::Shared) || (!coverage.is_complete() && applicant.ranges.is_all()) {
             // What was never finished is no state that anybody relies on: whatever differs may go.
             self.start_compare(&applicant);
         } else {
+            // Of a slave of a part of the keys, what is not finished may be what it has just added to a state of its own.
             self.queue.push_back(MasterAction::Locate(applicant.hello.checkpoints.clone()));
             self.state = State::Recognising(applicant);
         }
@@ -131,14 +134,15 @@ impl MasterSession {
 
     // The position itself is too old to tell. A point that both passed through shows that it is the same history.
     pub(super) fn decide_by_checkpoints(&mut self, applicant: Box<Applicant>, located: &[Located]) {
-        let Some(Cursor { position, .. }) = applicant.hello.cursor else { return };
+        let Some(Cursor { position, coverage }) = &applicant.hello.cursor else { return };
+        let (position, unfinished) = (*position, !coverage.is_complete());
         let shared = |place: &Located| matches!(place, Located::Shared | Located::Held { .. });
         // A nonce is drawn with each epoch: whoever was in it has its first record.
         let began_there =
             |start: &EpochStart| start.epoch == position.epoch && position.seq.since(start.first) < Checkpoint::EVERY;
         if located.iter().any(|place| matches!(place, Located::Mismatch | Located::Ahead)) {
             self.part(applicant, diverged(position));
-        } else if located.iter().any(shared) || self.epochs.iter().any(began_there) {
+        } else if located.iter().any(shared) || self.epochs.iter().any(began_there) || unfinished {
             self.start_compare(&applicant);
         } else {
             let words = format!(
@@ -176,13 +180,17 @@ impl MasterSession {
 
     pub(super) fn start_compare(&mut self, applicant: &Applicant) {
         let from = self.view.published;
-        self.start(applicant, Mode::Compare { from }, 0, from, Coverage::new(KeyRange::all(), Fill::Compare));
+        self.start(applicant, Mode::Compare { from }, 0, from, Coverage::within(&applicant.ranges, Fill::Compare));
     }
 
     pub(super) fn start_copy(&mut self, applicant: &Applicant) {
         let from = self.view.published;
         // What was published before is in the pages, and is no record that the slave still has to go through.
-        self.start(applicant, Mode::Copy { from }, 0, from, Coverage::begin(KeyRange::all()));
+        let coverage = match planted::is(Bug::FilterForgottenOnPages) {
+            true => Coverage::begin(KeyRange::all()),
+            false => Coverage::within(&applicant.ranges, Fill::Copy),
+        };
+        self.start(applicant, Mode::Copy { from }, 0, from, coverage);
     }
 
     pub(super) fn start_at_floor(&mut self, applicant: &Applicant) {
@@ -201,6 +209,8 @@ impl MasterSession {
         let compares = coverage.fill() == Some(Fill::Compare);
         self.state = State::Streaming(Box::new(Stream {
             sent: from,
+            filter: Filter::new(&applicant.ranges),
+            settled: false,
             copy: if compares { Coverage::default() } else { coverage },
             compares,
             asked: VecDeque::new(),
@@ -223,7 +233,7 @@ impl MasterSession {
 
     pub(super) fn welcome(
         &mut self,
-        Applicant { hello, waits }: &Applicant,
+        Applicant { hello, ranges, waits }: &Applicant,
         mode: Mode,
         behind_bytes: u64,
         from: Position,
@@ -251,8 +261,8 @@ impl MasterSession {
         };
         if waits.is_none() {
             let Hello { slave, nonce, temporary, .. } = hello;
-            let (slave, nonce, temporary) = (slave.clone(), *nonce, *temporary);
-            self.queue.push_back(MasterAction::Joined { slave, nonce, start: from.seq, temporary });
+            let (slave, nonce, temporary, ranges) = (slave.clone(), *nonce, *temporary, ranges.clone());
+            self.queue.push_back(MasterAction::Joined { slave, nonce, start: from.seq, temporary, ranges });
         }
         if mode != Mode::Wait && hello.cursor.as_ref().is_some_and(|cursor| cursor.position == from) {
             self.queue.push_back(MasterAction::Verified(from));
@@ -272,6 +282,21 @@ fn follows_itself(relay: &Relay, hello: &Hello) -> Option<Refusal> {
         return None;
     };
     Some(Refusal::new(RejectCode::Loop, words))
+}
+
+// The keys that a slave wants. One in mid copy names what is missing: that must not be anything else.
+fn subscribed(hello: &Hello) -> Result<KeyRanges, String> {
+    if hello.ranges.is_empty() {
+        return Ok(KeyRanges::all());
+    }
+    let ranges = KeyRanges::try_from(hello.ranges.clone()).map_err(str::to_owned)?;
+    Subscription::check(&ranges).map_err(|error| error.to_string())?;
+    let coverage = hello.cursor.as_ref().map(|cursor| &cursor.coverage);
+    let mut missing = coverage.filter(|coverage| coverage.fill() == Some(Fill::Copy)).into_iter();
+    if missing.any(|coverage| coverage.holes().any(|hole| !ranges.covers(&hole))) {
+        return Err("the slave misses keys that it does not subscribe to".into());
+    }
+    Ok(ranges)
 }
 
 fn diverged(position: Position) -> Refusal {

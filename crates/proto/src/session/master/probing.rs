@@ -16,6 +16,9 @@ impl MasterSession {
             })));
             self.queue.push_back(MasterAction::Close(None));
         } else {
+            if let Some(filter) = &mut stream.filter {
+                filter.stop_at(probed.at.seq);
+            }
             self.queue.push_back(MasterAction::Send(Message::Probed(probed)));
         }
     }
@@ -25,6 +28,9 @@ impl Stream {
     pub(super) fn probe(&mut self, probe: Probe) -> Result<(), ProtocolError> {
         if self.probe.is_some() || probe.range.is_empty() {
             return Err(ProtocolError::misbehaved("it probes an empty range, or without waiting for the answer"));
+        }
+        if !self.may_read(&probe.range) {
+            return Err(ProtocolError::misbehaved("it probes what it does not subscribe to"));
         }
         self.probe = Some(probe);
         Ok(())

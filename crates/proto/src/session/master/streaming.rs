@@ -1,5 +1,6 @@
 //! What a slave is sent next: records, content and answers, never one past the other.
 
+use std::collections::VecDeque;
 use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
@@ -8,6 +9,7 @@ use replikv_core::{EncodedOps, KeyRange, Op, Position};
 use super::{
     MAX_ASKED, MAX_ASKED_BYTES, MAX_EXAMINED, MAX_LOOKED_UP, MasterAction, MasterSession, Pending, Reading, Stream,
 };
+use crate::filter::Filter;
 use crate::planted::{self, Bug};
 use crate::reconcile::{Asked, Examination, MAX_ENTRIES, bound_len};
 use crate::session::ProtocolError;
@@ -90,6 +92,8 @@ impl MasterSession {
 
     pub(super) fn send(&mut self, stream: &mut Stream, reading: Reading) {
         self.spend(&reading);
+        // In the order in which it was read.
+        stream.tell(&mut self.queue);
         match reading {
             Reading::Page(content) => {
                 stream.copy.advance(&content.range, content.read_at);
@@ -134,6 +138,22 @@ impl MasterSession {
 }
 
 impl Stream {
+    /// Tells what was held back.
+    pub(super) fn tell(&mut self, queue: &mut VecDeque<MasterAction>) {
+        let filtered = self.filter.iter_mut().flat_map(Filter::take);
+        queue.extend(filtered.map(|filtered| MasterAction::Send(Message::Filtered(filtered))));
+    }
+
+    // Only a slave that holds a state of the master can wait until it hears that it is further.
+    pub(super) fn waits_quietly(&self) -> bool {
+        self.settled && self.filter.as_ref().is_none_or(|filter| !filter.is_urgent())
+    }
+
+    /// Whether the slave may be told of `range`.
+    pub(super) fn may_read(&self, range: &KeyRange) -> bool {
+        self.filter.as_ref().is_none_or(|filter| filter.allows(range))
+    }
+
     pub(super) fn ask(&mut self, compare: Compare) -> Result<(), ProtocolError> {
         let entries = compare.ranges.iter().fold(0, |sum: u64, asked| sum.saturating_add(asked.count));
         // A question may have one range too many for its bound.
@@ -148,6 +168,9 @@ impl Stream {
         }
         if compare.ranges.iter().any(|asked| asked.range.is_empty()) {
             return Err(ProtocolError::misbehaved("it asks about an empty range"));
+        }
+        if !compare.ranges.iter().all(|asked| self.may_read(&asked.range)) {
+            return Err(ProtocolError::misbehaved("it asks about what it does not subscribe to"));
         }
         self.asked.extend(compare.ranges.into_iter().map(|summary| Asked { summary, begun: false }));
         Ok(())

@@ -291,12 +291,6 @@ fn a_slave_that_cannot_hold_what_the_master_accepts_is_refused() {
 }
 
 #[test]
-fn key_ranges_are_refused_by_name() {
-    let wants = Hello { ranges: vec![KeyRange::prefix("users/")], ..hello(None) };
-    assert_eq!(refused(&History::of(3), wants), RejectCode::Unsupported);
-}
-
-#[test]
 fn a_hello_that_makes_no_sense_is_refused() {
     let history = History::of(3);
     for slave in [String::new(), "x".repeat(129), "a\nb".into()] {

@@ -3,6 +3,7 @@
 mod comparing;
 mod copying;
 mod deciding;
+mod filtering;
 mod misbehaving;
 mod probing;
 mod relay;
@@ -16,7 +17,7 @@ use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
 use replikv_core::{
-    Batch, Coverage, Cursor, Digest, EncodedOps, Epoch, KeyRange, Op, Position, Seq, SourceId, StoreLimits,
+    Batch, Coverage, Cursor, Digest, EncodedOps, Epoch, KeyRange, KeyRanges, Op, Position, Seq, SourceId, StoreLimits,
 };
 
 use super::*;
@@ -248,6 +249,7 @@ fn slave_config(cursor: Option<Cursor>) -> SlaveSessionConfig {
         holds_data: false,
         checkpoints: Vec::new(),
         limits: LIMITS,
+        ranges: KeyRanges::all(),
         handshake_timeout: Duration::from_secs(10),
         temporary: false,
         on_divergence: OnDivergence::Refuse,
@@ -303,8 +305,8 @@ fn all_actions(session: &mut SlaveSession) -> Vec<SlaveAction> {
 
 /// True for what changes a store.
 fn writes(action: &SlaveAction) -> bool {
-    use SlaveAction::{Apply, Begin, Copy, Covered, Resync, Touch};
-    matches!(action, Begin(_) | Resync(..) | Apply(_) | Copy(_) | Touch(_) | Covered { .. })
+    use SlaveAction::{Apply, ApplyPortion, Begin, Copy, Covered, Resync, Touch};
+    matches!(action, Begin(_) | Resync(..) | Apply(_) | ApplyPortion(_) | Copy(_) | Touch(_) | Covered { .. })
 }
 
 /// A copy of everything that has come as far as `key`, by a page that was read at `read_at`.

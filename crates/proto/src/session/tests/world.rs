@@ -11,7 +11,7 @@ use replikv_core::{Keyspace, LinkId, PageBuilder, ScanOptions, meta};
 use super::*;
 use crate::compaction::tests::StoredLog;
 use crate::layout::Floor;
-use crate::{Applier, Group, Progress, Verdict};
+use crate::{Applier, Group, Passage, Progress, Subscription, Verdict};
 
 #[derive(Debug, Clone)]
 enum Event {
@@ -44,6 +44,22 @@ enum Event {
     Cut(usize),
     /// The relay comes one record closer.
     CatchUp,
+    /// A heartbeat's time passes.
+    Heartbeat,
+    /// The slave is opened with another set of ranges; or with two, one after the other, of which the first one was not
+    /// finished with.
+    Subscribe(Vec<usize>),
+}
+
+/// What slaves subscribe to here.
+fn sets() -> Vec<KeyRanges> {
+    let one = |from: u8, to: u8| KeyRange::from_bounds([from]..[to]);
+    vec![
+        KeyRanges::all(),
+        one(b'c', b'h').into(),
+        KeyRanges::new([one(b'b', b'd'), one(b'g', b'k'), KeyRange::from_bounds([b'n']..)]),
+        KeyRanges::new([one(b'd', b'e'), one(b'j', b'n')]),
+    ]
 }
 
 #[derive(Debug, Clone)]
@@ -78,6 +94,8 @@ fn event() -> impl Strategy<Value = Event> {
         6 => Just(Event::Commit),
         1 => prop_oneof![Just(0usize), 0usize..5].prop_map(Event::Cut),
         2 => Just(Event::CatchUp),
+        2 => Just(Event::Heartbeat),
+        1 => proptest::collection::vec(0usize..4, 1..3).prop_map(Event::Subscribe),
     ]
 }
 
@@ -109,6 +127,7 @@ struct Connection {
     reading: Option<Reading>,
     /// What the slave wants to read of its own data.
     own: Option<(KeyRange, usize)>,
+    time: u64,
 }
 
 #[derive(Debug)]
@@ -120,6 +139,7 @@ struct World {
     /// The slave's store: its data, and its cursor as stored.
     data: State,
     cursor: Option<Bytes>,
+    subscription: Option<Subscription>,
     target: usize,
     /// How far the parent is behind the master.
     behind: usize,
@@ -132,6 +152,9 @@ struct World {
     splits: usize,
     /// Messages of what touched keys hold.
     touches: usize,
+    /// Entries that came as content, and runs of records of which nothing came.
+    copied: usize,
+    skipped: usize,
 }
 
 impl World {
@@ -142,6 +165,7 @@ impl World {
             written: 0,
             data: State::new(),
             cursor: None,
+            subscription: None,
             target,
             behind: 0,
             connection: None,
@@ -151,6 +175,8 @@ impl World {
             equal: 0,
             splits: 0,
             touches: 0,
+            copied: 0,
+            skipped: 0,
         };
         before.into_iter().for_each(|changes| world.hand(changes));
         world.publish();
@@ -162,6 +188,35 @@ impl World {
 
     fn cursor(&self) -> Option<Cursor> {
         self.cursor.as_ref().map(|bytes| Cursor::from_bytes(bytes).unwrap())
+    }
+
+    fn ranges(&self) -> KeyRanges {
+        self.subscription.as_ref().map_or_else(KeyRanges::all, |subscription| subscription.ranges.clone())
+    }
+
+    /// What the slave is to hold of a state of its master.
+    fn within(&self, state: &State) -> State {
+        let ranges = self.ranges();
+        state.iter().filter(|(key, _)| ranges.contains(key)).map(|(key, value)| (key.clone(), value.clone())).collect()
+    }
+
+    // As a store is opened with other settings. All but the last one die before what is not wanted has gone.
+    fn subscribe(&mut self, sets: &[KeyRanges]) {
+        self.connection = None;
+        for (at, wanted) in sets.iter().enumerate() {
+            let cursor = self.cursor();
+            if let Some(change) = Subscription::change(self.subscription.as_ref(), cursor.as_ref(), wanted) {
+                self.subscription = change.subscription;
+                self.cursor = change.cursor.map(|cursor| cursor.to_bytes());
+            }
+            if let Some(subscription) = &mut self.subscription {
+                let dies = at + 1 < sets.len();
+                self.data.retain(|key, _| !subscription.dropping.contains(key) || (dies && key[0] % 2 == 0));
+                if !dies {
+                    *subscription = subscription.settled();
+                }
+            }
+        }
     }
 
     /// What the slave's parent has of the history: a relay has what was published, and is behind.
@@ -189,7 +244,7 @@ impl World {
     }
 
     fn connection(&mut self) -> &mut Connection {
-        let cursor = self.cursor();
+        let (cursor, ranges) = (self.cursor(), self.ranges());
         let view = self.parent().view();
         self.connection.get_or_insert_with(|| {
             let holds_data = cursor.is_none() && !self.data.is_empty();
@@ -197,12 +252,16 @@ impl World {
             Connection {
                 // A relay that is not behind decides as a master does.
                 master: MasterSession::new(config, view, Vec::new(), at(0)),
-                slave: SlaveSession::new(SlaveSessionConfig { holds_data, ..slave_config(cursor.clone()) }, at(0)),
+                slave: SlaveSession::new(
+                    SlaveSessionConfig { holds_data, ranges, ..slave_config(cursor.clone()) },
+                    at(0),
+                ),
                 applier: Applier::new(LinkId::default(), cursor, self.target),
                 to_master: VecDeque::new(),
                 to_slave: VecDeque::new(),
                 reading: None,
                 own: None,
+                time: 0,
             }
         })
     }
@@ -227,6 +286,22 @@ impl World {
                 self.behind = behind;
             }
             Event::CatchUp => self.behind = self.behind.saturating_sub(1),
+            Event::Heartbeat => return self.heartbeat(),
+            Event::Subscribe(chosen) => {
+                let sets = sets();
+                self.subscribe(&chosen.iter().map(|at| sets[*at].clone()).collect::<Vec<_>>());
+            }
+        }
+        true
+    }
+
+    fn heartbeat(&mut self) -> bool {
+        let Some(connection) = &mut self.connection else { return false };
+        connection.time += HEARTBEAT.as_secs();
+        let now = at(connection.time);
+        // Whoever has not had its turn for long enough is given up.
+        if connection.master.handle_timeout(now).is_err() || connection.slave.handle_timeout(now).is_err() {
+            self.connection = None;
         }
         true
     }
@@ -271,15 +346,17 @@ impl World {
 
     fn master(&mut self) -> bool {
         let history = self.parent();
-        let (mut splits, mut touches, mut asked) = (0, 0, None);
+        let (mut splits, mut touches, mut skipped, mut copied, mut asked) = (0, 0, 0, 0, None);
+        let ranges = self.ranges();
         let connection = self.connection();
+        let now = at(connection.time);
         if connection.reading.is_some() {
             return false;
         }
         let master = &mut connection.master;
         master.handle_view(history.view());
         if let Some(message) = connection.to_master.pop_front() {
-            master.handle_message(at(0), message).unwrap();
+            master.handle_message(now, message).unwrap();
         }
         match master.poll_action() {
             None => return false,
@@ -289,6 +366,14 @@ impl World {
                     splits += compared.verdicts.iter().filter(split).count();
                 }
                 touches += usize::from(matches!(message, Message::Touched(_)));
+                if let Message::Filtered(filtered) = &message {
+                    let runs = filtered.passages.iter().filter(|passage| matches!(passage, Passage::Skipped(_)));
+                    skipped += runs.count();
+                }
+                if let Message::Ranges(content) = &message {
+                    copied += content.entries.iter().count();
+                }
+                filtering::tells_nothing_outside(&ranges, &message);
                 connection.to_slave.push_back(message);
             }
             Some(MasterAction::LookUp { keys, .. }) => {
@@ -313,6 +398,8 @@ impl World {
         }
         self.splits += splits;
         self.touches += touches;
+        self.skipped += skipped;
+        self.copied += copied;
         true
     }
 
@@ -360,11 +447,12 @@ impl World {
     fn slave(&mut self) -> bool {
         let mut equal = 0;
         let connection = self.connection();
+        let now = at(connection.time);
         let slave = &mut connection.slave;
         let message = connection.to_slave.pop_front();
         let mut busy = message.is_some();
         if let Some(message) = message {
-            slave.handle_message(at(0), message).unwrap();
+            slave.handle_message(now, message).unwrap();
         }
         let (mut ending, mut waits) = (None, 0);
         while let Some(action) = slave.poll_action() {
@@ -385,6 +473,7 @@ impl World {
                 SlaveAction::Begin(cursor) => connection.applier.begin(cursor),
                 SlaveAction::Resync(..) => panic!("nothing here has parted"),
                 SlaveAction::Apply(record) => connection.applier.push_record(record),
+                SlaveAction::ApplyPortion(portion) => connection.applier.push_portion(portion),
                 SlaveAction::Copy(content) => connection.applier.push_content(content),
                 SlaveAction::Welcomed(_) | SlaveAction::Contact(_) => {}
                 SlaveAction::Waiting(_) => waits += 1,
@@ -435,8 +524,10 @@ impl World {
         assert_eq!(self.history.position(seq), cursor.position);
         if cursor.is_consistent() {
             self.consistent += 1;
-            assert_eq!(self.data, self.history.states[seq], "at {}", cursor.position);
+            assert_eq!(self.data, self.within(&self.history.states[seq]), "at {}", cursor.position);
         }
+        let ranges = self.ranges();
+        assert!(self.data.keys().all(|key| ranges.contains(key)), "it holds what it does not subscribe to");
     }
 
     /// Faults end: everything converges, within a bound.
@@ -448,8 +539,12 @@ impl World {
                 [Event::Master(1), Event::ReadPage, Event::PageArrives, Event::Slave(1), Event::OwnPage, Event::Commit];
             if steps.into_iter().filter(|step| self.run(step.clone())).count() == 0 {
                 let cursor = self.cursor().unwrap();
+                // What touches nothing is told with the next heartbeat.
+                if !self.ranges().is_all() && cursor.position != self.history.head() && self.heartbeat() {
+                    continue;
+                }
                 assert_eq!(cursor, Cursor::at(self.history.head()));
-                assert_eq!(&self.data, self.history.states.last().unwrap());
+                assert_eq!(self.data, self.within(self.history.states.last().unwrap()));
                 return;
             }
         }
@@ -473,9 +568,11 @@ proptest! {
         before in proptest::collection::vec(proptest::collection::vec(change(), 1..6), 0..8),
         trimmed in proptest::bool::weighted(0.8),
         target in prop_oneof![Just(1usize), Just(400), Just(1 << 20)],
+        set in prop_oneof![2 => Just(0usize), 1 => 1usize..4],
         events in proptest::collection::vec(event(), 0..150),
     ) {
         let mut world = World::new(before, trimmed, target);
+        world.subscribe(&sets()[set..=set]);
         for event in events {
             world.run(event);
         }
@@ -577,4 +674,34 @@ fn the_model_goes_through_touches_while_it_writes() {
     world.settle();
     let World { touches, consistent, pages, .. } = world;
     assert!(touches > 60 && consistent > 20 && pages == 0, "{touches} touches, {consistent} consistent, {pages} pages");
+}
+
+// Nor would one whose slave never subscribes, or is only ever told of what it subscribes to.
+#[test]
+fn the_model_filters_while_it_writes() {
+    let put = |key| vec![Change::Put(key)];
+    let mut world = World::new((b'a'..b'p').map(put).collect(), true, 1);
+    world.subscribe(&sets()[1..=1]);
+    world.settle();
+    assert_eq!(world.copied, 5, "what it subscribes to, and nothing else");
+    for round in 0..400u32 {
+        // Of twenty batches one touches its ranges.
+        world.hand(put(if round % 20 == 0 { b'd' } else { b'a' + (round % 2) as u8 }));
+        for event in [Event::Publish, Event::Master(2), Event::Slave(1), Event::Commit] {
+            world.run(event);
+        }
+    }
+    for _ in 0..300 {
+        world.hand(put(b'z'));
+    }
+    world.settle();
+    assert!(world.skipped > 0 && world.skipped < 10, "{} runs", world.skipped);
+    assert_eq!(world.copied, 5);
+    // It grows: only what is new is copied. It shrinks: nothing is.
+    world.subscribe(&[KeyRanges::new([KeyRange::from_bounds([b'c']..[b'k'])])]);
+    world.settle();
+    assert_eq!(world.copied, 8);
+    world.subscribe(&[KeyRanges::new([KeyRange::from_bounds([b'j']..[b'k'])])]);
+    world.settle();
+    assert_eq!((world.copied, world.data.len()), (8, 1));
 }
