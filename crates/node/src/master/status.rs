@@ -182,6 +182,7 @@ impl<S> History<S> {
             let progress = session.progress();
             SlaveSeen {
                 name: session.name.clone(),
+                ranges: (!session.ranges.is_all()).then(|| session.ranges.clone()),
                 applied: progress.applied,
                 durable: progress.durable,
                 consistent: progress.consistent,
