@@ -34,6 +34,8 @@ struct Tree {
     following: Vec<Option<JoinHandle<()>>>,
     /// Of those that died: how often they began to copy or to compare.
     transfers: u64,
+    /// Who was told that it cannot go on, and why: nobody may be.
+    ended: Arc<Mutex<Vec<String>>>,
 }
 
 impl Tree {
@@ -47,6 +49,7 @@ impl Tree {
             parents: Arc::new(Mutex::new((0..NODES).map(|node| node.saturating_sub(1) / 2).collect())),
             following: (0..NODES).map(|_| None).collect(),
             transfers: 0,
+            ended: Arc::default(),
         };
         for node in 1..NODES {
             tree.bring_up(node).await;
@@ -65,6 +68,7 @@ impl Tree {
     // Connects to whoever is the parent, again and again. Whoever would go in a circle goes to the master.
     fn follow(&mut self, node: usize, slave: Slave<Store>) {
         let (master, places, parents) = (self.master.clone(), self.places.clone(), self.parents.clone());
+        let ended = self.ended.clone();
         self.following[node] = Some(tokio::spawn(async move {
             loop {
                 let parent = parents.lock().unwrap()[node];
@@ -86,7 +90,9 @@ impl Tree {
                     Err(FollowError::Refused(refusal)) if refusal.code == RejectCode::Loop => {
                         parents.lock().unwrap()[node] = 0;
                     }
-                    Err(error) if !error.is_retryable() => panic!("node {node} cannot go on: {error}"),
+                    Err(error) if !error.is_retryable() => {
+                        ended.lock().unwrap().push(format!("node {node} below {parent}: {error}"));
+                    }
                     _ => {}
                 }
                 sleep(Duration::from_millis(10)).await;
@@ -197,6 +203,7 @@ async fn fifteen_nodes_that_die_and_move_end_equal_and_nothing_is_copied() -> Re
         // Every one of them has the whole log, record by record.
         assert!(chain(slave.store()).await.into_iter().eq(1..=last.seq.as_u64()), "{}", status.name);
     }
+    assert_eq!(*tree.ended.lock().unwrap(), Vec::<String>::new());
     assert_eq!(tree.transfers, 0, "every position was in the log of every parent");
     let deepest = &slaves[NODES - 2].status();
     assert_eq!(deepest.path, ["node-2", "node-6", "node-14"]);
