@@ -183,7 +183,7 @@ fn batch(rng: &mut fastrand::Rng) -> Batch {
 #[tokio::test]
 async fn nothing_outside_its_ranges_reaches_a_slave_by_any_way() -> Result<(), Error> {
     let compaction = Compaction { window_bytes: 2_000, window_records: 10 };
-    let by_touches = goes_every_way(config().compaction(compaction), true).await?;
+    let by_touches = goes_every_way(config().compaction(compaction).ring_bytes(1_000), true).await?;
     assert!(by_touches.status().compacted.is_some());
     // Behind the log, without any.
     let retention = Retention { max_bytes: 20_000, max_age_ms: None, hold_back_bytes: 0 };
