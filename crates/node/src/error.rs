@@ -53,6 +53,12 @@ pub enum OpenError {
     /// No slave can subscribe to these key ranges.
     #[error(transparent)]
     Subscription(#[from] InvalidSubscription),
+    /// It cannot keep the log for slaves of its own.
+    #[error("it cannot keep the log for others: {reason}")]
+    NoRelay {
+        /// Why.
+        reason: &'static str,
+    },
     /// The store cannot hold what the configuration accepts.
     #[error("the store is too small for a master: {reason}")]
     Limits {

@@ -15,9 +15,9 @@ use replikv_core::{
     Batch, DataReader, KeyRange, KeyRanges, Keyspace, Op, ReplicaStoreExt, ScanOptions, Seq, StoreError,
 };
 use replikv_node::{
-    BalanceConfig, BalancedReader, ChangeOp, ChangesFrom, Displaced, HandoverError, Master, MasterConfig, OpenError,
-    PromoteError, Quarantine, ReadError, Reader, Resync, Slave, SlaveConfig, SlaveState, TakeOverError, VerifyOptions,
-    WriteError, backup, subscription,
+    BalanceConfig, BalancedReader, ChangeOp, ChangesFrom, Displaced, HandoverError, KeepLog, Master, MasterConfig,
+    OpenError, PromoteError, Quarantine, ReadError, Reader, Resync, Slave, SlaveConfig, SlaveState, TakeOverError,
+    VerifyOptions, WriteError, backup, subscription,
 };
 use replikv_proto::{Compaction, InvalidSubscription, Retention};
 use replikv_testkit::{ApplyFault, FaultStore};
@@ -604,5 +604,31 @@ async fn a_slave_of_everything_keeps_nothing_of_this_in_its_store() -> Result<()
     let meta = support::entries(&held, Keyspace::Meta).await;
     assert!(meta.iter().all(|(key, _)| key != "subscription"), "{meta:?}");
     assert!(slave.status().position.is_some_and(|position| position.seq > Seq::ZERO));
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_slave_of_a_part_keeps_no_log_for_others_and_loses_nothing_if_it_is_asked_to() -> Result<(), Error> {
+    let master = master(&store(), config()).await;
+    master.write(Batch::new().put("a/1", "1").put("b/1", "1")).await?;
+    let (held, whole) = (store(), store());
+    let ranges = prefixes(&["a/"]);
+    let slave = open(&held, ranges.clone()).await?;
+    catch_up(&master, &slave, &Received::default()).await?;
+    slave.shutdown().await?;
+    // Whether it says so, or its store does.
+    let keeping = || SlaveConfig::new("edge").keep_log(KeepLog::default());
+    for config in [keeping(), keeping().subscribe(ranges.clone())] {
+        let opened = Slave::open(again(&held), config).await;
+        assert!(matches!(opened, Err(OpenError::NoRelay { .. })), "{opened:?}");
+    }
+    // One of everything that is told to be both is refused before anything is dropped.
+    let slave = Slave::open(whole.clone(), SlaveConfig::new("edge")).await?;
+    catch_up(&master, &slave, &Received::default()).await?;
+    slave.shutdown().await?;
+    let opened = Slave::open(again(&whole), keeping().subscribe(ranges.clone())).await;
+    assert!(matches!(opened, Err(OpenError::NoRelay { .. })), "{opened:?}");
+    assert_eq!(contents(&again(&whole)).await.len(), 2);
+    assert_holds(&master, &open(&again(&held), ranges.clone()).await?, &ranges).await;
     Ok(())
 }

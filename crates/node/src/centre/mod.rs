@@ -169,6 +169,10 @@ impl<S: ReplicaStore> Centre<S> {
     /// follows, and stays.
     pub async fn link(&self, config: LinkConfig) -> Result<Slave<LinkStore<S>>, LinkError> {
         let LinkConfig { link, target, slave } = config;
+        if slave.keeps_log() {
+            let reason = "it is a link of a centre, which has a history of its own";
+            return Err(OpenError::NoRelay { reason }.into());
+        }
         let target = target.unwrap_or_else(|| LinkConfig::default_target(&link));
         let store = self.link_store(&link, target).await?;
         Ok(Slave::open(store, slave.link(LinkId::default())).await?)

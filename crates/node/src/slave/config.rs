@@ -207,6 +207,11 @@ impl SlaveConfig {
         self
     }
 
+    /// Whether it keeps the log.
+    pub(crate) fn keeps_log(&self) -> bool {
+        self.keep_log.is_some()
+    }
+
     /// Verifies in the background that the slave holds what its master holds, as [`Slave::verify`] does: first so long
     /// after it was opened, then so long after the last verification has ended; one second at least. What came of it is in
     /// [`SlaveStatus::verification`], in the metrics, and in a warning if something differs; nothing is repaired. A

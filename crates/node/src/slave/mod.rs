@@ -102,6 +102,7 @@ impl<S: ReplicaStore> Slave<S> {
     /// # Errors
     /// [`OpenError::Name`] if the configured name is none; [`OpenError::Role`] if the store is a master's, and
     /// [`OpenError::Backup`] if it is a backup of one and the configuration does not say that it takes it;
+    /// [`OpenError::NoRelay`] if it is to keep the log, and subscribes to a part of the keys;
     /// [`OpenError::Subscription`] if no slave can subscribe to what the configuration says;
     /// [`OpenError::OtherLink`] if it follows under another link's name: one store has one lineage. A store with data
     /// that came from no master opens, and is refused when it follows; nothing is written to it.
@@ -127,6 +128,9 @@ impl<S: ReplicaStore> Slave<S> {
             stored::write_identity(&store, &Identity::slave()).await?;
         }
         let ranges = subscribe::wanted(&store, &config).await?;
+        if config.keep_log.is_some() && !ranges.is_all() {
+            return Err(OpenError::NoRelay { reason: "it subscribes to a part of the keys" });
+        }
         if !own_data {
             subscribe::settle(&store, &config, &ranges).await?;
         }
