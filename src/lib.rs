@@ -31,5 +31,7 @@ pub use replikv_proto::{
 
 #[cfg(feature = "lmdb")]
 pub use replikv_lmdb::{LmdbOptions, LmdbOrder, LmdbStore, LmdbSync, heed};
+#[cfg(feature = "redb")]
+pub use replikv_redb::{RedbOptions, RedbStore};
 #[cfg(feature = "sled")]
 pub use replikv_sled::{SledOptions, SledStore, sled};

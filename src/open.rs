@@ -9,7 +9,7 @@ use replikv_core::{ReplicaStore, StoreError};
 #[non_exhaustive]
 pub enum OpenUrlError {
     /// It does not begin with a known kind of store.
-    #[error("{url:?} names no store: use lmdb:PATH, sled:PATH or memory:")]
+    #[error("{url:?} names no store: use lmdb:PATH, sled:PATH, redb:PATH or memory:")]
     Unknown {
         /// The URL.
         url: String,
@@ -33,7 +33,7 @@ pub enum OpenUrlError {
     Store(#[from] StoreError),
 }
 
-/// Opens `lmdb:PATH`, `sled:PATH` or `memory:`, with default settings, and creates it if it is not there.
+/// Opens `lmdb:PATH`, `sled:PATH`, `redb:PATH` or `memory:`, with default settings, and creates it if it is not there.
 ///
 /// # Errors
 /// [`OpenUrlError`].
@@ -45,6 +45,7 @@ pub fn open(url: &str) -> Result<Arc<dyn ReplicaStore>, OpenUrlError> {
     match url.split_once(':').map_or(url, |(scheme, _)| scheme) {
         "lmdb" => lmdb(path("lmdb")?),
         "sled" => sled(path("sled")?),
+        "redb" => redb(path("redb")?),
         "memory" if url == "memory:" => Ok(Arc::new(replikv_memory::MemoryStore::new())),
         _ => Err(OpenUrlError::Unknown { url: url.into() }),
     }
@@ -68,6 +69,16 @@ fn sled(path: &str) -> Result<Arc<dyn ReplicaStore>, OpenUrlError> {
 #[cfg(not(feature = "sled"))]
 fn sled(_path: &str) -> Result<Arc<dyn ReplicaStore>, OpenUrlError> {
     Err(OpenUrlError::NotBuilt { feature: "sled" })
+}
+
+#[cfg(feature = "redb")]
+fn redb(path: &str) -> Result<Arc<dyn ReplicaStore>, OpenUrlError> {
+    Ok(Arc::new(replikv_redb::RedbStore::open(path)?))
+}
+
+#[cfg(not(feature = "redb"))]
+fn redb(_path: &str) -> Result<Arc<dyn ReplicaStore>, OpenUrlError> {
+    Err(OpenUrlError::NotBuilt { feature: "redb" })
 }
 
 #[cfg(test)]
