@@ -138,4 +138,8 @@ pairs! {
     sled_to_memory: "sled" "memory";
     sled_to_lmdb: "sled" "lmdb";
     sled_to_sled: "sled" "sled";
+    lmdb_to_redb: "lmdb" "redb";
+    redb_to_lmdb: "redb" "lmdb";
+    redb_to_redb: "redb" "redb";
+    redb_to_memory: "redb" "memory";
 }

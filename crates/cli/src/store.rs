@@ -41,6 +41,7 @@ pub(crate) fn open_existing(url: &str) -> anyhow::Result<Store> {
     let marker = match url.split_once(':').filter(|(_, path)| !path.is_empty()) {
         Some(("lmdb", path)) => Some(Path::new(path).join("data.mdb")),
         Some(("sled", path)) => Some(Path::new(path).join("conf")),
+        Some(("redb", path)) => Some(path.into()),
         _ => None,
     };
     if marker.is_some_and(|marker| !marker.exists()) {
