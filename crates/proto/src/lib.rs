@@ -11,6 +11,7 @@ mod applier;
 mod claims;
 mod committer;
 mod compaction;
+mod derive;
 mod divergence;
 pub mod layout;
 #[cfg(feature = "planted-bugs")]
@@ -36,6 +37,10 @@ pub use committer::{
 pub use compaction::{
     Compacted, Compaction, CompactionStep, Expiry, Folding, Indexed, LogParts, RUN_FORMAT, Run, RunError, RunPart,
     Stretch, TombstoneFloor, WholeRun, read_stretch,
+};
+pub use derive::{
+    Change, Derive, DeriveAbort, DeriveMark, DeriveRun, DeriveState, DeriveView, Derived, Derives, Stopped, Wants,
+    space_in,
 };
 pub use divergence::{Displaced, Displacing, OnDivergence, Resync};
 pub use reconcile::{

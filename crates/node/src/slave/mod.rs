@@ -110,6 +110,7 @@ impl<S: ReplicaStore> Slave<S> {
         if identity.is_none() && (cursor.is_some() || store.is_keyspace_empty(Keyspace::Data).await?) {
             stored::write_identity(&store, &Identity::slave()).await?;
         }
+        stored::derives_nothing(&store).await?;
         // What a killed process left is acknowledged as durable from here on.
         store.sync().await?;
         let nonce = getrandom::u64().map_err(|error| OpenError::Random { reason: error.to_string() })?;
@@ -183,7 +184,7 @@ impl<S: ReplicaStore> Slave<S> {
 }
 
 // The link that a slave's store follows under, if it ever did.
-async fn only_link<S: ReplicaStore>(store: &S) -> Result<Option<LinkId>, StoreError> {
+pub(crate) async fn only_link<S: ReplicaStore>(store: &S) -> Result<Option<LinkId>, StoreError> {
     let found = store.first(Keyspace::Meta, KeyRange::prefix(meta::CURSOR_PREFIX)).await?;
     let Some((key, _)) = found else { return Ok(None) };
     let name = key.strip_prefix(meta::CURSOR_PREFIX).and_then(|name| std::str::from_utf8(name).ok());
