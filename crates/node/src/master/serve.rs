@@ -134,7 +134,7 @@ impl<S: ReplicaStore> Asked for Master<S> {
 
     fn hand_over(&self, successor: String, patience: Duration) -> BoxFuture<'_, Result<Vec<u8>, String>> {
         Box::pin(async move {
-            let handed_over = Master::hand_over(self, &successor, patience).await;
+            let handed_over = Self::hand_over(self, &successor, patience).await;
             serde_json::to_vec(&handed_over).map_err(|error| error.to_string())
         })
     }
