@@ -117,7 +117,7 @@ async fn write(writer: u64, current: Current, stop: Arc<AtomicBool>, written: Ar
                 written.fetch_add(1, Ordering::Relaxed);
             }
             Err(WriteError::Superseded { .. } | WriteError::Closed) => {
-                tokio::time::sleep(Duration::from_millis(1)).await
+                tokio::time::sleep(Duration::from_millis(1)).await;
             }
             Err(error) => return Err(error.into()),
         }

@@ -132,14 +132,14 @@ async fn writers_wait_until_the_slave_has_what_was_under_way() -> Result<(), Err
     let next = slave(&next_store, "next").await;
     following(&old, &next).await;
     // A write that nobody has seen yet when it is asked, and that takes its time to reach the slave.
-    let mut committing = kept.faults().hold_apply();
+    let committing = kept.faults().hold_apply();
     let put = |key: &'static str| {
         let master = old.clone();
         tokio::spawn(async move { master.put(key, "").await })
     };
     let under_way = put("under way");
     soon(committing.reached()).await;
-    let mut applying = next_store.faults().hold_apply();
+    let applying = next_store.faults().hold_apply();
     let handing_over = tokio::spawn({
         let master = old.clone();
         async move { master.hand_over("next", PATIENCE).await }
