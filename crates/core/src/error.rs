@@ -74,6 +74,14 @@ pub enum StoreError {
         /// What stood in the way.
         reason: String,
     },
+    /// What follows from the write cannot be derived: change the derive, and open the store again.
+    #[error("{name} cannot derive from what was written: {reason}")]
+    NotDerived {
+        /// The derive.
+        name: String,
+        /// Why.
+        reason: String,
+    },
     /// What is stored cannot be read. Restore, or copy anew.
     #[error("the store is damaged: {what}")]
     Corrupt {

@@ -16,6 +16,7 @@ use replikv_proto::layout::{Backup, Floor, Head, Identity, Kept, Role, Stored};
 use replikv_proto::{Compacted, Indexed, Record, RecordError, SlotName, TombstoneFloor};
 
 use crate::clock::unix_ms;
+use crate::derive::RESERVED;
 use crate::{Master, stored};
 
 /// Why a backup was not taken. What there is of it says that it is none: remove it.
@@ -148,10 +149,11 @@ async fn mark<D: ReplicaStore>(store: &D, taken_unix_ms: Option<u64>) -> Result<
     store.apply(writes.build(), Durability::Synced).await
 }
 
-// The mark is the destination's own, and what is said of compacted records goes with these.
+// The mark is the destination's own, what is said of compacted records goes with these, and what a store derives for itself
+// may be of another moment than the data: it is derived anew.
 fn is_copied(key: &[u8]) -> bool {
     let left = [Head::KEY, Floor::KEY, Backup::KEY, Compacted::KEY, TombstoneFloor::KEY];
-    !left.contains(&key) && !key.starts_with(Indexed::PREFIX)
+    !left.contains(&key) && !key.starts_with(Indexed::PREFIX) && !key.starts_with(RESERVED)
 }
 
 /// How much is read at once.
@@ -202,7 +204,7 @@ impl<S: ReplicaStore, D: ReplicaStore> Copy<'_, S, D> {
             self.data().await?;
             if self.meta_of_slave().await? == before {
                 let mut writes = WriteSet::builder();
-                for (key, value) in &before {
+                for (key, value) in before.iter().filter(|(key, _)| !key.starts_with(RESERVED)) {
                     writes.put(Keyspace::Meta, key, value)?;
                 }
                 self.destination.apply(writes.build(), Durability::Buffered).await?;

@@ -47,6 +47,14 @@ pub enum OpenError {
         /// By whom.
         mark: Superseded,
     },
+    /// A derive cannot be had as it is configured, or cannot derive from what is there.
+    #[error("{name} cannot be derived: {reason}")]
+    Derive {
+        /// Its name.
+        name: String,
+        /// Why.
+        reason: String,
+    },
     /// The slave's name is none.
     #[error(transparent)]
     Name(#[from] InvalidLinkId),

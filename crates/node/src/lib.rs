@@ -3,11 +3,13 @@
 //! Everything that is decided, is decided in `replikv-proto`; what stands here moves bytes, reads clocks, calls stores
 //! and waits.
 
+pub mod aggregate;
 mod backup;
 mod blocking;
 mod centre;
 mod changes;
 mod clock;
+mod derive;
 mod error;
 mod health;
 mod master;
@@ -20,12 +22,14 @@ mod transport;
 
 pub(crate) use error::error_chain;
 
+pub use aggregate::{Aggregate, AggregateError, Aggregated};
 pub use backup::{BackedUp, BackupError, backup, mark_backup};
 pub use blocking::{Blocking, BlockingChanges, BlockingEntries, BlockingError, BlockingMaster, BlockingSlave};
 #[cfg(feature = "tcp")]
 pub use blocking::{Following, Serving};
 pub use centre::{Centre, LinkConfig, LinkError, LinkSeen, LinkStore, Unlinked, links};
 pub use changes::{Change, ChangeOp, Changes, ChangesError, ChangesFrom, Consumer, ConsumerError};
+pub use derive::{DerivedReader, DerivedStore, DerivedStoreBuilder, InData};
 pub use error::OpenError;
 pub use health::{Health, HealthState};
 pub use master::{
@@ -35,7 +39,10 @@ pub use master::{
 };
 pub use reader::{Reader, ReaderStatus, Reading};
 pub use reads::{BalanceConfig, BalancedReader, ReadError, ReadSession, ReaderShare, RemoteReader, RemoteReaderConfig};
-pub use replikv_proto::{DifferenceKind, Displaced, Lag, OnDivergence, ReadAt, Resync, WaitFor};
+pub use replikv_proto::{
+    Change as DerivedChange, Derive, DeriveAbort, DeriveView, Derived, DifferenceKind, Displaced, Lag, OnDivergence,
+    ReadAt, Resync, WaitFor,
+};
 pub use slave::{
     Difference, Ending, FollowError, KeepLog, PromoteError, Promoted, Quarantine, QuarantineFile, RelayStatus, Slave,
     SlaveConfig, SlaveProgress, SlaveState, SlaveStatus, TakeOverError, TookOver, Verification, VerifyError,

@@ -3,6 +3,8 @@
 use replikv_core::{Durability, KeyRange, Keyspace, Position, ReplicaStore, ScanOptions, StoreError, WriteSet};
 use replikv_proto::layout::{Checkpoint, Identity, Stored};
 
+use crate::derive::MARKS;
+
 pub(crate) async fn read<S: ReplicaStore, V: Stored>(store: &S, key: &[u8]) -> Result<Option<V>, StoreError> {
     match store.get(Keyspace::Meta, key).await? {
         Some(bytes) => V::from_bytes(&bytes).map(Some),
@@ -23,6 +25,19 @@ pub(crate) async fn require<S: ReplicaStore, V: Stored>(store: &S, key: &[u8]) -
 pub async fn role<S: ReplicaStore>(store: &S) -> Result<Option<replikv_proto::layout::Role>, StoreError> {
     let identity: Option<Identity> = read(store, Identity::KEY).await?;
     Ok(identity.map(|identity| identity.role))
+}
+
+/// Whoever opens a store without what it derives leaves that behind: its marks go, and it is derived anew one day. A store
+/// that derives shows none of its marks.
+pub(crate) async fn derives_nothing<S: ReplicaStore>(store: &S) -> Result<(), StoreError> {
+    let marks = KeyRange::prefix(MARKS);
+    let page = store.scan(Keyspace::Meta, marks.clone(), ScanOptions::default().max_entries(1)).await?;
+    if page.is_empty() {
+        return Ok(());
+    }
+    let mut writes = WriteSet::builder();
+    writes.delete_range(Keyspace::Meta, &marks);
+    store.apply(writes.build(), Durability::Synced).await
 }
 
 /// Gives an identity to a store that has none.

@@ -11,6 +11,7 @@ mod applier;
 mod claims;
 mod committer;
 mod compaction;
+mod derive;
 mod divergence;
 mod filter;
 pub mod layout;
@@ -38,6 +39,10 @@ pub use committer::{
 pub use compaction::{
     Compacted, Compaction, CompactionStep, Expiry, Folding, Indexed, LogParts, RUN_FORMAT, Run, RunError, RunPart,
     Stretch, TombstoneFloor, WholeRun, read_stretch,
+};
+pub use derive::{
+    Change, Derive, DeriveAbort, DeriveMark, DeriveRun, DeriveState, DeriveView, Derived, Derives, Stopped, Wants,
+    space_in,
 };
 pub use divergence::{Displaced, Displacing, OnDivergence, Resync};
 pub use filter::Portion;

@@ -30,6 +30,10 @@ impl Claims {
         Ok(Self(claims))
     }
 
+    pub(crate) fn iter(&self) -> impl Iterator<Item = (&LinkId, &Claim)> {
+        self.0.iter()
+    }
+
     pub(crate) fn into_iter(self) -> impl Iterator<Item = (LinkId, Claim)> {
         self.0.into_iter()
     }
@@ -65,6 +69,10 @@ impl Claims {
             let held = self.0.get(other).map(|claim| words(&claim.target())).unwrap_or_default();
             let (link, wanted, other) = (link.clone(), words(target), other.clone());
             return Err(LinkError::Claimed { link, wanted, other, held });
+        }
+        if let Some((derive, held)) = centre.writer.derives().and_then(|derives| derives.meets(&target.range())) {
+            let (link, wanted, name) = (link.clone(), words(target), derive.name().to_owned());
+            return Err(LinkError::Derived { link, wanted, name, held: words(held) });
         }
         self.write(centre, link, Claim::new(target)).await
     }

@@ -20,6 +20,18 @@ pub enum LinkError {
         /// What its keys begin with.
         held: String,
     },
+    /// What the centre derives lies where this link wants keys. Give it another target.
+    #[error("link {link} wants keys under {wanted:?}, and what {name} derives lies under {held:?}")]
+    Derived {
+        /// The link that was to be opened.
+        link: LinkId,
+        /// What its keys would begin with.
+        wanted: String,
+        /// The derive.
+        name: String,
+        /// What the keys of its entries begin with.
+        held: String,
+    },
     /// The link is there, and its entries are elsewhere. Open it with the target that it has, or undo it first.
     #[error("link {link} has its entries under {held:?}, not under {wanted:?}")]
     Moved {

@@ -110,6 +110,7 @@ impl<S: ReplicaStore> Centre<S> {
             Some(Identity { role, .. }) => return Err(OpenError::Role { found: role, wanted: Role::Centre }),
         }
         let claims = Claims::read(&store).await?;
+        stored::derives_nothing(&store).await?;
         // What a killed process left is acknowledged as durable from here on.
         store.sync().await?;
         let store = Arc::new(store);
@@ -132,7 +133,7 @@ impl<S: ReplicaStore> Centre<S> {
     pub async fn open_master(store: S, config: MasterConfig) -> Result<Self, OpenError> {
         let claims = Claims::read(&store).await?;
         let store = Arc::new(store);
-        let master = Master::open_centre(store.clone(), config.gathering()).await?;
+        let master = Master::open_centre(store.clone(), config.gathering(), &claims).await?;
         master.inner().claim(claims.ranges());
         Ok(Self::begin(store, Writer::Master(master), claims))
     }

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use replikv_core::{Chunk, Durability, EncodedOps, KeyRange, Keyspace, LinkId, ReplicaStore, StoreError, WriteSet};
-use replikv_proto::Gathered;
+use replikv_proto::{Derives, Gathered};
 use tokio::sync::{Mutex, oneshot};
 use tokio::task::JoinHandle;
 
@@ -66,6 +66,14 @@ impl<S: ReplicaStore> Writer<S> {
         }
     }
 
+    /// What the master derives, if the centre is one.
+    pub(super) fn derives(&self) -> Option<&Derives> {
+        match self {
+            Self::Master(master) => Some(master.inner().derives()),
+            Self::Gathering { .. } => None,
+        }
+    }
+
     /// These are claimed from now on.
     pub(super) fn claimed(&self, claims: Vec<(LinkId, KeyRange)>) {
         if let Self::Master(master) = self {
@@ -108,6 +116,7 @@ fn gathered(link: &LinkId, writes: &WriteSet) -> Option<Gathered> {
 fn store_error(error: WriteError) -> StoreError {
     match error {
         WriteError::Store(error) => error,
+        WriteError::NotDerived { name, reason } => StoreError::NotDerived { name, reason },
         WriteError::OutcomeUnknown => StoreError::Fatal { reason: error.to_string() },
         // Nobody commits for this centre any more.
         _ => StoreError::Closed,

@@ -62,6 +62,8 @@ pub(super) struct CommitTask<S> {
 
 const ATTEMPTS: u32 = 6;
 const TRIM_EVERY: Duration = Duration::from_secs(1);
+/// The most that is read at once for what a batch derives, in bytes: a range that it deletes, a group that is summed anew.
+const DERIVE_BYTES: usize = 256 << 20;
 const REOPEN_EVERY: Duration = Duration::from_millis(500);
 
 impl<S: ReplicaStore> CommitTask<S> {
@@ -106,6 +108,10 @@ impl<S: ReplicaStore> CommitTask<S> {
                 Step::Fetch(keys) => {
                     self.fetch(keys).await;
                     // What was read belongs to the head that it was read at: nothing may move that before the commit.
+                    continue;
+                }
+                Step::FetchRanges(ranges) => {
+                    self.fetch_ranges(ranges).await;
                     continue;
                 }
                 Step::Commit(group) => self.commit(*group).await,
@@ -199,16 +205,40 @@ impl<S: ReplicaStore> CommitTask<S> {
                 Err(StoreError::KeyEmpty | StoreError::KeyTooLong { .. } | StoreError::KeyUnfit { .. }) => {
                     values.push((key, None));
                 }
-                Err(error) => {
-                    answer(self.committer.fetch_failed(&error));
-                    if error.outcome() == Outcome::Unknown {
-                        self.recover(&error, None).await;
-                    }
-                    return;
-                }
+                Err(error) => return self.fetch_failed(&error).await,
             }
         }
         self.committer.fetched(values);
+    }
+
+    async fn fetch_ranges(&mut self, ranges: Vec<KeyRange>) {
+        let mut room = DERIVE_BYTES;
+        for range in ranges {
+            let (mut entries, mut rest) = (Vec::new(), Some(range.clone()));
+            while let Some(part) = rest.take() {
+                let options = ScanOptions::default().max_entries(usize::MAX);
+                match self.inner.store.scan(Keyspace::Data, part, options).await {
+                    Ok(page) => {
+                        let Some(left) = room.checked_sub(page.ops().byte_len()) else {
+                            let reason = format!("more than {DERIVE_BYTES} bytes would have to be read for it");
+                            return answer(self.committer.range_too_large(&reason));
+                        };
+                        room = left;
+                        entries.extend(page.entries());
+                        rest = page.rest().cloned();
+                    }
+                    Err(error) => return self.fetch_failed(&error).await,
+                }
+            }
+            self.committer.fetched_range(range, entries);
+        }
+    }
+
+    async fn fetch_failed(&mut self, error: &StoreError) {
+        answer(self.committer.fetch_failed(error));
+        if error.outcome() == Outcome::Unknown {
+            self.recover(error, None).await;
+        }
     }
 
     async fn commit(&mut self, group: CommitGroup<Ticket>) {
@@ -235,15 +265,16 @@ impl<S: ReplicaStore> CommitTask<S> {
             Err(error) if error.outcome() == Outcome::Unknown => self.settle(group, &error).await,
             Err(StoreError::HeadMoved) => return self.overtaken(group).await,
             // Each fits alone, but perhaps not together.
-            Err(error @ (StoreError::KeyUnfit { .. } | StoreError::BatchTooLarge { .. })) => {
-                match self.committer.taken_apart(group) {
-                    Ok(refused) => {
-                        answer(refused);
-                        self.inner.hand_over(self.committer.handed());
-                    }
-                    Err(group) => self.refused(*group, error),
+            Err(
+                error
+                @ (StoreError::KeyUnfit { .. } | StoreError::BatchTooLarge { .. } | StoreError::NotDerived { .. }),
+            ) => match self.committer.taken_apart(group) {
+                Ok(refused) => {
+                    answer(refused);
+                    self.inner.hand_over(self.committer.handed());
                 }
-            }
+                Err(group) => self.refused(*group, error),
+            },
             Err(error) => {
                 self.inner.trouble.store(Arc::new(Trouble::from_commit(&error)));
                 self.refused(group, error);

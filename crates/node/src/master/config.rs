@@ -1,9 +1,10 @@
 //! How a master behaves.
 
+use std::sync::Arc;
 use std::time::Duration;
 
-use replikv_core::StoreLimits;
-use replikv_proto::{Compaction, Retention, SlotLimits};
+use replikv_core::{StoreLimits, Subspace};
+use replikv_proto::{Compaction, Derive, Derives, Retention, SlotLimits};
 
 use super::history::Serving;
 
@@ -42,6 +43,7 @@ pub struct MasterConfig {
     pub(crate) max_lag: Option<u64>,
     pub(crate) log_readers: usize,
     pub(crate) new_epoch: bool,
+    pub(crate) derives: Derives,
     /// It belongs to a centre.
     pub(crate) gathers: bool,
 }
@@ -67,6 +69,7 @@ impl Default for MasterConfig {
             max_lag: None,
             log_readers: 4,
             new_epoch: false,
+            derives: Derives::default(),
             gathers: false,
         }
     }
@@ -266,6 +269,23 @@ impl MasterConfig {
     #[must_use]
     pub fn log_readers(mut self, readers: usize) -> Self {
         self.log_readers = readers.max(1);
+        self
+    }
+
+    /// Writes what `derive` makes of each batch with the batch, in one record: into `target`, a part of the key space that
+    /// nobody else writes to ([`WriteError::Derived`](super::WriteError::Derived)). It is data like any other: slaves get it,
+    /// and a slave that is promoted goes on with it. Default: none.
+    ///
+    /// When the store is opened with a derive that it does not have in this version, or that was left out meanwhile, all of
+    /// the data is read and derived from before the master is there. `target` must be empty the first time.
+    ///
+    /// # Cost
+    /// One read of the store for each key that a batch changes, and what the derive itself reads and writes. A range delete
+    /// reads what it deletes, of which there may be 256 MiB. [`Recording`](super::Recording)s are refused: what an
+    /// application commits beside the master is not looked at.
+    #[must_use]
+    pub fn derive(mut self, target: Subspace, derive: impl Derive) -> Self {
+        self.derives.push(target, Arc::new(derive));
         self
     }
 }

@@ -50,6 +50,22 @@ pub enum WriteError {
         /// The link.
         link: LinkId,
     },
+    /// What follows from the batch cannot be derived: the words are those of the derive.
+    #[error("the batch was not written: {name} cannot derive from it: {reason}")]
+    NotDerived {
+        /// The derive.
+        name: String,
+        /// Why.
+        reason: String,
+    },
+    /// The key belongs to what a derive derives: nobody else writes it. A range that is deleted must not reach into it.
+    #[error("the batch was not written: {} belongs to what {name} derives", key.escape_ascii())]
+    Derived {
+        /// The key, or where a range begins that reaches into what is derived.
+        key: Bytes,
+        /// The derive.
+        name: String,
+    },
     /// The batch is committed and stays, but fewer slaves than wanted have acknowledged it in time.
     #[error("the batch is committed, but {acked} of {wanted} slaves hold it durably")]
     NotReplicated {
@@ -80,6 +96,7 @@ impl WriteError {
             Answer::Committed(position) => return Ok(position),
             Answer::Conflict { key } => Self::Conflict { key },
             Answer::Aborted { reason } => Self::Aborted { reason },
+            Answer::NotDerived { name, reason } => Self::NotDerived { name, reason },
             Answer::Failed(error) => Self::Store(error),
             Answer::OutcomeUnknown => Self::OutcomeUnknown,
             Answer::Fenced => Self::Fenced,

@@ -3,6 +3,7 @@
 mod commit;
 mod compact;
 mod config;
+mod derive;
 mod error;
 mod exact;
 mod handover;
@@ -31,7 +32,7 @@ use replikv_core::{
     StoreLimits,
 };
 use replikv_proto::layout::Superseded;
-use replikv_proto::{Committer, CommitterConfig, View};
+use replikv_proto::{Committer, CommitterConfig, Derives, View};
 use tokio::sync::{Mutex as AsyncMutex, Semaphore, mpsc, watch};
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
@@ -51,10 +52,10 @@ use self::slots::SlotBook;
 pub use self::slots::SlotSeen;
 pub use self::status::{MasterProgress, MasterStatus, SlaveSeen};
 pub use self::write::{Replicated, Write};
-use crate::OpenError;
 use crate::centre::Claims;
 use crate::clock::Clock;
 use crate::metrics::sample_every_second;
+use crate::{OpenError, stored};
 
 /// Takes writes to a store, keeps a log of them in the same transactions, and serves that log to slaves.
 ///
@@ -115,17 +116,22 @@ impl<S: ReplicaStore> Master<S> {
     /// Must be called within a tokio runtime.
     ///
     /// # Errors
-    /// [`OpenError::Superseded`] if another master was promoted; [`OpenError::Role`] if the store is a slave's; [`OpenError::Links`] if links write to it; `NewerFormat` if a newer program wrote it; what the store reports.
+    /// [`OpenError::Superseded`] if another master was promoted; [`OpenError::Role`] if the
+    /// store is a slave's; [`OpenError::Links`] if links write to it; [`OpenError::Derive`] if something cannot be derived as
+    /// it is configured; `NewerFormat` if a newer program wrote it; what the store reports.
     pub async fn open(store: S, config: MasterConfig) -> Result<Self, OpenError> {
-        if let Some((link, _)) = Claims::read(&store).await?.into_iter().next() {
-            return Err(OpenError::Links { link });
+        let claims = Claims::read(&store).await?;
+        if let Some((link, _)) = claims.iter().next() {
+            return Err(OpenError::Links { link: link.clone() });
         }
-        Self::open_centre(store, config).await
+        Self::open_centre(store, config, &claims).await
     }
 
     /// As [`open`](Self::open), for a store with links.
-    pub(crate) async fn open_centre(store: S, config: MasterConfig) -> Result<Self, OpenError> {
+    pub(crate) async fn open_centre(store: S, config: MasterConfig, claims: &Claims) -> Result<Self, OpenError> {
+        derive::check(&config.derives, claims)?;
         let opened = open::open(&store, &config).await?;
+        stored::derives_nothing(&store).await?;
         // A process that was killed may have left records that are readable and not durable: none of them is published
         // before it is.
         store.sync().await?;
@@ -134,7 +140,7 @@ impl<S: ReplicaStore> Master<S> {
             group_bytes: config.group_bytes,
             limits: opened.limits,
         };
-        let committer = Committer::new(committer_config, opened.head);
+        let committer = Committer::new(committer_config, opened.head).deriving(config.derives.clone());
         let (intents, receiver) = mpsc::unbounded_channel();
         let standing = Standing {
             source: opened.source,
@@ -188,7 +194,13 @@ impl<S: ReplicaStore> Master<S> {
             "a master was opened"
         );
         sample_every_second(&inner.runtime, &inner, inner.closing.clone());
-        Ok(Self { inner, intents })
+        let master = Self { inner, intents };
+        if let Err(error) = master.settle_derives(opened.head.position.seq).await {
+            // Whoever opens it may try again at once.
+            drop(master.shutdown().await);
+            return Err(error);
+        }
+        Ok(master)
     }
 
     /// Writes one entry.
@@ -295,10 +307,10 @@ impl<S> Inner<S> {
         self.claims.store(Arc::new(claims));
     }
 
-    /// Sees that nothing of `batch` belongs to a link.
+    /// Sees that nothing of `batch` belongs to a link, or to what is derived.
     fn unclaimed(&self, batch: &Batch) -> Result<(), WriteError> {
         let claims = self.claims.load();
-        if claims.is_empty() {
+        if claims.is_empty() && self.config.derives.is_empty() {
             return Ok(());
         }
         for op in batch.ops() {
@@ -312,8 +324,17 @@ impl<S> Inner<S> {
             if let Some((link, _)) = claims.iter().find(|(_, claimed)| !claimed.intersect(&range).is_empty()) {
                 return Err(WriteError::Claimed { key: Bytes::copy_from_slice(key), link: link.clone() });
             }
+            if let Some((derive, _)) = self.config.derives.meets(&range) {
+                let name = derive.name().to_owned();
+                return Err(WriteError::Derived { key: Bytes::copy_from_slice(key), name });
+            }
         }
         Ok(())
+    }
+
+    /// What is derived from each batch.
+    pub(crate) fn derives(&self) -> &Derives {
+        &self.config.derives
     }
 
     /// Tells what a page may show from now on, if `handed` is the last record of the commit task's.

@@ -30,11 +30,16 @@ impl<S: ReplicaStore> Master<S> {
     /// Until the recording ends, this thread cannot write through the master: it would wait for itself.
     ///
     /// # Errors
-    /// [`WriteError::Closed`]; [`WriteError::Fenced`] if that head is none of this master's.
+    /// [`WriteError::Closed`]; [`WriteError::Fenced`] if that head is none of this master's; [`WriteError::NotDerived`] if the
+    /// master derives.
     pub fn begin_recording(&self, stored_head: Option<&[u8]>) -> Result<Recording<S>, WriteError> {
         let missing = || StoreError::Corrupt { what: format!("{} is missing", Head::WHAT) };
         let before = Head::from_bytes(stored_head.ok_or_else(missing)?)?;
         self.may_record()?;
+        if let Some((derive, _)) = self.inner.config.derives.iter().next() {
+            let reason = "recorders commit beside the master, where nothing is derived".into();
+            return Err(WriteError::NotDerived { name: derive.name().to_owned(), reason });
+        }
         if !self.inner.recordings.lock().is_own(&before.position) {
             return Err(WriteError::Fenced);
         }

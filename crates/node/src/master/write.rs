@@ -85,7 +85,7 @@ impl<S: ReplicaStore> Master<S> {
         Ok(marked.await.map_err(|_| WriteError::Closed)??)
     }
 
-    async fn submit(&self, work: Work, bytes: usize) -> Result<Token, WriteError> {
+    pub(super) async fn submit(&self, work: Work, bytes: usize) -> Result<Token, WriteError> {
         if self.inner.closing.is_cancelled() {
             return Err(WriteError::Closed);
         }

@@ -95,7 +95,7 @@ metrics! {
     SOURCE_LOG_BYTES = COUNTER, Bytes, SOURCE, "replikv_source_log_bytes_total",
         "Bytes of records committed to the log.";
     SOURCE_WRITES_REFUSED = COUNTER, Count, &["source", "kind"], "replikv_source_writes_refused_total",
-        "Writes that failed, by kind of error: conflict, aborted, limits, store_full, store, outcome_unknown, fenced, closed, recorder_open, claimed, superseded.";
+        "Writes that failed, by kind of error: conflict, aborted, limits, store_full, store, outcome_unknown, fenced, closed, recorder_open, claimed, derived, not_derived, superseded.";
     SOURCE_COMMIT_SECONDS = TIME, Seconds, SOURCE, "replikv_source_commit_seconds",
         "How long the store took to commit a group, retries included.";
     SOURCE_THROTTLED_SECONDS = TIME, Seconds, SOURCE, "replikv_source_throttled_seconds",

@@ -141,6 +141,8 @@ fn kind(error: &WriteError) -> &'static str {
         WriteError::OutcomeUnknown => "outcome_unknown",
         WriteError::RecorderOpen => "recorder_open",
         WriteError::Claimed { .. } => "claimed",
+        WriteError::Derived { .. } => "derived",
+        WriteError::NotDerived { .. } | WriteError::Store(StoreError::NotDerived { .. }) => "not_derived",
         WriteError::Closed | WriteError::Store(StoreError::Closed) => "closed",
         WriteError::Store(StoreError::StoreFull { .. }) => "store_full",
         WriteError::Store(

@@ -131,6 +131,7 @@ impl<S: ReplicaStore> Slave<S> {
         if config.keep_log.is_some() && !ranges.is_all() {
             return Err(OpenError::NoRelay { reason: "it subscribes to a part of the keys" });
         }
+        stored::derives_nothing(&store).await?;
         if !own_data {
             subscribe::settle(&store, &config, &ranges).await?;
         }
@@ -249,7 +250,7 @@ impl<S: ReplicaStore> Slave<S> {
 }
 
 // The link that a slave's store follows under, if it ever did.
-async fn only_link<S: ReplicaStore>(store: &S) -> Result<Option<LinkId>, StoreError> {
+pub(crate) async fn only_link<S: ReplicaStore>(store: &S) -> Result<Option<LinkId>, StoreError> {
     let found = store.first(Keyspace::Meta, KeyRange::prefix(meta::CURSOR_PREFIX)).await?;
     let Some((key, _)) = found else { return Ok(None) };
     let name = key.strip_prefix(meta::CURSOR_PREFIX).and_then(|name| std::str::from_utf8(name).ok());

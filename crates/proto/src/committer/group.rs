@@ -7,8 +7,8 @@ use replikv_core::{EncodedOps, Keyspace, LargePut, LinkId, Position, Preconditio
 
 use super::job::{Job, Waiting};
 use super::lone::LoneRecord;
-use super::view::Overlay;
 use super::{Answer, CommitterConfig, Gathered};
+use crate::derive::Overlay;
 use crate::layout::{Checkpoint, Head, Stored};
 use crate::planted::{self, Bug};
 use crate::{Now, PreparedRecord, RecordDraft, RecordKind};
@@ -208,8 +208,9 @@ impl<T> Building<T> {
         self.decide(Answer::Committed(position));
     }
 
-    pub(super) fn gathered(&mut self, config: &CommitterConfig, gathered: &Gathered) {
-        self.record(config, RecordKind::Batch, gathered.ops.clone(), &Bytes::new());
+    /// As [`record`](Self::record), of what a link has brought: `ops` are its operations and what follows from them.
+    pub(super) fn gathered(&mut self, config: &CommitterConfig, gathered: &Gathered, ops: EncodedOps) {
+        self.record(config, RecordKind::Batch, ops, &Bytes::new());
         if matches!(self.decided, Some(Answer::Committed(_))) {
             self.beside.links.push(gathered.link.clone());
             self.beside.requires.extend(gathered.requires.iter().cloned());

@@ -1,7 +1,7 @@
 //! What waits to be committed, in a form that can be decided more than once.
 
 use bytes::Bytes;
-use replikv_core::{Batch, Condition, EncodedOps, Keyspace, StoreError, StoreLimits, WriteSet};
+use replikv_core::{Batch, Condition, EncodedOps, Keyspace, Op, StoreError, StoreLimits, WriteSet};
 
 use super::{Gathered, Intent, TransactFn, Work};
 use crate::RecordKind;
@@ -19,6 +19,7 @@ impl<T> From<Intent<T>> for Waiting<T> {
             Work::Batch(batch) => Job::Batch(batch),
             Work::Transact(function) => Job::Transact(function),
             Work::Gathered(gathered) => Job::Gathered(gathered),
+            Work::Derive { name, entries } => Job::Derive { name, entries },
             Work::Mark(kind) => Job::Mark(kind),
         };
         Self { ticket, job }
@@ -32,6 +33,10 @@ pub(super) enum Job {
     Prepared(PreparedBatch),
     Transact(TransactFn),
     Gathered(Gathered),
+    Derive {
+        name: String,
+        entries: Vec<(Bytes, Bytes)>,
+    },
     Mark(RecordKind),
 }
 
@@ -67,11 +72,21 @@ impl Job {
         Ok(())
     }
 
+    /// Shows `look` the operations, where they are there already.
+    pub(super) fn each_op(&self, look: impl FnMut(Op<'_>)) {
+        match self {
+            Self::Batch(batch) => batch.ops().for_each(look),
+            Self::Prepared(batch) => batch.ops.iter().for_each(look),
+            Self::Gathered(gathered) => gathered.ops.iter().for_each(look),
+            Self::Transact(_) | Self::Derive { .. } | Self::Mark(_) => {}
+        }
+    }
+
     pub(super) fn conditions(&self) -> &[Condition] {
         match self {
             Self::Batch(batch) => batch.conditions(),
             Self::Prepared(batch) => &batch.conditions,
-            Self::Transact(_) | Self::Gathered(_) | Self::Mark(_) => &[],
+            Self::Transact(_) | Self::Gathered(_) | Self::Derive { .. } | Self::Mark(_) => &[],
         }
     }
 }
@@ -83,6 +98,7 @@ impl std::fmt::Debug for Job {
             Self::Prepared(batch) => batch.fmt(f),
             Self::Transact(_) => f.write_str("Transact"),
             Self::Gathered(gathered) => gathered.fmt(f),
+            Self::Derive { name, entries } => write!(f, "Derive {name} from {} entries", entries.len()),
             Self::Mark(kind) => kind.fmt(f),
         }
     }

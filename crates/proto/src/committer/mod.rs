@@ -13,16 +13,19 @@ mod lone;
 mod tests;
 mod view;
 
-use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::collections::VecDeque;
 
 use bytes::Bytes;
-use replikv_core::{Batch, Condition, EncodedOps, Epoch, LinkId, Position, Precondition, StoreError};
+use replikv_core::{
+    Batch, Condition, EncodedOps, Epoch, KeyRange, Keyspace, LinkId, Op, Position, Precondition, StoreError, WriteSet,
+};
 
 use self::group::Building;
 pub use self::group::{CommitGroup, LogEntry};
 use self::job::{Job, PreparedBatch, Waiting};
 pub use self::lone::LoneRecord;
 pub use self::view::{Abort, TransactView};
+use crate::derive::{self, Change, Derives, Known, Stopped, Wants};
 use crate::layout::Head;
 use crate::planted::{self, Bug};
 use crate::{Now, RecordKind};
@@ -48,6 +51,13 @@ pub enum Work {
     Transact(TransactFn),
     /// What a link has brought from another master, and what it knows from then on.
     Gathered(Gathered),
+    /// What one derive makes of entries that were there before it: a record of that alone.
+    Derive {
+        /// The name of the derive.
+        name: String,
+        /// The entries, in the order of their keys.
+        entries: Vec<(Bytes, Bytes)>,
+    },
     /// A record of another kind, with nothing in it: the beginning of an epoch, or the base.
     Mark(RecordKind),
 }
@@ -71,6 +81,7 @@ impl std::fmt::Debug for Work {
             Self::Batch(batch) => batch.fmt(f),
             Self::Transact(_) => f.write_str("Transact"),
             Self::Gathered(gathered) => gathered.fmt(f),
+            Self::Derive { name, entries } => write!(f, "Derive {name} from {} entries", entries.len()),
             Self::Mark(kind) => kind.fmt(f),
         }
     }
@@ -92,6 +103,13 @@ pub enum Answer {
         /// In its words.
         reason: String,
     },
+    /// What follows from it cannot be derived.
+    NotDerived {
+        /// The derive that refused.
+        name: String,
+        /// In its words.
+        reason: String,
+    },
     /// It was refused, or the store failed and is unchanged.
     Failed(StoreError),
     /// Nobody knows yet whether it is there.
@@ -105,6 +123,9 @@ pub enum Answer {
 pub enum Step<T> {
     /// Read these keys of the data; answer with [`Committer::fetched`].
     Fetch(Vec<Bytes>),
+    /// Read all entries of these ranges of the data; answer with [`Committer::fetched_range`] for each. Only a committer
+    /// that [derives](Committer::deriving) asks for any.
+    FetchRanges(Vec<KeyRange>),
     /// Apply a write set; answer with [`Committer::committed`], [`Committer::failed`] or [`Committer::settled`].
     Commit(Box<CommitGroup<T>>),
     /// Tell these; nothing was written.
@@ -139,7 +160,8 @@ pub struct Committer<T> {
     fenced: bool,
     building: Option<Building<T>>,
     /// What was read for conditions, as the store held it after `committed`.
-    known: BTreeMap<Bytes, Option<Bytes>>,
+    known: Known,
+    derives: Derives,
 }
 
 impl<T> Committer<T> {
@@ -154,8 +176,16 @@ impl<T> Committer<T> {
             in_flight: false,
             fenced: false,
             building: None,
-            known: BTreeMap::new(),
+            known: Known::default(),
+            derives: Derives::default(),
         }
+    }
+
+    /// The same, and what `derives` make of each batch is part of it.
+    #[must_use]
+    pub fn deriving(mut self, derives: Derives) -> Self {
+        self.derives = derives;
+        self
     }
 
     /// Takes an intent; its place in the queue is its place in the history.
@@ -198,10 +228,14 @@ impl<T> Committer<T> {
                 break;
             }
             if let Err(missing) = self.take(&mut building, &mut waiting.job) {
-                let keys = self.missing(missing, &waiting);
+                let step = if missing.ranges.is_empty() {
+                    Step::Fetch(self.missing(missing, &waiting))
+                } else {
+                    Step::FetchRanges(missing.ranges)
+                };
                 self.queue.push_front(waiting);
                 self.building = Some(building);
-                return Step::Fetch(keys);
+                return step;
             } else if let Some(answer) = building.last_answer() {
                 building.answer(waiting, answer);
             }
@@ -236,6 +270,21 @@ impl<T> Committer<T> {
     /// Values that [`Step::Fetch`] asked for.
     pub fn fetched(&mut self, values: impl IntoIterator<Item = (Bytes, Option<Bytes>)>) {
         self.known.extend(values);
+    }
+
+    /// All entries of a range that [`Step::FetchRanges`] asked for.
+    pub fn fetched_range(&mut self, range: KeyRange, entries: impl IntoIterator<Item = (Bytes, Bytes)>) {
+        self.known.extend_range(range, entries);
+    }
+
+    /// A range that [`Step::FetchRanges`] asked for holds more than is read at once: what asked for it is refused. Returns
+    /// whom to tell.
+    pub fn range_too_large(&mut self, reason: &str) -> Option<(T, Answer)> {
+        let waiting = self.queue.pop_front()?;
+        self.singles = self.singles.saturating_sub(1);
+        let names: Vec<&str> = self.derives.iter().map(|(derive, _)| derive.name()).collect();
+        let (name, reason) = (names.join(", "), reason.to_owned());
+        Some((waiting.ticket, Answer::NotDerived { name, reason }))
     }
 
     /// Values that [`Step::Fetch`] asked for could not be read: whoever waits is told, and nothing is written.
@@ -349,8 +398,8 @@ impl<T> Committer<T> {
         Step::Answer(tickets.into_iter().map(|ticket| (ticket, answer.clone())).collect())
     }
 
-    // Puts one intent into the group, or names a key that must be read before that can be decided.
-    fn take(&mut self, building: &mut Building<T>, job: &mut Job) -> Result<(), Bytes> {
+    // Puts one intent into the group, or names what must be read before that can be decided.
+    fn take(&mut self, building: &mut Building<T>, job: &mut Job) -> Result<(), Wants> {
         if let Err(error) = job.prepare(&self.config.limits) {
             building.decide(Answer::Failed(error));
             return Ok(());
@@ -358,13 +407,21 @@ impl<T> Committer<T> {
         match job {
             Job::Mark(kind) => building.record(&self.config, *kind, EncodedOps::default(), &Bytes::new()),
             Job::Batch(_) => {}
-            Job::Gathered(gathered) => building.gathered(&self.config, gathered),
+            Job::Gathered(gathered) => match self.with_derived(building, &gathered.ops)? {
+                Ok(ops) => building.gathered(&self.config, gathered, ops),
+                Err(answer) => building.decide(answer),
+            },
+            Job::Derive { name, entries } => match self.derived_from(building, name, entries)? {
+                Ok(ops) if ops.is_empty() => building.decide(Answer::Committed(building.position())),
+                Ok(ops) => building.record(&self.config, RecordKind::Batch, ops, &Bytes::new()),
+                Err(answer) => building.decide(answer),
+            },
             Job::Prepared(batch) => return self.take_batch(building, batch),
             Job::Transact(function) => {
                 let view = TransactView::new(building.overlay(), &self.known);
                 let batch = match function(&view) {
                     Ok(batch) => batch,
-                    Err(Abort::Missing(key)) => return Err(key),
+                    Err(Abort::Missing(key)) => return Err(only(key)),
                     Err(Abort::Refused(reason)) => {
                         building.decide(Answer::Aborted { reason });
                         return Ok(());
@@ -379,11 +436,11 @@ impl<T> Committer<T> {
         Ok(())
     }
 
-    fn take_batch(&self, building: &mut Building<T>, batch: &PreparedBatch) -> Result<(), Bytes> {
+    fn take_batch(&self, building: &mut Building<T>, batch: &PreparedBatch) -> Result<(), Wants> {
         if !batch.conditions.is_empty() {
             let view = TransactView::new(building.overlay(), &self.known);
             // Where a key must be read first, conditions are asked again once it is known.
-            if let Some(key) = holds(&view, &batch.conditions)? {
+            if let Some(key) = holds(&view, &batch.conditions).map_err(only)? {
                 building.decide(Answer::Conflict { key });
                 return Ok(());
             }
@@ -391,21 +448,94 @@ impl<T> Committer<T> {
         if batch.ops.is_empty() && batch.note.is_empty() {
             building.decide(Answer::Committed(building.position()));
         } else {
-            building.record(&self.config, RecordKind::Batch, batch.ops.clone(), &batch.note);
+            match self.with_derived(building, &batch.ops)? {
+                Ok(ops) => building.record(&self.config, RecordKind::Batch, ops, &batch.note),
+                Err(answer) => building.decide(answer),
+            }
         }
         Ok(())
     }
 
+    // The operations, and after them what follows from them; or why nothing does.
+    fn with_derived(&self, building: &mut Building<T>, ops: &EncodedOps) -> Result<Result<EncodedOps, Answer>, Wants> {
+        let derives = self.derives.placed();
+        if derives.is_empty() {
+            return Ok(Ok(ops.clone()));
+        }
+        let overlay = building.overlay();
+        let changes = derive::changes_of(derives, ops, overlay, &self.known)?;
+        let derived = match derive::derive_all(derives, &changes, overlay, &self.known) {
+            Ok(derived) if derived.is_empty() => return Ok(Ok(ops.clone())),
+            Ok(derived) => derived,
+            Err(Stopped::Unread(wants)) => return Err(wants),
+            Err(Stopped::Refused { name, reason }) => return Ok(Err(Answer::NotDerived { name, reason })),
+        };
+        let together = derive::encode(&derived).and_then(|derived| {
+            let segments = ops.buffers().chain(derived.buffers()).cloned().collect();
+            EncodedOps::from_segments(segments).map_err(StoreError::backend)
+        });
+        Ok(together.and_then(|ops| self.fits(ops)).map_err(|error| self.too_large(&error)))
+    }
+
+    // What follows for one derive from entries that were there before it.
+    fn derived_from(
+        &self,
+        building: &mut Building<T>,
+        name: &str,
+        entries: &[(Bytes, Bytes)],
+    ) -> Result<Result<EncodedOps, Answer>, Wants> {
+        let change = |(key, value): &(Bytes, Bytes)| Change { key: key.clone(), old: None, new: Some(value.clone()) };
+        let others = self.derives.placed();
+        let own = |change: &Change| !others.iter().any(|placed| placed.target.strip(&change.key).is_some());
+        let changes: Vec<Change> = entries.iter().map(change).filter(own).collect();
+        match derive::derive_all(self.derives.only(name).placed(), &changes, building.overlay(), &self.known) {
+            Ok(derived) => {
+                let ops = derive::encode(&derived).and_then(|ops| self.fits(ops));
+                Ok(ops.map_err(|error| self.too_large(&error)))
+            }
+            Err(Stopped::Unread(wants)) => Err(wants),
+            Err(Stopped::Refused { name, reason }) => Ok(Err(Answer::NotDerived { name, reason })),
+        }
+    }
+
+    // Slaves must hold it as well.
+    fn fits(&self, ops: EncodedOps) -> Result<EncodedOps, StoreError> {
+        let mut all = WriteSet::builder();
+        all.append(Keyspace::Data, ops.clone());
+        all.build().check(&self.config.limits).map(|()| ops)
+    }
+
+    fn too_large(&self, error: &StoreError) -> Answer {
+        let names: Vec<&str> = self.derives.iter().map(|(derive, _)| derive.name()).collect();
+        Answer::NotDerived { name: names.join(", "), reason: error.to_string() }
+    }
+
     // One round trip for everything that waits, instead of one for each.
-    fn missing(&self, first: Bytes, waiting: &Waiting<T>) -> Vec<Bytes> {
-        let mut keys = BTreeSet::from([first]);
+    fn missing(&self, first: Wants, waiting: &Waiting<T>) -> Vec<Bytes> {
+        const AHEAD: usize = 4096;
+        let mut keys = first.keys;
         for waiting in std::iter::once(waiting).chain(self.queue.iter().take(1024)) {
             let conditions = waiting.job.conditions();
-            let unknown = conditions.iter().filter(|condition| !self.known.contains_key(&condition.key));
+            let unknown = conditions.iter().filter(|condition| self.known.get(&condition.key).is_none());
             keys.extend(unknown.map(|condition| condition.key.clone()));
+            if self.derives.is_empty() || keys.len() > AHEAD {
+                continue;
+            }
+            waiting.job.each_op(|op| {
+                if let Op::Put { key, .. } | Op::Delete { key } = op
+                    && self.known.get(key).is_none()
+                    && self.derives.iter().any(|(derive, _)| derive.source().contains(key))
+                {
+                    keys.insert(Bytes::copy_from_slice(key));
+                }
+            });
         }
         keys.into_iter().collect()
     }
+}
+
+fn only(key: Bytes) -> Wants {
+    Wants { keys: [key].into(), ..Wants::default() }
 }
 
 // The first key whose condition does not hold, or else the key that must be read to tell.

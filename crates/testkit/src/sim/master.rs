@@ -239,6 +239,7 @@ impl Process {
                     ctx.call(self.store, self.owner(), Request::Get(wanted));
                     self.task = Task::Fetching(keys);
                 }
+                Step::FetchRanges(_) => unreachable!("nothing is derived here"),
                 Step::Commit(group) => self.commit(ctx, group),
                 Step::Answer(answers) => self.tell(ctx, answers),
                 Step::Idle => {
