@@ -4,7 +4,9 @@ use std::sync::{Arc, PoisonError};
 use std::time::Duration;
 
 use bytes::Bytes;
-use replikv_core::{Durability, KeyRange, Keyspace, Outcome, Position, ReplicaStore, Seq, StoreError, WriteSet};
+use replikv_core::{
+    Durability, KeyRange, Keyspace, Outcome, Position, ReplicaStore, ScanOptions, Seq, StoreError, WriteSet,
+};
 use replikv_proto::layout::{Floor, Head, Stored, Superseded};
 use replikv_proto::{
     Answer, CommitGroup, Committer, Compacted, CompactionStep, Expiry, Intent, LogEntry, LogParts, Run, Step,
