@@ -191,11 +191,12 @@ impl World {
         }
     }
 
-    // One of those who shared a store is gone; there may be others.
+    // One of those who shared a store is gone; there may be others. Its owner counts even while down: it comes back.
     fn share(&mut self, store: usize) {
-        let masters = self.masters.iter().filter(|master| master.store == store && master.process.is_some()).count();
-        let slaves = self.slaves.iter().filter(|slave| slave.store == store && slave.process.is_some()).count();
-        self.ctx.stores[store].shared = masters + slaves > 1;
+        let uses = |used: usize, extra: bool, runs: bool| used == store && (!extra || runs);
+        let masters = self.masters.iter().filter(|master| uses(master.store, master.extra, master.process.is_some()));
+        let slaves = self.slaves.iter().filter(|slave| uses(slave.store, slave.extra, slave.process.is_some()));
+        self.ctx.stores[store].shared = masters.count() + slaves.count() > 1;
     }
 
     fn later(&mut self, most: Moment, passing: Passing) {

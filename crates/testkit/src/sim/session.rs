@@ -24,6 +24,7 @@ pub(super) struct Session {
     /// What was asked of the store. Nothing else is done until it answers.
     asked: Option<Asked>,
     seen: u64,
+    view: View,
     name: Option<String>,
     closing: bool,
     replaced: bool,
@@ -95,6 +96,7 @@ impl Session {
             session: MasterSession::new(config, open.view, open.epochs.clone(), now),
             asked: None,
             seen: open.version,
+            view: open.view,
             name: None,
             closing: false,
             replaced: false,
@@ -162,12 +164,12 @@ impl Process {
                 ctx.trace(message.name().len() as u64);
                 if let Message::Hello(hello) = &message {
                     session.hello = Some(hello.clone());
-                    session.judged = vec![open.view];
+                    session.judged = vec![session.view];
                 }
                 session.session.handle_message(ctx.clock(wall), message).map_err(|_| Over)?;
             }
             if session.seen != open.version {
-                session.seen = open.version;
+                (session.seen, session.view) = (open.version, open.view);
                 session.session.handle_view(open.view);
                 continue;
             }

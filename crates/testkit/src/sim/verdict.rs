@@ -45,7 +45,7 @@ impl Judged<'_> {
         let Some(cursor) = &hello.cursor else {
             return match (hello.holds_data, self.view.floor.seq) {
                 (true, _) => vec![Verdict::Refuse(RejectCode::DataWithoutCursor)],
-                (false, Seq::ZERO) => vec![Verdict::Resume],
+                (false, Seq::ZERO) if !self.data_is_less() => vec![Verdict::Resume],
                 (false, _) => vec![Verdict::Copy],
             };
         };
@@ -74,6 +74,12 @@ impl Judged<'_> {
             }
         };
         vec![decide(false), decide(true)]
+    }
+
+    // A log of more than a MiB is weighed against the data. In no run do they come so close that a write could tip it.
+    fn data_is_less(&self) -> bool {
+        let data = self.store.visible.of(Keyspace::Data).iter().map(|(key, value)| key.len() + value.len());
+        self.view.retained_bytes > 1 << 20 && (data.sum::<usize>() as u64) < self.view.retained_bytes
     }
 
     // Its position is too old to tell: what it passed through before tells, or the epoch that it is in.
