@@ -13,6 +13,7 @@ const ARROWS: [(&str, &[&str]); 10] = [
     ("replikv-memory", &["replikv-core"]),
     ("replikv-lmdb", &["replikv-core", "replikv-blocking"]),
     ("replikv-sled", &["replikv-core", "replikv-blocking"]),
+    ("replikv-redb", &["replikv-core", "replikv-blocking"]),
     ("replikv-testkit", &["replikv-core", "replikv-proto", "replikv-node"]),
     (
         "replikv",
@@ -24,13 +25,14 @@ const ARROWS: [(&str, &[&str]); 10] = [
             "replikv-memory",
             "replikv-lmdb",
             "replikv-sled",
+            "replikv-redb",
         ],
     ),
     ("replikv-cli", &["replikv"]),
 ];
 
 /// What the deciding crates must never reach: runtimes, stores, sockets, randomness.
-const FORBIDDEN: [&str; 8] = ["tokio", "mio", "heed", "sled", "rand", "fastrand", "getrandom", "socket2"];
+const FORBIDDEN: [&str; 9] = ["tokio", "mio", "heed", "sled", "redb", "rand", "fastrand", "getrandom", "socket2"];
 
 fn dependencies() -> BTreeMap<String, BTreeSet<String>> {
     let metadata = MetadataCommand::new().no_deps().other_options(["--offline".into()]).exec().unwrap();

@@ -144,7 +144,8 @@ fn a_slave_is_asked_how_it_is() {
     let status = run(&["status", "--from", &probe, "--json"]).ok().json();
     assert_eq!((&status["name"], &status["health"]["state"]), (&"edge".into(), &"ready".into()));
     assert_eq!(status["lag"]["seqs"], 0);
-    run(&["follow", "--store", "memory:", "--from", &probe, "--id", "lower", "--once"]).says(2, "this is a slave");
+    run(&["follow", "--store", "memory:", "--from", &probe, "--id", "lower", "--once"])
+        .says(2, "this address of a slave");
 
     master.interrupt("TERM").ok();
     let start = Instant::now();
