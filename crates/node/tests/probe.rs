@@ -80,7 +80,7 @@ async fn whoever_wants_to_follow_a_slave_is_refused_by_name() -> Result {
     assert!(matches!(served, Err(ServeError::Refused(refusal)) if refusal.code == RejectCode::Unsupported));
     match followed {
         Err(error @ FollowError::Refused(_)) => {
-            assert!(error.to_string().contains("this is a slave") && !error.is_retryable(), "{error}");
+            assert!(error.to_string().contains("this address of a slave") && !error.is_retryable(), "{error}");
         }
         other => panic!("it should be refused: {other:?}"),
     }
