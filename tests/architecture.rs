@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use cargo_metadata::{DependencyKind, MetadataCommand};
 
 /// What each crate may depend on, of this project.
-const ARROWS: [(&str, &[&str]); 10] = [
+const ARROWS: [(&str, &[&str]); 11] = [
     ("replikv-core", &[]),
     ("replikv-proto", &["replikv-core"]),
     ("replikv-node", &["replikv-core", "replikv-proto"]),
