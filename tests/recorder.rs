@@ -519,6 +519,11 @@ const CHILD: &str = "REPLIKV_RECORDER_CHILD";
 
 /// In a child: records without end, some of it while batches are written, until it is killed.
 async fn child(dir: &Path) -> Result<(), Error> {
+    // Whoever started it may be killed as well.
+    std::thread::spawn(|| {
+        drop(std::io::copy(&mut std::io::stdin(), &mut std::io::sink()));
+        std::process::exit(1);
+    });
     let app = App::open(dir);
     let master = app.master().await;
     let writing = master.clone();
@@ -551,6 +556,7 @@ async fn a_kill_never_parts_data_and_log() -> Result<(), Error> {
         let mut child = Command::new(std::env::current_exe()?)
             .args(["a_kill_never_parts_data_and_log", "--exact", "--nocapture"])
             .env(CHILD, dir.path())
+            .stdin(Stdio::piped())
             .stdout(Stdio::null())
             .stderr(Stdio::null())
             .spawn()?;

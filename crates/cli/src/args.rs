@@ -326,7 +326,8 @@ pub(crate) struct Handover {
     /// The master's address, HOST:PORT.
     #[arg(long, value_name = "ADDR")]
     pub(crate) from: String,
-    /// How long the master waits for the slave, in seconds; its writers wait as long at most, if it comes to nothing.
+    /// How long the master waits for the slave, in seconds, at most 600; its writers wait as long at most, if it comes to
+    /// nothing.
     #[arg(long, value_name = "SECONDS", default_value_t = 60)]
     pub(crate) patience: u64,
 }

@@ -66,8 +66,9 @@ impl LmdbStore {
     ///
     /// [`close`](ReplicaStore::close) lets go of the environment and leaves it open. In an environment whose readers belong
     /// to threads, LMDB wants the application's threads that have read to be gone, or to stay, while the last handle of
-    /// the environment is dropped: join them first, and close the store, or drop its last handle, before your own. Must not be called on a thread that
-    /// has a write transaction open.
+    /// the environment is dropped: join them first, and close the store, or drop its last handle, before your own.
+    ///
+    /// Must not be called on a thread that has a write transaction open.
     ///
     /// # Errors
     /// `Busy` if the environment is a store already, here or in another process. With names and a way out: if a database

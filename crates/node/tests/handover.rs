@@ -166,6 +166,36 @@ async fn settle() {
     }
 }
 
+// Whoever asks over a connection may ask for as long as it likes.
+#[tokio::test(start_paused = true)]
+async fn nobody_who_asks_holds_writers_up_for_ever() -> Result<(), Error> {
+    let (kept, next_store) = (store(), store());
+    let old = master(&kept, MasterConfig::default()).await;
+    let next = slave(&next_store, "next").await;
+    following(&old, &next).await;
+    let committing = kept.faults().hold_apply();
+    let under_way = tokio::spawn({
+        let master = old.clone();
+        async move { master.put("under way", "").await }
+    });
+    soon(committing.reached()).await;
+    let applying = next_store.faults().hold_apply();
+    let begun = tokio::time::Instant::now();
+    let taking_over = tokio::spawn({
+        let (next, old) = (next.clone(), old.clone());
+        async move { next.take_over(dial(&old), Duration::MAX).await }
+    });
+    settle().await;
+    committing.release();
+    soon(under_way).await??;
+    let failed = taking_over.await?;
+    let refused = matches!(&failed, Err(TakeOverError::Refused(HandoverError::TooFarBehind { .. })));
+    assert!(refused && begun.elapsed() < Duration::from_secs(1300), "{failed:?} after {:?}", begun.elapsed());
+    old.put("goes", "on").await?;
+    drop(applying);
+    Ok(())
+}
+
 #[tokio::test]
 async fn asked_again_it_says_the_same_and_nobody_else_is_told() -> Result<(), Error> {
     let old = master(&store(), MasterConfig::default()).await;

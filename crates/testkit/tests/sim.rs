@@ -53,7 +53,13 @@ fn what_must_hold_holds_and_every_situation_is_met() {
 // slave was down while one of two others left its store.
 #[test]
 fn seeds_that_failed_once_hold() {
-    let seeds = [(1883130819313677, 7), (1883130821214230, 12), (1883126526705668, 10), (1883126525263899, 3)];
+    let seeds = [
+        (1883130819313677, 7),
+        (1883130821214230, 12),
+        (1883126526705668, 10),
+        (1883126525263899, 3),
+        (1883130822197249, 14),
+    ];
     let runs = seeds.map(|(seed, seconds)| {
         std::thread::spawn(move || Simulation::run(seed, &Config::default().millis(seconds * 1_000)))
     });

@@ -25,6 +25,8 @@ use crate::slave::Ending;
 use crate::stored;
 use crate::transport::{Connection, ConnectionError};
 
+/// How long whoever asks for a handover may have the master wait for its slave, and so its writers.
+const LONGEST_HANDOVER: Duration = Duration::from_secs(600);
 /// How long last words may take on a connection that does not drain.
 const LAST_WORDS: Duration = Duration::from_secs(1);
 
@@ -202,7 +204,7 @@ impl<S: ReplicaStore> Asked for Master<S> {
 
     fn hand_over(&self, successor: String, patience: Duration) -> BoxFuture<'_, Result<Vec<u8>, String>> {
         Box::pin(async move {
-            let handed_over = Self::hand_over(self, &successor, patience).await;
+            let handed_over = Self::hand_over(self, &successor, patience.min(LONGEST_HANDOVER)).await;
             serde_json::to_vec(&handed_over).map_err(|error| error.to_string())
         })
     }

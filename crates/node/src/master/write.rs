@@ -66,7 +66,19 @@ impl<S: ReplicaStore> Master<S> {
 
     /// Returns when everything that was handed over before is decided.
     pub(crate) async fn all_decided(&self) -> Result<(), WriteError> {
+        self.may_wait()?;
         self.enqueue(Work::Batch(Batch::new()), 0).await.map(drop)
+    }
+
+    // Whether somebody is there to answer, and whoever waits for that holds nobody up.
+    fn may_wait(&self) -> Result<(), WriteError> {
+        if self.inner.closing.is_cancelled() {
+            return Err(WriteError::Closed);
+        }
+        if self.records_here() {
+            return Err(WriteError::RecorderOpen);
+        }
+        Ok(())
     }
 
     /// Ends this master's writing for good: what was handed over before is decided, and what comes later is refused, also
@@ -86,12 +98,7 @@ impl<S: ReplicaStore> Master<S> {
     }
 
     pub(super) async fn submit(&self, work: Work, bytes: usize) -> Result<Token, WriteError> {
-        if self.inner.closing.is_cancelled() {
-            return Err(WriteError::Closed);
-        }
-        if self.records_here() {
-            return Err(WriteError::RecorderOpen);
-        }
+        self.may_wait()?;
         self.inner.wait_for_slaves().await?;
         self.inner.wait_for_handover().await?;
         self.enqueue(work, bytes).await

@@ -8,6 +8,7 @@ use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::time::{Instant, sleep, timeout};
 
 use super::{PromoteError, Promoted, Slave};
+use crate::clock::ahead;
 use crate::master::ask_to_hand_over;
 use crate::{HandedOver, HandoverError, ServeError};
 
@@ -65,7 +66,7 @@ impl<S: ReplicaStore> Slave<S> {
     /// everything. No batch is lost, and never do two masters write. The store is closed: open it with
     /// [`Master::open`](crate::Master::open).
     ///
-    /// `patience` bounds how long the master waits for this slave, see there; and, if the connection is lost, how long it
+    /// `patience` bounds how long the master waits for this slave, see there, ten minutes at most; and, if the connection is lost, how long it
     /// is asked again.
     ///
     /// # Cancel safety
@@ -86,13 +87,13 @@ impl<S: ReplicaStore> Slave<S> {
         if !self.ranges().is_all() {
             return Err(PromoteError::Filtered { ranges: self.ranges().clone() }.into());
         }
-        let until = Instant::now() + patience;
+        let until = ahead(patience);
         let handed_over = loop {
             let asked = async {
                 let stream = connect().await.map_err(ServeError::from)?;
                 ask_to_hand_over(stream, &self.inner.config.name, patience).await
             };
-            let failed: TakeOverError = match timeout(2 * patience + ANSWER, asked).await {
+            let failed: TakeOverError = match timeout(patience.saturating_mul(2).saturating_add(ANSWER), asked).await {
                 Ok(Ok(Ok(handed_over))) => break handed_over,
                 // What it says first may pass: this slave may just be connecting.
                 Ok(Ok(Err(error @ (HandoverError::NotFollowing { .. } | HandoverError::Unconfirmed { .. })))) => {

@@ -229,7 +229,10 @@ impl Slave {
                 if ctx.stores[self.store].identity().is_none() {
                     give_identity(ctx, self.store);
                 }
-                // What a killed process left is acknowledged as durable from here on.
+                // What a killed process left is acknowledged as durable from here on; what another one that uses the store
+                // writes from here on is not.
+                process.tracker.rewound(hello.cursor.as_ref());
+                process.tracker.durable = process.tracker.progress().applied;
                 let request =
                     if ctx.planted(DriverBug::SlaveOpenedWithoutSync) { Request::Reopen } else { Request::Sync };
                 ctx.call(self.store, owner, request);
@@ -263,7 +266,6 @@ impl Slave {
             return;
         }
         process.tracker.rewound(hello.cursor.as_ref());
-        process.tracker.durable = process.tracker.progress().applied;
         ctx.wake(Node::Slave(self.node));
     }
 
