@@ -632,3 +632,30 @@ async fn a_slave_of_a_part_keeps_no_log_for_others_and_loses_nothing_if_it_is_as
     assert_holds(&master, &open(&again(&held), ranges.clone()).await?, &ranges).await;
     Ok(())
 }
+
+#[tokio::test]
+async fn a_relay_serves_slaves_of_a_part_from_its_log_and_by_a_copy() -> Result<(), Error> {
+    let master = master(&store(), config()).await;
+    for n in 0..50u8 {
+        master.write(Batch::new().put([b'a', b'/', n], "1").put([b'b', b'/', n], "1")).await?;
+    }
+    let relay = Slave::open(store(), SlaveConfig::new("relay").keep_log(KeepLog::default())).await?;
+    let (_serving, _following) = connect(&master, &relay, &Received::default());
+    soon(relay.wait_caught_up()).await?;
+    let ranges = prefixes(&["a/"]);
+    let leaf = open(&store(), ranges.clone()).await?;
+    let (here, there) = tokio::io::duplex(64 << 10);
+    let (serving, following) = (relay.clone(), leaf.clone());
+    tokio::spawn(async move { serving.serve(there).await });
+    tokio::spawn(async move { following.follow(here).await });
+    for n in 50..100u8 {
+        master
+            .write(Batch::new().put([b'a', b'/', n], "2").delete_range(KeyRange::prefix([b'b', b'/', n - 50])))
+            .await?;
+    }
+    let token = master.put("a/last", "").await?;
+    soon(leaf.wait_applied(token)).await?;
+    assert_holds(&master, &leaf, &ranges).await;
+    assert_eq!(contents(leaf.store()).await.len(), 101);
+    Ok(())
+}
