@@ -127,6 +127,8 @@ async fn the_same_by_log_copy_comparison_repair_and_resync() -> Result<(), Error
     for _ in 0..40 {
         other.write(batch(&mut rng)).await?;
     }
+    // A master that holds nothing at all would be refused.
+    other.put("ba", "cab").await?;
     let held = FaultStore::new(held.inner().open_again());
     let config = SlaveConfig::new("edge").adopt_source(Discard);
     let slave = Slave::open(kinds.on(held.clone()).await, config).await?;
