@@ -73,6 +73,9 @@ pub(crate) enum Command {
     Log(Log),
     /// Measures stores and replication on this machine.
     Bench(Bench),
+    /// The other process of a measurement.
+    #[command(hide = true)]
+    BenchPeer(BenchPeer),
     /// Prints completions for a shell.
     Completions {
         /// For which shell.
@@ -499,8 +502,69 @@ pub(crate) struct Log {
     pub(crate) follow: bool,
 }
 
+/// What can be measured.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Scenario {
+    /// What the log costs: batches of 1, 10, 100 and 1,000 through a master, against the raw store.
+    Write,
+    /// 512 writers of single entries, against one transaction each.
+    Writers,
+    /// A slave goes through the log, against the raw store.
+    CatchUp,
+    /// An empty slave copies, against the raw store in key order.
+    Copy,
+    /// A slave that fell behind the log compares, against the copy.
+    Recovery,
+    /// A master with a slave, against one without.
+    Live,
+    /// From a write to where it can be read on a slave.
+    Latency,
+    /// 4 and 16 masters into one centre, against one master.
+    FanIn,
+}
+
+impl Scenario {
+    pub(crate) const ALL: &[Self] = &[
+        Self::Write,
+        Self::Writers,
+        Self::CatchUp,
+        Self::Copy,
+        Self::Recovery,
+        Self::Live,
+        Self::Latency,
+        Self::FanIn,
+    ];
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Keys {
+    Random,
+    Sequential,
+}
+
+#[derive(Debug, Group)]
+pub(crate) struct BenchPeer {
+    #[arg(long)]
+    pub(crate) store: String,
+}
+
 #[derive(Debug, Group)]
 pub(crate) struct Bench {
+    /// Measure these. By default a summary: writing, catching up, and the latency, in one process.
+    #[arg(value_enum, conflicts_with = "all")]
+    pub(crate) scenarios: Vec<Scenario>,
+    /// Measure everything, masters and slaves in processes of their own.
+    #[arg(long)]
+    pub(crate) all: bool,
+    /// The stores to measure, by commas. By default each that the program contains.
+    #[arg(long, value_delimiter = ',', value_name = "STORE")]
+    pub(crate) stores: Vec<String>,
+    /// The order in which keys come.
+    #[arg(long, value_enum, default_value = "random")]
+    pub(crate) keys: Keys,
+    /// Draw what is measured into this directory, as SVG.
+    #[arg(long, value_name = "DIR")]
+    pub(crate) plot: Option<PathBuf>,
     /// How many entries each row writes.
     #[arg(long, default_value_t = 100_000)]
     pub(crate) entries: usize,

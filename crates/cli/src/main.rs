@@ -17,7 +17,7 @@ use clap::error::ErrorKind;
 use crate::args::Args;
 
 /// What the program ends with when it could not do what it was asked.
-const FAILED: u8 = 2;
+pub(crate) const FAILED: u8 = 2;
 
 fn main() -> ExitCode {
     let args = match Args::try_parse() {

@@ -89,6 +89,7 @@ pub(crate) async fn run(args: Args) -> anyhow::Result<ExitCode> {
         Command::Verify(args) => verify::run(args, json).await,
         Command::Log(args) => log::run(args, json).await,
         Command::Bench(args) => bench::run(args, json).await,
+        Command::BenchPeer(args) => bench::peer(args).await,
         Command::Completions { shell } => {
             // Into memory first: clap panics when the reader of a pipe is gone.
             let mut words = Vec::new();

@@ -1,42 +1,28 @@
 //! Measurements: medians, and ratios against the raw store of the same round.
 
 use std::path::Path;
-use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, ensure};
+use anyhow::Context;
 use replikv::{Batch, Durability, Keyspace, MasterConfig, Slave, SlaveConfig, WriteSet};
 use tokio::net::TcpListener;
 
 use crate::args;
-use crate::interrupt::{INTERRUPTED, Interrupt};
 use crate::store::{self, Store};
 use crate::ui;
 
 /// How many writes the latency is the median of.
 const WRITES: usize = 201;
 
-pub(crate) async fn run(args: args::Bench, json: bool) -> anyhow::Result<ExitCode> {
-    let mut interrupt = Interrupt::new()?;
-    tokio::select! {
-        biased;
-        // The stores go with the guards of their directories.
-        () = interrupt.wait() => Ok(ExitCode::from(INTERRUPTED)),
-        measured = measure(args, json) => measured,
-    }
-}
-
-async fn measure(args: args::Bench, json: bool) -> anyhow::Result<ExitCode> {
-    ensure!(args.batch > 0 && args.entries > 0 && args.rounds > 0, "a measurement needs at least one of everything");
-    ensure!(args.value <= store::LIMITS.max_value / 2, "such a value does not fit into a batch");
+pub(super) async fn run(args: &args::Bench, kinds: &[&str], json: bool) -> anyhow::Result<()> {
     let parent = args.dir.clone().unwrap_or_else(std::env::temp_dir);
-    let bar = ui::bar("measuring", Some(args.rounds as u64 * 4));
+    let bar = ui::bar("measuring", Some((args.rounds * kinds.len()) as u64));
     let mut rows = Vec::new();
-    for kind in ["lmdb", "sled", "redb", "memory"] {
+    for kind in kinds {
         let mut rounds = Vec::new();
         for _ in 0..args.rounds {
             let dir = tempfile::Builder::new().prefix("replikv-bench-").tempdir_in(&parent);
-            rounds.push(round(kind, dir.context("no place to measure")?.path(), &args).await?);
+            rounds.push(round(kind, dir.context("no place to measure")?.path(), args).await?);
             bar.inc(1);
         }
         rows.push(Row::median(kind, &rounds));
@@ -44,7 +30,7 @@ async fn measure(args: args::Bench, json: bool) -> anyhow::Result<ExitCode> {
     bar.finish_and_clear();
     if json {
         say!("{}", serde_json::to_string(&rows)?)?;
-        return Ok(ExitCode::SUCCESS);
+        return Ok(());
     }
     say!(
         "{} entries, random 16-byte keys, {}-byte values, {} a batch, synced; medians of {} rounds",
@@ -57,7 +43,7 @@ async fn measure(args: args::Bench, json: bool) -> anyhow::Result<ExitCode> {
         ui::table(["store", "raw store", "master", "to raw", "catch-up of a slave", "to raw", "live latency"]);
     for row in &rows {
         table.add_row([
-            row.store.to_string(),
+            row.store.clone(),
             ui::rate_words(row.raw),
             ui::rate_words(row.master),
             format!("{:.2}", row.master_to_raw),
@@ -67,13 +53,13 @@ async fn measure(args: args::Bench, json: bool) -> anyhow::Result<ExitCode> {
         ]);
     }
     say!("{table}")?;
-    Ok(ExitCode::SUCCESS)
+    Ok(())
 }
 
 /// Rates in entries a second.
 #[derive(Debug, Clone, serde::Serialize)]
 struct Row {
-    store: &'static str,
+    store: String,
     raw: f64,
     master: f64,
     master_to_raw: f64,
@@ -83,14 +69,14 @@ struct Row {
 }
 
 impl Row {
-    fn median(store: &'static str, rounds: &[Self]) -> Self {
+    fn median(store: &str, rounds: &[Self]) -> Self {
         let of = |pick: fn(&Self) -> f64| {
             let mut values: Vec<f64> = rounds.iter().map(pick).collect();
             values.sort_by(f64::total_cmp);
             values[values.len() / 2]
         };
         Self {
-            store,
+            store: store.into(),
             raw: of(|row| row.raw),
             master: of(|row| row.master),
             master_to_raw: of(|row| row.master_to_raw),
@@ -101,7 +87,7 @@ impl Row {
     }
 }
 
-async fn round(kind: &'static str, dir: &Path, args: &args::Bench) -> anyhow::Result<Row> {
+async fn round(kind: &str, dir: &Path, args: &args::Bench) -> anyhow::Result<Row> {
     let open = |name: &str| {
         let url = if kind == "memory" { "memory:".into() } else { format!("{kind}:{}", dir.join(name).display()) };
         store::open(&url)
@@ -161,7 +147,7 @@ async fn round(kind: &'static str, dir: &Path, args: &args::Bench) -> anyhow::Re
     master.shutdown().await?;
     let latency: Duration = times[WRITES / 2];
     Ok(Row {
-        store: kind,
+        store: kind.into(),
         raw,
         master: master_rate,
         master_to_raw: master_rate / raw,

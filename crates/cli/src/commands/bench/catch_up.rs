@@ -1,0 +1,39 @@
+//! A slave that was away goes through the log, against the same entries straight into the store, in batches of 1,000, as
+//! they come.
+
+use super::figure::Sample;
+use super::peer::{Order, Peer};
+use super::workload::{Entries, ingest, write};
+use super::{Place, serve};
+use crate::args;
+
+const RAW: usize = 1_000;
+
+pub(super) async fn round(place: &Place<'_>, args: &args::Bench) -> anyhow::Result<Vec<Sample>> {
+    let raw = place.open("raw")?;
+    let base = ingest(&raw, Entries::new(args).take(args.entries), RAW).await?;
+    raw.close().await?;
+    drop(raw);
+    place.remove("raw")?;
+    let master = place.master("master").await?;
+    let from = serve(&master).await?;
+    // It knows the beginning, and misses what follows.
+    let first = master.put("first", "").await?;
+    let mut slave = Peer::start(&place.url("slave"))?;
+    slave.ask(&Order::Follow { from, until: first.seq.as_u64() }).await?;
+    slave.ask(&Order::Leave).await?;
+    let (_, last) = write(&master, Entries::new(args).take(args.entries), args.batch).await?;
+    let until = last.map_or(0, |last| last.seq.as_u64());
+    let answer = slave.ask(&Order::Follow { from, until }).await?;
+    anyhow::ensure!(answer.copies + answer.comparisons == 0, "the slave did not go through the log");
+    master.shutdown().await?;
+    #[allow(clippy::cast_precision_loss, reason = "a figure for people")]
+    let rate = args.entries as f64 / answer.seconds;
+    let goal = match place.kind {
+        "lmdb" => Some(6.0),
+        "redb" => Some(4.0),
+        "fjall" | "memory" => Some(2.0),
+        _ => Some(1.0),
+    };
+    Ok(vec![Sample::rate("catch-up", place.kind, format!("batches of {}", args.batch), rate, base).goal(goal)])
+}

@@ -1,0 +1,55 @@
+//! Many masters in memory, one centre in another process: until it has everything, against one master that writes as much.
+
+use std::time::Instant;
+
+use super::figure::Sample;
+use super::peer::{Order, Peer};
+use super::workload::{Entries, write};
+use super::{Place, serve};
+use crate::{args, ui};
+
+const MASTERS: [usize; 2] = [4, 16];
+
+pub(super) async fn round(place: &Place<'_>, args: &args::Bench) -> anyhow::Result<Vec<Sample>> {
+    let base = gather(place, 1, args).await?;
+    let mut samples = Vec::new();
+    for masters in MASTERS {
+        let rate = gather(place, masters, args).await?;
+        let goal = (masters == 16).then_some(0.9);
+        samples.push(Sample::rate("fan-in", place.kind, format!("{masters} masters"), rate, base).goal(goal));
+    }
+    Ok(samples)
+}
+
+async fn gather(place: &Place<'_>, count: usize, args: &args::Bench) -> anyhow::Result<f64> {
+    let name = format!("centre-{count}");
+    let mut centre = Peer::start(&place.url(&name))?;
+    let sources = Place::new("memory", args)?;
+    let mut masters = Vec::new();
+    let mut from = Vec::new();
+    for _ in 0..count {
+        let master = sources.master("").await?;
+        from.push((serve(&master).await?, master.put("first", "").await?.seq.as_u64()));
+        masters.push(master);
+    }
+    centre.ask(&Order::Gather { from: from.clone() }).await?;
+    let mut writing = tokio::task::JoinSet::new();
+    let start = Instant::now();
+    for (index, master) in masters.iter().cloned().enumerate() {
+        let (entries, batch) = (Entries::part(args, index), args.batch);
+        let share = args.entries / count;
+        writing.spawn(async move { anyhow::Ok((index, write(&master, entries.take(share), batch).await?.1)) });
+    }
+    while let Some(ended) = writing.join_next().await {
+        let (index, last) = ended??;
+        from[index].1 = last.map_or(0, |last| last.seq.as_u64());
+    }
+    centre.ask(&Order::Gather { from }).await?;
+    let rate = ui::rate((args.entries / count * count) as u64, start.elapsed());
+    for master in masters {
+        master.shutdown().await?;
+    }
+    drop(centre);
+    place.remove(&name)?;
+    Ok(rate)
+}

@@ -1,0 +1,78 @@
+//! From the moment at which a write is wanted to the moment at which it can be read on a slave, in another process; and
+//! until a writer who waits for one slave is told.
+//!
+//! *Closed*: the next write begins when a slave holds the one before. *Open*: writes are wanted at a fixed rate, and late
+//! ones are counted from when they were wanted, so that a stall is seen by all that it delays.
+
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use hdrhistogram::Histogram;
+use replikv::{Batch, Master, Seq};
+
+use super::figure::Sample;
+use super::peer::{Order, Peer, Quantiles, key, now};
+use super::{Place, serve};
+use crate::args;
+use crate::store::Store;
+
+const WRITES: u64 = 2_000;
+/// Writes a second of the open loop: far below what any store takes.
+const RATE: u32 = 500;
+const PATIENCE: Duration = Duration::from_secs(60);
+
+pub(super) async fn round(place: &Place<'_>, args: &args::Bench) -> anyhow::Result<Vec<Sample>> {
+    let master = place.master("master").await?;
+    let from = serve(&master).await?;
+    let until = master.put("first", "").await?.seq.as_u64();
+    let mut slave = Peer::start(&place.url("slave"))?;
+    slave.ask(&Order::Follow { from, until }).await?;
+    let mut samples = Vec::new();
+    let mut tell = |what: &str, quantiles: Quantiles| {
+        for (name, micros) in quantiles.named() {
+            samples.push(Sample::micros("latency", place.kind, format!("{what}, {name}"), micros));
+        }
+    };
+    let mut told = Histogram::<u64>::new(3)?;
+    let first = until + 1;
+    slave.tell(&Order::Watch { first, last: first + WRITES - 1 }).await?;
+    for seq in first..first + WRITES {
+        let start = Instant::now();
+        let write = master.write(Batch::new().put(key(seq), value(now(), args)));
+        expect(write.replicated(1, PATIENCE).await?.seq, seq)?;
+        told.record(u64::try_from(start.elapsed().as_nanos())?)?;
+    }
+    tell("closed loop, readable", slave.hear().await?.micros.unwrap_or_default());
+    tell("closed loop, replicated(1)", Quantiles::of(&told));
+
+    let first = first + WRITES;
+    slave.tell(&Order::Watch { first, last: first + WRITES - 1 }).await?;
+    open_loop(&master, first, args).await?;
+    tell("open loop, readable", slave.hear().await?.micros.unwrap_or_default());
+    master.shutdown().await?;
+    Ok(samples)
+}
+
+// One write after the other, since their order is their numbers'; none before its time.
+async fn open_loop(master: &Master<Store>, first: u64, args: &args::Bench) -> anyhow::Result<()> {
+    let (start, began) = (Instant::now(), now());
+    for index in 0..u32::try_from(WRITES)? {
+        let after = Duration::from_secs(1) / RATE * index;
+        tokio::time::sleep_until((start + after).into()).await;
+        let wanted = began + u64::try_from(after.as_nanos())?;
+        let seq = first + u64::from(index);
+        expect(master.put(key(seq), value(wanted, args)).await?.seq, seq)?;
+    }
+    Ok(())
+}
+
+fn value(wanted: u64, args: &args::Bench) -> Bytes {
+    let mut value = wanted.to_be_bytes().to_vec();
+    value.resize(args.value.max(8), 0x5A);
+    value.into()
+}
+
+fn expect(found: Seq, wanted: u64) -> anyhow::Result<()> {
+    anyhow::ensure!(found.as_u64() == wanted, "somebody else writes to the measured master");
+    Ok(())
+}

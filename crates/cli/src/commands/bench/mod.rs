@@ -1,0 +1,158 @@
+//! Measurements: medians, and ratios against something that the same round has measured as well.
+//!
+//! Every scenario measures its own baseline, in the same round and on the same disk. Who follows is a process of its own
+//! ([`peer`]), as in real life, over TCP on the loopback interface.
+
+mod catch_up;
+mod copy;
+mod fan_in;
+mod figure;
+mod latency;
+mod live;
+mod peer;
+mod plot;
+mod recovery;
+mod summary;
+mod workload;
+mod write;
+mod writers;
+
+use std::path::Path;
+use std::process::ExitCode;
+
+use anyhow::{Context, ensure};
+use replikv::{Master, MasterConfig, Retention};
+
+pub(crate) use self::peer::run as peer;
+
+use self::figure::{Row, Sample};
+use crate::args::{self, Scenario};
+use crate::interrupt::{INTERRUPTED, Interrupt};
+use crate::store::{self, Store};
+use crate::ui;
+
+pub(crate) async fn run(args: args::Bench, json: bool) -> anyhow::Result<ExitCode> {
+    let mut interrupt = Interrupt::new()?;
+    tokio::select! {
+        biased;
+        // The stores go with the guards of their directories, and the processes with their guards.
+        () = interrupt.wait() => Ok(ExitCode::from(INTERRUPTED)),
+        measured = measure(&args, json) => measured.map(|()| ExitCode::SUCCESS),
+    }
+}
+
+async fn measure(args: &args::Bench, json: bool) -> anyhow::Result<()> {
+    ensure!(args.batch > 0 && args.entries > 0 && args.rounds > 0, "a measurement needs at least one of everything");
+    ensure!(args.value <= store::LIMITS.max_value / 2, "such a value does not fit into a batch");
+    let kinds = kinds(args)?;
+    if args.scenarios.is_empty() && !args.all {
+        ensure!(args.plot.is_none(), "--plot draws what scenarios measure: name one, or --all");
+        return summary::run(args, &kinds, json).await;
+    }
+    let scenarios = if args.all { Scenario::ALL } else { &args.scenarios };
+    let bar = ui::bar("measuring", Some((args.rounds * scenarios.len()) as u64));
+    let mut rows: Vec<Row> = Vec::new();
+    for &scenario in scenarios {
+        let mut samples = Vec::new();
+        for _ in 0..args.rounds {
+            samples.extend(round(scenario, &kinds, args).await.with_context(|| format!("{scenario:?}"))?);
+            bar.inc(1);
+        }
+        rows.extend(Row::medians(samples));
+    }
+    bar.finish_and_clear();
+    if let Some(dir) = &args.plot {
+        plot::draw(dir, &rows, args)?;
+    }
+    if json {
+        say!("{}", serde_json::to_string(&rows)?)?;
+        return Ok(());
+    }
+    say!("{}, synced; medians of {} rounds", workload::words(args), args.rounds)?;
+    say!("{}", figure::table(&rows))?;
+    Ok(())
+}
+
+fn kinds(args: &args::Bench) -> anyhow::Result<Vec<&str>> {
+    let all = ["lmdb", "sled", "redb", "memory"];
+    for kind in &args.stores {
+        ensure!(all.contains(&kind.as_str()), "{kind}: no store that can be measured; there are {}", all.join(", "));
+    }
+    Ok(if args.stores.is_empty() { all.into() } else { args.stores.iter().map(String::as_str).collect() })
+}
+
+async fn round(scenario: Scenario, kinds: &[&str], args: &args::Bench) -> anyhow::Result<Vec<Sample>> {
+    let mut samples = Vec::new();
+    for kind in kinds {
+        let place = Place::new(kind, args)?;
+        samples.extend(match scenario {
+            Scenario::Write => write::round(&place, args).await?,
+            Scenario::Writers => writers::round(&place, args).await?,
+            Scenario::CatchUp => catch_up::round(&place, args).await?,
+            Scenario::Copy => copy::round(&place, args).await?,
+            Scenario::Recovery => recovery::round(&place, args).await?,
+            Scenario::Live => live::round(&place, args).await?,
+            Scenario::Latency => latency::round(&place, args).await?,
+            Scenario::FanIn => fan_in::round(&place, args).await?,
+        });
+    }
+    Ok(samples)
+}
+
+/// Where the stores of one kind are, for one round. They go with it.
+#[derive(Debug)]
+struct Place<'a> {
+    kind: &'a str,
+    dir: tempfile::TempDir,
+}
+
+impl<'a> Place<'a> {
+    fn new(kind: &'a str, args: &args::Bench) -> anyhow::Result<Self> {
+        let parent = args.dir.clone().unwrap_or_else(std::env::temp_dir);
+        let dir = tempfile::Builder::new().prefix("replikv-bench-").tempdir_in(&parent);
+        Ok(Self { kind, dir: dir.context("no place to measure")? })
+    }
+
+    fn url(&self, name: &str) -> String {
+        if self.kind == "memory" { "memory:".into() } else { format!("{}:{}", self.kind, self.path(name).display()) }
+    }
+
+    fn path(&self, name: &str) -> std::path::PathBuf {
+        self.dir.path().join(name)
+    }
+
+    fn open(&self, name: &str) -> anyhow::Result<Store> {
+        store::open(&self.url(name))
+    }
+
+    /// A master that keeps its whole log.
+    async fn master(&self, name: &str) -> anyhow::Result<Master<Store>> {
+        master_of(self.open(name)?, self.kind).await
+    }
+
+    /// Makes room for the next measurement of the round.
+    fn remove(&self, name: &str) -> anyhow::Result<()> {
+        remove(&self.path(name)).with_context(|| format!("{} cannot be removed", self.path(name).display()))
+    }
+}
+
+async fn master_of(store: Store, kind: &str) -> anyhow::Result<Master<Store>> {
+    let retention = Retention { max_bytes: u64::MAX, max_age_ms: None, hold_back_bytes: u64::MAX };
+    store::open_master(store, kind, MasterConfig::default().retention(retention)).await
+}
+
+fn remove(path: &Path) -> std::io::Result<()> {
+    match std::fs::metadata(path) {
+        Ok(found) if found.is_dir() => std::fs::remove_dir_all(path),
+        Ok(_) => std::fs::remove_file(path),
+        Err(_) => Ok(()),
+    }
+}
+
+/// Serves a master on the loopback interface, as long as its listener lives.
+async fn serve(master: &Master<Store>) -> anyhow::Result<std::net::SocketAddr> {
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await?;
+    let address = listener.local_addr()?;
+    tokio::spawn(master.clone().serve_tcp(listener));
+    Ok(address)
+}

@@ -1,0 +1,230 @@
+//! The other process of a measurement: it follows as it is told, and says how long that took.
+//!
+//! It reads a command a line on standard input, and answers each with a line on standard output. It ends with its input.
+
+use std::collections::BTreeMap;
+use std::io::BufRead;
+use std::net::SocketAddr;
+use std::process::{ExitCode, Stdio};
+use std::time::{Instant, SystemTime};
+
+use anyhow::{Context, anyhow, bail};
+use hdrhistogram::Histogram;
+use replikv::{Centre, LinkConfig, LinkId, LinkStore, ReplicaStore, Seq, Slave, SlaveConfig};
+use serde::{Deserialize, Serialize};
+use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader};
+use tokio::process::{Child, ChildStdin, ChildStdout, Command};
+use tokio::sync::mpsc;
+use tokio::task::JoinHandle;
+
+use crate::args;
+use crate::store::{self, Store};
+
+/// What a peer can be told.
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub(super) enum Order {
+    /// Follow that master, if it does not yet, until it has that record. Answered with the time from here on.
+    Follow { from: SocketAddr, until: u64 },
+    /// Follow no more.
+    Leave,
+    /// As `Follow`, but of a centre with a link to each of these masters, until each has its record.
+    Gather { from: Vec<(SocketAddr, u64)> },
+    /// Answered when these records are applied, with quantiles of the time since what their values say they were written
+    /// at.
+    Watch { first: u64, last: u64 },
+}
+
+#[derive(Debug, Default, Clone, Serialize, Deserialize)]
+pub(super) struct Answer {
+    pub(super) seconds: f64,
+    /// How often it began to copy, and to compare.
+    pub(super) copies: u64,
+    pub(super) comparisons: u64,
+    pub(super) micros: Option<Quantiles>,
+}
+
+/// Microseconds.
+#[derive(Debug, Default, Clone, Copy, Serialize, Deserialize)]
+pub(super) struct Quantiles {
+    pub(super) p50: f64,
+    pub(super) p99: f64,
+    pub(super) p999: f64,
+    pub(super) max: f64,
+}
+
+impl Quantiles {
+    pub(super) fn of(histogram: &Histogram<u64>) -> Self {
+        #[allow(clippy::cast_precision_loss, reason = "nanoseconds of seconds")]
+        let at = |quantile| histogram.value_at_quantile(quantile) as f64 / 1e3;
+        Self { p50: at(0.5), p99: at(0.99), p999: at(0.999), max: at(1.0) }
+    }
+
+    pub(super) fn named(&self) -> [(&'static str, f64); 4] {
+        [("p50", self.p50), ("p99", self.p99), ("p99.9", self.p999), ("longest", self.max)]
+    }
+}
+
+/// Nanoseconds of the clock that both processes read.
+pub(super) fn now() -> u64 {
+    let since = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH);
+    since.map_or(0, |since| u64::try_from(since.as_nanos()).unwrap_or(u64::MAX))
+}
+
+/// A peer, seen from whom it belongs to. It is killed when this goes.
+#[derive(Debug)]
+pub(super) struct Peer {
+    _process: Child,
+    orders: ChildStdin,
+    answers: tokio::io::Lines<BufReader<ChildStdout>>,
+}
+
+impl Peer {
+    pub(super) fn start(url: &str) -> anyhow::Result<Self> {
+        let program = std::env::current_exe().context("the program cannot find itself")?;
+        let mut process = Command::new(program)
+            .args(["bench-peer", "--store", url])
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .kill_on_drop(true)
+            .spawn()
+            .context("a second process cannot be started")?;
+        let pipes = process.stdin.take().zip(process.stdout.take()).context("a second process has no pipes")?;
+        Ok(Self { _process: process, orders: pipes.0, answers: BufReader::new(pipes.1).lines() })
+    }
+
+    pub(super) async fn ask(&mut self, order: &Order) -> anyhow::Result<Answer> {
+        self.tell(order).await?;
+        self.hear().await
+    }
+
+    /// Without waiting for the answer.
+    pub(super) async fn tell(&mut self, order: &Order) -> anyhow::Result<()> {
+        let line = serde_json::to_string(order)? + "\n";
+        self.orders.write_all(line.as_bytes()).await.context("the second process has ended")
+    }
+
+    pub(super) async fn hear(&mut self) -> anyhow::Result<Answer> {
+        let line = self.answers.next_line().await?.context("the second process has ended")?;
+        let answer: Result<Answer, String> = serde_json::from_str(&line)?;
+        answer.map_err(|words| anyhow!("the second process: {words}"))
+    }
+}
+
+/// The program as a peer.
+pub(crate) async fn run(args: args::BenchPeer) -> anyhow::Result<ExitCode> {
+    let (sender, mut orders) = mpsc::unbounded_channel();
+    // Standard input blocks.
+    std::thread::spawn(move || {
+        for line in std::io::stdin().lock().lines() {
+            if line.is_ok_and(|line| sender.send(line).is_err()) {
+                return;
+            }
+        }
+    });
+    let mut follower = Follower { url: args.store, slave: None, centre: None };
+    while let Some(line) = orders.recv().await {
+        let answer = match serde_json::from_str(&line) {
+            Ok(order) => follower.obey(order).await.map_err(|error| format!("{error:#}")),
+            Err(error) => Err(error.to_string()),
+        };
+        say!("{}", serde_json::to_string(&answer)?)?;
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+struct Follower {
+    url: String,
+    slave: Option<(Slave<Store>, Option<JoinHandle<()>>)>,
+    centre: Option<Links>,
+}
+
+struct Links {
+    centre: Centre<Store>,
+    links: BTreeMap<SocketAddr, Slave<LinkStore<Store>>>,
+}
+
+impl Follower {
+    async fn obey(&mut self, order: Order) -> anyhow::Result<Answer> {
+        match order {
+            Order::Follow { from, until } => self.follow(from, until).await,
+            Order::Leave => {
+                if let Some((slave, Some(following))) = self.slave.take() {
+                    slave.shutdown().await?;
+                    following.await?;
+                }
+                Ok(Answer::default())
+            }
+            Order::Gather { from } => self.gather(from).await,
+            Order::Watch { first, last } => self.watch(first, last).await,
+        }
+    }
+
+    async fn follow(&mut self, from: SocketAddr, until: u64) -> anyhow::Result<Answer> {
+        let (slave, following) = match &mut self.slave {
+            Some(slave) => slave,
+            None => {
+                let slave = Slave::open(store::open(&self.url)?, SlaveConfig::new("bench")).await?;
+                self.slave.insert((slave, None))
+            }
+        };
+        let start = Instant::now();
+        if following.is_none() {
+            *following = Some(tokio::spawn(follow(slave.clone(), from)));
+        }
+        slave.wait_applied(Seq::new(until)).await?;
+        let (seconds, status) = (start.elapsed().as_secs_f64(), slave.status());
+        Ok(Answer { seconds, copies: status.copies, comparisons: status.comparisons, micros: None })
+    }
+
+    async fn gather(&mut self, from: Vec<(SocketAddr, u64)>) -> anyhow::Result<Answer> {
+        let links = match &mut self.centre {
+            Some(links) => links,
+            None => {
+                let centre = Centre::open(store::open(&self.url)?).await?;
+                self.centre.insert(Links { centre, links: BTreeMap::new() })
+            }
+        };
+        for (address, _) in &from {
+            if !links.links.contains_key(address) {
+                let name = LinkId::new(format!("link-{}", address.port()))?;
+                let slave = links.centre.link(LinkConfig::new(name, SlaveConfig::new("bench"))).await?;
+                tokio::spawn(follow(slave.clone(), *address));
+                links.links.insert(*address, slave);
+            }
+        }
+        let start = Instant::now();
+        for (address, until) in from {
+            let slave = links.links.get(&address).context("no such link")?;
+            slave.wait_applied(Seq::new(until)).await?;
+        }
+        Ok(Answer { seconds: start.elapsed().as_secs_f64(), ..Answer::default() })
+    }
+
+    async fn watch(&mut self, first: u64, last: u64) -> anyhow::Result<Answer> {
+        let Some((slave, _)) = &self.slave else { bail!("it does not follow") };
+        let mut histogram = Histogram::<u64>::new(3)?;
+        for seq in first..=last {
+            slave.wait_applied(Seq::new(seq)).await?;
+            let seen = now();
+            let value = slave.get(key(seq)).await?.context("a record without its entry")?;
+            let written = value.get(..8).and_then(|bytes| bytes.try_into().ok()).map(u64::from_be_bytes);
+            histogram.record(seen.saturating_sub(written.context("a value without a time")?))?;
+        }
+        Ok(Answer { micros: Some(Quantiles::of(&histogram)), ..Answer::default() })
+    }
+}
+
+/// The key of the write with that number.
+pub(super) fn key(seq: u64) -> [u8; 16] {
+    u128::from(seq).to_be_bytes()
+}
+
+// Until it is shut down. What ends it otherwise is seen by whoever waits, and told.
+async fn follow<S: ReplicaStore>(slave: Slave<S>, from: SocketAddr) {
+    if let Err(error) = slave.follow_tcp(from).await {
+        note!("replikv: the second process no longer follows: {error}");
+        // Nobody would answer whoever waits for it.
+        std::process::exit(i32::from(crate::FAILED));
+    }
+}
