@@ -519,6 +519,10 @@ pub(crate) enum Scenario {
     Live,
     /// From a write to where it can be read on a slave.
     Latency,
+    /// Slaves that discard what they get: how much one master can feed.
+    FanOut,
+    /// A thousand slaves that get nothing: what they cost their master.
+    Idle,
     /// 4 and 16 masters into one centre, against one master.
     FanIn,
 }
@@ -532,6 +536,8 @@ impl Scenario {
         Self::Recovery,
         Self::Live,
         Self::Latency,
+        Self::FanOut,
+        Self::Idle,
         Self::FanIn,
     ];
 }

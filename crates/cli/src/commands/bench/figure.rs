@@ -31,6 +31,10 @@ impl Sample {
         Self { scenario, store, what, value, unit: Unit::Micros, base: None, goal: None }
     }
 
+    pub(super) fn bytes(scenario: &'static str, store: &str, what: impl Into<String>, value: f64) -> Self {
+        Self { unit: Unit::Bytes, ..Self::micros(scenario, store, what, value) }
+    }
+
     pub(super) fn goal(mut self, goal: Option<f64>) -> Self {
         self.goal = goal;
         self
@@ -42,6 +46,7 @@ impl Sample {
 pub(super) enum Unit {
     PerSecond,
     Micros,
+    Bytes,
 }
 
 /// The medians of a figure over all rounds.
@@ -132,6 +137,7 @@ impl fmt::Display for Figure {
         match self.1 {
             Unit::PerSecond => f.write_str(&ui::rate_words(self.0)),
             Unit::Micros if self.0 >= 10_000.0 => write!(f, "{:.1} ms", self.0 / 1e3),
+            Unit::Bytes => write!(f, "{:.1} KiB", self.0 / 1024.0),
             Unit::Micros => write!(f, "{:.0} us", self.0),
         }
     }

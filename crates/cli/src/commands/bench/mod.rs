@@ -5,8 +5,11 @@
 
 mod catch_up;
 mod copy;
+mod discard;
 mod fan_in;
+mod fan_out;
 mod figure;
+mod idle;
 mod latency;
 mod live;
 mod peer;
@@ -93,6 +96,8 @@ async fn round(scenario: Scenario, kinds: &[&str], args: &args::Bench) -> anyhow
             Scenario::Recovery => recovery::round(&place, args).await?,
             Scenario::Live => live::round(&place, args).await?,
             Scenario::Latency => latency::round(&place, args).await?,
+            Scenario::FanOut => fan_out::round(&place, args).await?,
+            Scenario::Idle => idle::round(&place, args).await?,
             Scenario::FanIn => fan_in::round(&place, args).await?,
         });
     }

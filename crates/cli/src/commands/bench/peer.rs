@@ -10,13 +10,14 @@ use std::time::{Instant, SystemTime};
 
 use anyhow::{Context, anyhow, bail};
 use hdrhistogram::Histogram;
-use replikv::{Centre, LinkConfig, LinkId, LinkStore, ReplicaStore, Seq, Slave, SlaveConfig};
+use replikv::{Centre, KeyRange, LinkConfig, LinkId, LinkStore, ReplicaStore, Seq, Slave, SlaveConfig};
 use serde::{Deserialize, Serialize};
 use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader};
 use tokio::process::{Child, ChildStdin, ChildStdout, Command};
 use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
 
+use super::discard::DiscardStore;
 use crate::args;
 use crate::store::{self, Store};
 
@@ -30,6 +31,8 @@ pub(super) enum Order {
     Leave,
     /// As `Follow`, but of a centre with a link to each of these masters, until each has its record.
     Gather { from: Vec<(SocketAddr, u64)> },
+    /// Let so many slaves follow, that keep nothing, until each has that record. With a prefix they subscribe to it alone.
+    Fan { from: SocketAddr, slaves: usize, until: u64, prefix: Option<String> },
     /// Answered when these records are applied, with quantiles of the time since what their values say they were written
     /// at.
     Watch { first: u64, last: u64 },
@@ -122,7 +125,7 @@ pub(crate) async fn run(args: args::BenchPeer) -> anyhow::Result<ExitCode> {
             }
         }
     });
-    let mut follower = Follower { url: args.store, slave: None, centre: None };
+    let mut follower = Follower { url: args.store, slave: None, centre: None, fan: Vec::new() };
     while let Some(line) = orders.recv().await {
         let answer = match serde_json::from_str(&line) {
             Ok(order) => follower.obey(order).await.map_err(|error| format!("{error:#}")),
@@ -137,6 +140,7 @@ struct Follower {
     url: String,
     slave: Option<(Slave<Store>, Option<JoinHandle<()>>)>,
     centre: Option<Links>,
+    fan: Vec<Slave<DiscardStore>>,
 }
 
 struct Links {
@@ -156,6 +160,7 @@ impl Follower {
                 Ok(Answer::default())
             }
             Order::Gather { from } => self.gather(from).await,
+            Order::Fan { from, slaves, until, prefix } => self.fan(from, slaves, until, prefix.as_deref()).await,
             Order::Watch { first, last } => self.watch(first, last).await,
         }
     }
@@ -196,6 +201,29 @@ impl Follower {
         let start = Instant::now();
         for (address, until) in from {
             let slave = links.links.get(&address).context("no such link")?;
+            slave.wait_applied(Seq::new(until)).await?;
+        }
+        Ok(Answer { seconds: start.elapsed().as_secs_f64(), ..Answer::default() })
+    }
+
+    async fn fan(
+        &mut self,
+        from: SocketAddr,
+        slaves: usize,
+        until: u64,
+        prefix: Option<&str>,
+    ) -> anyhow::Result<Answer> {
+        let start = Instant::now();
+        for number in self.fan.len()..slaves {
+            let mut config = SlaveConfig::new(format!("bench-{number}"));
+            if let Some(prefix) = prefix {
+                config = config.subscribe(KeyRange::prefix(prefix));
+            }
+            let slave = Slave::open(DiscardStore::default(), config).await?;
+            tokio::spawn(follow(slave.clone(), from));
+            self.fan.push(slave);
+        }
+        for slave in &self.fan {
             slave.wait_applied(Seq::new(until)).await?;
         }
         Ok(Answer { seconds: start.elapsed().as_secs_f64(), ..Answer::default() })

@@ -38,14 +38,16 @@ pub(super) fn draw(dir: &Path, rows: &[Row], args: &args::Bench) -> anyhow::Resu
 
 // A bar for each figure, from the top down: its ratio with the goal marked, or its time on a logarithmic scale.
 fn chart(path: &Path, rows: &[Row], args: &args::Bench) -> anyhow::Result<()> {
+    // What has a unit of its own is in the table.
+    let rows: Vec<&Row> = rows.iter().filter(|row| row.unit != Unit::Bytes).collect();
     let unit = rows.first().map_or(Unit::PerSecond, |first| first.unit);
     let scenario = rows.first().map_or("", |first| first.scenario);
     let place = |row: &Row| match unit {
         Unit::Micros => row.value.max(1.0).log10(),
-        Unit::PerSecond => row.ratio.unwrap_or_default(),
+        Unit::PerSecond | Unit::Bytes => row.ratio.unwrap_or_default(),
     };
     let goals = rows.iter().filter_map(|row| row.goal);
-    let most = rows.iter().map(place).chain(goals).fold(0.1, f64::max) * 1.12;
+    let most = rows.iter().map(|row| place(row)).chain(goals).fold(0.1, f64::max) * 1.12;
     let title = format!("{scenario}: {}, medians of {} rounds", workload::words(args), args.rounds);
     let height = BESIDE + BAR * u32::try_from(rows.len())?;
     let area = SVGBackend::new(path, (WIDTH, height)).into_drawing_area();
@@ -71,11 +73,11 @@ fn chart(path: &Path, rows: &[Row], args: &args::Bench) -> anyhow::Result<()> {
         .y_label_formatter(&label)
         .x_desc(match unit {
             Unit::Micros => "microseconds",
-            Unit::PerSecond => "ratio to what it is compared with; the line is the goal",
+            Unit::PerSecond | Unit::Bytes => "ratio to what it is compared with; the line is the goal",
         })
         .x_label_formatter(&|at| match unit {
             Unit::Micros => format!("{:.0}", 10f64.powf(*at)),
-            Unit::PerSecond => format!("{at:.1}"),
+            Unit::PerSecond | Unit::Bytes => format!("{at:.1}"),
         })
         .draw()
         .map_err(failed)?;
@@ -91,7 +93,7 @@ fn chart(path: &Path, rows: &[Row], args: &args::Bench) -> anyhow::Result<()> {
         chart.draw_series([bar]).map_err(failed)?;
         let words = match unit {
             Unit::Micros => format!("{:.0}", row.value),
-            Unit::PerSecond => format!("{:.2}", place(row)),
+            Unit::PerSecond | Unit::Bytes => format!("{:.2}", place(row)),
         };
         let at = (place(row), SegmentValue::CenterOf(last - index));
         let words = EmptyElement::at(at) + Text::new(words, (4, -6), ("sans-serif", 12));

@@ -1,8 +1,8 @@
 //! What the log costs the writer: batches through a master, against the same batches straight into the store.
 
+use super::Place;
 use super::figure::Sample;
 use super::workload::{Entries, ingest, write};
-use super::Place;
 use crate::args;
 
 const BATCHES: [usize; 4] = [1, 10, 100, 1_000];
