@@ -525,6 +525,8 @@ pub(crate) enum Scenario {
     Idle,
     /// 4 and 16 masters into one centre, against one master.
     FanIn,
+    /// Copies, latency and fan-out against Redis; `redis-server` must be installed. Not part of --all.
+    Redis,
 }
 
 impl Scenario {

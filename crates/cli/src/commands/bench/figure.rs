@@ -82,7 +82,7 @@ impl Row {
     fn median(figure: &[Sample]) -> Option<Self> {
         let first = figure.first()?;
         let values = figure.iter().map(|sample| sample.value).collect();
-        let mut ratios: Vec<f64> = figure.iter().filter_map(|it| it.base.map(|base| it.value / base)).collect();
+        let mut ratios: Vec<f64> = figure.iter().filter_map(Sample::ratio).collect();
         ratios.sort_by(f64::total_cmp);
         Some(Self {
             scenario: first.scenario,
@@ -99,6 +99,14 @@ impl Row {
 }
 
 impl Sample {
+    /// How many times as much, or as quick.
+    fn ratio(&self) -> Option<f64> {
+        self.base.map(|base| match self.unit {
+            Unit::PerSecond => self.value / base,
+            Unit::Micros | Unit::Bytes => base / self.value,
+        })
+    }
+
     fn is_of(&self, other: &Self) -> bool {
         (self.scenario, &self.store, &self.what) == (other.scenario, &other.store, &other.what)
     }

@@ -22,35 +22,59 @@ const RATE: u32 = 500;
 const PATIENCE: Duration = Duration::from_secs(60);
 
 pub(super) async fn round(place: &Place<'_>, args: &args::Bench) -> anyhow::Result<Vec<Sample>> {
-    let master = place.master("master").await?;
-    let from = serve(&master).await?;
-    let until = master.put("first", "").await?.seq.as_u64();
-    let mut slave = Peer::start(&place.url("slave"))?;
-    slave.ask(&Order::Follow { from, until }).await?;
+    let (master, mut slave, first) = pair(place).await?;
     let mut samples = Vec::new();
     let mut tell = |what: &str, quantiles: Quantiles| {
         for (name, micros) in quantiles.named() {
             samples.push(Sample::micros("latency", place.kind, format!("{what}, {name}"), micros));
         }
     };
-    let mut told = Histogram::<u64>::new(3)?;
-    let first = until + 1;
-    slave.tell(&Order::Watch { first, last: first + WRITES - 1 }).await?;
-    for seq in first..first + WRITES {
-        let start = Instant::now();
-        let write = master.write(Batch::new().put(key(seq), value(now(), args)));
-        expect(write.replicated(1, PATIENCE).await?.seq, seq)?;
-        told.record(u64::try_from(start.elapsed().as_nanos())?)?;
-    }
-    tell("closed loop, readable", slave.hear().await?.micros.unwrap_or_default());
-    tell("closed loop, replicated(1)", Quantiles::of(&told));
-
+    let (readable, told) = closed(&master, &mut slave, first, WRITES, args).await?;
+    tell("closed loop, readable", readable);
+    tell("closed loop, replicated(1)", told);
     let first = first + WRITES;
     slave.tell(&Order::Watch { first, last: first + WRITES - 1 }).await?;
     open_loop(&master, first, args).await?;
     tell("open loop, readable", slave.hear().await?.micros.unwrap_or_default());
     master.shutdown().await?;
     Ok(samples)
+}
+
+/// How long writes take until they can be read, one after the other.
+pub(super) async fn closed_loop(place: &Place<'_>, args: &args::Bench, writes: u64) -> anyhow::Result<Quantiles> {
+    let (master, mut slave, first) = pair(place).await?;
+    let (readable, _) = closed(&master, &mut slave, first, writes, args).await?;
+    master.shutdown().await?;
+    Ok(readable)
+}
+
+// A master, a slave that follows, and the number of the next record.
+async fn pair(place: &Place<'_>) -> anyhow::Result<(Master<Store>, Peer, u64)> {
+    let master = place.master("master").await?;
+    let from = serve(&master).await?;
+    let until = master.put("first", "").await?.seq.as_u64();
+    let mut slave = Peer::start(&place.url("slave"))?;
+    slave.ask(&Order::Follow { from, until }).await?;
+    Ok((master, slave, until + 1))
+}
+
+// Until each can be read on the slave, and until its writer is told that the slave holds it.
+async fn closed(
+    master: &Master<Store>,
+    slave: &mut Peer,
+    first: u64,
+    writes: u64,
+    args: &args::Bench,
+) -> anyhow::Result<(Quantiles, Quantiles)> {
+    let mut told = Histogram::<u64>::new(3)?;
+    slave.tell(&Order::Watch { first, last: first + writes - 1 }).await?;
+    for seq in first..first + writes {
+        let start = Instant::now();
+        let write = master.write(Batch::new().put(key(seq), value(now(), args)));
+        expect(write.replicated(1, PATIENCE).await?.seq, seq)?;
+        told.record(u64::try_from(start.elapsed().as_nanos())?)?;
+    }
+    Ok((slave.hear().await?.micros.unwrap_or_default(), Quantiles::of(&told)))
 }
 
 // One write after the other, since their order is their numbers'; none before its time.

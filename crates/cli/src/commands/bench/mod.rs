@@ -15,6 +15,7 @@ mod live;
 mod peer;
 mod plot;
 mod recovery;
+mod redis;
 mod summary;
 mod workload;
 mod write;
@@ -98,6 +99,7 @@ async fn round(scenario: Scenario, kinds: &[&str], args: &args::Bench) -> anyhow
             Scenario::Latency => latency::round(&place, args).await?,
             Scenario::FanOut => fan_out::round(&place, args).await?,
             Scenario::Idle => idle::round(&place, args).await?,
+            Scenario::Redis => redis::round(&place, args).await?,
             Scenario::FanIn => fan_in::round(&place, args).await?,
         });
     }

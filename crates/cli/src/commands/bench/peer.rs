@@ -18,6 +18,7 @@ use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
 
 use super::discard::DiscardStore;
+use super::redis::Drain;
 use crate::args;
 use crate::store::{self, Store};
 
@@ -33,6 +34,8 @@ pub(super) enum Order {
     Gather { from: Vec<(SocketAddr, u64)> },
     /// Let so many slaves follow, that keep nothing, until each has that record. With a prefix they subscribe to it alone.
     Fan { from: SocketAddr, slaves: usize, until: u64, prefix: Option<String> },
+    /// Let so many replica connections to a Redis server read what they are sent, until each has had so many bytes.
+    Drain { from: SocketAddr, receivers: usize, bytes: u64 },
     /// Answered when these records are applied, with quantiles of the time since what their values say they were written
     /// at.
     Watch { first: u64, last: u64 },
@@ -125,7 +128,8 @@ pub(crate) async fn run(args: args::BenchPeer) -> anyhow::Result<ExitCode> {
             }
         }
     });
-    let mut follower = Follower { url: args.store, slave: None, centre: None, fan: Vec::new() };
+    let mut follower =
+        Follower { url: args.store, slave: None, centre: None, fan: Vec::new(), drain: Drain::default() };
     while let Some(line) = orders.recv().await {
         let answer = match serde_json::from_str(&line) {
             Ok(order) => follower.obey(order).await.map_err(|error| format!("{error:#}")),
@@ -141,6 +145,7 @@ struct Follower {
     slave: Option<(Slave<Store>, Option<JoinHandle<()>>)>,
     centre: Option<Links>,
     fan: Vec<Slave<DiscardStore>>,
+    drain: Drain,
 }
 
 struct Links {
@@ -161,6 +166,10 @@ impl Follower {
             }
             Order::Gather { from } => self.gather(from).await,
             Order::Fan { from, slaves, until, prefix } => self.fan(from, slaves, until, prefix.as_deref()).await,
+            Order::Drain { from, receivers, bytes } => {
+                self.drain.drain(from, receivers, bytes).await?;
+                Ok(Answer::default())
+            }
             Order::Watch { first, last } => self.watch(first, last).await,
         }
     }

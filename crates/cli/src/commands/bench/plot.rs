@@ -40,7 +40,7 @@ pub(super) fn draw(dir: &Path, rows: &[Row], args: &args::Bench) -> anyhow::Resu
 fn chart(path: &Path, rows: &[Row], args: &args::Bench) -> anyhow::Result<()> {
     // What has a unit of its own is in the table.
     let rows: Vec<&Row> = rows.iter().filter(|row| row.unit != Unit::Bytes).collect();
-    let unit = rows.first().map_or(Unit::PerSecond, |first| first.unit);
+    let unit = if rows.iter().all(|row| row.ratio.is_some()) { Unit::PerSecond } else { Unit::Micros };
     let scenario = rows.first().map_or("", |first| first.scenario);
     let place = |row: &Row| match unit {
         Unit::Micros => row.value.max(1.0).log10(),
