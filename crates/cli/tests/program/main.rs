@@ -1,6 +1,7 @@
 //! The program, driven as people and scripts drive it: by its arguments, its output and its exit code.
 
 mod backup;
+mod bench;
 mod cascade;
 mod demo;
 mod deploy;

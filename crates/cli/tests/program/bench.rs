@@ -1,0 +1,136 @@
+//! Measurements: not what they come to, but that they measure what they say, and leave nothing behind.
+
+use crate::support::{Place, Running, program, run};
+
+fn rows(args: &[&str]) -> Vec<serde_json::Value> {
+    let place = Place::new();
+    std::fs::create_dir(place.path("dir")).unwrap();
+    let dir = place.name("dir");
+    let common = ["bench", "--entries", "600", "--rounds", "1", "--json", "--dir", &dir];
+    let json = run(&[&common[..], args].concat()).ok().json();
+    assert!(std::fs::read_dir(place.path("dir")).unwrap().next().is_none(), "nothing is left behind");
+    let rows = json.as_array().unwrap().clone();
+    for row in &rows {
+        assert!(row["value"].as_f64().is_some_and(f64::is_normal), "{row}");
+        assert!(row["unit"] != "per_second" || row["ratio"].as_f64().is_some_and(|ratio| ratio > 0.0), "{row}");
+    }
+    rows
+}
+
+fn figures(rows: &[serde_json::Value]) -> Vec<String> {
+    let words = |row: &serde_json::Value, name: &str| row[name].as_str().unwrap().to_string();
+    rows.iter()
+        .map(|row| format!("{} {} {}", words(row, "scenario"), words(row, "store"), words(row, "what")))
+        .collect()
+}
+
+#[test]
+fn each_scenario_has_its_figures() {
+    let rows = rows(&["--stores", "lmdb,memory", "write", "catch-up", "copy", "recovery", "live", "fan-in"]);
+    let expected = [
+        "write lmdb batches of 1",
+        "write lmdb batches of 10",
+        "write lmdb batches of 100",
+        "write lmdb batches of 1000",
+        "write memory batches of 1",
+        "write memory batches of 10",
+        "write memory batches of 100",
+        "write memory batches of 1000",
+        "catch-up lmdb batches of 100",
+        "catch-up memory batches of 100",
+        "copy lmdb into an empty slave",
+        "copy memory into an empty slave",
+        "recovery lmdb 0 % changed",
+        "recovery lmdb 0.1 % changed",
+        "recovery lmdb 1 % changed",
+        "live lmdb written, with a slave",
+        "live lmdb until the slave has all",
+        "live memory written, with a slave",
+        "live memory until the slave has all",
+        "fan-in lmdb 4 masters",
+        "fan-in lmdb 16 masters",
+        "fan-in memory 4 masters",
+        "fan-in memory 16 masters",
+    ];
+    assert_eq!(figures(&rows), expected);
+}
+
+#[test]
+fn what_many_cost_is_measured_in_memory() {
+    let rows = rows(&["--stores", "memory", "writers", "latency", "fan-out", "idle"]);
+    let figures = figures(&rows);
+    for expected in [
+        "writers memory 512 writers",
+        "latency memory closed loop, readable, p99",
+        "latency memory closed loop, replicated(1), p50",
+        "latency memory open loop, readable, p99.9",
+        "fan-out memory delivered to 256",
+        "idle memory written, with 1000 idle slaves",
+        "idle memory memory of one slave at its master",
+    ] {
+        assert!(figures.iter().any(|figure| figure == expected), "{expected} is not in {figures:?}");
+    }
+    // No percentile lies below a lower one.
+    let times: Vec<f64> =
+        rows.iter().filter(|row| row["unit"] == "micros").map(|row| row["value"].as_f64().unwrap()).collect();
+    assert_eq!(times.len(), 12);
+    assert!(times.chunks(4).all(<[f64]>::is_sorted), "{times:?}");
+}
+
+#[test]
+fn charts_are_drawn_where_they_are_wanted() {
+    let place = Place::new();
+    let charts = place.name("charts");
+    rows(&["--stores", "memory", "write", "copy", "--plot", &charts]);
+    for (name, label) in [("write.svg", "memory, batches of 1000"), ("copy.svg", "memory, into an empty slave")] {
+        let chart = std::fs::read_to_string(place.path("charts").join(name)).unwrap();
+        assert!(chart.starts_with("<svg") && chart.contains(label), "{name}: {chart}");
+    }
+    run(&["bench", "--plot", &charts]).says(2, "--plot draws what scenarios measure");
+    run(&["bench", "--stores", "paper"]).says(2, "paper: no store that can be measured");
+    run(&["bench", "write", "--all"]).says(2, "cannot be used with");
+}
+
+#[test]
+fn without_redis_it_says_so() {
+    let ended = program()
+        .args(["bench", "redis", "--stores", "memory", "--rounds", "1", "--entries", "100"])
+        .env("PATH", "")
+        .output();
+    let ended = ended.unwrap();
+    let words = String::from_utf8(ended.stderr).unwrap();
+    assert_eq!(ended.status.code(), Some(2), "{words}");
+    assert!(
+        words.contains("redis-server cannot be started: is it installed?") && words.lines().count() == 1,
+        "{words}"
+    );
+}
+
+#[test]
+fn an_interrupt_takes_the_second_process_and_the_stores_along() {
+    let place = Place::new();
+    std::fs::create_dir(place.path("dir")).unwrap();
+    let dir = place.name("dir");
+    let running = Running::spawn(&["bench", "latency", "--stores", "memory", "--rounds", "1000", "--dir", &dir]);
+    let parent = running.id().to_string();
+    // Each thread has children of its own.
+    let children = || -> Vec<String> {
+        let threads = std::fs::read_dir(format!("/proc/{parent}/task")).unwrap();
+        let lists = threads.filter_map(|thread| std::fs::read_to_string(thread.ok()?.path().join("children")).ok());
+        lists.flat_map(|list| list.split_whitespace().map(str::to_string).collect::<Vec<_>>()).collect()
+    };
+    let until = std::time::Instant::now() + std::time::Duration::from_secs(60);
+    let mut peers = children();
+    while peers.is_empty() {
+        assert!(std::time::Instant::now() < until, "there is no second process");
+        std::thread::sleep(std::time::Duration::from_millis(5));
+        peers = children();
+    }
+    running.interrupt("INT").code(130);
+    assert!(std::fs::read_dir(place.path("dir")).unwrap().next().is_none(), "nothing is left behind");
+    let there = |peer: &String| std::path::Path::new("/proc").join(peer).exists();
+    while peers.iter().any(there) {
+        assert!(std::time::Instant::now() < until, "the second process is still there");
+        std::thread::sleep(std::time::Duration::from_millis(5));
+    }
+}
