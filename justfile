@@ -19,6 +19,14 @@ deny:
 bench:
     cargo run --release -p replikv-cli -- bench
 
+# The figures and charts of docs/performance.md: every scenario, masters and slaves in processes of their own.
+bench-all ENTRIES="100000" ROUNDS="5":
+    cargo run --release -p replikv-cli -- bench --all --entries {{ENTRIES}} --rounds {{ROUNDS}} --plot docs/charts
+
+# The same work beside Redis, which must be installed (Debian: redis-server).
+compare ENTRIES="1000000" ROUNDS="5":
+    cargo run --release -p replikv-cli -- bench redis --stores lmdb,memory --entries {{ENTRIES}} --rounds {{ROUNDS}}
+
 # What a comparison costs at a million entries: bytes and rounds, asserted; then the table of docs/recovery.md.
 recovery:
     cargo test --release -p replikv-proto reconcile -- --ignored --nocapture
@@ -68,3 +76,8 @@ kill-loop CYCLES="1000":
 # What compaction by key costs the writer, and what it leaves.
 compaction OVERWRITES="10000000" KEYS="100000" STORE="lmdb":
     cargo run --release --all-features --example compaction_cost -- {{OVERWRITES}} {{KEYS}} {{STORE}}
+
+# Mutants of what decides and of the contract, one shard of so many: which of them no test of their own crate notices. Goes on
+# where it was, with what is in target/mutants.
+mutants SHARD="0/40":
+    cargo mutants -p replikv-proto -p replikv-core --shard {{SHARD}} --iterate -o target/mutants --profile mutants --no-shuffle -- --lib --tests
