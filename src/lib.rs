@@ -31,6 +31,8 @@ pub use replikv_proto::{
 
 #[cfg(feature = "lmdb")]
 pub use replikv_lmdb::{LmdbOptions, LmdbOrder, LmdbStore, LmdbSync, heed};
+#[cfg(feature = "fjall")]
+pub use replikv_fjall::{FjallOptions, FjallStore};
 #[cfg(feature = "redb")]
 pub use replikv_redb::{RedbOptions, RedbStore};
 #[cfg(feature = "sled")]

@@ -17,7 +17,7 @@ Exit codes:
 
 /// Replication for embedded key-value stores.
 ///
-/// A store is named by a URL: lmdb:PATH, sled:PATH, redb:FILE, or memory: for one that lives as long as the command.
+/// A store is named by a URL: lmdb:PATH, sled:PATH, redb:FILE, fjall:PATH, or memory: for one that lives as long as the command.
 #[derive(Debug, Parser)]
 #[command(name = "replikv", version, after_help = CODES)]
 pub(crate) struct Args {

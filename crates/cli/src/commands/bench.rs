@@ -30,9 +30,9 @@ async fn measure(args: args::Bench, json: bool) -> anyhow::Result<ExitCode> {
     ensure!(args.batch > 0 && args.entries > 0 && args.rounds > 0, "a measurement needs at least one of everything");
     ensure!(args.value <= store::LIMITS.max_value / 2, "such a value does not fit into a batch");
     let parent = args.dir.clone().unwrap_or_else(std::env::temp_dir);
-    let bar = ui::bar("measuring", Some(args.rounds as u64 * 4));
+    let bar = ui::bar("measuring", Some(args.rounds as u64 * 5));
     let mut rows = Vec::new();
-    for kind in ["lmdb", "sled", "redb", "memory"] {
+    for kind in ["lmdb", "sled", "redb", "fjall", "memory"] {
         let mut rounds = Vec::new();
         for _ in 0..args.rounds {
             let dir = tempfile::Builder::new().prefix("replikv-bench-").tempdir_in(&parent);

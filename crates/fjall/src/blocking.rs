@@ -1,0 +1,167 @@
+//! fjall behind the synchronous contract.
+//!
+//! All operations of a batch have one sequence number, and there is no range delete, so write sets are resolved first.
+//! `Keyspace::get` and `Keyspace::range` see batches that are half applied; what is read here is read from a snapshot.
+
+use std::ops::Bound;
+use std::path::Path;
+use std::sync::{Mutex, PoisonError};
+use std::thread::sleep;
+use std::time::Duration;
+
+use bytes::Bytes;
+use fjall::{AbstractTree, Database, PersistMode, Readable, Snapshot};
+use replikv_blocking::BlockingStore;
+use replikv_core::{
+    Durability, KeyRange, Keyspace, Op, Page, PageBuilder, ScanOptions, StoreError, StoreLimits, WriteSet,
+};
+
+use crate::FjallOptions;
+use crate::error::{failed, unknown};
+use crate::files::{self, Opened};
+
+/// fjall's own for keys. Larger values work in fjall, and cost more than they are worth.
+const LIMITS: StoreLimits = StoreLimits { max_key: u16::MAX as usize, max_value: 256 << 20, max_batch: 256 << 20 };
+
+/// So many memtables that wait to become tables, or tables of the newest level, are waited for before a write. Where there
+/// are a few more, fjall waits for its threads in the middle of a write, also when they are gone. A write set adds at most
+/// two memtables, and those become tables of the newest level.
+const MEMTABLES: usize = 2;
+const TABLES: usize = 24;
+const PAUSE: Duration = Duration::from_millis(1);
+
+/// An open database.
+pub(crate) struct Blocking {
+    database: Database,
+    data: fjall::Keyspace,
+    log: fjall::Keyspace,
+    meta: fjall::Keyspace,
+    /// No key of the log lies before it. Tombstones do, one for each record that was trimmed, until they are compacted.
+    log_start: Mutex<Bytes>,
+}
+
+impl std::fmt::Debug for Blocking {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Blocking").field("log_start", &self.log_start).finish_non_exhaustive()
+    }
+}
+
+impl Blocking {
+    pub(crate) fn open(path: &Path, options: &FjallOptions) -> Result<Self, StoreError> {
+        let Opened { database, data, log, meta } = files::open(path, options)?;
+        Ok(Self { database, data, log, meta, log_start: Mutex::default() })
+    }
+
+    fn keyspace(&self, keyspace: Keyspace) -> &fjall::Keyspace {
+        match keyspace {
+            Keyspace::Data => &self.data,
+            Keyspace::Log => &self.log,
+            Keyspace::Meta => &self.meta,
+        }
+    }
+
+    fn keys(&self, snapshot: &Snapshot, keyspace: Keyspace, range: &KeyRange) -> Result<Vec<Bytes>, StoreError> {
+        let mut range = range.clone();
+        if keyspace == Keyspace::Log {
+            let start = self.log_start.lock().unwrap_or_else(PoisonError::into_inner).clone();
+            range = KeyRange::new(start.max(range.start().clone()), range.end().cloned());
+        }
+        if range.is_empty() {
+            return Ok(Vec::new());
+        }
+        let entries = snapshot.range::<&[u8], _>(self.keyspace(keyspace), bounds(&range));
+        entries.map(|entry| Ok(Bytes::copy_from_slice(&entry.key().map_err(failed)?))).collect()
+    }
+
+    fn note_log_start(&self, writes: &WriteSet) {
+        let mut known = self.log_start.lock().unwrap_or_else(PoisonError::into_inner);
+        for (keyspace, op) in writes.ops() {
+            match op {
+                _ if keyspace != Keyspace::Log => {}
+                Op::DeleteRange { start, end: Some(end) } if start <= &known[..] && end > &known[..] => {
+                    *known = Bytes::copy_from_slice(end);
+                }
+                Op::Put { key, .. } if key < &known[..] => *known = Bytes::copy_from_slice(key),
+                _ => {}
+            }
+        }
+    }
+
+    fn wait_for_room(&self) -> Result<(), StoreError> {
+        let is_behind = |keyspace: &fjall::Keyspace| {
+            keyspace.tree.sealed_memtable_count() >= MEMTABLES || keyspace.tree.l0_run_count() >= TABLES
+        };
+        while [&self.data, &self.log, &self.meta].into_iter().any(is_behind) {
+            // Says whether its threads have failed.
+            self.database.persist(PersistMode::Buffer).map_err(failed)?;
+            sleep(PAUSE);
+        }
+        Ok(())
+    }
+}
+
+fn bounds(range: &KeyRange) -> (Bound<&[u8]>, Bound<&[u8]>) {
+    let end = range.end().map_or(Bound::Unbounded, |end| Bound::Excluded(&end[..]));
+    (Bound::Included(&range.start()[..]), end)
+}
+
+impl BlockingStore for Blocking {
+    // One thread writes, and a lock keeps other processes out: what is checked here still holds at the commit.
+    fn apply(&self, writes: &WriteSet, durability: Durability) -> Result<(), StoreError> {
+        let snapshot = self.database.snapshot();
+        for required in writes.preconditions() {
+            let found = snapshot.get(&self.meta, &required.key).map_err(failed)?;
+            if found.as_deref() != required.value.as_deref() {
+                return Err(StoreError::HeadMoved);
+            }
+        }
+        let resolved = writes.resolve(|keyspace, range| self.keys(&snapshot, keyspace, range))?;
+        drop(snapshot);
+        let persist = match durability {
+            Durability::Buffered => PersistMode::Buffer,
+            Durability::Synced => PersistMode::SyncData,
+        };
+        if resolved.is_empty() {
+            return self.database.persist(persist).map_err(unknown);
+        }
+        self.wait_for_room()?;
+        let mut batch = self.database.batch().durability(Some(persist));
+        for (keyspace, key, value) in resolved.iter() {
+            match value {
+                Some(value) => batch.insert(self.keyspace(keyspace), key, value),
+                None => batch.remove(self.keyspace(keyspace), key),
+            }
+        }
+        batch.commit().map_err(unknown)?;
+        self.note_log_start(writes);
+        Ok(())
+    }
+
+    fn get(&self, keyspace: Keyspace, key: &[u8]) -> Result<Option<Bytes>, StoreError> {
+        let value = self.database.snapshot().get(self.keyspace(keyspace), key).map_err(failed)?;
+        Ok(value.map(|value| Bytes::copy_from_slice(&value)))
+    }
+
+    fn scan(&self, keyspace: Keyspace, range: KeyRange, options: ScanOptions) -> Result<Page, StoreError> {
+        let mut page = PageBuilder::new(range.clone(), options);
+        if range.is_empty() {
+            return Ok(page.finish());
+        }
+        let mut entries = self.database.snapshot().range::<&[u8], _>(self.keyspace(keyspace), bounds(&range));
+        while let Some(entry) = if options.reverse { entries.next_back() } else { entries.next() } {
+            let (key, value) = entry.into_inner().map_err(failed)?;
+            if page.push(&key, &value).is_full() {
+                break;
+            }
+        }
+        Ok(page.finish())
+    }
+
+    fn sync(&self) -> Result<(), StoreError> {
+        self.database.persist(PersistMode::SyncData).map_err(failed)
+    }
+
+    fn limits(&self) -> StoreLimits {
+        LIMITS
+    }
+}
