@@ -34,7 +34,8 @@ const ARROWS: [(&str, &[&str]); 12] = [
 ];
 
 /// What the deciding crates must never reach: runtimes, stores, sockets, randomness.
-const FORBIDDEN: [&str; 10] = ["tokio", "mio", "heed", "sled", "redb", "fjall", "rand", "fastrand", "getrandom", "socket2"];
+const FORBIDDEN: [&str; 10] =
+    ["tokio", "mio", "heed", "sled", "redb", "fjall", "rand", "fastrand", "getrandom", "socket2"];
 
 fn dependencies() -> BTreeMap<String, BTreeSet<String>> {
     let metadata = MetadataCommand::new().no_deps().other_options(["--offline".into()]).exec().unwrap();

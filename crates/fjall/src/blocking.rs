@@ -66,10 +66,8 @@ impl Blocking {
             let start = self.log_start.lock().unwrap_or_else(PoisonError::into_inner).clone();
             range = KeyRange::new(start.max(range.start().clone()), range.end().cloned());
         }
-        if range.is_empty() {
-            return Ok(Vec::new());
-        }
-        let entries = snapshot.range::<&[u8], _>(self.keyspace(keyspace), bounds(&range));
+        let Some(bounds) = bounds(&range) else { return Ok(Vec::new()) };
+        let entries = snapshot.range::<&[u8], _>(self.keyspace(keyspace), bounds);
         entries.map(|entry| Ok(Bytes::copy_from_slice(&entry.key().map_err(failed)?))).collect()
     }
 
@@ -100,9 +98,21 @@ impl Blocking {
     }
 }
 
-fn bounds(range: &KeyRange) -> (Bound<&[u8]>, Bound<&[u8]>) {
-    let end = range.end().map_or(Bound::Unbounded, |end| Bound::Excluded(&end[..]));
-    (Bound::Included(&range.start()[..]), end)
+type Bounds<'a> = (Bound<&'a [u8]>, Bound<&'a [u8]>);
+
+// `None` if nothing lies within. fjall panics on bounds that are longer than its longest key; no key lies between such a
+// bound and its beginning.
+fn bounds(range: &KeyRange) -> Option<Bounds<'_>> {
+    let start = match range.start().get(..=LIMITS.max_key) {
+        Some(start) => Bound::Excluded(&start[..LIMITS.max_key]),
+        None => Bound::Included(&range.start()[..]),
+    };
+    let end = range.end().map_or(Bound::Unbounded, |end| match end.get(..=LIMITS.max_key) {
+        Some(end) => Bound::Included(&end[..LIMITS.max_key]),
+        None => Bound::Excluded(&end[..]),
+    });
+    let is_empty = range.is_empty() || matches!((start, end), (Bound::Excluded(a), Bound::Included(b)) if a >= b);
+    (!is_empty).then_some((start, end))
 }
 
 impl BlockingStore for Blocking {
@@ -144,10 +154,8 @@ impl BlockingStore for Blocking {
 
     fn scan(&self, keyspace: Keyspace, range: KeyRange, options: ScanOptions) -> Result<Page, StoreError> {
         let mut page = PageBuilder::new(range.clone(), options);
-        if range.is_empty() {
-            return Ok(page.finish());
-        }
-        let mut entries = self.database.snapshot().range::<&[u8], _>(self.keyspace(keyspace), bounds(&range));
+        let Some(bounds) = bounds(&range) else { return Ok(page.finish()) };
+        let mut entries = self.database.snapshot().range::<&[u8], _>(self.keyspace(keyspace), bounds);
         while let Some(entry) = if options.reverse { entries.next_back() } else { entries.next() } {
             let (key, value) = entry.into_inner().map_err(failed)?;
             if page.push(&key, &value).is_full() {
@@ -163,5 +171,100 @@ impl BlockingStore for Blocking {
 
     fn limits(&self) -> StoreLimits {
         LIMITS
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn open(path: &Path) -> Blocking {
+        Blocking::open(path, &FjallOptions::default().memtable_bytes(256 << 10)).unwrap()
+    }
+
+    fn put(number: u32) -> WriteSet {
+        let mut writes = WriteSet::builder();
+        writes.put(Keyspace::Data, number.to_be_bytes(), vec![7; 40_000]).unwrap();
+        writes.put(Keyspace::Log, number.to_be_bytes(), "record").unwrap();
+        writes.build()
+    }
+
+    fn trim(end: u32) -> WriteSet {
+        let mut writes = WriteSet::builder();
+        writes.delete_range(Keyspace::Log, &KeyRange::from_bounds(..end.to_be_bytes()));
+        writes.build()
+    }
+
+    fn records(store: &Blocking) -> usize {
+        store.keys(&store.database.snapshot(), Keyspace::Log, &KeyRange::all()).unwrap().len()
+    }
+
+    // fjall alone waits for ever once there are four memtables and nobody to write tables.
+    #[test]
+    fn what_failed_in_the_background_is_fatal_and_nothing_waits_for_it() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("store");
+        let store = open(&path);
+        store.apply(&put(0), Durability::Synced).unwrap();
+        // No table can be made there any more.
+        let tables = store.data.path().join("tables");
+        std::fs::rename(&tables, path.join("aside")).unwrap();
+        let refused =
+            (1..200).find_map(|number| Some((number, store.apply(&put(number), Durability::Buffered).err()?)));
+        let (refused, error) = refused.unwrap();
+        assert!(matches!(&error, StoreError::Fatal { reason } if reason.contains("fjall's has failed")), "{error}");
+        assert!(matches!(store.apply(&trim(1), Durability::Buffered), Err(StoreError::Fatal { .. })));
+        assert!(matches!(store.sync(), Err(StoreError::Fatal { .. })));
+        drop(store);
+        std::fs::rename(path.join("aside"), &tables).unwrap();
+        let store = open(&path);
+        for number in 0..200u32 {
+            let found = store.get(Keyspace::Data, &number.to_be_bytes()).unwrap();
+            assert_eq!(found.is_some(), number < refused, "{number}");
+        }
+        store.apply(&put(refused), Durability::Synced).unwrap();
+    }
+
+    #[test]
+    fn the_log_is_looked_for_where_it_begins() {
+        let dir = tempfile::tempdir().unwrap();
+        let store = open(&dir.path().join("store"));
+        let start = || store.log_start.lock().unwrap().clone();
+        for number in 1..=9 {
+            store.apply(&put(number), Durability::Buffered).unwrap();
+        }
+        assert_eq!(&start()[..], b"");
+        store.apply(&trim(4), Durability::Buffered).unwrap();
+        assert_eq!((&start()[..], records(&store)), (&4u32.to_be_bytes()[..], 6));
+        // What is put before it is there, and goes with what is deleted next; in one write set too.
+        store.apply(&put(2), Durability::Buffered).unwrap();
+        assert_eq!((&start()[..], records(&store)), (&2u32.to_be_bytes()[..], 7));
+        store.apply(&trim(6), Durability::Buffered).unwrap();
+        assert_eq!((&start()[..], records(&store)), (&6u32.to_be_bytes()[..], 4));
+        let mut both = WriteSet::builder();
+        both.delete_range(Keyspace::Log, &KeyRange::all());
+        both.put(Keyspace::Log, 1u32.to_be_bytes(), "record").unwrap();
+        store.apply(&both.build(), Durability::Buffered).unwrap();
+        assert_eq!((&start()[..], records(&store)), (&1u32.to_be_bytes()[..], 1));
+        // A range that begins after it tells nothing of what is before.
+        let mut later = WriteSet::builder();
+        later.delete_range(Keyspace::Log, &KeyRange::from_bounds(5u32.to_be_bytes()..9u32.to_be_bytes()));
+        store.apply(&later.build(), Durability::Buffered).unwrap();
+        assert_eq!((&start()[..], records(&store)), (&1u32.to_be_bytes()[..], 1));
+    }
+
+    #[test]
+    fn bounds_are_not_longer_than_keys() {
+        let long = |len: usize| vec![b'k'; len];
+        let max = LIMITS.max_key;
+        let key = long(max);
+        let bounds_of = |start: usize, end: usize| {
+            let range = KeyRange::new(long(start), Some(long(end).into()));
+            bounds(&range).map(|(start, end)| (start.map(<[u8]>::to_vec), end.map(<[u8]>::to_vec)))
+        };
+        assert_eq!(bounds_of(max, max + 1), Some((Bound::Included(key.clone()), Bound::Included(key.clone()))));
+        assert_eq!(bounds_of(1, max), Some((Bound::Included(long(1)), Bound::Excluded(key))));
+        assert_eq!(bounds_of(max + 1, max + 2), None);
+        assert_eq!(bounds_of(max + 2, max + 1), None);
     }
 }

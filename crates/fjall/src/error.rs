@@ -5,12 +5,13 @@ use std::io;
 use fjall::{Error, LsmError};
 use replikv_core::StoreError;
 
+const POISONED: &str =
+    "a write, a sync or a thread of fjall's has failed, and fjall takes no more until it is opened again";
+
 /// Of a call that has changed nothing.
 pub(crate) fn failed(error: Error) -> StoreError {
     match error {
-        Error::Poisoned => StoreError::Fatal {
-            reason: "a write, a sync or a thread of fjall's has failed, and fjall takes no more until it is opened again".into(),
-        },
+        Error::Poisoned => StoreError::Fatal { reason: POISONED.into() },
         Error::Io(error) | Error::Storage(LsmError::Io(error)) => StoreError::backend(error),
         Error::InvalidVersion(_) => StoreError::backend("it was written by another version of fjall: this is fjall 3"),
         Error::JournalRecovery(_)
