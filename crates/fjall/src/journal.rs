@@ -121,3 +121,70 @@ fn bytes<const N: usize>(journal: &mut impl Read) -> io::Result<[u8; N]> {
     journal.read_exact(&mut bytes)?;
     Ok(bytes)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const ITEMS: [&[u8]; 3] = [
+        b"\x02\0\0\x01\0\0\0\0\0\0\0\x01\0\x05\0\0\0\x05\0\0\0kvalue",
+        b"\x04\x01\0\0\0\0\0\0\0",
+        b"\x02\x01\0\x02\0\0\0\0\0\0\0\x02\0\0\0\0\0\0\0\0\0gg",
+    ];
+
+    fn batch_of(items: &[&[u8]]) -> Vec<u8> {
+        let content = items.concat();
+        let mut batch = vec![1];
+        batch.extend_from_slice(&u32::try_from(items.len()).unwrap().to_le_bytes());
+        batch.extend_from_slice(&7u64.to_le_bytes());
+        batch.extend_from_slice(&content);
+        batch.push(3);
+        batch.extend_from_slice(&xxhash_rust::xxh3::xxh3_64(&content).to_le_bytes());
+        batch.extend_from_slice(&MAGIC);
+        batch
+    }
+
+    fn end_of(journal: &[u8]) -> usize {
+        usize::try_from(whole_batches(BufReader::with_capacity(7, journal)).unwrap()).unwrap()
+    }
+
+    #[test]
+    fn a_journal_ends_behind_its_last_whole_batch() {
+        let (one, two) = (batch_of(&ITEMS), batch_of(&ITEMS[..1]));
+        let journal = [&one[..], &two].concat();
+        for len in 0..journal.len() {
+            let expected = if len < one.len() { 0 } else { one.len() };
+            assert_eq!(end_of(&journal[..len]), expected, "{len}");
+            // As it is set aside in advance.
+            let zeros = vec![0; journal.len() + 9 - len];
+            assert_eq!(end_of(&[&journal[..len], &zeros].concat()), expected, "{len}");
+        }
+        assert_eq!(end_of(&journal), journal.len());
+        // No byte of items and their checksum may be another.
+        for at in 13..one.len() {
+            let mut torn = journal.clone();
+            torn[at] ^= 0x41;
+            assert_eq!(end_of(&torn), 0, "{at}");
+        }
+    }
+
+    #[test]
+    fn only_the_newest_journal_is_cut_and_only_by_whoever_has_the_lock() {
+        let dir = tempfile::tempdir().unwrap();
+        let whole = batch_of(&ITEMS);
+        let torn = [&whole[..], b"\x01\x01"].concat();
+        for name in ["9.jnl", "10.jnl"] {
+            fs::write(dir.path().join(name), &torn).unwrap();
+        }
+        fs::write(dir.path().join(LOCK), "").unwrap();
+        let held = File::open(dir.path().join(LOCK)).unwrap();
+        held.lock().unwrap();
+        assert!(!cut_torn_end(dir.path()).unwrap());
+        assert_eq!(fs::read(dir.path().join("10.jnl")).unwrap(), torn);
+        drop(held);
+        assert!(cut_torn_end(dir.path()).unwrap());
+        assert_eq!(fs::read(dir.path().join("10.jnl")).unwrap(), whole);
+        assert_eq!(fs::read(dir.path().join("9.jnl")).unwrap(), torn);
+        assert!(!cut_torn_end(dir.path()).unwrap());
+    }
+}

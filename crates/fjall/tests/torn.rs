@@ -100,20 +100,6 @@ async fn of_a_torn_journal_a_beginning_of_whole_sets_is_left() {
 }
 
 #[tokio::test]
-async fn a_journal_is_not_cut_under_somebody_who_has_it_open() {
-    let dir = tempfile::tempdir().unwrap();
-    let path = dir.path().join("store");
-    let ends = begin(&path).await;
-    lose(&path, ends[1] + 8_000, 4096);
-    let lock = File::options().write(true).open(path.join("lock")).unwrap();
-    lock.lock().unwrap();
-    assert!(matches!(FjallStore::open(&path), Err(StoreError::Busy { .. })));
-    assert!(written(&path) > ends[2]);
-    drop(lock);
-    look(&path, 2).await;
-}
-
-#[tokio::test]
 async fn damage_in_a_table_is_an_error() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("store");
