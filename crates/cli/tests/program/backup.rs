@@ -68,8 +68,12 @@ fn a_backup_is_taken_beside_a_running_master_and_goes_on_as_its_slave() {
             run(&["verify", "--store", &store, "--store", &url]).ok();
         }
     }
+    for kind in ["lmdb", "sled", "redb"] {
+        let copy = place.url(kind, &format!("backup-{kind}"));
+        run(&["follow", "--store", &copy, "--from", &address, "--id", kind, "--once"]).ok();
+    }
     master.interrupt("INT").ok();
-    for kind in ["sled", "redb", "fjall"] {
+    for kind in ["lmdb", "sled", "redb", "fjall"] {
         run(&["verify", "--store", &store, "--store", &place.url(kind, &format!("backup-{kind}"))]).ok();
     }
 }
