@@ -3,7 +3,7 @@
 //! A workload runs under a recorder that sees every file operation. Then, at many points of the recording, the files
 //! are rebuilt as a power loss could have left them, and a process opens the store and checks all that replikv
 //! promises. The recorder sees calls of the C library: what is written through a map is not seen (LMDB without
-//! `MDB_WRITEMAP`, and sled, write by calls; a recording in which a data file is mapped for writing is refused).
+//! `MDB_WRITEMAP`, sled, redb and fjall write by calls; a recording in which a data file is mapped for writing is refused).
 
 mod check;
 mod disk;
