@@ -215,6 +215,13 @@ mod tests {
         assert!(matches!(&error, StoreError::Fatal { reason } if reason.contains("fjall's has failed")), "{error}");
         assert!(matches!(store.apply(&trim(1), Durability::Buffered), Err(StoreError::Fatal { .. })));
         assert!(matches!(store.sync(), Err(StoreError::Fatal { .. })));
+        // As where a thread fails in the middle of a write.
+        for number in 0..MEMTABLES as u64 {
+            store.data.tree.insert("in memory", "only", u64::from(u32::MAX) + number);
+            store.data.rotate_memtable().unwrap();
+        }
+        assert!(store.data.sealed_memtable_count() >= MEMTABLES);
+        assert!(matches!(store.wait_for_room(), Err(StoreError::Fatal { .. })));
         drop(store);
         std::fs::rename(path.join("aside"), &tables).unwrap();
         let store = open(&path);
