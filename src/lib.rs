@@ -29,6 +29,8 @@ pub use replikv_proto::{
     Abort, Compaction, InvalidSubscription, Record, RejectCode, Retention, Run, RunPart, TransactView,
 };
 
+#[cfg(feature = "fjall")]
+pub use replikv_fjall::{FjallOptions, FjallStore};
 #[cfg(feature = "lmdb")]
 pub use replikv_lmdb::{LmdbOptions, LmdbOrder, LmdbStore, LmdbSync, heed};
 #[cfg(feature = "redb")]

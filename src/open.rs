@@ -9,7 +9,7 @@ use replikv_core::{ReplicaStore, StoreError};
 #[non_exhaustive]
 pub enum OpenUrlError {
     /// It does not begin with a known kind of store.
-    #[error("{url:?} names no store: use lmdb:PATH, sled:PATH, redb:PATH or memory:")]
+    #[error("{url:?} names no store: use lmdb:PATH, sled:PATH, redb:PATH, fjall:PATH or memory:")]
     Unknown {
         /// The URL.
         url: String,
@@ -33,7 +33,7 @@ pub enum OpenUrlError {
     Store(#[from] StoreError),
 }
 
-/// Opens `lmdb:PATH`, `sled:PATH`, `redb:PATH` or `memory:`, with default settings, and creates it if it is not there.
+/// Opens `lmdb:PATH`, `sled:PATH`, `redb:PATH`, `fjall:PATH` or `memory:`, with default settings, and creates it if it is not there.
 ///
 /// # Errors
 /// [`OpenUrlError`].
@@ -46,6 +46,7 @@ pub fn open(url: &str) -> Result<Arc<dyn ReplicaStore>, OpenUrlError> {
         "lmdb" => lmdb(path("lmdb")?),
         "sled" => sled(path("sled")?),
         "redb" => redb(path("redb")?),
+        "fjall" => fjall(path("fjall")?),
         "memory" if url == "memory:" => Ok(Arc::new(replikv_memory::MemoryStore::new())),
         _ => Err(OpenUrlError::Unknown { url: url.into() }),
     }
@@ -79,6 +80,16 @@ fn redb(path: &str) -> Result<Arc<dyn ReplicaStore>, OpenUrlError> {
 #[cfg(not(feature = "redb"))]
 fn redb(_path: &str) -> Result<Arc<dyn ReplicaStore>, OpenUrlError> {
     Err(OpenUrlError::NotBuilt { feature: "redb" })
+}
+
+#[cfg(feature = "fjall")]
+fn fjall(path: &str) -> Result<Arc<dyn ReplicaStore>, OpenUrlError> {
+    Ok(Arc::new(replikv_fjall::FjallStore::open(path)?))
+}
+
+#[cfg(not(feature = "fjall"))]
+fn fjall(_path: &str) -> Result<Arc<dyn ReplicaStore>, OpenUrlError> {
+    Err(OpenUrlError::NotBuilt { feature: "fjall" })
 }
 
 #[cfg(test)]

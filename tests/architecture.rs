@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use cargo_metadata::{DependencyKind, MetadataCommand};
 
 /// What each crate may depend on, of this project.
-const ARROWS: [(&str, &[&str]); 11] = [
+const ARROWS: [(&str, &[&str]); 12] = [
     ("replikv-core", &[]),
     ("replikv-proto", &["replikv-core"]),
     ("replikv-node", &["replikv-core", "replikv-proto"]),
@@ -14,6 +14,7 @@ const ARROWS: [(&str, &[&str]); 11] = [
     ("replikv-lmdb", &["replikv-core", "replikv-blocking"]),
     ("replikv-sled", &["replikv-core", "replikv-blocking"]),
     ("replikv-redb", &["replikv-core", "replikv-blocking"]),
+    ("replikv-fjall", &["replikv-core", "replikv-blocking"]),
     ("replikv-testkit", &["replikv-core", "replikv-proto", "replikv-node"]),
     (
         "replikv",
@@ -26,13 +27,15 @@ const ARROWS: [(&str, &[&str]); 11] = [
             "replikv-lmdb",
             "replikv-sled",
             "replikv-redb",
+            "replikv-fjall",
         ],
     ),
     ("replikv-cli", &["replikv"]),
 ];
 
 /// What the deciding crates must never reach: runtimes, stores, sockets, randomness.
-const FORBIDDEN: [&str; 9] = ["tokio", "mio", "heed", "sled", "redb", "rand", "fastrand", "getrandom", "socket2"];
+const FORBIDDEN: [&str; 10] =
+    ["tokio", "mio", "heed", "sled", "redb", "fjall", "rand", "fastrand", "getrandom", "socket2"];
 
 fn dependencies() -> BTreeMap<String, BTreeSet<String>> {
     let metadata = MetadataCommand::new().no_deps().other_options(["--offline".into()]).exec().unwrap();

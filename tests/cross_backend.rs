@@ -119,6 +119,11 @@ async fn sled_as_a_relay() -> Result<(), Error> {
     relays("sled").await
 }
 
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn fjall_as_a_relay() -> Result<(), Error> {
+    relays("fjall").await
+}
+
 macro_rules! pairs {
     ($($name:ident: $master:literal $slave:literal;)*) => {$(
         #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -142,4 +147,10 @@ pairs! {
     redb_to_lmdb: "redb" "lmdb";
     redb_to_redb: "redb" "redb";
     redb_to_memory: "redb" "memory";
+    fjall_to_lmdb: "fjall" "lmdb";
+    lmdb_to_fjall: "lmdb" "fjall";
+    fjall_to_fjall: "fjall" "fjall";
+    fjall_to_memory: "fjall" "memory";
+    memory_to_fjall: "memory" "fjall";
+    redb_to_fjall: "redb" "fjall";
 }

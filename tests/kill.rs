@@ -195,6 +195,8 @@ macro_rules! killed {
 killed! {
     a_killed_lmdb_slave_goes_on: a_slave_is_killed "lmdb";
     a_killed_sled_slave_goes_on: a_slave_is_killed "sled";
+    a_killed_fjall_slave_goes_on: a_slave_is_killed "fjall";
     a_killed_lmdb_master_goes_on: a_master_is_killed "lmdb";
     a_killed_sled_master_goes_on: a_master_is_killed "sled";
+    a_killed_fjall_master_goes_on: a_master_is_killed "fjall";
 }

@@ -13,7 +13,53 @@ use fastrand::Rng;
 use crate::recording::{Inode, Step};
 
 /// The files of a disk, by path; a directory is `None`.
-pub(crate) type Image = BTreeMap<String, Option<Vec<u8>>>;
+pub(crate) type Image = BTreeMap<String, Option<Content>>;
+
+/// What a file holds: these bytes, and zeros up to its length. Files are made long before much is in them.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Hash)]
+pub(crate) struct Content {
+    /// Never ends in a zero.
+    bytes: Vec<u8>,
+    len: usize,
+}
+
+impl Content {
+    pub(crate) fn new(mut bytes: Vec<u8>) -> Self {
+        let len = bytes.len();
+        trim(&mut bytes);
+        Self { bytes, len }
+    }
+
+    /// Without the zeros at the end.
+    pub(crate) fn bytes(&self) -> &[u8] {
+        &self.bytes
+    }
+
+    pub(crate) fn len(&self) -> usize {
+        self.len
+    }
+
+    fn resize(&mut self, len: usize) {
+        self.len = len;
+        self.bytes.truncate(len);
+        trim(&mut self.bytes);
+    }
+
+    fn write(&mut self, at: usize, bytes: &[u8]) {
+        let end = at + bytes.len();
+        self.len = self.len.max(end);
+        if self.bytes.len() < end {
+            self.bytes.resize(end, 0);
+        }
+        self.bytes[at..end].copy_from_slice(bytes);
+        trim(&mut self.bytes);
+    }
+}
+
+fn trim(bytes: &mut Vec<u8>) {
+    let end = bytes.iter().rposition(|byte| *byte != 0).map_or(0, |last| last + 1);
+    bytes.truncate(end);
+}
 
 /// What a power loss leaves of what was not synced.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -88,7 +134,7 @@ enum Change {
 
 #[derive(Debug, Default)]
 struct File {
-    durable: Vec<u8>,
+    durable: Content,
     pending: Vec<Change>,
 }
 
@@ -268,7 +314,7 @@ impl Disk {
                 }
             }
             if grown && bytes.len() < full {
-                bytes.resize(full, 0);
+                bytes.resize(full);
             }
             image.insert(path.clone(), Some(bytes));
         }
@@ -319,6 +365,13 @@ impl Naming {
             Self::Rename { from, to, node } => {
                 names.remove(from);
                 names.insert(to.clone(), *node);
+                let is_below = |path: &str| path.strip_prefix(from.as_str()).is_some_and(|rest| rest.starts_with('/'));
+                let below: Vec<String> = names.keys().filter(|path| is_below(path)).cloned().collect();
+                for path in below {
+                    if let Some(node) = names.remove(&path) {
+                        names.insert(format!("{to}{}", &path[from.len()..]), node);
+                    }
+                }
             }
             Self::Remove { path } => drop(names.remove(path)),
         }
@@ -345,16 +398,16 @@ impl File {
 }
 
 impl Change {
-    fn apply(&self, file: &mut Vec<u8>) {
+    fn apply(&self, file: &mut Content) {
         match self {
-            Self::Write { offset, bytes } => write(file, index(*offset), bytes),
-            Self::Truncate(size) => file.resize(index(*size), 0),
-            Self::Extend(size) => file.resize(file.len().max(index(*size)), 0),
+            Self::Write { offset, bytes } => file.write(index(*offset), bytes),
+            Self::Truncate(size) => file.resize(index(*size)),
+            Self::Extend(size) => file.resize(file.len().max(index(*size))),
         }
     }
 
     // Each block of the file is written or not.
-    fn tear(&self, file: &mut Vec<u8>, block: usize, rng: &mut Rng) {
+    fn tear(&self, file: &mut Content, block: usize, rng: &mut Rng) {
         let Self::Write { offset, bytes } = self else {
             return if rng.bool() {
                 self.apply(file)
@@ -364,7 +417,7 @@ impl Change {
         while at < bytes.len() {
             let end = (block - (start + at) % block + at).min(bytes.len());
             if rng.bool() {
-                write(file, start + at, &bytes[at..end]);
+                file.write(start + at, &bytes[at..end]);
             }
             at = end;
         }
@@ -377,14 +430,6 @@ impl Change {
             Self::Extend(size) => length.max(index(*size)),
         }
     }
-}
-
-fn write(file: &mut Vec<u8>, at: usize, bytes: &[u8]) {
-    let end = at + bytes.len();
-    if file.len() < end {
-        file.resize(end, 0);
-    }
-    file[at..end].copy_from_slice(bytes);
 }
 
 fn len(bytes: &Bytes) -> u64 {
@@ -432,7 +477,9 @@ mod tests {
     }
 
     fn text(image: &Image, path: &str) -> Option<String> {
-        image.get(path)?.as_ref().map(|bytes| String::from_utf8_lossy(bytes).into_owned())
+        let content = image.get(path)?.as_ref()?;
+        let zeros = content.len() - content.bytes().len();
+        Some(String::from_utf8_lossy(content.bytes()).into_owned() + &"\0".repeat(zeros))
     }
 
     #[test]
@@ -469,6 +516,28 @@ mod tests {
         let mut safe = disk(&steps);
         safe.take(&sync("", 0));
         assert!(outcomes(&safe, None, Mode::Names).iter().all(|image| text(image, "a").is_some()));
+    }
+
+    #[test]
+    fn what_is_below_a_directory_is_renamed_with_it() {
+        let steps = [
+            Step::Directory { path: "new".into() },
+            create("new/a", 1),
+            write(1, 0, "one", false),
+            sync("new/a", 1),
+            sync("new", 0),
+            Step::Rename { from: "new".into(), to: "old".into() },
+        ];
+        let mut disk = disk(&steps);
+        for image in outcomes(&disk, None, Mode::AnyNames) {
+            let (new, old) = (text(&image, "new/a"), text(&image, "old/a"));
+            assert!(new.is_none() || old.is_none(), "{image:?}");
+            assert!(new.or(old).is_none_or(|text| text == "one"), "{image:?}");
+        }
+        disk.take(&sync("", 0));
+        for image in outcomes(&disk, None, Mode::AnyNames) {
+            assert_eq!((text(&image, "old/a").as_deref(), image.len()), (Some("one"), 2), "{image:?}");
+        }
     }
 
     #[test]

@@ -63,7 +63,7 @@ impl Backend {
     // sync those files.
     fn keeps(self) -> Values {
         match self {
-            Self::Lmdb => Values::Large,
+            Self::Lmdb | Self::Redb | Self::Fjall => Values::Large,
             Self::Sled => Values::Small,
         }
     }
@@ -71,7 +71,7 @@ impl Backend {
     // sled names a snapshot and removes the one before it without a sync in between.
     fn modes(self) -> &'static [Mode] {
         match self {
-            Self::Lmdb => &Mode::ALL,
+            Self::Lmdb | Self::Redb | Self::Fjall => &Mode::ALL,
             Self::Sled => &Mode::ALL[..Mode::ALL.len() - 1],
         }
     }

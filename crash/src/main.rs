@@ -3,7 +3,7 @@
 //! A workload runs under a recorder that sees every file operation. Then, at many points of the recording, the files
 //! are rebuilt as a power loss could have left them, and a process opens the store and checks all that replikv
 //! promises. The recorder sees calls of the C library: what is written through a map is not seen (LMDB without
-//! `MDB_WRITEMAP`, and sled, write by calls; a recording in which a data file is mapped for writing is refused).
+//! `MDB_WRITEMAP`, sled, redb and fjall write by calls; a recording in which a data file is mapped for writing is refused).
 
 mod check;
 mod disk;
@@ -29,12 +29,13 @@ use crate::setup::{Backend, Durable, Role, Setup, Values};
 const USAGE: &str = "\
 Cuts the power under replikv's stores, over and over, and looks at what is left.
 
-replikv-crash [--states N] [--seed S] [--backend lmdb|sled] [--role master|slave]
+replikv-crash [--states N] [--seed S] [--backend lmdb|sled|redb|fjall] [--role master|slave]
               [--durability synced|buffered|never] [--ignore-sync NAME]
               [--values small|large] [--mode kept|dropped|subset|reordered|torn-512|torn-4096|names|any-names]
               [--scratch DIR] [--failures DIR] [--jobs N]
     N distinct states (default 2000) of each backend and role. `--durability never` is LMDB without syncs, and
-    `--ignore-sync db` is sled without replikv's own sync of its file: both must fail.
+    `--ignore-sync db` is sled without replikv's own sync of its file, `--ignore-sync store` redb without its syncs,
+    `--ignore-sync jnl` fjall without those of its journal: all must fail.
     All modes; sled without `any-names` and with small values, since it bears neither (docs/reliability.md).
 replikv-crash again FOLDER --point P --mode M --draw D [--ignore-sync NAME]
     Looks at one state again, as a failure says.
@@ -110,7 +111,7 @@ fn parse(args: Vec<String>) -> Result<(Plan, [Option<String>; 3])> {
     let mut plan = Plan {
         states: 2000,
         seed: 20_240_917,
-        backends: vec![Backend::Lmdb, Backend::Sled],
+        backends: vec![Backend::Lmdb, Backend::Sled, Backend::Redb, Backend::Fjall],
         roles: vec![Role::Master, Role::Slave],
         durable: vec![Durable::Synced, Durable::Buffered],
         values: None,

@@ -1,6 +1,7 @@
 //! Records a workload: a child process under the recorder, and what it left behind.
 
 use std::collections::BTreeMap;
+use std::io::Write;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
@@ -9,7 +10,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail, ensure};
 use fastrand::Rng;
 
-use crate::disk::{Disk, Image, Mode};
+use crate::disk::{Content, Disk, Image, Mode};
 use crate::recording::{self, Inode, Note, Step};
 use crate::setup::{Role, Setup, inodes_from_text, inodes_to_text};
 
@@ -140,7 +141,11 @@ pub(crate) fn write_image(image: &Image, folder: &Path) -> Result<()> {
     for (path, content) in image {
         match content {
             None => std::fs::create_dir(folder.join(path))?,
-            Some(bytes) => std::fs::write(folder.join(path), bytes)?,
+            Some(content) => {
+                let mut file = std::fs::File::create(folder.join(path))?;
+                file.write_all(content.bytes())?;
+                file.set_len(content.len() as u64)?;
+            }
         }
     }
     Ok(())
@@ -158,7 +163,7 @@ fn read_image(folder: &Path) -> Result<Image> {
                 image.insert(path.clone(), None);
                 folders.push(path);
             } else {
-                image.insert(path, Some(std::fs::read(entry.path())?));
+                image.insert(path, Some(Content::new(std::fs::read(entry.path())?)));
             }
         }
     }

@@ -7,8 +7,8 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 use replikv::{
-    Commit, Durability, LmdbOptions, LmdbStore, LmdbSync, MasterConfig, ReplicaStore, Retention, SlaveConfig,
-    SledOptions, SledStore, StoreError,
+    Commit, Durability, FjallOptions, FjallStore, LmdbOptions, LmdbStore, LmdbSync, MasterConfig, RedbOptions,
+    RedbStore, ReplicaStore, Retention, SlaveConfig, SledOptions, SledStore, StoreError,
 };
 
 /// A store of any kind.
@@ -39,7 +39,7 @@ macro_rules! names {
 
 names! {
     /// Which store.
-    Backend { Lmdb = "lmdb", Sled = "sled" }
+    Backend { Lmdb = "lmdb", Sled = "sled", Redb = "redb", Fjall = "fjall" }
 }
 
 names! {
@@ -85,6 +85,7 @@ pub(crate) struct Setup {
 const SYNC_EVERY: Duration = Duration::from_millis(15);
 /// How much of the log is kept: so little that it is trimmed.
 const LOG_BYTES: u64 = 100 << 10;
+const MEMTABLE_BYTES: u64 = 48 << 10;
 
 impl Setup {
     pub(crate) fn to_line(&self) -> String {
@@ -118,6 +119,12 @@ impl Setup {
                 Arc::new(LmdbStore::open(path, LmdbOptions::default().sync(sync).map_size(256 << 20))?)
             }
             Backend::Sled => Arc::new(SledStore::open_with(path, SledOptions::default().cache_bytes(64 << 20))?),
+            Backend::Redb => Arc::new(RedbStore::open_with(path, RedbOptions::default().cache_bytes(64 << 20))?),
+            Backend::Fjall => {
+                // So little that tables are written and compacted.
+                let options = FjallOptions::default().cache_bytes(16 << 20).memtable_bytes(MEMTABLE_BYTES);
+                Arc::new(FjallStore::open_with(path, options)?)
+            }
         })
     }
 

@@ -36,6 +36,26 @@ fn sled_with_its_flush_alone_is_found_to_lose_what_was_durable() {
 }
 
 #[test]
+fn redb_without_its_syncs_is_found_to_lose_what_was_durable() {
+    for role in ["master", "slave"] {
+        let args = ["--states", "200", "--backend", "redb", "--role", role, "--ignore-sync", "store"];
+        let output = explore("redb-unsynced", &args);
+        assert_eq!(output.status.code(), Some(1), "{}", words(&output));
+        assert!(words(&output).contains(" lost: ") || words(&output).contains(", lost"), "{}", words(&output));
+    }
+}
+
+#[test]
+fn fjall_without_the_syncs_of_its_journal_is_found_to_lose_what_was_durable() {
+    for role in ["master", "slave"] {
+        let args = ["--states", "200", "--backend", "fjall", "--role", role, "--ignore-sync", "jnl"];
+        let output = explore("fjall-unsynced", &args);
+        assert_eq!(output.status.code(), Some(1), "{}", words(&output));
+        assert!(words(&output).contains(" lost: ") || words(&output).contains(", lost"), "{}", words(&output));
+    }
+}
+
+#[test]
 fn a_failure_is_seen_again_from_its_line() {
     let output =
         explore("again", &["--states", "150", "--backend", "lmdb", "--role", "master", "--durability", "never"]);
@@ -56,5 +76,5 @@ fn a_failure_is_seen_again_from_its_line() {
 fn what_the_backends_promise_is_found_to_hold() {
     let output = explore("sound", &["--states", "150"]);
     assert_eq!(output.status.code(), Some(0), "{}", words(&output));
-    assert!(words(&output).contains("600 states, 0 failures"), "{}", words(&output));
+    assert!(words(&output).contains("1200 states, 0 failures"), "{}", words(&output));
 }

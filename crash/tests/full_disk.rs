@@ -9,8 +9,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use replikv::{
-    Batch, KeyRange, Keyspace, LmdbOptions, LmdbStore, Master, MasterConfig, ReplicaStore, ScanOptions, SledStore,
-    StoreError, WriteError,
+    Batch, FjallStore, KeyRange, Keyspace, LmdbOptions, LmdbStore, Master, MasterConfig, RedbStore, ReplicaStore,
+    ScanOptions, SledStore, StoreError, WriteError,
 };
 
 const CHILD: &str = "REPLIKV_FULL_DISK_CHILD";
@@ -21,6 +21,8 @@ type Store = Arc<dyn ReplicaStore>;
 fn open(kind: &str, path: &Path) -> Store {
     let store: Result<Store, StoreError> = match kind {
         "lmdb" => LmdbStore::open(path, LmdbOptions::default()).map(|store| Arc::new(store) as Store),
+        "redb" => RedbStore::open(path).map(|store| Arc::new(store) as Store),
+        "fjall" => FjallStore::open(path).map(|store| Arc::new(store) as Store),
         _ => SledStore::open(path).map(|store| Arc::new(store) as Store),
     };
     store.unwrap_or_else(|error| panic!("{kind}: {error}"))
@@ -157,4 +159,24 @@ fn an_lmdb_master_trusts_no_failed_sync() {
 #[test]
 fn a_sled_master_trusts_no_failed_sync() {
     survives("a_sled_master_trusts_no_failed_sync", "sled", "eio sync store/db");
+}
+
+#[test]
+fn a_redb_master_outlives_a_full_disk() {
+    survives("a_redb_master_outlives_a_full_disk", "redb", "enospc write store");
+}
+
+#[test]
+fn a_redb_master_trusts_no_failed_sync() {
+    survives("a_redb_master_trusts_no_failed_sync", "redb", "eio sync store");
+}
+
+#[test]
+fn a_fjall_master_outlives_a_full_disk() {
+    survives("a_fjall_master_outlives_a_full_disk", "fjall", "enospc write jnl");
+}
+
+#[test]
+fn a_fjall_master_trusts_no_failed_sync() {
+    survives("a_fjall_master_trusts_no_failed_sync", "fjall", "eio sync jnl");
 }

@@ -17,7 +17,7 @@ Exit codes:
 
 /// Replication for embedded key-value stores.
 ///
-/// A store is named by a URL: lmdb:PATH, sled:PATH, redb:FILE, or memory: for one that lives as long as the command.
+/// A store is named by a URL: lmdb:PATH, sled:PATH, redb:FILE, fjall:PATH, or memory: for one that lives as long as the command.
 #[derive(Debug, Parser)]
 #[command(name = "replikv", version, after_help = CODES)]
 pub(crate) struct Args {
@@ -293,10 +293,10 @@ pub(crate) struct Unlink {
 
 #[derive(Debug, Group)]
 pub(crate) struct Backup {
-    /// The store. Of sled, one which nobody has open.
+    /// The store. But for LMDB, one which nobody has open.
     #[arg(long, value_name = "URL")]
     pub(crate) store: String,
-    /// Where the backup goes: a directory that is not there, or is empty; or a URL. A path is of the store's own kind.
+    /// Where the backup goes: a directory that is not there, or is empty; of redb, a file that is not there; or a URL. A path is of the store's own kind.
     #[arg(value_name = "DEST")]
     pub(crate) destination: String,
 }
@@ -306,7 +306,7 @@ pub(crate) struct Restore {
     /// The backup.
     #[arg(value_name = "BACKUP")]
     pub(crate) backup: String,
-    /// Where the master's store goes: a directory that is not there, or is empty; or a URL.
+    /// Where the master's store goes: a directory that is not there, or is empty; of redb, a file that is not there; or a URL.
     #[arg(value_name = "DEST")]
     pub(crate) destination: String,
 }

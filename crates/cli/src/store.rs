@@ -42,6 +42,7 @@ pub(crate) fn open_existing(url: &str) -> anyhow::Result<Store> {
         Some(("lmdb", path)) => Some(Path::new(path).join("data.mdb")),
         Some(("sled", path)) => Some(Path::new(path).join("conf")),
         Some(("redb", path)) => Some(path.into()),
+        Some(("fjall", path)) => Some(Path::new(path).join("version")),
         _ => None,
     };
     if marker.is_some_and(|marker| !marker.exists()) {

@@ -106,6 +106,9 @@ async fn copy(from: LmdbStore, aside: &Path) -> anyhow::Result<LmdbStore> {
     Ok(copied?)
 }
 
+/// Stores on a disk.
+pub(super) const KINDS: [&str; 4] = ["lmdb", "sled", "redb", "fjall"];
+
 /// Where the backup goes.
 #[derive(Debug)]
 struct Destination {
@@ -116,11 +119,11 @@ struct Destination {
 impl Destination {
     fn new(kind: &str, words: &str) -> anyhow::Result<Self> {
         let (kind, path) = match words.split_once(':') {
-            Some((kind @ ("lmdb" | "sled"), path)) => (kind, path),
+            Some((kind, path)) if KINDS.contains(&kind) => (kind, path),
             Some(("memory", _)) => bail!("{words}: a backup in memory is gone with this command"),
             _ => (kind, words),
         };
-        ensure!(["lmdb", "sled"].contains(&kind), "{kind:?} names no store: use lmdb:PATH or sled:PATH");
+        ensure!(KINDS.contains(&kind), "{kind:?} names no store: use lmdb:PATH, sled:PATH, redb:PATH or fjall:PATH");
         ensure!(!path.is_empty(), "{words:?} names no path: use {kind}:PATH");
         Ok(Self { kind: kind.into(), path: path.into() })
     }
@@ -131,6 +134,11 @@ impl Destination {
 
     fn check(&self) -> anyhow::Result<()> {
         let name = || self.path.display().to_string();
+        // A file, not a directory.
+        if self.kind == "redb" {
+            ensure!(!self.path.exists(), "{}: it is there already: choose another place", name());
+            return Ok(());
+        }
         match std::fs::read_dir(&self.path) {
             Ok(mut entries) => ensure!(entries.next().is_none(), "{}: it is not empty: choose another place", name()),
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => {}
@@ -162,7 +170,7 @@ struct Cleared(PathBuf);
 
 impl Cleared {
     fn begin(aside: PathBuf) -> anyhow::Result<Self> {
-        match std::fs::remove_dir_all(&aside) {
+        match remove(&aside) {
             Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
                 Err(error).with_context(|| aside.display().to_string())
             }
@@ -173,6 +181,11 @@ impl Cleared {
 
 impl Drop for Cleared {
     fn drop(&mut self) {
-        drop(std::fs::remove_dir_all(&self.0));
+        drop(remove(&self.0));
     }
+}
+
+// A directory, or a file.
+fn remove(path: &Path) -> std::io::Result<()> {
+    if path.is_dir() { std::fs::remove_dir_all(path) } else { std::fs::remove_file(path) }
 }

@@ -13,7 +13,7 @@ use crate::ui;
 pub(crate) async fn run(args: args::Restore, json: bool) -> anyhow::Result<ExitCode> {
     let kind = args.backup.split_once(':').map(|(kind, _)| kind).unwrap_or_default();
     let destination = match args.destination.split_once(':') {
-        Some(("lmdb" | "sled", _)) => args.destination.clone(),
+        Some((kind, _)) if super::backup::KINDS.contains(&kind) => args.destination.clone(),
         _ => format!("{kind}:{}", args.destination),
     };
     check(&args.backup).await?;

@@ -34,7 +34,7 @@ fn a_backup_is_taken_beside_a_running_master_and_goes_on_as_its_slave() {
     let entries: String = (0..20_000).map(|n| format!("k{n:06}\t{n}\n")).collect();
     let (mut master, address) = Running::master(&store, &["--stdin", "--import", &place.file("entries.tsv", entries)]);
     assert_eq!(master.error_line(), "imported 20,000 entries");
-    for kind in ["lmdb", "sled"] {
+    for kind in ["lmdb", "sled", "redb", "fjall"] {
         let url = place.url(kind, &format!("backup-{kind}"));
         let destination = if kind == "lmdb" { place.name("backup-lmdb") } else { url.clone() };
         let taken = run(&["backup", "--store", &store, &destination, "--json"]).ok().json();
@@ -68,8 +68,14 @@ fn a_backup_is_taken_beside_a_running_master_and_goes_on_as_its_slave() {
             run(&["verify", "--store", &store, "--store", &url]).ok();
         }
     }
+    for kind in ["lmdb", "sled", "redb"] {
+        let copy = place.url(kind, &format!("backup-{kind}"));
+        run(&["follow", "--store", &copy, "--from", &address, "--id", kind, "--once"]).ok();
+    }
     master.interrupt("INT").ok();
-    run(&["verify", "--store", &store, "--store", &place.url("sled", "backup-sled")]).ok();
+    for kind in ["lmdb", "sled", "redb", "fjall"] {
+        run(&["verify", "--store", &store, "--store", &place.url(kind, &format!("backup-{kind}"))]).ok();
+    }
 }
 
 #[test]
@@ -105,20 +111,40 @@ fn a_backup_goes_where_nothing_is_and_nothing_is_left_of_one_that_failed() {
 
 #[test]
 fn sled_is_backed_up_while_nobody_has_it_open_and_says_so() {
+    is_backed_up_while_nobody_has_it_open("sled");
+}
+
+#[test]
+fn redb_is_backed_up_while_nobody_has_it_open_and_says_so() {
+    is_backed_up_while_nobody_has_it_open("redb");
+}
+
+#[test]
+fn fjall_is_backed_up_while_nobody_has_it_open_and_says_so() {
+    is_backed_up_while_nobody_has_it_open("fjall");
+}
+
+fn is_backed_up_while_nobody_has_it_open(kind: &str) {
     let place = Place::new();
-    let store = place.url("sled", "central");
+    let store = place.url(kind, "central");
     fill(&store, &[("apple", "1"), ("banana", "2")]);
     let (master, address) = Running::master(&store, &[]);
-    let backup = place.url("sled", "backup");
+    let backup = place.url(kind, "backup");
     run(&["backup", "--store", &store, &backup]).says(2, "it is in use by another process");
     assert!(!place.path("backup").exists());
     master.interrupt("TERM").ok();
+    // What a crash leaves is no obstacle.
+    std::fs::write(place.path(".backup.replikv-partial"), "half of a file").unwrap();
     run(&["backup", "--store", &store, &backup]).ok();
+    assert!(!place.path(".backup.replikv-partial").exists());
     assert_eq!(contents(&backup), contents(&store));
+    run(&["backup", "--store", &store, &backup]).says(2, "choose another place");
+    run(&["restore", &backup, &place.name("restored")]).ok();
+    assert_eq!(contents(&place.url(kind, "restored")), contents(&store));
     run(&["serve", "--store", &backup, "--listen", &address]).says(2, "it is a backup of a master");
     // A slave's, too.
     let (master, address) = Running::master(&store, &[]);
-    let slave = place.url("sled", "slave");
+    let slave = place.url(kind, "slave");
     run(&["follow", "--store", &slave, "--from", &address, "--id", "edge", "--once"]).ok();
     let taken = run(&["backup", "--store", &slave, &place.lmdb("copy"), "--json"]).ok().json();
     assert_eq!((&taken["role"], &taken["seq"]), (&json!("slave"), &json!(2)));

@@ -220,7 +220,7 @@ fn a_benchmark_prints_a_row_for_each_store() {
     let small = ["bench", "--entries", "300", "--rounds", "1", "--dir", &dir];
     let json = run(&[&small[..], &["--json"]].concat()).ok().json();
     let stores: Vec<_> = json.as_array().unwrap().iter().map(|row| row["store"].as_str().unwrap()).collect();
-    assert_eq!(stores, ["lmdb", "sled", "redb", "memory"]);
+    assert_eq!(stores, ["lmdb", "sled", "redb", "fjall", "memory"]);
     assert!(json[0]["raw"].as_f64().unwrap() > 0.0);
     assert!(std::fs::read_dir(place.path("dir")).unwrap().next().is_none(), "nothing is left behind");
 }

@@ -61,8 +61,8 @@ fn every_command_refuses_what_is_no_store() {
     let sled_file = format!("sled:{file}");
     let garbage = place.lmdb("garbage");
     let urls = [
-        ("redis:x", "use lmdb:PATH, sled:PATH, redb:PATH or memory:"),
-        ("nonsense", "use lmdb:PATH, sled:PATH, redb:PATH or memory:"),
+        ("redis:x", "use lmdb:PATH, sled:PATH, redb:PATH, fjall:PATH or memory:"),
+        ("nonsense", "use lmdb:PATH, sled:PATH, redb:PATH, fjall:PATH or memory:"),
         ("lmdb:", "names no path"),
         ("sled:", "names no path"),
         (&lmdb_file, &file),

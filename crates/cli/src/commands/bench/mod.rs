@@ -78,7 +78,7 @@ async fn measure(args: &args::Bench, json: bool) -> anyhow::Result<()> {
 }
 
 fn kinds(args: &args::Bench) -> anyhow::Result<Vec<&str>> {
-    let all = ["lmdb", "sled", "redb", "memory"];
+    let all = ["lmdb", "sled", "redb", "fjall", "memory"];
     for kind in &args.stores {
         ensure!(all.contains(&kind.as_str()), "{kind}: no store that can be measured; there are {}", all.join(", "));
     }

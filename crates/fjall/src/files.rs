@@ -1,0 +1,151 @@
+//! The directory of a database: whole, or not there.
+
+use std::ffi::OsString;
+use std::fs::{self, File};
+use std::io;
+use std::path::{Path, PathBuf};
+
+use fjall::{CompressionType, Database, Error, Keyspace, KeyspaceCreateOptions, LsmError};
+use replikv_blocking::{create_directory, sync_directory};
+use replikv_core::StoreError;
+
+use crate::FjallOptions;
+use crate::error::failed;
+use crate::journal;
+
+/// What fjall writes last when it makes a database.
+const MARKER: &str = "version";
+
+/// `Meta` holds few keys that change with every write set: small memtables keep few of their old values.
+const META_MEMTABLE: u64 = 4 << 20;
+
+/// An open database with the keyspaces of a store.
+pub(crate) struct Opened {
+    pub(crate) database: Database,
+    pub(crate) data: Keyspace,
+    pub(crate) log: Keyspace,
+    pub(crate) meta: Keyspace,
+}
+
+/// Opens the database in the directory `path`, and makes it, with the directories above it, if it is not there.
+pub(crate) fn open(path: &Path, options: &FjallOptions) -> Result<Opened, StoreError> {
+    let at = |what: &str, error: &dyn std::fmt::Display| {
+        StoreError::backend(format!("{} cannot be {what}: {error}", path.display()))
+    };
+    // Also without a slash at its end.
+    let absolute = std::path::absolute(path).map_err(|error| at("opened", &error))?;
+    let there = is_database(&absolute).map_err(|error| at("opened", &error))?;
+    if !there {
+        if !is_free(&absolute).map_err(|error| at("opened", &error))? {
+            return Err(StoreError::Corrupt { what: format!("{} holds no fjall database", path.display()) });
+        }
+        begin(&absolute, options).map_err(|error| at("made", &error))?;
+    }
+    let mut opened = open_keyspaces(&absolute, options);
+    if matches!(opened, Err(Error::JournalRecovery(_)))
+        && journal::cut_torn_end(&absolute).map_err(|error| at("opened", &error))?
+    {
+        opened = open_keyspaces(&absolute, options);
+    }
+    let opened = opened.map_err(|error| match error {
+        Error::Locked => StoreError::Busy { holder: format!("{} is open in this or another process", path.display()) },
+        Error::Io(error) | Error::Storage(LsmError::Io(error)) => at("opened", &error),
+        error => failed(error),
+    })?;
+    settle(&absolute).map_err(|error| at("synced", &error))?;
+    Ok(opened)
+}
+
+fn is_database(path: &Path) -> io::Result<bool> {
+    path.join(MARKER).try_exists()
+}
+
+// Nothing is there, or an empty directory.
+fn is_free(path: &Path) -> io::Result<bool> {
+    match fs::read_dir(path) {
+        Ok(mut entries) => Ok(entries.next().is_none()),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(true),
+        Err(error) => Err(error),
+    }
+}
+
+fn open_keyspaces(path: &Path, options: &FjallOptions) -> Result<Opened, Error> {
+    let database = Database::builder(path)
+        .cache_size(options.cache_bytes)
+        // Recovery compresses values anew to find their checksum, and so depends on the compressor's version.
+        .journal_compression(CompressionType::None)
+        .open()?;
+    let keyspace = |name, memtable_bytes| {
+        database.keyspace(name, || KeyspaceCreateOptions::default().max_memtable_size(memtable_bytes))
+    };
+    let data = keyspace("data", options.memtable_bytes)?;
+    let log = keyspace("replikv-log", options.memtable_bytes)?;
+    let meta = keyspace("replikv-meta", META_MEMTABLE.min(options.memtable_bytes))?;
+    Ok(Opened { database, data, log, meta })
+}
+
+// Made aside, and given its name once it is whole: power loss, and a kill, leave nothing that is half of one.
+fn begin(path: &Path, options: &FjallOptions) -> Result<(), Box<dyn std::error::Error>> {
+    let (Some(parent), Some(name)) = (path.parent(), path.file_name()) else {
+        return Err("name a directory".into());
+    };
+    create_directory(parent)?;
+    // One at a time. Where directories cannot be locked, two processes that begin at once disturb each other.
+    let turn = if cfg!(unix) { Some(File::open(parent)?) } else { None };
+    if let Some(parent) = &turn {
+        drop(parent.lock());
+    }
+    if is_database(path)? {
+        return Ok(());
+    }
+    let aside = aside(parent, name.into());
+    // What is left of an earlier beginning.
+    match fs::remove_dir_all(&aside) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error.into()),
+        _ => {}
+    }
+    drop(open_keyspaces(&aside, options)?);
+    sync_all(&aside)?;
+    if !cfg!(unix) {
+        // Only there it is in the way of the new name; and it is empty.
+        drop(fs::remove_dir(path));
+    }
+    fs::rename(&aside, path)?;
+    sync_directory(parent)?;
+    Ok(())
+}
+
+fn aside(parent: &Path, mut name: OsString) -> PathBuf {
+    name.push(".new");
+    parent.join(name)
+}
+
+// Files too: fjall has synced what it needs to find its way, and this is done once.
+fn sync_all(path: &Path) -> io::Result<()> {
+    for entry in fs::read_dir(path)? {
+        let entry = entry?;
+        if entry.file_type()?.is_dir() {
+            sync_all(&entry.path())?;
+        } else {
+            File::options().read(true).write(true).open(entry.path())?.sync_all()?;
+        }
+    }
+    sync_directory(path)
+}
+
+/// Brings the names of all directories of a database to stable storage: fjall syncs what is in the directory of a
+/// keyspace, and not its name, and takes a keyspace without a directory for one that is not there.
+fn settle(path: &Path) -> io::Result<()> {
+    create_directory(path)?;
+    settle_below(path)
+}
+
+fn settle_below(path: &Path) -> io::Result<()> {
+    for entry in fs::read_dir(path)? {
+        let entry = entry?;
+        if entry.file_type()?.is_dir() {
+            settle_below(&entry.path())?;
+        }
+    }
+    sync_directory(path)
+}
