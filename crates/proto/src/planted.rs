@@ -57,6 +57,12 @@ pub enum Bug {
     FilterForgottenOnPages,
     /// What a slave newly subscribes to counts as there.
     NewRangesForgotten,
+    /// A slave is promoted whatever it is in the middle of.
+    PromotedInMidCopy,
+    /// A new epoch forgets those before it.
+    EpochsForgotten,
+    /// What a resync changes is quarantined only where it goes away.
+    ChangedIsNotDisplaced,
 }
 
 impl Bug {
@@ -87,6 +93,9 @@ impl Bug {
         Self::FilterForgotten,
         Self::FilterForgottenOnPages,
         Self::NewRangesForgotten,
+        Self::PromotedInMidCopy,
+        Self::EpochsForgotten,
+        Self::ChangedIsNotDisplaced,
     ];
 }
 

@@ -7,7 +7,7 @@ use replikv_core::{
     Durability, EncodedOps, KeyRange, Keyspace, ReplicaStore, ReplicaStoreExt, ScanOptions, StoreError, StoreLimits,
     WriteSet,
 };
-use replikv_proto::layout::{Epochs, Head, Kept, Stored};
+use replikv_proto::layout::{Epochs, Head, Identity, Kept, Stored};
 use replikv_proto::{Applier, DecoderLimits, Resync, SlaveAction, SlaveSession, SlaveSessionConfig, Welcome};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::sync::{OwnedMutexGuard, oneshot};
@@ -273,6 +273,8 @@ impl<S: ReplicaStore> Slave<S> {
             return Ok(());
         }
         let mut writes = WriteSet::builder();
+        // Not once it was promoted: a master knows its history better.
+        writes.require(Identity::KEY, Some(Identity::slave().to_bytes()));
         writes.put(Keyspace::Meta, Epochs::KEY, epochs.to_bytes())?;
         if keeps {
             writes.put(Keyspace::Meta, Kept::KEY, kept.to_bytes())?;

@@ -2,8 +2,10 @@
 
 use std::collections::VecDeque;
 
-use replikv_core::{Cursor, Durability, KeyRange, LinkId, Outcome, Position, Seq, StoreError};
-use replikv_proto::{Applier, Content, Group, Portion, Probed, Progress, Record};
+use replikv_core::{Cursor, Durability, KeyRange, Keyspace, LinkId, Outcome, Position, ScanOptions, Seq, StoreError};
+use replikv_proto::{
+    Applier, Content, Displacing, Group, Portion, Probed, Progress, Record, Resync,
+};
 
 use super::context::{Context, MILLI, Moment, Node, Owner};
 use super::store::{Reply, Request};
@@ -21,6 +23,11 @@ impl Tracker {
     pub(super) fn progress(&self) -> Progress {
         let applied = self.position.map_or(Seq::ZERO, |position| position.seq);
         Progress { applied, durable: self.durable.min(applied), consistent: self.consistent }
+    }
+
+    /// The history that the slave was in is left.
+    pub(super) fn resyncs(&mut self, cursor: &Cursor) {
+        (self.position, self.durable, self.consistent) = (Some(cursor.position), Seq::ZERO, false);
     }
 
     pub(super) fn rewound(&mut self, cursor: Option<&Cursor>) {
@@ -51,6 +58,7 @@ pub(super) struct Apply {
 #[derive(Debug)]
 pub(super) enum Item {
     Begin(Cursor),
+    Resync(Cursor, Resync),
     Record(Record),
     Portion(Portion),
     Content(Content),
@@ -62,7 +70,7 @@ pub(super) enum Item {
 impl Item {
     fn byte_len(&self) -> usize {
         match self {
-            Self::Begin(_) | Self::Checkpoints(_) => 0,
+            Self::Begin(_) | Self::Resync(..) | Self::Checkpoints(_) => 0,
             Self::Record(record) => record.bytes().len(),
             Self::Portion(portion) => portion.byte_len(),
             Self::Content(content) => content.entries.byte_len(),
@@ -91,10 +99,10 @@ pub(super) struct Driver {
 }
 
 impl Apply {
-    pub(super) fn new(cursor: Option<Cursor>, target: usize) -> Self {
+    pub(super) fn new(cursor: Option<Cursor>, resync: Option<Resync>, target: usize) -> Self {
         Self {
             items: VecDeque::new(),
-            applier: Applier::new(LinkId::default(), cursor, target),
+            applier: Applier::new(LinkId::default(), cursor, target).resyncing(resync),
             backlog: 0,
             cap: target * 2,
             folded: None,
@@ -176,6 +184,11 @@ impl Apply {
                     if group.records > 1 {
                         ctx.coverage.met(Scene::Folded);
                     }
+                    if let Some(displacing) = &group.displacing
+                        && !ctx.planted(DriverBug::QuarantinedTooLate)
+                    {
+                        quarantine(ctx, driver.store, displacing);
+                    }
                     let request = Request::Apply(group.writes.clone(), driver.durability());
                     ctx.call(driver.store, driver.owner, request);
                     self.waits = Waits::Apply { group: Box::new(group), attempt: 0, retry_at: None };
@@ -233,6 +246,7 @@ impl Apply {
     fn take(&mut self, item: Item) {
         match item {
             Item::Begin(cursor) => self.applier.begin(cursor),
+            Item::Resync(cursor, resync) => self.applier.begin_resync(cursor, resync),
             Item::Record(record) => self.applier.push_record(record),
             Item::Portion(portion) => self.applier.push_portion(portion),
             Item::Content(content) => self.applier.push_content(content),
@@ -270,6 +284,11 @@ impl Apply {
     }
 
     fn applied(&mut self, ctx: &mut Context, driver: &Driver, tracker: &mut Tracker, group: &Group) {
+        if let Some(displacing) = &group.displacing
+            && ctx.planted(DriverBug::QuarantinedTooLate)
+        {
+            quarantine(ctx, driver.store, displacing);
+        }
         tracker.position = Some(group.cursor.position);
         tracker.consistent = group.cursor.is_consistent();
         if driver.sync_every.is_none() || ctx.planted(DriverBug::AckBeforeDurable) {
@@ -288,6 +307,18 @@ impl Apply {
             self.waits = Waits::Reopen(error);
         } else {
             self.end(Err(error));
+        }
+    }
+}
+
+// Before anything of the group is applied: what it takes the place of is nowhere else. Nobody but this slave writes there.
+fn quarantine(ctx: &mut Context, store: usize, displacing: &Displacing) {
+    for content in &displacing.contents {
+        let all = ScanOptions::default().max_entries(usize::MAX).max_bytes(usize::MAX);
+        let page = ctx.stores[store].visible.page(Keyspace::Data, &content.range, all);
+        for displaced in Displacing::displaced(content, page.ops()) {
+            ctx.coverage.met(Scene::Quarantined);
+            ctx.quarantined.entry(store).or_default().insert((displaced.key, displaced.value));
         }
     }
 }

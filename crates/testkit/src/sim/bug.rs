@@ -73,6 +73,12 @@ pub enum DriverBug {
     ProbeBeforeFolded,
     /// What a slave no longer subscribes to stays in its store.
     DroppedRangesStay,
+    /// A master that met a newer epoch forgets that when it is opened again.
+    MarkNotKept,
+    /// Epochs are compared by their numbers alone.
+    EpochsByNumber,
+    /// What a resync takes away is quarantined once it is gone.
+    QuarantinedTooLate,
 }
 
 impl DriverBug {
@@ -107,6 +113,9 @@ impl DriverBug {
         Self::ProbeHeadNotCompared,
         Self::ProbeBeforeFolded,
         Self::DroppedRangesStay,
+        Self::MarkNotKept,
+        Self::EpochsByNumber,
+        Self::QuarantinedTooLate,
     ];
 }
 

@@ -1,8 +1,9 @@
 //! What every simulated node shares: time, the queue of events, stores, connections, seeded randomness, the oracle.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
+use bytes::Bytes;
 use fastrand::Rng;
 use replikv_core::Durability;
 use replikv_proto::Now;
@@ -11,7 +12,7 @@ use super::link::{Ends, Link, Side};
 use super::oracle::{Before, Oracle};
 use super::print;
 use super::store::{Effect, Maps, ModelStore, Reply, Request};
-use super::{Bug, Config, Coverage, DriverBug, Fault, Scene};
+use super::{Bug, Config, Coverage, DriverBug, Fault, Scene, Topology};
 
 /// A moment of virtual time, in microseconds.
 pub(super) type Moment = u64;
@@ -39,6 +40,8 @@ pub(super) enum Happening {
     Pass(Passing),
     /// Is everything as it should be at last?
     Check,
+    /// Nodes change their places.
+    Reorder,
 }
 
 /// A fault that passes by itself.
@@ -163,8 +166,12 @@ pub(super) struct Context {
     pub(super) work_rng: Rng,
     pub(super) fault_rng: Rng,
     pub(super) range_rng: Rng,
+    pub(super) top_rng: Rng,
     /// Whether slaves subscribe to parts of the keys.
     pub(super) filters: bool,
+    pub(super) topology: Topology,
+    /// What slaves have quarantined, by store: for ever, and outside of it.
+    pub(super) quarantined: BTreeMap<usize, BTreeSet<(Bytes, Bytes)>>,
     queue: BTreeMap<(Moment, u64), Happening>,
     next: u64,
     wakes: BTreeMap<Node, Moment>,
@@ -193,6 +200,9 @@ impl Context {
             work_rng: rng.fork(),
             fault_rng: rng.fork(),
             range_rng: rng.fork(),
+            top_rng: rng.fork(),
+            topology: config.topology.unwrap_or_else(|| Topology::of(seed)),
+            quarantined: BTreeMap::new(),
             filters: seed % 3 == 1,
             queue: BTreeMap::new(),
             next: 0,
@@ -206,6 +216,12 @@ impl Context {
     /// True if this bug was planted in a driver.
     pub(super) fn planted(&self, bug: DriverBug) -> bool {
         self.config.bug == Some(Bug::Driver(bug))
+    }
+
+    /// True if some master has begun an epoch of a higher number.
+    pub(super) fn newer_epoch(&self, number: u64) -> bool {
+        let mut heads = self.stores.iter().filter_map(ModelStore::durable_head);
+        heads.any(|head| head.epoch.number > number)
     }
 
     /// Time, as a node with this wall clock sees it.
@@ -359,7 +375,8 @@ impl Context {
             Effect::Nothing => {}
             Effect::Rewound => self.oracle.check_store(&self.stores[store]),
             Effect::Wrote(writes) => {
-                self.oracle.wrote(&self.stores[store], before, writes, &mut self.coverage);
+                let kept = self.quarantined.get(&store);
+                self.oracle.wrote((store, &self.stores[store]), before, writes, kept, &mut self.coverage);
                 let print = self.stores[store].visible.print;
                 self.hash = print::number(self.hash, print::mix(store as u64, format!("{print:?}").as_bytes()));
             }

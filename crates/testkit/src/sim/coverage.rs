@@ -85,6 +85,12 @@ named! {
         StrangeData = "strange-data",
         /// A slave is started with other key ranges to subscribe to.
         Resubscribed = "resubscribed",
+        /// A slave is promoted, while its master is gone, or goes on.
+        Promotion = "promotion",
+        /// A master that another one has taken over from is made a slave.
+        Demotion = "demotion",
+        /// A slave is sent to the newest master, or to an older one.
+        Moved = "moved",
     }
 }
 
@@ -225,6 +231,34 @@ named! {
         RangesDropped = "ranges-dropped",
         /// It was interrupted, and went on with it, or with other ranges.
         DroppingResumed = "dropping-resumed",
+        /// A slave was promoted.
+        Promoted = "promoted",
+        /// A promotion was interrupted, and was there afterwards.
+        PromotionInterrupted = "promotion-interrupted",
+        /// A slave that was not through with a copy, a comparison or a resync was not promoted.
+        PromotionCatchingUp = "promotion-catching-up",
+        /// A slave that subscribes to key ranges was not promoted.
+        PromotionFiltered = "promotion-filtered",
+        /// A slave of an earlier epoch resumed with a master of a later one.
+        MovedOver = "moved-over",
+        /// A master committed after another one had been promoted.
+        WroteBeside = "wrote-beside",
+        /// A slave was refused: its epoch is newer than its master's.
+        RefusedSuperseded = "refused-superseded",
+        /// A master that met a newer epoch has stopped for good.
+        Superseded = "superseded",
+        /// It was opened again, and refused.
+        SupersededAtOpen = "superseded-at-open",
+        /// A master became a slave.
+        SteppedDown = "stepped-down",
+        /// Two that were promoted to epochs of one number met.
+        TwinsMet = "twins-met",
+        /// A slave whose history had parted began to resync.
+        ResyncStarted = "resync-started",
+        /// It held a state of its master again.
+        ResyncFinished = "resync-finished",
+        /// Something was quarantined.
+        Quarantined = "quarantined",
     }
 }
 

@@ -40,13 +40,13 @@ impl World {
     // An operator starts again what has ended, and gives an empty store to a slave that is refused.
     fn operate(&mut self) {
         for node in 0..self.masters.len() {
-            if self.masters[node].is_fenced() && !self.masters[node].extra && self.ctx.fault_rng.u8(0..4) == 0 {
+            if self.masters[node].is_fenced() && !self.masters[node].extra && !self.masters[node].idle && self.ctx.fault_rng.u8(0..4) == 0 {
                 self.restart_master(node);
             }
         }
         for node in 0..self.slaves.len() {
             let Some(ending) = self.slaves[node].ending.clone() else { continue };
-            if self.slaves[node].extra || self.ctx.fault_rng.u8(0..4) > 0 {
+            if !self.slaves[node].counts() || self.ctx.fault_rng.u8(0..4) > 0 {
                 continue;
             }
             let refused = matches!(ending, Ending::Refused(_));
@@ -150,6 +150,7 @@ impl World {
                 let node = self.a_slave();
                 self.resubscribe(node);
             }
+            Fault::Promotion | Fault::Demotion | Fault::Moved => {}
             Fault::StrangeData => {
                 let node = self.a_slave();
                 let image = self.strange_image();
@@ -167,10 +168,10 @@ impl World {
             }
             Passing::Full(store) => self.ctx.stores[store].full = false,
             Passing::Slow(store) => self.ctx.stores[store].slow = false,
-            Passing::MasterBack(node) if self.masters[node].process.is_none() && !self.masters[node].extra => {
+            Passing::MasterBack(node) if self.masters[node].is_down() => {
                 self.masters[node].start(&mut self.ctx);
             }
-            Passing::SlaveBack(node) if self.slaves[node].process.is_none() && !self.slaves[node].extra => {
+            Passing::SlaveBack(node) if self.slaves[node].is_down() => {
                 self.slaves[node].start(&mut self.ctx);
             }
             Passing::ExtraMaster(node) => {
@@ -205,12 +206,12 @@ impl World {
     }
 
     fn a_master(&mut self) -> usize {
-        let own: Vec<usize> = (0..self.masters.len()).filter(|node| !self.masters[*node].extra).collect();
+        let own: Vec<usize> = (0..self.masters.len()).filter(|node| self.masters[*node].counts()).collect();
         own[self.ctx.fault_rng.usize(0..own.len())]
     }
 
     fn a_slave(&mut self) -> usize {
-        let own: Vec<usize> = (0..self.slaves.len()).filter(|node| !self.slaves[*node].extra).collect();
+        let own: Vec<usize> = (0..self.slaves.len()).filter(|node| self.slaves[*node].counts()).collect();
         own[self.ctx.fault_rng.usize(0..own.len())]
     }
 
@@ -314,7 +315,7 @@ impl World {
     }
 
     // Everybody who has this store open is gone; with `power`, what was not synced as well.
-    fn take_down(&mut self, store: usize, power: bool) {
+    pub(super) fn take_down(&mut self, store: usize, power: bool) {
         self.masters.iter_mut().filter(|master| master.store == store).for_each(|m| m.kill(&mut self.ctx, power));
         self.slaves.iter_mut().filter(|slave| slave.store == store).for_each(|s| s.kill(&mut self.ctx, power));
         if power {

@@ -6,7 +6,7 @@ use bytes::Bytes;
 use replikv_core::{
     Durability, Epoch, KeyRange, Keyspace, Outcome, Position, Seq, SourceId, StoreError, StoreLimits, WriteSet,
 };
-use replikv_proto::layout::{Checkpoint, Floor, Head, Stored};
+use replikv_proto::layout::{Checkpoint, Epochs, Floor, Head, Stored, Superseded};
 use replikv_proto::{
     Answer, CommitGroup, Committer, CommitterConfig, EpochStart, Intent, LogEntry, Progress, RecordKind, Retention,
     Step, View, Work,
@@ -18,7 +18,7 @@ use super::ring::Ring;
 use super::session::Session;
 use super::store::{Reply, Request};
 use super::work::{Intended, Promise};
-use super::{DriverBug, Scene};
+use super::{DriverBug, Scene, Topology};
 
 /// A master, whether its process runs or not.
 #[derive(Debug)]
@@ -34,6 +34,10 @@ pub(super) struct Master {
     pub(super) new_epoch: Option<u64>,
     /// It is there for a while only, beside another.
     pub(super) extra: bool,
+    /// Its store is a slave's at present.
+    pub(super) idle: bool,
+    /// It was opened, and its store says that another one has taken over.
+    pub(super) superseded: bool,
 }
 
 /// A running master.
@@ -50,6 +54,12 @@ pub(super) struct Process {
     /// The newest session of each name, and how far it is.
     pub(super) names: BTreeMap<String, (u64, Progress)>,
     started: Moment,
+    /// A newer epoch was met, and that is to be kept.
+    pub(super) met: Option<Superseded>,
+    /// It is kept, or is being kept: nothing more is written.
+    pub(super) reign_over: bool,
+    /// It must not be open at all.
+    refused: bool,
 }
 
 /// What a master knows once its store is open.
@@ -99,6 +109,11 @@ enum Task {
         attempt: u32,
         retry_at: Option<Moment>,
     },
+    EndingReign {
+        writes: WriteSet,
+        attempt: u32,
+        retry_at: Option<Moment>,
+    },
     /// The group is the one whose outcome is unknown.
     Reopening(Option<Box<CommitGroup<u64>>>),
 }
@@ -112,12 +127,23 @@ const REOPEN_EVERY: Moment = 50 * MILLI;
 impl Master {
     pub(super) fn new(node: usize, store: usize, sync_every: Option<Moment>) -> Self {
         let (process, new_epoch) = (None, None);
-        Self { node, store, wall_offset_ms: 0, sync_every, process, lives: 0, new_epoch, extra: false }
+        Self { node, store, wall_offset_ms: 0, sync_every, process, lives: 0, new_epoch, extra: false, idle: false, superseded: false }
+    }
+
+    /// True if it is one of those that the run is about, at present.
+    pub(super) fn counts(&self) -> bool {
+        !self.extra && !self.idle
+    }
+
+    /// True if it should run, and does not.
+    pub(super) fn is_down(&self) -> bool {
+        self.counts() && self.process.is_none()
     }
 
     /// Starts a process.
     pub(super) fn start(&mut self, ctx: &mut Context) {
         self.lives += 1;
+        self.superseded = false;
         let (node, life, store) = (self.node, self.lives, self.store);
         ctx.call(store, Owner::Commit { node, life }, Request::Reopen);
         self.process = Some(Process {
@@ -131,6 +157,9 @@ impl Master {
             sessions: BTreeMap::new(),
             names: BTreeMap::new(),
             started: ctx.now,
+            met: None,
+            reign_over: false,
+            refused: false,
         });
     }
 
@@ -153,6 +182,11 @@ impl Master {
             Owner::Commit { life, .. } if life == process.life => {
                 let began = process.task_answered(ctx, reply, epoch);
                 self.new_epoch = epoch.filter(|_| !began);
+                if process.refused {
+                    ctx.coverage.met(Scene::SupersededAtOpen);
+                    self.superseded = true;
+                    self.kill(ctx, false);
+                }
             }
             Owner::Session { life, session, .. } if life == process.life => {
                 process.session_answered(ctx, session, reply);
@@ -219,7 +253,7 @@ impl Process {
                 self.run_session(ctx, id);
             }
             let Some(open) = &self.open else { return };
-            let wanted = open.damaged.is_some() && matches!(self.task, Task::Ready);
+            let wanted = (open.damaged.is_some() || self.met.is_some()) && matches!(self.task, Task::Ready);
             if open.version == version && !wanted {
                 return;
             }
@@ -229,6 +263,10 @@ impl Process {
     fn run_task(&mut self, ctx: &mut Context) {
         self.retry(ctx);
         while matches!(self.task, Task::Ready) {
+            if let Some(mark) = self.met.take() {
+                self.end_reign(ctx, mark);
+                continue;
+            }
             let now = ctx.clock(self.wall_offset_ms);
             let uptime = self.uptime(ctx);
             let Some(open) = &mut self.open else { return };
@@ -262,6 +300,7 @@ impl Process {
         let (request, retry_at) = match &mut self.task {
             Task::Committing { group, retry_at, .. } => (Request::Apply(group.writes.clone(), durability), retry_at),
             Task::Trimming { writes, retry_at, .. } => (Request::Apply(writes.clone(), Durability::Buffered), retry_at),
+            Task::EndingReign { writes, retry_at, .. } => (Request::Apply(writes.clone(), Durability::Synced), retry_at),
             _ => return,
         };
         match *retry_at {
@@ -292,6 +331,9 @@ impl Process {
     fn commit(&mut self, ctx: &mut Context, group: Box<CommitGroup<u64>>) {
         if group.entries.len() > 1 {
             ctx.coverage.met(Scene::GroupCommit);
+        }
+        if ctx.topology == Topology::Failover && ctx.newer_epoch(group.head.position.epoch.number) {
+            ctx.coverage.met(Scene::WroteBeside);
         }
         let Some(open) = &mut self.open else { return };
         // Before the store sees it: a page that is read from now on may show it.
@@ -333,6 +375,13 @@ impl Process {
                 }
                 result => self.trimmed(ctx, floor, result),
             },
+            Task::EndingReign { writes, attempt, .. } => match reply.done() {
+                Err(error) if error.is_retryable() && attempt < ATTEMPTS => {
+                    let retry_at = Some(ctx.now + (MILLI << attempt));
+                    self.task = Task::EndingReign { writes, attempt: attempt + 1, retry_at };
+                }
+                result => self.reign_ended(ctx, result),
+            },
             Task::Reopening(group) => self.reopened(ctx, group),
             Task::Ready => {}
         }
@@ -358,9 +407,16 @@ impl Process {
     fn opened(&mut self, ctx: &mut Context, new_epoch: Option<u64>) -> bool {
         let store = &ctx.stores[self.store];
         let (Some(head), Some(floor)) = (store.head(), store.floor()) else { return false };
+        if store.visible.stored::<Superseded>(Superseded::KEY).is_some() {
+            self.refused = true;
+            return false;
+        }
         let limits = StoreLimits { max_batch: ctx.sizes.max_batch, ..store.limits };
-        // What ships begins no epoch but the first, and has no place yet to write down others.
-        let epochs = ctx.oracle.model.epochs(&head.position);
+        // Where a restored master begins an epoch with a record of its committer, nobody has written it down.
+        let epochs = match ctx.topology {
+            Topology::Star => ctx.oracle.model.epochs(&head.position),
+            _ => store.visible.stored::<Epochs>(Epochs::KEY).unwrap_or_default().0,
+        };
         let checkpoints = store.visible.checkpoints();
         let begun = new_epoch.map(|nonce| Epoch { number: head.position.epoch.number + 1, nonce });
         let epoch = begun.unwrap_or(head.position.epoch);
@@ -466,6 +522,34 @@ impl Process {
                 self.tell(ctx, answers.collect());
             }
         }
+    }
+
+    // What was handed over before is decided; what comes later is refused, also by whoever opens the store.
+    fn end_reign(&mut self, ctx: &mut Context, mark: Superseded) {
+        let Some(open) = &mut self.open else { return };
+        open.committer.fence();
+        self.reign_over = true;
+        ctx.coverage.met(Scene::Superseded);
+        if ctx.planted(DriverBug::MarkNotKept) {
+            return self.reign_ended(ctx, Ok(()));
+        }
+        let mut writes = WriteSet::builder();
+        if writes.put(Keyspace::Meta, Superseded::KEY, mark.to_bytes()).is_err() {
+            return;
+        }
+        let writes = writes.build();
+        ctx.call(self.store, self.owner(), Request::Apply(writes.clone(), Durability::Synced));
+        self.task = Task::EndingReign { writes, attempt: 0, retry_at: None };
+    }
+
+    fn reign_ended(&mut self, ctx: &mut Context, result: Result<(), StoreError>) {
+        match result {
+            Ok(()) => ctx.oracle.fenced(self.store),
+            // Nobody could keep it: it holds for as long as this process lives.
+            Err(error) if error.outcome() == Outcome::Unknown => self.reopen(ctx, None),
+            Err(_) => {}
+        }
+        self.sessions.values_mut().for_each(Session::reign_ended);
     }
 
     fn sync(&mut self, ctx: &mut Context) {

@@ -2,9 +2,9 @@
 
 use bytes::Bytes;
 use replikv_core::{Fill, KeyRange, KeyRanges, Keyspace, Page, Position, ScanOptions, Seq, StoreError};
-use replikv_proto::layout::{Head, Stored as _};
+use replikv_proto::layout::{Head, Stored as _, Superseded};
 use replikv_proto::{
-    Content, DecoderLimits, GoodbyeReason, Hello, Located, LogAnswer, MasterAction, MasterSession, MasterSessionConfig,
+    Content, DecoderLimits, EpochStart, GoodbyeReason, Hello, Located, LogAnswer, MasterAction, MasterSession, MasterSessionConfig,
     Message, Mode, Progress, ProtocolError, Record, RejectCode, Response, View, origin,
 };
 
@@ -14,7 +14,7 @@ use super::master::{Opened, Process};
 use super::oracle::Invariant;
 use super::store::{Reply, Request};
 use super::verdict::{Judged, Verdict};
-use super::{DriverBug, Scene};
+use super::{DriverBug, Scene, Topology};
 
 /// One connection.
 #[derive(Debug)]
@@ -40,6 +40,8 @@ pub(super) struct Session {
 enum Asked {
     Locate(Vec<Position>, Vec<Option<Located>>),
     Measure(u64),
+    /// That a newer epoch was met is kept before the slave is told.
+    Superseded,
     Records(Position),
     Page {
         range: KeyRange,
@@ -115,6 +117,11 @@ impl Session {
     /// True if it takes bytes.
     pub(super) fn listens(&self) -> bool {
         self.asked.is_none()
+    }
+
+    /// That a newer epoch was met is kept, as far as it can be.
+    pub(super) fn reign_ended(&mut self) {
+        self.asked.take_if(|asked| matches!(asked, Asked::Superseded));
     }
 
     pub(super) fn copies(&self) -> bool {
@@ -256,7 +263,13 @@ impl Process {
             }
             MasterAction::LookUp { .. } => unreachable!("the simulated log is not compacted"),
             // Nothing is held back for a slave that is not connected.
-            MasterAction::Verified(_) | MasterAction::Superseded(_) => {}
+            MasterAction::Verified(_) => {}
+            // Whoever restores a master with a new epoch makes sure by himself that there is no other one.
+            MasterAction::Superseded(_) if ctx.topology == Topology::Star || self.reign_over => {}
+            MasterAction::Superseded(epoch) => {
+                session.asked = Some(Asked::Superseded);
+                self.met = Some(Superseded { by: Some(epoch) });
+            }
             MasterAction::Joined { slave, start, .. } => {
                 session.conn.set_limits(DecoderLimits { control: 1 << 20, data: 1 << 20 });
                 session.name = Some(slave.clone());
@@ -298,7 +311,7 @@ impl Process {
         let Some(open) = &mut self.open else { return Ok(()) };
         let Some(session) = self.sessions.get_mut(&id) else { return Ok(()) };
         match session.asked.take() {
-            None => {}
+            None | Some(Asked::Superseded) => {}
             Some(Asked::Locate(positions, known)) => {
                 let mut values = reply.got()?.into_iter();
                 let mut located = Vec::with_capacity(known.len());
@@ -438,6 +451,7 @@ impl Session {
                 let (verdict, sent) = match welcome.mode {
                     Mode::Copy { from } => (Verdict::Copy, from),
                     Mode::Compare { from } => (Verdict::Compare, from),
+                    Mode::Resync { from, .. } => (Verdict::Resync, from),
                     _ => (Verdict::Resume, hello.cursor.as_ref().map_or(welcome.floor, |cursor| cursor.position)),
                 };
                 self.sent = Some(sent);
@@ -445,6 +459,7 @@ impl Session {
                 self.copying = verdict == Verdict::Copy || (verdict, unfinished) == (Verdict::Resume, Some(Fill::Copy));
                 ctx.coverage.met(match (verdict, unfinished) {
                     (Verdict::Copy, _) => Scene::CopyStarted,
+                    (Verdict::Resync, _) => Scene::ResyncStarted,
                     (Verdict::Compare, Some(Fill::Copy)) => Scene::CopyBecameComparison,
                     (Verdict::Compare, Some(_)) => Scene::ComparisonRestarted,
                     (Verdict::Compare, None) => Scene::ComparisonStarted,
@@ -452,6 +467,11 @@ impl Session {
                     (_, Some(_)) => Scene::ComparisonResumed,
                     (_, None) => Scene::Resumed,
                 });
+                let epoch = hello.cursor.as_ref().map(|cursor| cursor.position.epoch);
+                let resumes = verdict == Verdict::Resume && unfinished.is_none();
+                if resumes && epoch.is_some_and(|epoch| epoch.number < open.view.published.epoch.number) {
+                    ctx.coverage.met(Scene::MovedOver);
+                }
                 let fills = verdict != Verdict::Resume || unfinished.is_some();
                 if fills && !ctx.healing {
                     // It does not take long: something is to go wrong meanwhile.
@@ -469,6 +489,7 @@ impl Session {
                     RejectCode::NeedsCompare => None,
                     RejectCode::DataWithoutCursor => Some(Scene::RefusedData),
                     RejectCode::LimitsTooSmall => Some(Scene::RefusedLimits),
+                    RejectCode::Superseded => Some(Scene::RefusedSuperseded),
                     _ => return,
                 };
                 if let Some(scene) = scene {
@@ -489,18 +510,32 @@ impl Session {
         let Some(hello) = &self.hello else { return };
         // Published records may have moved on while the store was asked.
         let views: Vec<View> = self.judged.iter().copied().chain([open.view]).collect();
-        let judged = |view| Judged { model: &ctx.oracle.model, store: &ctx.stores[store], view, limits: open.limits };
+        let judged = |view| Judged {
+            model: &ctx.oracle.model,
+            store: &ctx.stores[store],
+            view,
+            limits: open.limits,
+            epochs: Some(&open.epochs[..]).filter(|_| ctx.topology != Topology::Star),
+        };
         let right: Vec<Verdict> = views.iter().flat_map(|view| judged(*view).verdicts(hello)).collect();
         let position = hello.cursor.as_ref().map(|cursor| cursor.position);
         let diverged = verdict == Verdict::Refuse(RejectCode::Diverged);
         if diverged && position.is_some_and(|position| judged(open.view).by_checkpoint(&position)) {
             ctx.coverage.met(Scene::RefusedByCheckpoint);
         }
+        let parted = matches!(verdict, Verdict::Resync) || diverged;
+        if parted && position.is_some_and(|position| twins(&position, &open.view.published)) {
+            ctx.coverage.met(Scene::TwinsMet);
+        }
         if !right.contains(&verdict) {
             let words = format!("{verdict:?} for a slave at {position:?}, of {views:?}; right would be {right:?}");
             ctx.oracle.fail(Invariant::RightDecision, words);
         }
     }
+}
+
+fn twins(one: &Position, other: &Position) -> bool {
+    one.epoch.number == other.epoch.number && one.epoch.nonce != other.epoch.nonce
 }
 
 fn head_of() -> Request {
@@ -569,7 +604,11 @@ fn locate_below(ctx: &Context, open: &Opened, position: &Position) -> Located {
         return if shared { Located::Shared } else { Located::Mismatch };
     }
     let reigning = open.epochs.iter().rfind(|start| start.first <= position.seq);
-    if reigning.is_none_or(|start| start.epoch != position.epoch) {
+    let same = |start: &EpochStart| match ctx.planted(DriverBug::EpochsByNumber) {
+        true => start.epoch.number == position.epoch.number,
+        false => start.epoch == position.epoch,
+    };
+    if !reigning.is_some_and(same) {
         return Located::Mismatch;
     }
     let checkpoint = open.checkpoints.iter().find(|checkpoint| checkpoint.position.seq == position.seq);

@@ -1,13 +1,13 @@
 //! The simulated driver of a slave: what `replikv-node` does around session and applier, step by step.
 
 use replikv_core::{
-    Cursor, Durability, KeyRange, KeyRanges, Keyspace, LinkId, Position, ScanOptions, StoreError, StoreLimits,
+    Cursor, Durability, KeyRange, KeyRanges, Keyspace, LinkId, Outcome, Position, ScanOptions, StoreError, StoreLimits,
     WriteSet, meta,
 };
-use replikv_proto::layout::{Identity, Stored};
+use replikv_proto::layout::{Epochs, Head, Identity, Role, Stored};
 use replikv_proto::{
-    Ack, DecoderLimits, GoodbyeReason, Heartbeat, Hello, Message, Mode, OnDivergence, ProtocolError, Refusal,
-    RejectCode, SlaveAction, SlaveSession, SlaveSessionConfig, Subscription,
+    Ack, Candidate, DecoderLimits, GoodbyeReason, Heartbeat, Hello, Message, Mode, OnDivergence, ProtocolError, Refusal,
+    RejectCode, Resync, SlaveAction, SlaveSession, SlaveSessionConfig, Subscription, Unfit, Welcome, step_down,
 };
 
 use super::apply::{Apply, Driver, Item, Tracker};
@@ -15,7 +15,7 @@ use super::context::{Context, MILLI, Moment, Node, Owner};
 use super::link::{Broken, Conn};
 use super::store::{Reply, Request};
 use super::verify::Verifying;
-use super::{DriverBug, Scene};
+use super::{DriverBug, Scene, Topology};
 
 /// A slave, whether its process runs or not.
 #[derive(Debug)]
@@ -34,6 +34,13 @@ pub(super) struct Slave {
     pub(super) ranges: KeyRanges,
     /// It is there for a while only, beside another.
     pub(super) extra: bool,
+    /// Its store is a master's at present.
+    pub(super) idle: bool,
+    pub(super) on_divergence: OnDivergence,
+    /// It may make a slave's of a store that is a master's.
+    pub(super) rejoins: bool,
+    /// Its store has become a master's.
+    pub(super) promoted: bool,
     /// How its last process ended by itself.
     pub(super) ending: Option<Ending>,
     last_master: Option<usize>,
@@ -62,6 +69,7 @@ pub(super) struct Process {
 #[derive(Debug)]
 enum State {
     Opening(Opening),
+    Promoting(Promoting),
     /// Until it connects again.
     Pausing(Moment),
     /// There is a connection, and the store is asked where it stands.
@@ -73,6 +81,10 @@ enum State {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Opening {
     Reopen,
+    /// The log of the master that it was goes.
+    DropLog,
+    /// It stands where that master stood.
+    StepDown,
     Sync,
     /// The store is told of other ranges.
     Subscribe,
@@ -80,6 +92,13 @@ enum Opening {
     Drop,
     /// That it has gone is kept.
     Settle,
+}
+
+/// What is done when a slave is promoted.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Promoting {
+    Reopen,
+    Apply,
 }
 
 /// One connection.
@@ -94,6 +113,10 @@ struct Follow {
     /// It has read of its own data.
     compares: bool,
     verifying: Option<Verifying>,
+    /// What the master has told is being kept; nothing else is done with the connection until then.
+    keeping: bool,
+    /// A resync has begun, and nothing of it is in the store yet.
+    parting: bool,
 }
 
 impl Slave {
@@ -110,9 +133,23 @@ impl Slave {
             limits: super::store::LIMITS,
             ranges: KeyRanges::all(),
             extra: false,
+            idle: false,
+            on_divergence: OnDivergence::Refuse,
+            rejoins: false,
+            promoted: false,
             ending: None,
             last_master: None,
         }
+    }
+
+    /// True if it is one of those that the run is about, at present.
+    pub(super) fn counts(&self) -> bool {
+        !self.extra && !self.idle
+    }
+
+    /// True if it should run, and does not.
+    pub(super) fn is_down(&self) -> bool {
+        self.counts() && self.process.is_none()
     }
 
     /// Starts a process.
@@ -124,6 +161,20 @@ impl Slave {
         let nonce = ctx.net_rng.u64(..);
         let (state, tracker) = (State::Opening(Opening::Reopen), Tracker::default());
         self.process = Some(Process { life, node, store, nonce, state, pause: FIRST_PAUSE, tracker });
+    }
+
+    /// Stops following, and makes the store a master's.
+    pub(super) fn promote(&mut self, ctx: &mut Context) {
+        self.kill(ctx, false);
+        ctx.stores[self.store].process_died();
+        self.start(ctx);
+        if let Some(process) = &mut self.process {
+            process.state = State::Promoting(Promoting::Reopen);
+        }
+    }
+
+    pub(super) fn is_promoting(&self) -> bool {
+        matches!(self.process, Some(Process { state: State::Promoting(_), .. }))
     }
 
     /// The process is gone, from one moment to the next; with `power` the whole machine is.
@@ -159,7 +210,7 @@ impl Slave {
     pub(super) fn listens(&self) -> bool {
         let Some(process) = &self.process else { return false };
         match &process.state {
-            State::Following(follow) => follow.conn.is_some() && follow.apply.has_room(),
+            State::Following(follow) => follow.conn.is_some() && follow.apply.has_room() && !follow.keeping,
             _ => false,
         }
     }
@@ -201,7 +252,7 @@ impl Slave {
             ranges: if self.ranges.is_all() { Vec::new() } else { self.ranges.clone().into() },
             path: Vec::new(),
             temporary: false,
-            on_divergence: OnDivergence::Refuse,
+            on_divergence: self.on_divergence,
         }
     }
 
@@ -225,6 +276,12 @@ impl Slave {
         let Some(process) = &mut self.process else { return };
         let owner = Owner::Follow { node: self.node, life: process.life };
         match std::mem::replace(&mut process.state, State::Pausing(ctx.now)) {
+            State::Opening(Opening::Reopen) if is_master(ctx, self.store) => self.was_master(ctx),
+            State::Promoting(step) => self.promoting(ctx, step, reply),
+            State::Following(mut follow) => {
+                follow.kept(ctx, self.store, reply);
+                process.state = State::Following(follow);
+            }
             State::Opening(Opening::Reopen) => {
                 if ctx.stores[self.store].identity().is_none() {
                     give_identity(ctx, self.store);
@@ -239,6 +296,14 @@ impl Slave {
                 process.state = State::Opening(Opening::Sync);
             }
             State::Opening(step) => match reply.done() {
+                Ok(()) if matches!(step, Opening::DropLog) => self.step_down(ctx),
+                Ok(()) if matches!(step, Opening::StepDown) => {
+                    self.rejoins = false;
+                    ctx.coverage.met(Scene::SteppedDown);
+                    process.tracker.rewound(hello.cursor.as_ref());
+                    ctx.call(self.store, owner, Request::Sync);
+                    process.state = State::Opening(Opening::Sync);
+                }
                 Ok(()) => self.opened_further(ctx, step),
                 Err(_) => {
                     ctx.call(self.store, owner, Request::Reopen);
@@ -247,6 +312,67 @@ impl Slave {
             },
             State::Beginning(conn) => self.begin(ctx, conn, hello),
             state => process.state = state,
+        }
+    }
+
+    // Somebody has decided that it is to be a slave; or it died while it was promoted.
+    fn was_master(&mut self, ctx: &mut Context) {
+        if !self.rejoins {
+            ctx.coverage.met(Scene::PromotionInterrupted);
+            (self.promoted, self.process) = (true, None);
+            return;
+        }
+        let Some(process) = &mut self.process else { return };
+        let mut writes = WriteSet::builder();
+        writes.delete_range(Keyspace::Log, &KeyRange::all());
+        let owner = Owner::Follow { node: self.node, life: process.life };
+        ctx.call(self.store, owner, Request::Apply(writes.build(), Durability::Buffered));
+        process.state = State::Opening(Opening::DropLog);
+    }
+
+    fn step_down(&mut self, ctx: &mut Context) {
+        let Some(process) = &mut self.process else { return };
+        let owner = Owner::Follow { node: self.node, life: process.life };
+        let head: Option<Head> = ctx.stores[self.store].head();
+        let Some(Ok(writes)) = head.map(|head| step_down(&head, &LinkId::default())) else { return };
+        ctx.call(self.store, owner, Request::Apply(writes, Durability::Synced));
+        process.state = State::Opening(Opening::StepDown);
+    }
+
+    // As `replikv-node` does it, once nobody follows any more.
+    fn promoting(&mut self, ctx: &mut Context, step: Promoting, reply: Reply) {
+        let Some(process) = &mut self.process else { return };
+        let owner = Owner::Follow { node: self.node, life: process.life };
+        match (step, reply.done()) {
+            (Promoting::Apply, Ok(())) => (self.promoted, self.process) = (true, None),
+            // What it is now is seen when it is opened.
+            (Promoting::Apply, Err(_)) => self.start(ctx),
+            (Promoting::Reopen, _) => {
+                let maps = &ctx.stores[self.store].visible;
+                let candidate = Candidate {
+                    identity: maps.stored(Identity::KEY),
+                    subscription: maps.stored(Subscription::KEY),
+                    cursor: maps.cursor().map(|cursor| (LinkId::default(), cursor)),
+                    resync: maps.stored(Resync::KEY),
+                    head: maps.stored(Head::KEY),
+                    epochs: maps.stored(Epochs::KEY),
+                };
+                let unix_ms = ctx.clock(self.wall_offset_ms).unix_ms;
+                match candidate.promote(ctx.top_rng.u64(..), unix_ms) {
+                    Ok(promotion) => {
+                        ctx.call(self.store, owner, Request::Apply(promotion.writes, Durability::Synced));
+                        process.state = State::Promoting(Promoting::Apply);
+                    }
+                    Err(unfit) => {
+                        match unfit {
+                            Unfit::CatchingUp => ctx.coverage.met(Scene::PromotionCatchingUp),
+                            Unfit::Filtered(_) => ctx.coverage.met(Scene::PromotionFiltered),
+                            Unfit::NoSlave | Unfit::Empty | Unfit::Store(_) => {}
+                        }
+                        self.start(ctx);
+                    }
+                }
+            }
         }
     }
 
@@ -313,7 +439,7 @@ impl Slave {
                 writes.put(Keyspace::Meta, Subscription::KEY, kept.settled().to_bytes()).ok()?;
                 Durability::Synced
             }
-            Opening::Reopen | Opening::Sync => return None,
+            Opening::Reopen | Opening::DropLog | Opening::StepDown | Opening::Sync => return None,
         };
         Some((writes.build(), durability))
     }
@@ -350,14 +476,14 @@ impl Slave {
             ranges: self.ranges.clone(),
             handshake_timeout: ctx.sizes.heartbeat * 5,
             on_divergence: hello.on_divergence,
-            resync: None,
+            resync: ctx.stores[self.store].visible.stored(Resync::KEY),
         };
         let target = ctx.sizes.apply_bytes;
-        let apply = Apply::new(hello.cursor, target);
+        let apply = Apply::new(hello.cursor, config.resync, target);
         let session = SlaveSession::new(config, ctx.clock(self.wall_offset_ms));
         let verifying = Verifying::new(ctx, &self.ranges);
         let follow =
-            Follow { conn: Some(conn), session, apply, over: None, welcomed: false, compares: false, verifying };
+            Follow { conn: Some(conn), session, apply, over: None, welcomed: false, compares: false, verifying, keeping: false, parting: false };
         process.state = State::Following(Box::new(follow));
     }
 
@@ -370,9 +496,10 @@ impl Slave {
         let (node, store) = (process.node, process.store);
         match &mut process.state {
             State::Following(follow) => {
+                let keep = Owner::Follow { node, life: process.life };
                 loop {
                     follow.apply.run(ctx, &driver, node, &mut process.tracker);
-                    if !follow.drive(ctx, wall, node, store, &mut process.tracker) {
+                    if !follow.drive(ctx, wall, keep, store, &mut process.tracker) {
                         break;
                     }
                 }
@@ -380,7 +507,7 @@ impl Slave {
                     process.pause = FIRST_PAUSE;
                     self.last_master = Some(self.target);
                 }
-                if follow.conn.is_none() && follow.over.is_some() && follow.apply.is_done() {
+                if follow.conn.is_none() && follow.over.is_some() && follow.apply.is_done() && !follow.keeping {
                     self.end(ctx);
                 }
             }
@@ -405,6 +532,10 @@ impl Slave {
             self.process = None;
         }
     }
+}
+
+fn is_master(ctx: &Context, store: usize) -> bool {
+    ctx.stores[store].identity().is_some_and(|identity| identity.role == Role::Master)
 }
 
 fn failed(ctx: &mut Context, error: &StoreError) -> Result<(), Ending> {
@@ -454,12 +585,12 @@ impl Process {
 
 impl Follow {
     // Moves messages until something has to be waited for. True if the apply task should be looked at again.
-    fn drive(&mut self, ctx: &mut Context, wall: i64, node: usize, store: usize, tracker: &mut Tracker) -> bool {
-        if self.conn.is_none() {
+    fn drive(&mut self, ctx: &mut Context, wall: i64, keep: Owner, store: usize, tracker: &mut Tracker) -> bool {
+        if self.conn.is_none() || self.keeping {
             return false;
         }
         let was_idle = !self.apply.has_items();
-        if let Err(over) = self.step(ctx, wall, node, store, tracker) {
+        if let Err(over) = self.step(ctx, wall, keep, store, tracker) {
             self.over = Some(over);
             self.apply.closed = true;
             self.last_words(ctx, store, tracker);
@@ -475,10 +606,11 @@ impl Follow {
         &mut self,
         ctx: &mut Context,
         wall: i64,
-        node: usize,
+        keep: Owner,
         store: usize,
         tracker: &mut Tracker,
     ) -> Result<(), Result<(), Ending>> {
+        let Owner::Follow { node, .. } = keep else { return Ok(()) };
         loop {
             let mut progress = tracker.progress();
             if ctx.planted(DriverBug::AckOnArrival) {
@@ -492,7 +624,10 @@ impl Follow {
             while let Some(action) = self.session.poll_action() {
                 // One page, then the connection has its turn: answers to earlier questions may be there.
                 more = matches!(action, SlaveAction::ReadPage { .. });
-                self.execute(ctx, store, tracker, action)?;
+                self.execute(ctx, (keep, store), tracker, action)?;
+                if self.keeping {
+                    return Ok(());
+                }
                 if more {
                     break;
                 }
@@ -539,15 +674,19 @@ impl Follow {
     fn execute(
         &mut self,
         ctx: &mut Context,
-        store: usize,
+        (keep, store): (Owner, usize),
         tracker: &mut Tracker,
         action: SlaveAction,
     ) -> Result<(), Result<(), Ending>> {
         match action {
             SlaveAction::Send(message) => self.send(ctx, store, &message),
             SlaveAction::Begin(cursor) => self.apply.push(ctx, Item::Begin(cursor)),
-            // Nobody here asks for it: it ends as the refusal that it is.
-            SlaveAction::Resync(_, resync) => return Err(Err(Ending::Refused(resync.reason))),
+            SlaveAction::Resync(cursor, resync) => {
+                // What is told from here on is about the history that it joins.
+                tracker.resyncs(&cursor);
+                self.parting = true;
+                self.apply.push(ctx, Item::Resync(cursor, resync));
+            }
             SlaveAction::Apply(record) => self.apply.push(ctx, Item::Record(record)),
             SlaveAction::ApplyPortion(portion) => self.apply.push(ctx, Item::Portion(portion)),
             SlaveAction::Copy(content) => {
@@ -570,6 +709,7 @@ impl Follow {
                 if let Some(conn) = &mut self.conn {
                     conn.set_limits(DecoderLimits::for_batches(2 * welcome.limits.max_batch));
                 }
+                self.keep_what_was_told(ctx, (keep, store), &welcome);
             }
             SlaveAction::Probed(probed) => {
                 if let Some(verifying) = &mut self.verifying {
@@ -586,6 +726,39 @@ impl Follow {
             SlaveAction::Close(Err(Refusal { code, .. })) => return Err(Err(Ending::Refused(code))),
         }
         Ok(())
+    }
+
+    // For the day on which this slave is promoted.
+    fn keep_what_was_told(&mut self, ctx: &mut Context, (owner, store): (Owner, usize), welcome: &Welcome) {
+        if ctx.topology == Topology::Star {
+            return;
+        }
+        let epochs = Epochs(welcome.epochs.clone());
+        if ctx.stores[store].visible.stored::<Epochs>(Epochs::KEY).as_ref() == Some(&epochs) {
+            return;
+        }
+        let mut writes = WriteSet::builder();
+        writes.require(Identity::KEY, Some(Identity::slave().to_bytes()));
+        if writes.put(Keyspace::Meta, Epochs::KEY, epochs.to_bytes()).is_ok() {
+            ctx.call(store, owner, Request::Apply(writes.build(), Durability::Buffered));
+            self.keeping = true;
+        }
+    }
+
+    // If it cannot be kept it is tried again with the next connection.
+    fn kept(&mut self, ctx: &mut Context, store: usize, reply: Reply) {
+        self.keeping = false;
+        match reply.done() {
+            Ok(()) => {}
+            Err(error) if error.outcome() == Outcome::Unchanged => ctx.oracle.not_kept(store),
+            Err(error) => {
+                self.over = Some(failed(ctx, &error));
+                self.apply.closed = true;
+                if let Some(mut conn) = self.conn.take() {
+                    conn.finish(ctx);
+                }
+            }
+        }
     }
 
     // At once: nothing but this slave's own groups changes what it reads, and these leave alone what is not covered.
@@ -606,7 +779,9 @@ impl Follow {
             _ => None,
         };
         if let Some(ack) = ack {
-            ctx.oracle.acknowledged(&ctx.stores[store], &ack);
+            let came_to = ctx.stores[store].visible.stored::<Resync>(Resync::KEY).is_some();
+            self.parting &= !came_to;
+            ctx.oracle.acknowledged(&ctx.stores[store], &ack, self.parting);
         }
         if let Some(conn) = &mut self.conn {
             // A message that does not encode is a bug of its own, and is noticed by nobody hearing from this slave.

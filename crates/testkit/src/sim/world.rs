@@ -17,7 +17,7 @@ use super::slave::{Ending, Slave};
 use super::store::{Maps, Reply};
 use super::verdict::{Judged, Verdict};
 use super::work;
-use super::{Config, Fault, Report, Violation};
+use super::{Config, Fault, Report, Topology, Violation};
 
 /// Runs seeds.
 #[derive(Debug)]
@@ -71,9 +71,12 @@ impl World {
         let few = Fault::ALL.iter().filter(|fault| config.allows(**fault)).count() * 2 < Fault::ALL.len();
         let mut knows = |fault: Fault| if few { config.allows(fault) } else { ctx.fault_rng.u8(0..100) < 55 };
         // The last one means something only where slaves subscribe to parts of the keys.
-        let others = Fault::ALL.iter().copied().filter(|fault| *fault != Fault::Resubscribed);
+        // And others only where nodes change their places.
+        let apart = [Fault::Resubscribed, Fault::Promotion, Fault::Demotion, Fault::Moved];
+        let others = Fault::ALL.iter().copied().filter(|fault| !apart.contains(fault));
         let mut known: Vec<Fault> = others.filter(|fault| knows(*fault)).collect();
         known.extend(Some(Fault::Resubscribed).filter(|fault| ctx.filters && config.allows(*fault)));
+        known.retain(|fault| ctx.topology.knows(*fault));
         let mut world = Self {
             ctx,
             masters: Vec::new(),
@@ -89,7 +92,11 @@ impl World {
             outcome: (0, 0),
             rests: false,
         };
-        world.populate(config);
+        match world.ctx.topology {
+            Topology::Star => world.populate(config),
+            Topology::Failover => world.populate_failover(config),
+        }
+        world.begin();
         world
     }
 
@@ -118,13 +125,16 @@ impl World {
                 self.slaves[node].limits.max_value = 16;
             }
         }
+    }
+
+    fn begin(&mut self) {
         self.ctx.after(1, Happening::Work);
         let last_act = self.chaos_ends.saturating_sub(100 * MILLI);
         self.ctx.after(last_act, Happening::Pass(Passing::LastAct));
         self.ctx.after(self.ctx.sizes.fault_delay, Happening::Fault);
     }
 
-    fn sync_every(&mut self) -> Option<Moment> {
+    pub(super) fn sync_every(&mut self) -> Option<Moment> {
         let rng = &mut self.ctx.work_rng;
         (rng.u8(0..10) < 4).then(|| rng.u64(5..150) * MILLI)
     }
@@ -200,6 +210,7 @@ impl World {
             Happening::OneFault => self.one_fault(),
             Happening::Pass(passing) => self.pass(passing),
             Happening::Check => self.check(),
+            Happening::Reorder => self.reorder(),
         }
     }
 
@@ -227,6 +238,9 @@ impl World {
                 links.into_iter().for_each(|link| self.pull(link, Side::Master));
             }
             Node::Slave(node) => {
+                if self.slaves[node].promoted {
+                    return self.take_office(node);
+                }
                 self.slaves[node].run(&mut self.ctx);
                 if self.slaves[node].wants_connection(self.ctx.now) {
                     self.connect(node);
@@ -374,6 +388,7 @@ impl World {
     // Faults and writes end. What is one too many goes, what is down comes back.
     fn heal(&mut self) {
         self.ctx.healing = true;
+        self.order();
         for node in 0..self.masters.len() {
             let master = &mut self.masters[node];
             if master.extra {
@@ -394,7 +409,7 @@ impl World {
         for node in 0..self.masters.len() {
             let master = &mut self.masters[node];
             let fenced = master.is_fenced() || master.is_overtaken(&self.ctx);
-            if !master.extra && (master.process.is_none() || fenced) {
+            if !master.extra && !master.idle && (master.process.is_none() || fenced) {
                 master.kill(&mut self.ctx, false);
                 master.start(&mut self.ctx);
             }
@@ -402,7 +417,7 @@ impl World {
         }
         for node in 0..self.slaves.len() {
             let slave = &mut self.slaves[node];
-            if !slave.extra && slave.process.is_none() {
+            if !slave.extra && !slave.idle && slave.process.is_none() {
                 slave.start(&mut self.ctx);
             }
             self.wake(Node::Slave(node));
@@ -429,15 +444,16 @@ impl World {
     fn check(&mut self) {
         let mut missing = Vec::new();
         let mut outcome = (0, 0);
+        self.order();
         for node in 0..self.masters.len() {
             let master = &self.masters[node];
-            if !master.extra && (master.is_fenced() || master.is_overtaken(&self.ctx)) {
+            if !master.extra && !master.idle && (master.is_fenced() || master.is_overtaken(&self.ctx)) {
                 self.masters[node].kill(&mut self.ctx, false);
                 self.masters[node].start(&mut self.ctx);
             }
         }
         for node in 0..self.slaves.len() {
-            if self.slaves[node].extra {
+            if self.slaves[node].extra || self.slaves[node].idle {
                 continue;
             }
             match self.is_settled(node) {
@@ -462,8 +478,13 @@ impl World {
         let Some(open) = master.opened() else { return Err("its master is not open".into()) };
         let hello = slave.hello(&self.ctx);
         let view: View = open.view;
-        let judged =
-            Judged { model: &self.ctx.oracle.model, store: &self.ctx.stores[master.store], view, limits: open.limits };
+        let judged = Judged {
+            model: &self.ctx.oracle.model,
+            store: &self.ctx.stores[master.store],
+            view,
+            limits: open.limits,
+            epochs: Some(&open.epochs[..]).filter(|_| self.ctx.topology != Topology::Star),
+        };
         match &slave.ending {
             None => {}
             Some(Ending::Refused(code)) if judged.verdicts(&hello).contains(&Verdict::Refuse(*code)) => {
