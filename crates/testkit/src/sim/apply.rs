@@ -3,6 +3,7 @@
 use std::collections::VecDeque;
 
 use replikv_core::{Cursor, Durability, KeyRange, Keyspace, LinkId, Outcome, Position, ScanOptions, Seq, StoreError};
+use replikv_proto::layout::Epochs;
 use replikv_proto::{
     Applier, Content, Displacing, Group, Portion, Probed, Progress, Record, Resync,
 };
@@ -58,7 +59,7 @@ pub(super) struct Apply {
 #[derive(Debug)]
 pub(super) enum Item {
     Begin(Cursor),
-    Resync(Cursor, Resync),
+    Resync(Cursor, Resync, Epochs),
     Record(Record),
     Portion(Portion),
     Content(Content),
@@ -246,7 +247,7 @@ impl Apply {
     fn take(&mut self, item: Item) {
         match item {
             Item::Begin(cursor) => self.applier.begin(cursor),
-            Item::Resync(cursor, resync) => self.applier.begin_resync(cursor, resync),
+            Item::Resync(cursor, resync, epochs) => self.applier.begin_resync(cursor, resync, epochs),
             Item::Record(record) => self.applier.push_record(record),
             Item::Portion(portion) => self.applier.push_portion(portion),
             Item::Content(content) => self.applier.push_content(content),

@@ -6,7 +6,7 @@ use bytes::Bytes;
 use replikv_core::{Cursor, EncodedOps, Fill, KeyRange, KeyRanges, Keyspace, Op, Position, Seq, WriteSet};
 use replikv_proto::layout::{Epochs, Role, Superseded};
 use replikv_proto::{
-    Ack, Answer, Content, EpochStart, Filtered, LogEntry, Passage, Record, RecordKind, Resync, Share, Subscription,
+    Ack, Answer, Content, Filtered, LogEntry, Passage, Record, RecordKind, Resync, Share, Subscription,
 };
 
 use super::context::Sizes;
@@ -125,8 +125,6 @@ pub(super) struct Oracle {
     fenced: BTreeSet<usize>,
     /// Stores of slaves that resync, having held a state of their master before.
     parted: BTreeSet<usize>,
-    /// Stores that could not keep what their slave was told of the history.
-    not_kept: BTreeSet<usize>,
 }
 
 impl Oracle {
@@ -178,7 +176,7 @@ impl Oracle {
         }
         let cursor = store.visible.cursor();
         if promoted {
-            self.promoted((number, store), before, coverage);
+            self.promoted(store, before, coverage);
         } else if stepped_down {
             self.fenced.remove(&number);
             let there = cursor.as_ref().map(|cursor| cursor.position) == before.head;
@@ -188,7 +186,7 @@ impl Oracle {
         }
         let resync = store.visible.stored::<Resync>(Resync::KEY);
         if before.resync.is_none() && (resync.is_some() || before.cursor != cursor) {
-            let parts = resync.is_some() && before.cursor.as_ref().is_some_and(Cursor::is_consistent);
+            let parts = resync.is_some() && !before.filtered && before.cursor.as_ref().is_some_and(Cursor::is_consistent);
             if parts { self.parted.insert(number) } else { self.parted.remove(&number) };
         }
         let left = before.resync.filter(|_| resync.is_none());
@@ -239,13 +237,8 @@ impl Oracle {
         self.fenced.insert(store);
     }
 
-    /// A slave could not keep what it was told of the history.
-    pub(super) fn not_kept(&mut self, store: usize) {
-        self.not_kept.insert(store);
-    }
-
     // A slave's store became a master's.
-    fn promoted(&mut self, (number, store): (usize, &ModelStore), before: &Before, coverage: &mut Coverage) {
+    fn promoted(&mut self, store: &ModelStore, before: &Before, coverage: &mut Coverage) {
         coverage.met(Scene::Promoted);
         let settled = before.cursor.as_ref().is_some_and(Cursor::is_consistent) && before.resync.is_none();
         self.require(Invariant::Promotable, settled && !before.filtered, || {
@@ -259,9 +252,7 @@ impl Oracle {
             && head.epoch.number == last.epoch.number + 1;
         self.require(Invariant::Promotable, begins, || format!("{head} does not begin an epoch after {last}"));
         let known = store.visible.stored::<Epochs>(Epochs::KEY).unwrap_or_default().0;
-        // Where what was told could not be kept, it knows of its own epoch, and that it knows nothing of others.
-        let own = [EpochStart { epoch: last.epoch, first: Seq::new(1) }, EpochStart { epoch: head.epoch, first: head.seq }];
-        let right = known == self.model.epochs(&head) || (self.not_kept.contains(&number) && known == own);
+        let right = known == self.model.epochs(&head);
         self.require(Invariant::Promotable, right, || format!("its epochs are {known:?}"));
     }
 

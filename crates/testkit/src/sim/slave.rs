@@ -1,7 +1,7 @@
 //! The simulated driver of a slave: what `replikv-node` does around session and applier, step by step.
 
 use replikv_core::{
-    Cursor, Durability, KeyRange, KeyRanges, Keyspace, LinkId, Outcome, Position, ScanOptions, StoreError, StoreLimits,
+    Cursor, Durability, KeyRange, KeyRanges, Keyspace, LinkId, Position, ScanOptions, StoreError, StoreLimits,
     WriteSet, meta,
 };
 use replikv_proto::layout::{Epochs, Head, Identity, Role, Stored};
@@ -115,8 +115,8 @@ struct Follow {
     verifying: Option<Verifying>,
     /// What the master has told is being kept; nothing else is done with the connection until then.
     keeping: bool,
-    /// A resync has begun, and nothing of it is in the store yet.
-    parting: bool,
+    /// Where it stood when a resync began, if nothing of that is in the store yet.
+    parting: Option<Option<Cursor>>,
 }
 
 impl Slave {
@@ -279,7 +279,7 @@ impl Slave {
             State::Opening(Opening::Reopen) if is_master(ctx, self.store) => self.was_master(ctx),
             State::Promoting(step) => self.promoting(ctx, step, reply),
             State::Following(mut follow) => {
-                follow.kept(ctx, self.store, reply);
+                follow.kept(ctx, reply);
                 process.state = State::Following(follow);
             }
             State::Opening(Opening::Reopen) => {
@@ -483,7 +483,7 @@ impl Slave {
         let session = SlaveSession::new(config, ctx.clock(self.wall_offset_ms));
         let verifying = Verifying::new(ctx, &self.ranges);
         let follow =
-            Follow { conn: Some(conn), session, apply, over: None, welcomed: false, compares: false, verifying, keeping: false, parting: false };
+            Follow { conn: Some(conn), session, apply, over: None, welcomed: false, compares: false, verifying, keeping: false, parting: None };
         process.state = State::Following(Box::new(follow));
     }
 
@@ -681,11 +681,11 @@ impl Follow {
         match action {
             SlaveAction::Send(message) => self.send(ctx, store, &message),
             SlaveAction::Begin(cursor) => self.apply.push(ctx, Item::Begin(cursor)),
-            SlaveAction::Resync(cursor, resync) => {
+            SlaveAction::Resync(cursor, resync, epochs) => {
                 // What is told from here on is about the history that it joins.
                 tracker.resyncs(&cursor);
-                self.parting = true;
-                self.apply.push(ctx, Item::Resync(cursor, resync));
+                self.parting = Some(ctx.stores[store].visible.cursor());
+                self.apply.push(ctx, Item::Resync(cursor, resync, epochs));
             }
             SlaveAction::Apply(record) => self.apply.push(ctx, Item::Record(record)),
             SlaveAction::ApplyPortion(portion) => self.apply.push(ctx, Item::Portion(portion)),
@@ -734,6 +734,10 @@ impl Follow {
             return;
         }
         let epochs = Epochs(welcome.epochs.clone());
+        // Those of a history that it has yet to join come with the first group of that.
+        if matches!(welcome.mode, Mode::Resync { .. }) {
+            return;
+        }
         if ctx.stores[store].visible.stored::<Epochs>(Epochs::KEY).as_ref() == Some(&epochs) {
             return;
         }
@@ -745,12 +749,11 @@ impl Follow {
         }
     }
 
-    // If it cannot be kept it is tried again with the next connection.
-    fn kept(&mut self, ctx: &mut Context, store: usize, reply: Reply) {
+    // If it cannot be kept the connection is over: it is tried again with the next one.
+    fn kept(&mut self, ctx: &mut Context, reply: Reply) {
         self.keeping = false;
         match reply.done() {
             Ok(()) => {}
-            Err(error) if error.outcome() == Outcome::Unchanged => ctx.oracle.not_kept(store),
             Err(error) => {
                 self.over = Some(failed(ctx, &error));
                 self.apply.closed = true;
@@ -779,9 +782,9 @@ impl Follow {
             _ => None,
         };
         if let Some(ack) = ack {
-            let came_to = ctx.stores[store].visible.stored::<Resync>(Resync::KEY).is_some();
-            self.parting &= !came_to;
-            ctx.oracle.acknowledged(&ctx.stores[store], &ack, self.parting);
+            let stands = ctx.stores[store].visible.cursor();
+            self.parting.take_if(|before| *before != stands);
+            ctx.oracle.acknowledged(&ctx.stores[store], &ack, self.parting.is_some());
         }
         if let Some(conn) = &mut self.conn {
             // A message that does not encode is a bug of its own, and is noticed by nobody hearing from this slave.

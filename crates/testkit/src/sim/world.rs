@@ -75,6 +75,7 @@ impl World {
         let apart = [Fault::Resubscribed, Fault::Promotion, Fault::Demotion, Fault::Moved];
         let others = Fault::ALL.iter().copied().filter(|fault| !apart.contains(fault));
         let mut known: Vec<Fault> = others.filter(|fault| knows(*fault)).collect();
+        known.extend(apart[1..].iter().filter(|fault| config.allows(**fault)));
         known.extend(Some(Fault::Resubscribed).filter(|fault| ctx.filters && config.allows(*fault)));
         known.retain(|fault| ctx.topology.knows(*fault));
         let mut world = Self {
