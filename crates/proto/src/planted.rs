@@ -63,6 +63,12 @@ pub enum Bug {
     EpochsForgotten,
     /// What a resync changes is quarantined only where it goes away.
     ChangedIsNotDisplaced,
+    /// A kept log goes on after a copy or a comparison as if nothing were missing.
+    KeptAcrossGap,
+    /// A slave that is ahead of a relay is refused.
+    NobodyWaits,
+    /// A slave may follow a relay below itself.
+    CircleUnnoticed,
 }
 
 impl Bug {
@@ -96,6 +102,9 @@ impl Bug {
         Self::PromotedInMidCopy,
         Self::EpochsForgotten,
         Self::ChangedIsNotDisplaced,
+        Self::KeptAcrossGap,
+        Self::NobodyWaits,
+        Self::CircleUnnoticed,
     ];
 }
 

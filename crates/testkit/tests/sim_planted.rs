@@ -39,6 +39,9 @@ fn config_for(bug: Bug) -> Config {
         "PageNotChecked" => default.only(&[Fault::LostMessage, Fault::DuplicateMessage, Fault::Wiped]).pace(20),
         "MarkNotKept" | "EpochsByNumber" | "QuarantinedTooLate" | "PromotedInMidCopy" | "EpochsForgotten"
         | "ChangedIsNotDisplaced" => default.topology(Topology::Failover),
+        "RelayHandsLate" | "RelayServesOn" | "RelayedBeforeCommitted" | "KeptAcrossGap" | "NobodyWaits" | "CircleUnnoticed" => {
+            default.topology(Topology::Tree)
+        }
         _ => default,
     }
 }

@@ -79,6 +79,12 @@ pub enum DriverBug {
     EpochsByNumber,
     /// What a resync takes away is quarantined once it is gone.
     QuarantinedTooLate,
+    /// A relay tells what was handed to its store after it was committed.
+    RelayHandsLate,
+    /// A relay that copies or compares goes on serving what it had before.
+    RelayServesOn,
+    /// A relay passes on what it has not committed.
+    RelayedBeforeCommitted,
 }
 
 impl DriverBug {
@@ -116,6 +122,9 @@ impl DriverBug {
         Self::MarkNotKept,
         Self::EpochsByNumber,
         Self::QuarantinedTooLate,
+        Self::RelayHandsLate,
+        Self::RelayServesOn,
+        Self::RelayedBeforeCommitted,
     ];
 }
 

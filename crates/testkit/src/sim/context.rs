@@ -7,6 +7,7 @@ use bytes::Bytes;
 use fastrand::Rng;
 use replikv_core::Durability;
 use replikv_proto::Now;
+use replikv_proto::layout::Role;
 
 use super::link::{Ends, Link, Side};
 use super::oracle::{Before, Oracle};
@@ -77,7 +78,9 @@ pub(super) enum Node {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Owner {
     Commit { node: usize, life: u64 },
-    Session { node: usize, life: u64, session: u64 },
+    Session { node: Node, life: u64, session: u64 },
+    /// Of a relay: its log is trimmed.
+    Tidy { node: usize, life: u64 },
     Follow { node: usize, life: u64 },
     Apply { node: usize, life: u64 },
 }
@@ -85,8 +88,9 @@ pub(super) enum Owner {
 impl Owner {
     fn process(self) -> (Node, u64) {
         match self {
-            Self::Commit { node, life } | Self::Session { node, life, .. } => (Node::Master(node), life),
-            Self::Follow { node, life } | Self::Apply { node, life } => (Node::Slave(node), life),
+            Self::Commit { node, life } => (Node::Master(node), life),
+            Self::Session { node, life, .. } => (node, life),
+            Self::Follow { node, life } | Self::Apply { node, life } | Self::Tidy { node, life } => (Node::Slave(node), life),
         }
     }
 }
@@ -216,6 +220,12 @@ impl Context {
     /// True if this bug was planted in a driver.
     pub(super) fn planted(&self, bug: DriverBug) -> bool {
         self.config.bug == Some(Bug::Driver(bug))
+    }
+
+    /// The store of the master of a tree; or `store`, if there is none.
+    pub(super) fn master_store(&self, store: usize) -> usize {
+        let is_master = |store: &ModelStore| store.identity().is_some_and(|identity| identity.role == Role::Master);
+        self.stores.iter().position(is_master).unwrap_or(store)
     }
 
     /// True if some master has begun an epoch of a higher number.

@@ -91,6 +91,8 @@ named! {
         Demotion = "demotion",
         /// A slave is sent to the newest master, or to an older one.
         Moved = "moved",
+        /// A slave is sent to another parent of its tree, or in a circle.
+        Reparented = "reparented",
     }
 }
 
@@ -259,6 +261,24 @@ named! {
         ResyncFinished = "resync-finished",
         /// Something was quarantined.
         Quarantined = "quarantined",
+        /// A relay sent records that it had kept.
+        Relayed = "relayed",
+        /// A slave at the third level or deeper was welcomed.
+        Deep = "deep",
+        /// A slave that is ahead of a relay was told to wait.
+        Waited = "waited",
+        /// It waited until the relay had come as far.
+        WaitedEnough = "waited-enough",
+        /// A slave was refused: it is above the relay that it wants to follow.
+        RefusedCircle = "refused-circle",
+        /// A relay that holds no state of its master served nobody.
+        RelayServesNobody = "relay-serves-nobody",
+        /// A relay stopped serving, because it copies, compares, or follows somebody else.
+        RelayClosed = "relay-closed",
+        /// A kept log was begun anew, after a copy or a comparison.
+        LogBegunAnew = "log-begun-anew",
+        /// A kept log was trimmed.
+        KeptLogTrimmed = "kept-log-trimmed",
     }
 }
 

@@ -150,7 +150,7 @@ impl World {
                 let node = self.a_slave();
                 self.resubscribe(node);
             }
-            Fault::Promotion | Fault::Demotion | Fault::Moved => {}
+            Fault::Promotion | Fault::Demotion | Fault::Moved | Fault::Reparented => {}
             Fault::StrangeData => {
                 let node = self.a_slave();
                 let image = self.strange_image();
@@ -265,7 +265,7 @@ impl World {
 
     fn stranger(&mut self) {
         let master = self.a_master();
-        let Some(link) = self.accept(master, usize::MAX) else { return };
+        let Some(link) = self.accept(Node::Master(master), usize::MAX) else { return };
         let len = self.ctx.fault_rng.usize(0..64);
         let mut bytes: Vec<u8> = (0..len).map(|_| self.ctx.fault_rng.u8(..)).collect();
         if self.ctx.fault_rng.bool() {
@@ -289,7 +289,8 @@ impl World {
     // Now and then again at once: what was begun is met by the next set, or by the same one.
     fn resubscribe(&mut self, node: usize) {
         let store = self.slaves[node].store;
-        if self.ctx.stores[store].shared {
+        // Who keeps the log has all of it.
+        if self.ctx.stores[store].shared || self.slaves[node].keeps_log {
             return;
         }
         self.take_down(store, false);

@@ -4,7 +4,7 @@ use bytes::BytesMut;
 use replikv_proto::{DecodeError, Decoder, DecoderLimits, EncodeError, Encoder, Event, Message};
 
 use super::Scene;
-use super::context::Context;
+use super::context::{Context, Node};
 
 /// An end of a connection.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -25,7 +25,7 @@ impl Side {
 /// Who is at the ends of a connection: the number of a node, and of its incarnation or session.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Ends {
-    pub(super) master: usize,
+    pub(super) server: Node,
     pub(super) session: u64,
     pub(super) slave: usize,
 }

@@ -1,20 +1,21 @@
 //! The simulated driver of a master: what `replikv-node` does around the committer, step by step.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::VecDeque;
+use std::ops::{Deref, DerefMut};
 
 use bytes::Bytes;
 use replikv_core::{
-    Durability, Epoch, KeyRange, Keyspace, Outcome, Position, Seq, SourceId, StoreError, StoreLimits, WriteSet,
+    Durability, Epoch, KeyRange, Keyspace, Outcome, Position, Seq, StoreError, StoreLimits, WriteSet,
 };
 use replikv_proto::layout::{Checkpoint, Epochs, Floor, Head, Stored, Superseded};
 use replikv_proto::{
-    Answer, CommitGroup, Committer, CommitterConfig, EpochStart, Intent, LogEntry, Progress, RecordKind, Retention,
-    Step, View, Work,
+    Answer, CommitGroup, Committer, CommitterConfig, Intent, LogEntry, RecordKind, Retention, Step, View, Work,
 };
 
 use super::begin::begin;
 use super::context::{Context, MILLI, Moment, Node, Owner};
 use super::ring::Ring;
+use super::serving::{Served, Sessions};
 use super::session::Session;
 use super::store::{Reply, Request};
 use super::work::{Intended, Promise};
@@ -50,14 +51,8 @@ pub(super) struct Process {
     pub(super) wall_offset_ms: i64,
     task: Task,
     pub(super) open: Option<Opened>,
-    pub(super) sessions: BTreeMap<u64, Session>,
-    /// The newest session of each name, and how far it is.
-    pub(super) names: BTreeMap<String, (u64, Progress)>,
+    pub(super) sessions: Sessions,
     started: Moment,
-    /// A newer epoch was met, and that is to be kept.
-    pub(super) met: Option<Superseded>,
-    /// It is kept, or is being kept: nothing more is written.
-    pub(super) reign_over: bool,
     /// It must not be open at all.
     refused: bool,
 }
@@ -65,19 +60,9 @@ pub(super) struct Process {
 /// What a master knows once its store is open.
 #[derive(Debug)]
 pub(super) struct Opened {
+    pub(super) served: Served,
     committer: Committer<u64>,
     intents: VecDeque<Intent<u64>>,
-    pub(super) source: SourceId,
-    pub(super) epochs: Vec<EpochStart>,
-    pub(super) limits: StoreLimits,
-    pub(super) view: View,
-    /// Grows whenever the view changes.
-    pub(super) version: u64,
-    /// Grows whenever what was handed to the store came to nothing.
-    pub(super) setbacks: u64,
-    pub(super) ring: Ring,
-    pub(super) checkpoints: Vec<Checkpoint>,
-    pub(super) damaged: Option<Seq>,
     floor: Floor,
     uptime_before: u64,
     synced: Position,
@@ -154,11 +139,8 @@ impl Master {
             wall_offset_ms: self.wall_offset_ms,
             task: Task::Opening,
             open: None,
-            sessions: BTreeMap::new(),
-            names: BTreeMap::new(),
+            sessions: Sessions::new(Node::Master(node), life, store, true),
             started: ctx.now,
-            met: None,
-            reign_over: false,
             refused: false,
         });
     }
@@ -167,12 +149,7 @@ impl Master {
     pub(super) fn kill(&mut self, ctx: &mut Context, power: bool) {
         let Some(mut process) = self.process.take() else { return };
         ctx.forget_calls(Node::Master(self.node), process.life, power);
-        for session in process.sessions.values_mut() {
-            if session.copies() {
-                ctx.coverage.met(Scene::MasterDiedInCopy);
-            }
-            session.die(ctx, power);
-        }
+        process.sessions.die(ctx, power);
     }
 
     pub(super) fn answered(&mut self, ctx: &mut Context, owner: Owner, reply: Reply) {
@@ -189,7 +166,7 @@ impl Master {
                 }
             }
             Owner::Session { life, session, .. } if life == process.life => {
-                process.session_answered(ctx, session, reply);
+                process.sessions.answered(ctx, process.open.as_mut().map(|open| &mut open.served), session, reply);
             }
             _ => {}
         }
@@ -198,6 +175,7 @@ impl Master {
     pub(super) fn run(&mut self, ctx: &mut Context) {
         if let Some(process) = &mut self.process {
             process.wall_offset_ms = self.wall_offset_ms;
+            process.sessions.wall_offset_ms = self.wall_offset_ms;
             process.run(ctx);
         }
     }
@@ -248,12 +226,11 @@ impl Process {
             self.run_task(ctx);
             let Some(open) = &self.open else { return };
             let version = open.version;
-            let ids: Vec<u64> = self.sessions.keys().copied().collect();
-            for id in ids {
-                self.run_session(ctx, id);
+            if let Some(open) = &mut self.open {
+                self.sessions.run(ctx, &mut open.served);
             }
             let Some(open) = &self.open else { return };
-            let wanted = (open.damaged.is_some() || self.met.is_some()) && matches!(self.task, Task::Ready);
+            let wanted = (open.damaged.is_some() || self.sessions.met.is_some()) && matches!(self.task, Task::Ready);
             if open.version == version && !wanted {
                 return;
             }
@@ -263,7 +240,7 @@ impl Process {
     fn run_task(&mut self, ctx: &mut Context) {
         self.retry(ctx);
         while matches!(self.task, Task::Ready) {
-            if let Some(mark) = self.met.take() {
+            if let Some(mark) = self.sessions.met.take() {
                 self.end_reign(ctx, mark);
                 continue;
             }
@@ -432,17 +409,20 @@ impl Process {
             retained_bytes: head.log_bytes.saturating_sub(floor.log_bytes),
         };
         self.open = Some(Opened {
+            served: Served {
+                source: head.position.source,
+                epochs,
+                limits,
+                view,
+                version: 0,
+                setbacks: 0,
+                ring: Ring::new(ctx.sizes.ring),
+                checkpoints,
+                damaged: None,
+                path: None,
+            },
             committer: Committer::new(config, head),
             intents: VecDeque::new(),
-            source: head.position.source,
-            epochs,
-            limits,
-            view,
-            version: 0,
-            setbacks: 0,
-            ring: Ring::new(ctx.sizes.ring),
-            checkpoints,
-            damaged: None,
             floor,
             uptime_before: head.uptime_ms,
             synced: head.position,
@@ -489,7 +469,7 @@ impl Process {
             Ok(()) => {
                 open.committer.committed(&group);
                 open.change(|view| view.handed = group.head.position);
-                group.checkpoints.drain(..).for_each(|checkpoint| checkpoint.keep_in(&mut open.checkpoints));
+                group.checkpoints.drain(..).for_each(|checkpoint| checkpoint.keep_in(&mut open.served.checkpoints));
                 if open.epochs.last().is_none_or(|last| last.epoch != group.head.position.epoch) {
                     open.epochs = ctx.oracle.model.epochs(&group.head.position);
                 }
@@ -528,7 +508,7 @@ impl Process {
     fn end_reign(&mut self, ctx: &mut Context, mark: Superseded) {
         let Some(open) = &mut self.open else { return };
         open.committer.fence();
-        self.reign_over = true;
+        self.sessions.reign_over = true;
         ctx.coverage.met(Scene::Superseded);
         if ctx.planted(DriverBug::MarkNotKept) {
             return self.reign_ended(ctx, Ok(()));
@@ -549,7 +529,7 @@ impl Process {
             Err(error) if error.outcome() == Outcome::Unknown => self.reopen(ctx, None),
             Err(_) => {}
         }
-        self.sessions.values_mut().for_each(Session::reign_ended);
+        self.sessions.map.values_mut().for_each(Session::reign_ended);
     }
 
     fn sync(&mut self, ctx: &mut Context) {
@@ -593,7 +573,7 @@ impl Process {
             there = found.position == group.head.position;
             ctx.coverage.met(if there { Scene::UnknownThere } else { Scene::UnknownGone });
             open.unsynced.append(&mut group.entries);
-            group.checkpoints.drain(..).for_each(|checkpoint| checkpoint.keep_in(&mut open.checkpoints));
+            group.checkpoints.drain(..).for_each(|checkpoint| checkpoint.keep_in(&mut open.served.checkpoints));
             if there {
                 open.epochs = ctx.oracle.model.epochs(&found.position);
                 open.committer.settled(&group, found);
@@ -640,7 +620,7 @@ impl Process {
     // One bounded step, then writers get their turn.
     fn trim(&mut self, ctx: &mut Context) {
         let uptime_ms = self.uptime(ctx);
-        let held = self.names.values().map(|(_, progress)| progress.applied).min();
+        let held = self.sessions.held();
         let Some(open) = &mut self.open else { return };
         open.trim_at = ctx.now + TRIM_EVERY;
         if let Some(damaged) = open.damaged.take() {
@@ -730,25 +710,19 @@ impl Opened {
             None => self.intents.drain(..).for_each(|intent| self.committer.push(intent)),
         }
     }
+}
 
-    /// Points of the history that a slave is told to keep, oldest first.
-    pub(super) fn newest_checkpoints(&self) -> Vec<Position> {
-        let published = self.view.published.seq;
-        let positions = self.checkpoints.iter().map(|checkpoint| checkpoint.position);
-        let mut positions: Vec<Position> = positions.filter(|position| position.seq <= published).collect();
-        positions.drain(..positions.len().saturating_sub(64));
-        positions
+impl Deref for Opened {
+    type Target = Served;
+
+    fn deref(&self) -> &Served {
+        &self.served
     }
+}
 
-    pub(super) fn change(&mut self, change: impl FnOnce(&mut View)) {
-        let before = self.view;
-        change(&mut self.view);
-        if self.view != before {
-            self.version += 1;
-        }
-        if self.view.handed.seq < before.handed.seq {
-            self.setbacks += 1;
-        }
+impl DerefMut for Opened {
+    fn deref_mut(&mut self) -> &mut Served {
+        &mut self.served
     }
 }
 

@@ -58,6 +58,8 @@ pub enum Invariant {
     Promotable,
     /// What a resync takes away is in the quarantine.
     NothingDiscarded,
+    /// A kept log is a part of the history without a gap, and ends where its slave stands.
+    KeptLog,
     /// Buffers stay under their bounds.
     BoundedMemory,
     /// Once faults end, every slave comes to equal its master, or to the refusal that its situation demands.
@@ -123,8 +125,8 @@ pub(super) struct Oracle {
     refused: BTreeSet<u64>,
     /// Stores of masters that have kept that a newer epoch was met.
     fenced: BTreeSet<usize>,
-    /// Stores of slaves that resync, having held a state of their master before.
-    parted: BTreeSet<usize>,
+    /// Stores of slaves that resync, having held a state of their master before: where else they have been since.
+    parted: BTreeMap<usize, Vec<Position>>,
 }
 
 impl Oracle {
@@ -160,10 +162,14 @@ impl Oracle {
         let role = store.identity().map(|identity| identity.role);
         let promoted = before.role == Some(Role::Slave) && role == Some(Role::Master);
         let stepped_down = before.role == Some(Role::Master) && role == Some(Role::Slave);
+        let keeps = before.role != Some(Role::Master) && role != Some(Role::Master);
+        if keeps {
+            self.kept(store, writes);
+        }
         let mut at = if promoted { before.cursor.as_ref().map(|cursor| cursor.position) } else { before.head };
         let from = at;
         for (keyspace, op) in writes.ops() {
-            if let (Keyspace::Log, Op::Put { value, .. }) = (keyspace, op) {
+            if let (Keyspace::Log, Op::Put { value, .. }, false) = (keyspace, op, keeps) {
                 at = self.logged(at, value, coverage);
             }
         }
@@ -187,17 +193,26 @@ impl Oracle {
         let resync = store.visible.stored::<Resync>(Resync::KEY);
         if before.resync.is_none() && (resync.is_some() || before.cursor != cursor) {
             let parts = resync.is_some() && !before.filtered && before.cursor.as_ref().is_some_and(Cursor::is_consistent);
-            if parts { self.parted.insert(number) } else { self.parted.remove(&number) };
+            let fresh = parts.then(Vec::new);
+            self.parted.remove(&number);
+            self.parted.extend(fresh.map(|fresh| (number, fresh)));
+        } else if let Some((from, to)) = before.cursor.as_ref().zip(cursor.as_ref())
+            && let Some(been) = self.parted.get_mut(&number)
+            && from != to
+            && !self.model.leads_to(&from.position, &to.position)
+        {
+            been.push(from.position);
         }
         let left = before.resync.filter(|_| resync.is_none());
         if let Some((resync, cursor)) = left.zip(cursor.as_ref()) {
             coverage.met(Scene::ResyncFinished);
-            if !before.filtered && self.parted.remove(&number) {
-                self.resynced(&resync, &cursor.position, quarantined);
+            if let Some(mut been) = self.parted.remove(&number).filter(|_| !before.filtered) {
+                been.push(cursor.position);
+                self.resynced(&resync, &been, quarantined);
             }
         }
         if let Some(cursor) = &cursor
-            && before.head.is_none()
+            && (before.head.is_none() || keeps)
         {
             self.within(cursor, writes);
         }
@@ -232,6 +247,31 @@ impl Oracle {
         Some(position)
     }
 
+    // What a slave keeps of the log.
+    fn kept(&mut self, store: &ModelStore, writes: &WriteSet) {
+        for (keyspace, op) in writes.ops() {
+            let (Keyspace::Log, Op::Put { value, .. }) = (keyspace, op) else { continue };
+            let record = Record::decode(Bytes::copy_from_slice(value)).ok();
+            let point = record.as_ref().and_then(|record| self.model.point(&record.position()));
+            let same = point.is_some_and(|point| point.bytes == value);
+            self.require(Invariant::KeptLog, same, || format!("{record:?} was kept, and is no record of the history"));
+        }
+        let log = store.visible.of(Keyspace::Log);
+        let (Some(head), Some(floor)) = (store.head(), store.floor()) else {
+            return self.require(Invariant::KeptLog, log.is_empty(), || "there are records, and no head".into());
+        };
+        let cursor = store.visible.cursor();
+        let stands = cursor.as_ref().filter(|cursor| cursor.is_consistent()).map(|cursor| cursor.position);
+        self.require(Invariant::KeptLog, stands == Some(head.position), || {
+            format!("the kept log ends at {}, the slave is at {cursor:?}", head.position)
+        });
+        let held = log.len() as u64 == head.position.seq.since(floor.position.seq);
+        let first = log.keys().next().is_none_or(|key| Seq::from_key(key) == floor.position.seq.next());
+        self.require(Invariant::KeptLog, held && first && self.model.leads_to(&floor.position, &head.position), || {
+            format!("{} records are kept between {} and {}", log.len(), floor.position, head.position)
+        });
+    }
+
     /// A master has kept that a newer epoch was met, and its slave is told.
     pub(super) fn fenced(&mut self, store: usize) {
         self.fenced.insert(store);
@@ -257,18 +297,20 @@ impl Oracle {
     }
 
     // Whatever a slave held that was written after its history had parted from its master's is in the quarantine, or its
-    // master has held it as well.
-    fn resynced(&mut self, resync: &Resync, at: &Position, quarantined: Option<&BTreeSet<(Bytes, Bytes)>>) {
+    // master has held it as well: the one that it has come to, or one that it had joined on the way.
+    fn resynced(&mut self, resync: &Resync, been: &[Position], quarantined: Option<&BTreeSet<(Bytes, Bytes)>>) {
         let Some(was) = self.model.point(&resync.was) else { return };
         let kept = |key: &Bytes, value: &Bytes| quarantined.is_some_and(|kept| kept.contains(&(key.clone(), value.clone())));
         let mut lost: Vec<(&Bytes, &Bytes)> = was.state.iter().filter(|(key, value)| !kept(key, value)).collect();
-        let mut next = self.model.point(at);
-        while let Some(point) = next.filter(|_| !lost.is_empty()) {
-            lost.retain(|(key, value)| point.state.get(*key) != Some(*value));
-            next = self.model.before(point);
+        for at in been {
+            let mut next = self.model.point(at);
+            while let Some(point) = next.filter(|_| !lost.is_empty()) {
+                lost.retain(|(key, value)| point.state.get(*key) != Some(*value));
+                next = self.model.before(point);
+            }
         }
         if let Some((key, _)) = lost.first() {
-            let words = format!("{} of {} is lost in a resync that came to {at}", key.escape_ascii(), resync.was);
+            let words = format!("{} of {} is lost in a resync that came to {been:?}", key.escape_ascii(), resync.was);
             self.fail(Invariant::NothingDiscarded, words);
         }
     }
@@ -334,7 +376,8 @@ impl Oracle {
                 format!("the data is not what the records up to {} come to", head.position)
             });
         }
-        let Some(cursor) = store.visible.cursor().filter(|_| store.head().is_none()) else { return };
+        let is_master = store.identity().is_some_and(|identity| identity.role == Role::Master);
+        let Some(cursor) = store.visible.cursor().filter(|_| !is_master) else { return };
         let Some(point) = self.model.point(&cursor.position) else {
             return self.fail(Invariant::SlavePosition, format!("{} is no point of any history", cursor.position));
         };

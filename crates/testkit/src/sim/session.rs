@@ -5,12 +5,12 @@ use replikv_core::{Fill, KeyRange, KeyRanges, Keyspace, Page, Position, ScanOpti
 use replikv_proto::layout::{Head, Stored as _, Superseded};
 use replikv_proto::{
     Content, DecoderLimits, EpochStart, GoodbyeReason, Hello, Located, LogAnswer, MasterAction, MasterSession, MasterSessionConfig,
-    Message, Mode, Progress, ProtocolError, Record, RejectCode, Response, View, origin,
+    Message, Mode, Progress, ProtocolError, Record, RejectCode, Relay, Response, View, origin,
 };
 
-use super::context::{Context, Happening, MILLI, Node, Owner};
+use super::context::{Context, Happening, MILLI, Owner};
 use super::link::{Broken, Conn, Side};
-use super::master::{Opened, Process};
+use super::serving::{Served, Sessions};
 use super::oracle::Invariant;
 use super::store::{Reply, Request};
 use super::verdict::{Judged, Verdict};
@@ -34,6 +34,7 @@ pub(super) struct Session {
     sent: Option<Position>,
     copying: bool,
     page_waits: bool,
+    waited: bool,
 }
 
 #[derive(Debug)]
@@ -81,7 +82,7 @@ enum Asked {
 struct Over;
 
 impl Session {
-    pub(super) fn new(ctx: &Context, link: usize, open: &Opened, wall_offset_ms: i64) -> Self {
+    pub(super) fn new(ctx: &Context, link: usize, open: &Served, wall_offset_ms: i64) -> Self {
         let config = MasterSessionConfig {
             source: open.source,
             limits: open.limits,
@@ -90,7 +91,7 @@ impl Session {
             chunk: ctx.sizes.chunk,
             compare_bytes_per_second: None,
             checkpoints: open.newest_checkpoints(),
-            relay: None,
+            relay: open.path.clone().map(|path| Relay { path, wait: ctx.sizes.heartbeat * 10 }),
         };
         let now = ctx.clock(wall_offset_ms);
         Self {
@@ -107,6 +108,7 @@ impl Session {
             sent: None,
             copying: false,
             page_waits: false,
+            waited: false,
         }
     }
 
@@ -117,6 +119,19 @@ impl Session {
     /// True if it takes bytes.
     pub(super) fn listens(&self) -> bool {
         self.asked.is_none()
+    }
+
+    /// What was served has ended: it is told so, and gone.
+    pub(super) fn close(&mut self, ctx: &mut Context) {
+        if self.asked.is_none() {
+            self.session.shut(GoodbyeReason::Closing, "this relay has moved: connect again");
+            while let Some(action) = self.session.poll_action() {
+                if let MasterAction::Send(message @ Message::Goodbye(_)) = action {
+                    drop(self.conn.send(ctx, &message));
+                }
+            }
+        }
+        self.conn.finish(ctx);
     }
 
     /// That a newer epoch was met is kept, as far as it can be.
@@ -133,16 +148,16 @@ impl Session {
     }
 }
 
-impl Process {
+impl Sessions {
     /// Lets a session do whatever it can do before something has to be waited for.
-    pub(super) fn run_session(&mut self, ctx: &mut Context, id: u64) {
-        if let Err(Over) = self.drive(ctx, id) {
+    pub(super) fn run_session(&mut self, ctx: &mut Context, open: &mut Served, id: u64) {
+        if let Err(Over) = self.drive(ctx, open, id) {
             self.end_session(ctx, id);
         }
     }
 
     fn end_session(&mut self, ctx: &mut Context, id: u64) {
-        let Some(mut session) = self.sessions.remove(&id) else { return };
+        let Some(mut session) = self.map.remove(&id) else { return };
         session.conn.finish(ctx);
         if let Some(name) = &session.name
             && self.names.get(name).is_some_and(|(newest, _)| *newest == id)
@@ -151,11 +166,11 @@ impl Process {
         }
     }
 
-    fn drive(&mut self, ctx: &mut Context, id: u64) -> Result<(), Over> {
+    fn drive(&mut self, ctx: &mut Context, open: &mut Served, id: u64) -> Result<(), Over> {
         let wall = self.wall_offset_ms;
         loop {
             loop {
-                let Some(session) = self.sessions.get_mut(&id) else { return Ok(()) };
+                let Some(session) = self.map.get_mut(&id) else { return Ok(()) };
                 if session.asked.is_some() {
                     return Ok(());
                 }
@@ -163,10 +178,9 @@ impl Process {
                     break;
                 }
                 let Some(action) = session.session.poll_action() else { break };
-                self.execute(ctx, id, action)?;
+                self.execute(ctx, open, id, action)?;
             }
-            let Some(open) = &self.open else { return Err(Over) };
-            let Some(session) = self.sessions.get_mut(&id) else { return Ok(()) };
+            let Some(session) = self.map.get_mut(&id) else { return Ok(()) };
             while let Some(message) = session.conn.next_message().map_err(|broken| notice(ctx, &broken))? {
                 ctx.trace(message.name().len() as u64);
                 if let Message::Hello(hello) = &message {
@@ -195,7 +209,7 @@ impl Process {
             let now = ctx.clock(wall);
             if at > now.monotonic {
                 let at = u64::try_from(at.as_micros()).unwrap_or(u64::MAX);
-                ctx.wake_at(Node::Master(self.node), at);
+                ctx.wake_at(self.node, at);
                 return Ok(());
             }
             session.session.handle_timeout(now).map_err(|error| {
@@ -208,14 +222,22 @@ impl Process {
         }
     }
 
-    fn execute(&mut self, ctx: &mut Context, id: u64, action: MasterAction) -> Result<(), Over> {
+    fn execute(
+        &mut self,
+        ctx: &mut Context,
+        open: &mut Served,
+        id: u64,
+        action: MasterAction,
+    ) -> Result<(), Over> {
         let owner = Owner::Session { node: self.node, life: self.life, session: id };
         let store = self.store;
-        let Some(open) = &mut self.open else { return Err(Over) };
-        let Some(session) = self.sessions.get_mut(&id) else { return Err(Over) };
+        let Some(session) = self.map.get_mut(&id) else { return Err(Over) };
         match action {
             MasterAction::Send(message) => {
-                session.observe(ctx, store, open, &message);
+                // What a relay passes on is durable on the master already, and need not be here.
+                let durable = self.synced && !(open.path.is_some() && ctx.stores[store].unsettled);
+                let witness = if durable { store } else { ctx.master_store(store) };
+                session.observe(ctx, (store, witness), open, &message);
                 session.conn.send(ctx, &message).map_err(|_| Over)?;
             }
             MasterAction::Locate(positions) => {
@@ -275,10 +297,10 @@ impl Process {
                 session.name = Some(slave.clone());
                 let at_start = Progress { applied: start, ..Progress::default() };
                 let older = self.names.insert(slave, (id, at_start));
-                if let Some(older) = older.and_then(|(older, _)| self.sessions.get_mut(&older)) {
+                if let Some(older) = older.and_then(|(older, _)| self.map.get_mut(&older)) {
                     older.replaced = true;
                     ctx.coverage.met(Scene::Replaced);
-                    ctx.wake(Node::Master(self.node));
+                    ctx.wake(self.node);
                 }
             }
             MasterAction::Progress(progress) => {
@@ -300,16 +322,21 @@ impl Process {
     }
 
     /// What a session asked of the store has come.
-    pub(super) fn session_answered(&mut self, ctx: &mut Context, id: u64, reply: Reply) {
+    pub(super) fn session_answered(&mut self, ctx: &mut Context, open: &mut Served, id: u64, reply: Reply) {
         // A read that failed ends the session: it is never told to a slave as if it were an answer.
-        if self.hand_over(ctx, id, reply).is_err() {
+        if self.hand_over(ctx, open, id, reply).is_err() {
             self.end_session(ctx, id);
         }
     }
 
-    fn hand_over(&mut self, ctx: &mut Context, id: u64, reply: Reply) -> Result<(), StoreError> {
-        let Some(open) = &mut self.open else { return Ok(()) };
-        let Some(session) = self.sessions.get_mut(&id) else { return Ok(()) };
+    fn hand_over(
+        &mut self,
+        ctx: &mut Context,
+        open: &mut Served,
+        id: u64,
+        reply: Reply,
+    ) -> Result<(), StoreError> {
+        let Some(session) = self.map.get_mut(&id) else { return Ok(()) };
         match session.asked.take() {
             None | Some(Asked::Superseded) => {}
             Some(Asked::Locate(positions, known)) => {
@@ -418,36 +445,56 @@ impl Process {
 
 impl Session {
     // What is about to be sent is compared with what the oracle knows.
-    fn observe(&mut self, ctx: &mut Context, store: usize, open: &Opened, message: &Message) {
+    fn observe(
+        &mut self,
+        ctx: &mut Context,
+        (store, witness): (usize, usize),
+        open: &Served,
+        message: &Message,
+    ) {
         match message {
             Message::Records(records) => {
+                if open.path.is_some() {
+                    ctx.coverage.met(Scene::Relayed);
+                }
                 if records.parts.iter().any(|part| part.len() > ctx.sizes.chunk) {
                     ctx.coverage.met(Scene::LargeRecord);
                 }
                 if let Some(sent) = &mut self.sent {
-                    ctx.oracle.records_sent(&ctx.stores[store], sent, &records.parts);
+                    ctx.oracle.records_sent(&ctx.stores[witness], sent, &records.parts);
                 }
             }
             Message::Filtered(filtered) => {
                 let ranges = self.ranges();
                 if let Some(sent) = &mut self.sent {
                     let Context { oracle, stores, coverage, .. } = ctx;
-                    oracle.filtered_sent(&stores[store], sent, &ranges, filtered, coverage);
+                    oracle.filtered_sent(&stores[witness], sent, &ranges, filtered, coverage);
                 }
             }
             Message::Ranges(content) => {
                 ctx.oracle.content_within(&self.ranges(), content);
-                ctx.oracle.content_sent(&ctx.stores[store], &content.read_at);
+                ctx.oracle.content_sent(&ctx.stores[witness], &content.read_at);
                 self.copying &= content.range.end().is_some();
                 self.page_waits = false;
             }
-            Message::Probed(probed) => ctx.oracle.content_sent(&ctx.stores[store], &probed.at),
+            Message::Probed(probed) => ctx.oracle.content_sent(&ctx.stores[witness], &probed.at),
             Message::Compared(compared) => {
-                ctx.oracle.content_sent(&ctx.stores[store], &compared.read_at);
+                ctx.oracle.content_sent(&ctx.stores[witness], &compared.read_at);
                 self.page_waits = false;
             }
             Message::Welcome(welcome) => {
                 let Some(hello) = &self.hello else { return };
+                if welcome.mode == Mode::Wait {
+                    ctx.coverage.met(Scene::Waited);
+                    self.waited = true;
+                    return self.judge(ctx, store, open, Verdict::Wait);
+                }
+                if open.path.as_ref().is_some_and(|path| path.len() > 1) {
+                    ctx.coverage.met(Scene::Deep);
+                }
+                if self.waited {
+                    ctx.coverage.met(Scene::WaitedEnough);
+                }
                 let (verdict, sent) = match welcome.mode {
                     Mode::Copy { from } => (Verdict::Copy, from),
                     Mode::Compare { from } => (Verdict::Compare, from),
@@ -490,6 +537,7 @@ impl Session {
                     RejectCode::DataWithoutCursor => Some(Scene::RefusedData),
                     RejectCode::LimitsTooSmall => Some(Scene::RefusedLimits),
                     RejectCode::Superseded => Some(Scene::RefusedSuperseded),
+                    RejectCode::Loop => Some(Scene::RefusedCircle),
                     _ => return,
                 };
                 if let Some(scene) = scene {
@@ -506,7 +554,7 @@ impl Session {
         told.map_or_else(KeyRanges::all, KeyRanges::new)
     }
 
-    fn judge(&self, ctx: &mut Context, store: usize, open: &Opened, verdict: Verdict) {
+    fn judge(&self, ctx: &mut Context, store: usize, open: &Served, verdict: Verdict) {
         let Some(hello) = &self.hello else { return };
         // Published records may have moved on while the store was asked.
         let views: Vec<View> = self.judged.iter().copied().chain([open.view]).collect();
@@ -516,6 +564,7 @@ impl Session {
             view,
             limits: open.limits,
             epochs: Some(&open.epochs[..]).filter(|_| ctx.topology != Topology::Star),
+            path: open.path.as_deref(),
         };
         let right: Vec<Verdict> = views.iter().flat_map(|view| judged(*view).verdicts(hello)).collect();
         let position = hello.cursor.as_ref().map(|cursor| cursor.position);
@@ -550,7 +599,7 @@ fn ask_page(
     ctx: &mut Context,
     store: usize,
     owner: Owner,
-    open: &Opened,
+    open: &Served,
     (range, max_bytes): (KeyRange, usize),
 ) -> Asked {
     let options = ScanOptions::default().max_entries(usize::MAX).max_bytes(max_bytes);
@@ -559,7 +608,7 @@ fn ask_page(
 }
 
 // Where positions lie, as far as that can be told without the store, and what must be read to tell the rest.
-fn locate(ctx: &Context, open: &Opened, positions: &[Position]) -> (Vec<Option<Located>>, Vec<(Keyspace, Bytes)>) {
+fn locate(ctx: &Context, open: &Served, positions: &[Position]) -> (Vec<Option<Located>>, Vec<(Keyspace, Bytes)>) {
     let (mut known, mut wanted) = (Vec::new(), Vec::new());
     for position in positions {
         let located = locate_one(ctx, open, position);
@@ -573,7 +622,7 @@ fn locate(ctx: &Context, open: &Opened, positions: &[Position]) -> (Vec<Option<L
     (known, wanted)
 }
 
-fn locate_one(ctx: &Context, open: &Opened, position: &Position) -> Option<Located> {
+fn locate_one(ctx: &Context, open: &Served, position: &Position) -> Option<Located> {
     let View { published, floor, .. } = open.view;
     let seq = position.seq;
     if position.source != open.source {
@@ -598,7 +647,7 @@ fn locate_one(ctx: &Context, open: &Opened, position: &Position) -> Option<Locat
 }
 
 // What is no longer in the log is known by where epochs began, and by checkpoints.
-fn locate_below(ctx: &Context, open: &Opened, position: &Position) -> Located {
+fn locate_below(ctx: &Context, open: &Served, position: &Position) -> Located {
     if position.seq == Seq::ZERO {
         let shared = *position == origin(open.source, position.epoch);
         return if shared { Located::Shared } else { Located::Mismatch };
@@ -621,7 +670,7 @@ fn locate_below(ctx: &Context, open: &Opened, position: &Position) -> Located {
 
 fn stored(
     ctx: &Context,
-    open: &mut Opened,
+    open: &mut Served,
     position: &Position,
     bytes: Option<Bytes>,
     before: Option<Bytes>,
@@ -655,7 +704,7 @@ fn same(ctx: &Context, position: &Position, held: Position) -> Located {
 }
 
 // Stored records after `after`, as far as their digests vouch for them.
-fn checked(ctx: &Context, open: &mut Opened, after: Position, page: &Page) -> LogAnswer {
+fn checked(ctx: &Context, open: &mut Served, after: Position, page: &Page) -> LogAnswer {
     let (mut parts, mut last) = (Vec::new(), after);
     let tells = !ctx.planted(DriverBug::TrimmedWithoutTelling);
     for (key, bytes) in page.entries() {

@@ -4,7 +4,7 @@ use replikv_core::{
     Cursor, Durability, KeyRange, KeyRanges, Keyspace, LinkId, Position, ScanOptions, StoreError, StoreLimits,
     WriteSet, meta,
 };
-use replikv_proto::layout::{Epochs, Head, Identity, Role, Stored};
+use replikv_proto::layout::{Epochs, Floor, Head, Identity, Kept, Role, Stored};
 use replikv_proto::{
     Ack, Candidate, DecoderLimits, GoodbyeReason, Heartbeat, Hello, Message, Mode, OnDivergence, ProtocolError, Refusal,
     RejectCode, Resync, SlaveAction, SlaveSession, SlaveSessionConfig, Subscription, Unfit, Welcome, step_down,
@@ -13,6 +13,8 @@ use replikv_proto::{
 use super::apply::{Apply, Driver, Item, Tracker};
 use super::context::{Context, MILLI, Moment, Node, Owner};
 use super::link::{Broken, Conn};
+use super::relay::{Facts, RelayNode};
+use super::serving::Sessions;
 use super::store::{Reply, Request};
 use super::verify::Verifying;
 use super::{DriverBug, Scene, Topology};
@@ -37,13 +39,17 @@ pub(super) struct Slave {
     /// Its store is a master's at present.
     pub(super) idle: bool,
     pub(super) on_divergence: OnDivergence,
+    /// It keeps the log, and serves slaves of its own.
+    pub(super) keeps_log: bool,
+    /// The relay that it follows, if it does not follow the master itself.
+    pub(super) parent: Option<usize>,
     /// It may make a slave's of a store that is a master's.
     pub(super) rejoins: bool,
     /// Its store has become a master's.
     pub(super) promoted: bool,
     /// How its last process ended by itself.
     pub(super) ending: Option<Ending>,
-    last_master: Option<usize>,
+    last_master: Option<Node>,
 }
 
 /// Why a slave does not try again by itself.
@@ -64,6 +70,7 @@ pub(super) struct Process {
     state: State,
     pause: Moment,
     tracker: Tracker,
+    relay: Option<RelayNode>,
 }
 
 #[derive(Debug)]
@@ -92,6 +99,8 @@ enum Opening {
     Drop,
     /// That it has gone is kept.
     Settle,
+    /// The kept log ends where the slave stands, or there is none.
+    BeginLog,
 }
 
 /// What is done when a slave is promoted.
@@ -135,6 +144,8 @@ impl Slave {
             extra: false,
             idle: false,
             on_divergence: OnDivergence::Refuse,
+            keeps_log: false,
+            parent: None,
             rejoins: false,
             promoted: false,
             ending: None,
@@ -160,7 +171,7 @@ impl Slave {
         ctx.call(store, Owner::Follow { node, life }, Request::Reopen);
         let nonce = ctx.net_rng.u64(..);
         let (state, tracker) = (State::Opening(Opening::Reopen), Tracker::default());
-        self.process = Some(Process { life, node, store, nonce, state, pause: FIRST_PAUSE, tracker });
+        self.process = Some(Process { life, node, store, nonce, state, pause: FIRST_PAUSE, tracker, relay: None });
     }
 
     /// Stops following, and makes the store a master's.
@@ -181,6 +192,9 @@ impl Slave {
     pub(super) fn kill(&mut self, ctx: &mut Context, power: bool) {
         let Some(mut process) = self.process.take() else { return };
         ctx.forget_calls(Node::Slave(self.node), process.life, power);
+        if let Some(relay) = &mut process.relay {
+            relay.sessions.die(ctx, power);
+        }
         if let Some(conn) = process.conn() {
             if power && ctx.net_rng.bool() { conn.vanish(ctx) } else { conn.abandon(ctx) }
         }
@@ -200,6 +214,15 @@ impl Slave {
         follow.over = Some(Ok(()));
         self.run(ctx);
         true
+    }
+
+    /// Whom it follows.
+    pub(super) fn server(&self) -> Node {
+        self.parent.map_or(Node::Master(self.target), Node::Slave)
+    }
+
+    pub(super) fn relay(&mut self) -> Option<&mut RelayNode> {
+        self.process.as_mut().and_then(|process| process.relay.as_mut())
     }
 
     pub(super) fn conn(&mut self) -> Option<&mut Conn> {
@@ -264,7 +287,17 @@ impl Slave {
                 if let State::Following(follow) = &mut process.state {
                     let owner = Owner::Apply { node: process.node, life };
                     let driver = Driver { owner, store: process.store, sync_every: self.sync_every };
-                    follow.apply.answered(ctx, &driver, &mut process.tracker, reply);
+                    follow.apply.answered(ctx, &driver, (&mut process.tracker, &mut process.relay), reply);
+                }
+            }
+            Owner::Session { life, session, .. } if life == process.life => {
+                if let Some(relay) = &mut process.relay {
+                    relay.sessions.answered(ctx, relay.served.as_mut(), session, reply);
+                }
+            }
+            Owner::Tidy { life, .. } if life == process.life => {
+                if let Some(relay) = &mut process.relay {
+                    relay.tidied(ctx, reply);
                 }
             }
             _ => {}
@@ -378,7 +411,7 @@ impl Slave {
 
     // The next step that there is something to do for; or else the slave is open.
     fn opened_further(&mut self, ctx: &mut Context, done: Opening) {
-        let next = [Opening::Subscribe, Opening::Drop, Opening::Settle].into_iter().filter(|step| {
+        let next = [Opening::Subscribe, Opening::Drop, Opening::Settle, Opening::BeginLog].into_iter().filter(|step| {
             let order = |step: &Opening| *step as u8;
             order(step) > order(&done)
         });
@@ -392,6 +425,11 @@ impl Slave {
             return;
         }
         process.tracker.rewound(hello.cursor.as_ref());
+        if self.keeps_log {
+            let sessions =
+                Sessions::new(Node::Slave(self.node), process.life, self.store, self.sync_every.is_none());
+            process.relay = Some(RelayNode::open(ctx, sessions, &self.name, process.nonce));
+        }
         ctx.wake(Node::Slave(self.node));
     }
 
@@ -439,12 +477,38 @@ impl Slave {
                 writes.put(Keyspace::Meta, Subscription::KEY, kept.settled().to_bytes()).ok()?;
                 Durability::Synced
             }
+            Opening::BeginLog => {
+                if !self.keeps_log {
+                    return None;
+                }
+                let head: Option<Head> = maps.stored(Head::KEY);
+                let cursor = maps.cursor();
+                let stands = cursor.as_ref().filter(|cursor| cursor.is_consistent()).map(|cursor| cursor.position);
+                if head.map(|head| head.position) == stands {
+                    return None;
+                }
+                writes.require(meta::cursor_key(&LinkId::default()), cursor.as_ref().map(Cursor::to_bytes));
+                writes.delete_range(Keyspace::Log, &KeyRange::all());
+                match stands {
+                    Some(position) => {
+                        let (log_bytes, uptime_ms) = head.map_or((0, 0), |head| (head.log_bytes, head.uptime_ms));
+                        writes.put(Keyspace::Meta, Floor::KEY, Floor { position, log_bytes }.to_bytes()).ok()?;
+                        writes.put(Keyspace::Meta, Head::KEY, Head { position, log_bytes, uptime_ms }.to_bytes()).ok()?;
+                    }
+                    None => {
+                        writes.delete(Keyspace::Meta, Floor::KEY).ok()?;
+                        writes.delete(Keyspace::Meta, Head::KEY).ok()?;
+                    }
+                }
+                Durability::Synced
+            }
             Opening::Reopen | Opening::DropLog | Opening::StepDown | Opening::Sync => return None,
         };
         Some((writes.build(), durability))
     }
 
     fn begin(&mut self, ctx: &mut Context, conn: Conn, mut hello: Hello) {
+        let server = self.server();
         let used = &mut ctx.stores[self.store];
         // Another one that uses it has still to learn of that.
         (used.went_back, used.was_shared) = (used.went_back && used.shared, used.shared);
@@ -460,7 +524,7 @@ impl Slave {
             cursor.position = position;
         }
         if hello.cursor.as_ref().is_some_and(|cursor| cursor.coverage.rest().is_some())
-            && self.last_master.is_some_and(|last| last != self.target)
+            && self.last_master.is_some_and(|last| last != server)
         {
             ctx.coverage.met(Scene::CopyElsewhere);
         }
@@ -479,7 +543,11 @@ impl Slave {
             resync: ctx.stores[self.store].visible.stored(Resync::KEY),
         };
         let target = ctx.sizes.apply_bytes;
-        let apply = Apply::new(hello.cursor, config.resync, target);
+        let kept = self.keeps_log.then(|| ctx.stores[self.store].visible.stored::<Head>(Head::KEY));
+        let apply = Apply::new(hello.cursor, config.resync, kept, target);
+        if let Some(relay) = &mut process.relay {
+            relay.take_turn(ctx);
+        }
         let session = SlaveSession::new(config, ctx.clock(self.wall_offset_ms));
         let verifying = Verifying::new(ctx, &self.ranges);
         let follow =
@@ -498,14 +566,14 @@ impl Slave {
             State::Following(follow) => {
                 let keep = Owner::Follow { node, life: process.life };
                 loop {
-                    follow.apply.run(ctx, &driver, node, &mut process.tracker);
+                    follow.apply.run(ctx, &driver, node, (&mut process.tracker, &mut process.relay));
                     if !follow.drive(ctx, wall, keep, store, &mut process.tracker) {
                         break;
                     }
                 }
                 if follow.welcomed {
                     process.pause = FIRST_PAUSE;
-                    self.last_master = Some(self.target);
+                    self.last_master = Some(self.parent.map_or(Node::Master(self.target), Node::Slave));
                 }
                 if follow.conn.is_none() && follow.over.is_some() && follow.apply.is_done() && !follow.keeping {
                     self.end(ctx);
@@ -513,6 +581,10 @@ impl Slave {
             }
             State::Pausing(until) => ctx.wake_at(Node::Slave(node), *until),
             _ => {}
+        }
+        if let Some(relay) = self.relay() {
+            relay.sessions.wall_offset_ms = wall;
+            relay.run(ctx);
         }
     }
 
@@ -529,7 +601,12 @@ impl Slave {
         if let Err(ending) = result {
             // Its program ends; somebody may start it again.
             self.ending = Some(ending);
-            self.process = None;
+            if let Some(mut process) = self.process.take() {
+                ctx.forget_calls(Node::Slave(self.node), process.life, false);
+                if let Some(relay) = &mut process.relay {
+                    relay.sessions.die(ctx, false);
+                }
+            }
         }
     }
 }
@@ -710,6 +787,9 @@ impl Follow {
                     conn.set_limits(DecoderLimits::for_batches(2 * welcome.limits.max_batch));
                 }
                 self.keep_what_was_told(ctx, (keep, store), &welcome);
+                if self.apply.keeps_log {
+                    self.apply.push(ctx, Item::Facts(Facts::of(&welcome)));
+                }
             }
             SlaveAction::Probed(probed) => {
                 if let Some(verifying) = &mut self.verifying {
@@ -735,15 +815,21 @@ impl Follow {
         }
         let epochs = Epochs(welcome.epochs.clone());
         // Those of a history that it has yet to join come with the first group of that.
-        if matches!(welcome.mode, Mode::Resync { .. }) {
-            return;
-        }
-        if ctx.stores[store].visible.stored::<Epochs>(Epochs::KEY).as_ref() == Some(&epochs) {
+        let parts = matches!(welcome.mode, Mode::Resync { .. });
+        let maps = &ctx.stores[store].visible;
+        let same = parts || maps.stored::<Epochs>(Epochs::KEY).as_ref() == Some(&epochs);
+        let kept = Kept { limits: welcome.limits };
+        if same && (!self.apply.keeps_log || maps.stored::<Kept>(Kept::KEY) == Some(kept)) {
             return;
         }
         let mut writes = WriteSet::builder();
         writes.require(Identity::KEY, Some(Identity::slave().to_bytes()));
-        if writes.put(Keyspace::Meta, Epochs::KEY, epochs.to_bytes()).is_ok() {
+        let told = if parts { Ok(&mut writes) } else { writes.put(Keyspace::Meta, Epochs::KEY, epochs.to_bytes()) };
+        let told = told.and_then(|writes| match self.apply.keeps_log {
+            true => writes.put(Keyspace::Meta, Kept::KEY, kept.to_bytes()),
+            false => Ok(writes),
+        });
+        if told.is_ok() {
             ctx.call(store, owner, Request::Apply(writes.build(), Durability::Buffered));
             self.keeping = true;
         }

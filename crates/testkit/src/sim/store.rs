@@ -194,6 +194,8 @@ pub(super) struct ModelStore {
     pub(super) shared: bool,
     /// It was shared since who uses it has looked.
     pub(super) was_shared: bool,
+    /// It was opened anew after an outcome was unknown, and what is readable may not be durable.
+    pub(super) unsettled: bool,
     /// It went back when it was opened anew, and who uses it has not looked since.
     pub(super) went_back: bool,
     /// Writes come one after the other.
@@ -216,6 +218,7 @@ impl ModelStore {
             slow: false,
             shared: false,
             was_shared: false,
+            unsettled: false,
             went_back: false,
             writer_free_at: 0,
         }
@@ -248,6 +251,7 @@ impl ModelStore {
             self.durable.apply(&writes);
             self.first_pending += 1;
         }
+        self.unsettled &= !self.pending.is_empty();
     }
 
     /// What was not synced is gone, but for a prefix of it. True if anything was lost.
@@ -374,7 +378,11 @@ impl ModelStore {
                 self.went_back = true;
                 Effect::Rewound
             }
-            _ => Effect::Nothing,
+            Some(_) => {
+                self.unsettled = true;
+                Effect::Nothing
+            }
+            None => Effect::Nothing,
         }
     }
 

@@ -9,37 +9,42 @@ pub enum Topology {
     Star,
     /// One master and its slaves, which change their places: slaves are promoted, masters come back as slaves.
     Failover,
+    /// One master, and slaves that serve slaves of their own, which find other parents.
+    Tree,
 }
 
 impl Topology {
     /// All of them.
-    pub const ALL: &'static [Self] = &[Self::Star, Self::Failover];
+    pub const ALL: &'static [Self] = &[Self::Star, Self::Failover, Self::Tree];
 
     /// What a seed stands for, if the settings do not say.
     pub const fn of(seed: u64) -> Self {
         match seed % 100 {
             0..60 => Self::Star,
-            _ => Self::Failover,
+            60..80 => Self::Failover,
+            _ => Self::Tree,
         }
     }
 
     /// Whether a run of it knows this kind of fault.
     pub(super) fn knows(self, fault: Fault) -> bool {
         let moves = matches!(fault, Fault::Promotion | Fault::Demotion | Fault::Moved);
+        let single = !matches!(
+            fault,
+            Fault::Restore
+                | Fault::EmptyMaster
+                | Fault::SecondMaster
+                | Fault::ClonedMaster
+                | Fault::Repoint
+                | Fault::SameName
+                | Fault::SharedStore
+                | Fault::StrangeData
+        );
         match self {
-            Self::Star => !moves,
+            Self::Star => !moves && fault != Fault::Reparented,
+            Self::Tree => !moves && single,
             // Whoever loses a master's store, or has two of it, does not know any more who is the newest.
-            Self::Failover => !matches!(
-                fault,
-                Fault::Restore
-                    | Fault::EmptyMaster
-                    | Fault::SecondMaster
-                    | Fault::ClonedMaster
-                    | Fault::Repoint
-                    | Fault::SameName
-                    | Fault::SharedStore
-                    | Fault::StrangeData
-            ),
+            Self::Failover => single && fault != Fault::Reparented,
         }
     }
 
@@ -48,6 +53,7 @@ impl Topology {
         match self {
             Self::Star => "star",
             Self::Failover => "failover",
+            Self::Tree => "tree",
         }
     }
 }

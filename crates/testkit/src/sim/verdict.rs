@@ -2,7 +2,7 @@
 
 use replikv_core::{Keyspace, Position, Seq, StoreLimits};
 use replikv_proto::layout::Checkpoint;
-use replikv_proto::{EpochStart, Hello, Record, RejectCode, View};
+use replikv_proto::{EpochStart, Hello, PathNode, Record, RejectCode, View};
 
 use super::model::Model;
 use super::store::ModelStore;
@@ -14,6 +14,7 @@ pub(super) enum Verdict {
     Copy,
     Compare,
     Resync,
+    Wait,
     Refuse(RejectCode),
 }
 
@@ -26,6 +27,8 @@ pub(super) struct Judged<'a> {
     pub(super) limits: StoreLimits,
     /// What it knows of the history's epochs, if it may know less than there is to know.
     pub(super) epochs: Option<&'a [EpochStart]>,
+    /// Of a relay: those above it, and itself.
+    pub(super) path: Option<&'a [PathNode]>,
 }
 
 /// How a position lies to a master's history, told from the model alone.
@@ -63,6 +66,9 @@ impl Judged<'_> {
         if !hello.limits.holds(&self.limits) {
             return vec![Verdict::Refuse(RejectCode::LimitsTooSmall)];
         }
+        if self.path.is_some_and(|path| path.iter().any(|above| above.nonce == hello.nonce)) {
+            return vec![Verdict::Refuse(RejectCode::Loop)];
+        }
         let Some(cursor) = &hello.cursor else {
             return match (hello.holds_data, self.view.floor.seq) {
                 (true, _) => vec![Verdict::Refuse(RejectCode::DataWithoutCursor)],
@@ -75,7 +81,7 @@ impl Judged<'_> {
         }
         // An epoch that the master itself has begun may not be published yet.
         let own = self.view.published.epoch.number.max(self.view.handed.epoch.number);
-        if cursor.position.epoch.number > own {
+        if cursor.position.epoch.number > own && self.path.is_none() {
             return vec![Verdict::Refuse(RejectCode::Superseded)];
         }
         let mut positions = vec![cursor.position];
@@ -84,6 +90,8 @@ impl Judged<'_> {
             let places = self.places(&positions, damage_is_found);
             if places.contains(&Place::Parted) {
                 Verdict::Refuse(RejectCode::Diverged)
+            } else if places.contains(&Place::Ahead) && self.path.is_some() {
+                Verdict::Wait
             } else if places.contains(&Place::Ahead) {
                 Verdict::Refuse(RejectCode::SlaveAhead)
             } else if places.iter().all(|place| *place == Place::Held) {

@@ -5,19 +5,18 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use bytes::Bytes;
 use fastrand::Rng;
 use replikv_core::{KeyRange, KeyRanges, Keyspace, Op};
-use replikv_proto::View;
+use replikv_proto::{PathNode, View};
 
 use super::context::{Context, Happening, MILLI, Moment, Node, Owner, Passing};
 use super::link::{Conn, Ends, Side};
 use super::master::Master;
 use super::oracle::Invariant;
 use super::print;
-use super::session::Session;
 use super::slave::{Ending, Slave};
 use super::store::{Maps, Reply};
 use super::verdict::{Judged, Verdict};
 use super::work;
-use super::{Config, Fault, Report, Topology, Violation};
+use super::{Config, Fault, Report, Scene, Topology, Violation};
 
 /// Runs seeds.
 #[derive(Debug)]
@@ -72,7 +71,7 @@ impl World {
         let mut knows = |fault: Fault| if few { config.allows(fault) } else { ctx.fault_rng.u8(0..100) < 55 };
         // The last one means something only where slaves subscribe to parts of the keys.
         // And others only where nodes change their places.
-        let apart = [Fault::Resubscribed, Fault::Promotion, Fault::Demotion, Fault::Moved];
+        let apart = [Fault::Resubscribed, Fault::Promotion, Fault::Demotion, Fault::Moved, Fault::Reparented];
         let others = Fault::ALL.iter().copied().filter(|fault| !apart.contains(fault));
         let mut known: Vec<Fault> = others.filter(|fault| knows(*fault)).collect();
         known.extend(apart[1..].iter().filter(|fault| config.allows(**fault)));
@@ -96,6 +95,7 @@ impl World {
         match world.ctx.topology {
             Topology::Star => world.populate(config),
             Topology::Failover => world.populate_failover(config),
+            Topology::Tree => world.populate_tree(config),
         }
         world.begin();
         world
@@ -211,17 +211,21 @@ impl World {
             Happening::OneFault => self.one_fault(),
             Happening::Pass(passing) => self.pass(passing),
             Happening::Check => self.check(),
+            Happening::Reorder if self.ctx.topology == Topology::Tree => self.reparent(),
             Happening::Reorder => self.reorder(),
         }
     }
 
     fn answered(&mut self, owner: Owner, reply: Reply) {
         match owner {
-            Owner::Commit { node, .. } | Owner::Session { node, .. } => {
+            Owner::Commit { node, .. } | Owner::Session { node: Node::Master(node), .. } => {
                 self.masters[node].answered(&mut self.ctx, owner, reply);
                 self.wake(Node::Master(node));
             }
-            Owner::Follow { node, .. } | Owner::Apply { node, .. } => {
+            Owner::Follow { node, .. }
+            | Owner::Apply { node, .. }
+            | Owner::Tidy { node, .. }
+            | Owner::Session { node: Node::Slave(node), .. } => {
                 self.slaves[node].answered(&mut self.ctx, owner, reply);
                 self.wake(Node::Slave(node));
             }
@@ -234,8 +238,7 @@ impl World {
             Node::Master(node) => {
                 self.masters[node].run(&mut self.ctx);
                 let Some(process) = &mut self.masters[node].process else { return };
-                let listening = process.sessions.values_mut().filter(|session| session.listens());
-                let links: Vec<usize> = listening.map(|session| session.conn().link).collect();
+                let links = process.sessions.listening();
                 links.into_iter().for_each(|link| self.pull(link, Side::Master));
             }
             Node::Slave(node) => {
@@ -251,6 +254,8 @@ impl World {
                 {
                     self.pull(link, Side::Slave);
                 }
+                let links = self.slaves[node].relay().map(|relay| relay.sessions.listening()).unwrap_or_default();
+                links.into_iter().for_each(|link| self.pull(link, Side::Master));
             }
         }
     }
@@ -264,28 +269,41 @@ impl World {
     }
 
     fn connect(&mut self, node: usize) {
-        let target = self.slaves[node].target;
-        let Some(link) = self.accept(target, node) else {
+        let server = self.slaves[node].server();
+        let Some(link) = self.accept(server, node) else {
             return self.slaves[node].not_connected(&mut self.ctx);
         };
         self.slaves[node].connected(&mut self.ctx, Conn::new(link, Side::Slave));
     }
 
-    /// A connection to a master, from a slave or from a stranger.
-    pub(super) fn accept(&mut self, master: usize, slave: usize) -> Option<usize> {
-        let wall = self.masters[master].wall_offset_ms;
-        let process = self.masters[master].process.as_mut()?;
-        let open = process.open.as_ref()?;
+    /// A connection to somebody who serves, from a slave or from a stranger.
+    pub(super) fn accept(&mut self, server: Node, slave: usize) -> Option<usize> {
+        let (sessions, served) = match server {
+            Node::Master(node) => {
+                let wall = self.masters[node].wall_offset_ms;
+                let process = self.masters[node].process.as_mut()?;
+                process.sessions.wall_offset_ms = wall;
+                (&mut process.sessions, &process.open.as_ref()?.served)
+            }
+            Node::Slave(node) => {
+                let relay = self.slaves[node].relay()?;
+                let Some(served) = &relay.served else {
+                    // It says so, and whoever came tries again.
+                    self.ctx.coverage.met(Scene::RelayServesNobody);
+                    return None;
+                };
+                (&mut relay.sessions, served)
+            }
+        };
         self.sessions += 1;
         let session = self.sessions;
-        let link = self.ctx.connect(Ends { master, session, slave });
-        process.sessions.insert(session, Session::new(&self.ctx, link, open, wall));
-        self.ctx.wake(Node::Master(master));
+        let link = self.ctx.connect(Ends { server, session, slave });
+        sessions.enter(&mut self.ctx, session, link, served);
         Some(link)
     }
 
     fn deliver(&mut self, link: usize, to: Side) {
-        let Ends { master, session, slave } = self.ctx.links[link].ends;
+        let Ends { server, session, slave } = self.ctx.links[link].ends;
         let Context { links, net_rng, .. } = &mut self.ctx;
         let flip = links[link].flip;
         let pipe = links[link].pipe(to);
@@ -295,8 +313,11 @@ impl World {
         }
         let receiver = match to {
             Side::Master => {
-                let process = self.masters[master].process.as_mut();
-                let session = process.and_then(|process| process.sessions.get_mut(&session));
+                let sessions = match server {
+                    Node::Master(node) => self.masters[node].process.as_mut().map(|process| &mut process.sessions),
+                    Node::Slave(node) => self.slaves[node].relay().map(|relay| &mut relay.sessions),
+                };
+                let session = sessions.and_then(|sessions| sessions.map.get_mut(&session));
                 session.map(|session| (session.listens(), session.conn()))
             }
             Side::Slave => self.slaves.get_mut(slave).and_then(|slave| {
@@ -330,7 +351,7 @@ impl World {
         if more {
             self.ctx.schedule_delivery(link, to);
         }
-        let nodes = [Node::Master(master), Node::Slave(slave)];
+        let nodes = [server, Node::Slave(slave)];
         let order = if to == Side::Master { nodes } else { [nodes[1], nodes[0]] };
         for node in order {
             if !matches!(node, Node::Slave(slave) if slave >= self.slaves.len()) {
@@ -390,6 +411,7 @@ impl World {
     fn heal(&mut self) {
         self.ctx.healing = true;
         self.order();
+        self.straighten();
         for node in 0..self.masters.len() {
             let master = &mut self.masters[node];
             if master.extra {
@@ -474,6 +496,7 @@ impl World {
 
     // True if the slave equals its master, false if it is refused as it must be.
     fn is_settled(&mut self, node: usize) -> Result<bool, String> {
+        let (server, path) = self.served_by(node);
         let slave = &mut self.slaves[node];
         let master = &self.masters[slave.target];
         let Some(open) = master.opened() else { return Err("its master is not open".into()) };
@@ -481,10 +504,11 @@ impl World {
         let view: View = open.view;
         let judged = Judged {
             model: &self.ctx.oracle.model,
-            store: &self.ctx.stores[master.store],
+            store: &self.ctx.stores[server.unwrap_or(master.store)],
             view,
             limits: open.limits,
             epochs: Some(&open.epochs[..]).filter(|_| self.ctx.topology != Topology::Star),
+            path: path.as_deref(),
         };
         match &slave.ending {
             None => {}
@@ -513,6 +537,13 @@ impl World {
             return Err("it stands where its master stands, and holds other data".into());
         }
         Ok(true)
+    }
+
+    // The store of the relay that a slave follows, and the path to it.
+    fn served_by(&mut self, node: usize) -> (Option<usize>, Option<Vec<PathNode>>) {
+        let Some(parent) = self.slaves[node].parent else { return (None, None) };
+        let path = self.slaves[parent].relay().and_then(|relay| relay.served.as_ref()?.path.clone());
+        (Some(self.slaves[parent].store), Some(path.unwrap_or_default()))
     }
 
     fn report(self, seed: u64, config: &Config) -> Report {
