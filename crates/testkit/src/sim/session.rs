@@ -631,18 +631,18 @@ fn locate_one(ctx: &Context, open: &Served, position: &Position) -> Option<Locat
         let served = ctx.planted(DriverBug::AheadIsServed);
         Some(if served { Located::Held { log_bytes: 0 } } else { Located::Ahead })
     } else if seq == published.seq {
-        Some(same(ctx, position, published))
+        Some(same(ctx, &open.view, position, published))
     } else if seq == floor.seq {
         // Before the first record there is no epoch to compare.
         let epoch = if seq == Seq::ZERO { position.epoch } else { floor.epoch };
-        Some(same(ctx, position, Position { epoch, ..floor }))
+        Some(same(ctx, &open.view, position, Position { epoch, ..floor }))
     } else if seq < floor.seq {
         Some(match locate_below(ctx, open, position) {
             Located::Below | Located::Shared if ctx.planted(DriverBug::BelowIsServed) => Located::Held { log_bytes: 0 },
             located => located,
         })
     } else {
-        open.ring.entry(seq).map(|entry| same(ctx, position, entry.position))
+        open.ring.entry(seq).map(|entry| same(ctx, &open.view, position, entry.position))
     }
 }
 
@@ -677,7 +677,7 @@ fn stored(
 ) -> Located {
     let Some(bytes) = bytes else { return Located::Below };
     if let Ok(record) = Record::decode(bytes) {
-        let located = same(ctx, position, record.position());
+        let located = same(ctx, &open.view, position, record.position());
         // It says so itself: a record whose digest was damaged must not make the slave look as if it had diverged.
         let floor = Some(open.view.floor).filter(|floor| floor.seq.next() == Some(position.seq));
         let before =
@@ -691,7 +691,7 @@ fn stored(
     Located::Below
 }
 
-fn same(ctx: &Context, position: &Position, held: Position) -> Located {
+fn same(ctx: &Context, view: &View, position: &Position, held: Position) -> Located {
     let equal = if ctx.planted(DriverBug::LocatedByNumber) {
         position.seq == held.seq
     } else if ctx.planted(DriverBug::LocatedWithoutDigest) {
@@ -699,8 +699,9 @@ fn same(ctx: &Context, position: &Position, held: Position) -> Located {
     } else {
         *position == held
     };
-    // How far behind a slave is in bytes matters from 8 MiB of log on, which no run comes to.
-    if equal { Located::Held { log_bytes: 0 } } else { Located::Mismatch }
+    // How far behind a slave is in bytes matters from 8 MiB of log on, and here it is never worth a comparison.
+    let log_bytes = if view.log_bytes >= 8 << 20 { view.log_bytes } else { 0 };
+    if equal { Located::Held { log_bytes } } else { Located::Mismatch }
 }
 
 // Stored records after `after`, as far as their digests vouch for them.
