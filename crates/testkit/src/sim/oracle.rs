@@ -203,6 +203,10 @@ impl Oracle {
         {
             been.push(from.position);
         }
+        if store.visible.stored::<Subscription>(Subscription::KEY).is_some() {
+            // What its owner no longer wants goes without a word.
+            self.parted.remove(&number);
+        }
         let left = before.resync.filter(|_| resync.is_none());
         if let Some((resync, cursor)) = left.zip(cursor.as_ref()) {
             coverage.met(Scene::ResyncFinished);
