@@ -69,6 +69,8 @@ pub enum Bug {
     NobodyWaits,
     /// A slave may follow a relay below itself.
     CircleUnnoticed,
+    /// A claim within another one is free.
+    NestedClaimFree,
 }
 
 impl Bug {
@@ -105,6 +107,7 @@ impl Bug {
         Self::KeptAcrossGap,
         Self::NobodyWaits,
         Self::CircleUnnoticed,
+        Self::NestedClaimFree,
     ];
 }
 

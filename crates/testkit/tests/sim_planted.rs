@@ -39,6 +39,7 @@ fn config_for(bug: Bug) -> Config {
         "PageNotChecked" => default.only(&[Fault::LostMessage, Fault::DuplicateMessage, Fault::Wiped]).pace(20),
         "MarkNotKept" | "EpochsByNumber" | "QuarantinedTooLate" | "PromotedInMidCopy" | "EpochsForgotten"
         | "ChangedIsNotDisplaced" => default.topology(Topology::Failover),
+        "GroupedFailureUnseen" | "RangeOutOfLink" | "UnlinkedDataStays" | "NestedClaimFree" => default.topology(Topology::Centre),
         "RelayHandsLate" | "RelayServesOn" | "RelayedBeforeCommitted" | "KeptAcrossGap" | "NobodyWaits" | "CircleUnnoticed" => {
             default.topology(Topology::Tree)
         }

@@ -85,6 +85,12 @@ pub enum DriverBug {
     RelayServesOn,
     /// A relay passes on what it has not committed.
     RelayedBeforeCommitted,
+    /// Of links whose write sets are refused together, each is told that its own is there.
+    GroupedFailureUnseen,
+    /// A range without an end goes on behind the keys of its link.
+    RangeOutOfLink,
+    /// Entries of a link that is undone stay, though they were to go.
+    UnlinkedDataStays,
 }
 
 impl DriverBug {
@@ -125,6 +131,9 @@ impl DriverBug {
         Self::RelayHandsLate,
         Self::RelayServesOn,
         Self::RelayedBeforeCommitted,
+        Self::GroupedFailureUnseen,
+        Self::RangeOutOfLink,
+        Self::UnlinkedDataStays,
     ];
 }
 

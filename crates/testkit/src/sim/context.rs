@@ -5,10 +5,11 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use fastrand::Rng;
-use replikv_core::Durability;
+use replikv_core::{Durability, Keyspace, Op};
 use replikv_proto::Now;
 use replikv_proto::layout::Role;
 
+use super::centre::Gatherer;
 use super::link::{Ends, Link, Side};
 use super::oracle::{Before, Oracle};
 use super::print;
@@ -43,6 +44,12 @@ pub(super) enum Happening {
     Check,
     /// Nodes change their places.
     Reorder,
+    /// What links handed over takes effect.
+    Gathered(usize),
+    /// What they have handed over since is taken.
+    Gather(usize),
+    /// A link that is being undone goes on with that, in this life of whoever undoes it.
+    Unlink(usize, u64),
 }
 
 /// A fault that passes by itself.
@@ -81,6 +88,8 @@ pub(super) enum Owner {
     Session { node: Node, life: u64, session: u64 },
     /// Of a relay: its log is trimmed.
     Tidy { node: usize, life: u64 },
+    /// Whoever undoes a link.
+    Unlink { node: usize, life: u64 },
     Follow { node: usize, life: u64 },
     Apply { node: usize, life: u64 },
 }
@@ -90,16 +99,19 @@ impl Owner {
         match self {
             Self::Commit { node, life } => (Node::Master(node), life),
             Self::Session { node, life, .. } => (node, life),
-            Self::Follow { node, life } | Self::Apply { node, life } | Self::Tidy { node, life } => (Node::Slave(node), life),
+            Self::Follow { node, life }
+            | Self::Apply { node, life }
+            | Self::Tidy { node, life }
+            | Self::Unlink { node, life } => (Node::Slave(node), life),
         }
     }
 }
 
 #[derive(Debug)]
-struct Call {
-    store: usize,
+pub(super) struct Call {
+    pub(super) store: usize,
     owner: Owner,
-    request: Request,
+    pub(super) request: Request,
     reply: Option<Reply>,
     number: u64,
     answered_at: Moment,
@@ -179,7 +191,9 @@ pub(super) struct Context {
     queue: BTreeMap<(Moment, u64), Happening>,
     next: u64,
     wakes: BTreeMap<Node, Moment>,
-    calls: BTreeMap<u64, Call>,
+    pub(super) calls: BTreeMap<u64, Call>,
+    /// What waits to be committed, by centre.
+    pub(super) gatherers: BTreeMap<usize, Gatherer>,
     hash: u64,
     tells: bool,
 }
@@ -212,6 +226,7 @@ impl Context {
             next: 0,
             wakes: BTreeMap::new(),
             calls: BTreeMap::new(),
+            gatherers: BTreeMap::new(),
             hash: seed,
             tells: std::env::var_os("REPLIKV_SIM_LOG").is_some(),
         }
@@ -306,6 +321,15 @@ impl Context {
     pub(super) fn call(&mut self, store: usize, owner: Owner, request: Request) -> u64 {
         self.next += 1;
         let id = self.next;
+        let real = self.real(store);
+        let applies = matches!(request, Request::Apply(..));
+        if real != store && applies {
+            let (reply, number, answered_at) = (None, 0, self.now);
+            self.calls.insert(id, Call { store, owner, request, reply, number, answered_at });
+            self.hand_over(real, id);
+            return id;
+        }
+        let store = real;
         let slow = if self.stores[store].slow { 100 } else { 1 };
         let delay = |rng: &mut Rng| rng.u64(1..=self.sizes.store_delay * slow);
         let writes = !matches!(request, Request::Get(_) | Request::Scan(..));
@@ -321,6 +345,13 @@ impl Context {
         self.calls.insert(id, Call { store, owner, request, reply: None, number: 0, answered_at });
         self.after(effect_at - self.now, Happening::Effect(id));
         id
+    }
+
+    /// A call of a link is decided.
+    pub(super) fn decided(&mut self, id: u64, reply: Reply, number: u64) {
+        if let Some(call) = self.calls.get_mut(&id) {
+            (call.reply, call.number) = (Some(reply), number);
+        }
     }
 
     /// A call takes effect.
@@ -349,7 +380,11 @@ impl Context {
         self.tell(|| format!("done {id}"));
         let synced = matches!(call.request, Request::Sync | Request::Apply(_, Durability::Synced));
         if synced && matches!(reply, Reply::Done(Ok(()))) {
-            self.stores[call.store].persist(call.number);
+            let real = self.real(call.store);
+            self.stores[real].persist(call.number);
+            if self.topology == Topology::Centre {
+                self.look_again(real, false);
+            }
         }
         Some((call.owner, reply))
     }
@@ -361,6 +396,18 @@ impl Context {
         for id in ids {
             let Some(call) = self.calls.remove(&id) else { continue };
             let writes = matches!(call.request, Request::Apply(..));
+            let real = self.real(call.store);
+            if real != call.store {
+                if let Request::Apply(writes, durability) = &call.request
+                    && call.reply.is_none()
+                    && !power
+                    && self.store_rng.bool()
+                    && self.commit(real, &[(call.store, writes.clone())], *durability).is_ok()
+                {
+                    self.coverage.met(Scene::WroteAfterDeath);
+                }
+                continue;
+            }
             if call.reply.is_none() && writes && !power && self.store_rng.bool() {
                 let before = Before::of(&self.stores[call.store], &call.request);
                 let (_, effect, _) = self.stores[call.store].execute(&call.request, &mut self.store_rng);
@@ -377,20 +424,40 @@ impl Context {
         if self.stores[store].lose_power(&mut self.store_rng) {
             self.coverage.met(Scene::PowerTookWrites);
         }
+        self.look_again(store, false);
         self.oracle.check_store(&self.stores[store]);
     }
 
-    fn observe(&mut self, store: usize, before: &Before, effect: &Effect) {
+    pub(super) fn observe(&mut self, store: usize, before: &Before, effect: &Effect) {
         match effect {
             Effect::Nothing => {}
-            Effect::Rewound => self.oracle.check_store(&self.stores[store]),
+            Effect::Rewound => {
+                self.oracle.check_store(&self.stores[store]);
+                self.look_again(store, true);
+            }
             Effect::Wrote(writes) => {
+                if self.stores[store].identity().is_some_and(|identity| identity.role == Role::Centre) {
+                    // Whoever undoes a link looks at the others.
+                    self.look_again(store, false);
+                }
                 let kept = self.quarantined.get(&store);
                 self.oracle.wrote((store, &self.stores[store]), before, writes, kept, &mut self.coverage);
                 let print = self.stores[store].visible.print;
                 self.hash = print::number(self.hash, print::mix(store as u64, format!("{print:?}").as_bytes()));
             }
         }
+    }
+
+    /// Something is there from the start, and durable.
+    pub(super) fn put_meta(&mut self, store: usize, key: &[u8], value: &[u8]) {
+        let (real, key) = match &self.stores[store].view {
+            Some(view) => (view.centre, view.meta().key(key)),
+            None => (store, Bytes::copy_from_slice(key)),
+        };
+        let op = Op::Put { key: &key, value };
+        self.stores[real].visible.change(Keyspace::Meta, op);
+        self.stores[real].durable.change(Keyspace::Meta, op);
+        self.look_again(real, false);
     }
 
     pub(super) fn connect(&mut self, ends: Ends) -> usize {

@@ -93,6 +93,8 @@ named! {
         Moved = "moved",
         /// A slave is sent to another parent of its tree, or in a circle.
         Reparented = "reparented",
+        /// A link of a centre is undone, whatever it is in the middle of.
+        Unlinked = "unlinked",
     }
 }
 
@@ -279,6 +281,22 @@ named! {
         LogBegunAnew = "log-begun-anew",
         /// A kept log was trimmed.
         KeptLogTrimmed = "kept-log-trimmed",
+        /// What several links handed over was committed in one write set.
+        LinksTogether = "links-together",
+        /// Something in it was refused, and each was committed for itself.
+        LinksApart = "links-apart",
+        /// A link was undone in the middle of a copy or a comparison.
+        UnlinkedInCopy = "unlinked-in-copy",
+        /// A link was undone that held a state of its master.
+        UnlinkedWhole = "unlinked-whole",
+        /// Nothing is left of a link that was undone, and another one may have its keys.
+        LinkUndone = "link-undone",
+        /// It was interrupted, and gone on with.
+        UnlinkingResumed = "unlinking-resumed",
+        /// A claim was refused that would have shared keys with another one.
+        ClaimRefused = "claim-refused",
+        /// A claim was not.
+        ClaimFree = "claim-free",
     }
 }
 

@@ -4,7 +4,7 @@ use bytes::Bytes;
 use replikv_core::Keyspace;
 use replikv_proto::layout::{Checkpoint, Head};
 
-use super::Fault;
+use super::{Fault, Topology};
 use super::context::{Happening, MILLI, Moment, Node, Passing, SECOND};
 use super::link::Side;
 use super::slave::Ending;
@@ -46,7 +46,7 @@ impl World {
         }
         for node in 0..self.slaves.len() {
             let Some(ending) = self.slaves[node].ending.clone() else { continue };
-            if !self.slaves[node].counts() || self.ctx.fault_rng.u8(0..4) > 0 {
+            if !self.slaves[node].counts() || self.slaves[node].unlinking.is_some() || self.ctx.fault_rng.u8(0..4) > 0 {
                 continue;
             }
             let refused = matches!(ending, Ending::Refused(_));
@@ -150,7 +150,7 @@ impl World {
                 let node = self.a_slave();
                 self.resubscribe(node);
             }
-            Fault::Promotion | Fault::Demotion | Fault::Moved | Fault::Reparented => {}
+            Fault::Promotion | Fault::Demotion | Fault::Moved | Fault::Reparented | Fault::Unlinked => {}
             Fault::StrangeData => {
                 let node = self.a_slave();
                 let image = self.strange_image();
@@ -227,7 +227,7 @@ impl World {
             self.masters[node].store
         } else {
             let node = self.a_slave();
-            self.slaves[node].store
+            self.ctx.real(self.slaves[node].store)
         }
     }
 
@@ -283,7 +283,12 @@ impl World {
         let node = self.a_slave();
         let store = self.slaves[node].store;
         self.take_down(store, power);
-        self.later(SECOND, Passing::SlaveBack(node));
+        for other in 0..self.slaves.len() {
+            let together = self.ctx.real(self.slaves[other].store) == self.ctx.real(store);
+            if other == node || (together && self.ctx.topology == Topology::Centre) {
+                self.later(SECOND, Passing::SlaveBack(other));
+            }
+        }
     }
 
     // Now and then again at once: what was begun is met by the next set, or by the same one.
@@ -317,12 +322,16 @@ impl World {
 
     // Everybody who has this store open is gone; with `power`, what was not synced as well.
     pub(super) fn take_down(&mut self, store: usize, power: bool) {
-        self.masters.iter_mut().filter(|master| master.store == store).for_each(|m| m.kill(&mut self.ctx, power));
-        self.slaves.iter_mut().filter(|slave| slave.store == store).for_each(|s| s.kill(&mut self.ctx, power));
+        let users = self.ctx.users(store);
+        let store = self.ctx.real(store);
+        let uses = |used: usize| users.contains(&used);
+        self.masters.iter_mut().filter(|master| uses(master.store)).for_each(|m| m.kill(&mut self.ctx, power));
+        self.slaves.iter_mut().filter(|slave| uses(slave.store)).for_each(|s| s.kill(&mut self.ctx, power));
         if power {
             self.ctx.lose_power(store);
         }
         self.ctx.stores[store].process_died();
+        self.unlink_again(store, power);
     }
 
     fn restart_master(&mut self, node: usize) {

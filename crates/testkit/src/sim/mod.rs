@@ -19,6 +19,7 @@ mod apply;
 mod begin;
 mod bug;
 mod campaign;
+mod centre;
 mod config;
 mod context;
 mod coverage;

@@ -60,6 +60,8 @@ pub enum Invariant {
     NothingDiscarded,
     /// A kept log is a part of the history without a gap, and ends where its slave stands.
     KeptLog,
+    /// Every entry of a centre is one of the link that has claimed its key, or was left by one that is gone.
+    LinksApart,
     /// Buffers stay under their bounds.
     BoundedMemory,
     /// Once faults end, every slave comes to equal its master, or to the refusal that its situation demands.
@@ -273,6 +275,32 @@ impl Oracle {
         let first = log.keys().next().is_none_or(|key| Seq::from_key(key) == floor.position.seq.next());
         self.require(Invariant::KeptLog, held && first && self.model.leads_to(&floor.position, &head.position), || {
             format!("{} records are kept between {} and {}", log.len(), floor.position, head.position)
+        });
+    }
+
+    /// A centre, and what its links see of it.
+    pub(super) fn linked(&mut self, centre: &ModelStore, views: &[&ModelStore]) {
+        let held: usize = views.iter().map(|view| view.visible.of(Keyspace::Data).len()).sum();
+        let all = centre.visible.of(Keyspace::Data).len();
+        self.require(Invariant::LinksApart, held == all, || format!("links see {held} entries of {all}"));
+        for view in views {
+            let cursor = view.visible.cursor();
+            let left = cursor.is_none() && !view.visible.of(Keyspace::Data).is_empty();
+            let known = view.identity().is_some();
+            self.require(Invariant::LinksApart, !(left && known), || "a link holds data and no cursor".into());
+        }
+    }
+
+    /// A link is undone whose entries were to go.
+    pub(super) fn emptied(&mut self, view: &ModelStore) {
+        let left = view.visible.of(Keyspace::Data).len();
+        self.require(Invariant::LinksApart, left == 0, || format!("{left} entries of a link that is undone are there"));
+    }
+
+    /// Whether a claim was refused, and rightly.
+    pub(super) fn claimed(&mut self, rightly: bool, prefix: &[u8]) {
+        self.require(Invariant::RightDecision, rightly, || {
+            format!("a claim of {} was decided wrongly", prefix.escape_ascii())
         });
     }
 

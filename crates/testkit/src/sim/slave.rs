@@ -11,6 +11,7 @@ use replikv_proto::{
 };
 
 use super::apply::{Apply, Driver, Item, Tracker};
+use super::centre::Unlinking;
 use super::context::{Context, MILLI, Moment, Node, Owner};
 use super::link::{Broken, Conn};
 use super::relay::{Facts, RelayNode};
@@ -47,6 +48,8 @@ pub(super) struct Slave {
     pub(super) rejoins: bool,
     /// Its store has become a master's.
     pub(super) promoted: bool,
+    /// It is a link that is being undone.
+    pub(super) unlinking: Option<Unlinking>,
     /// How its last process ended by itself.
     pub(super) ending: Option<Ending>,
     last_master: Option<Node>,
@@ -148,6 +151,7 @@ impl Slave {
             parent: None,
             rejoins: false,
             promoted: false,
+            unlinking: None,
             ending: None,
             last_master: None,
         }
@@ -160,7 +164,7 @@ impl Slave {
 
     /// True if it should run, and does not.
     pub(super) fn is_down(&self) -> bool {
-        self.counts() && self.process.is_none()
+        self.counts() && self.process.is_none() && self.unlinking.is_none()
     }
 
     /// Starts a process.
@@ -632,11 +636,7 @@ fn give_identity(ctx: &mut Context, store: usize) {
     if maps.cursor().is_none() && !maps.of(Keyspace::Data).is_empty() {
         return;
     }
-    let (key, value) = (Identity::KEY, Identity::slave().to_bytes());
-    let op = replikv_core::Op::Put { key, value: &value };
-    let store = &mut ctx.stores[store];
-    store.visible.change(Keyspace::Meta, op);
-    store.durable.change(Keyspace::Meta, op);
+    ctx.put_meta(store, Identity::KEY, &Identity::slave().to_bytes());
 }
 
 const FIRST_PAUSE: Moment = 5 * MILLI;

@@ -10,6 +10,7 @@ use replikv_core::{
 };
 use replikv_proto::layout::{Checkpoint, Floor, Head, Identity, Stored};
 
+use super::centre::View;
 use super::print::Print;
 
 /// The three maps.
@@ -85,6 +86,11 @@ impl Maps {
         let range = KeyRange::prefix(Checkpoint::PREFIX);
         let values = entries(self.of(Keyspace::Meta), &range).map(|(_, value)| value);
         values.filter_map(|value| Checkpoint::from_bytes(value).ok()).collect()
+    }
+
+    /// What lies in a range, in order.
+    pub(super) fn within(&self, keyspace: Keyspace, range: &KeyRange) -> Vec<(&Bytes, &Bytes)> {
+        entries(self.of(keyspace), range).collect()
     }
 
     pub(super) fn page(&self, keyspace: Keyspace, range: &KeyRange, options: ScanOptions) -> Page {
@@ -200,6 +206,8 @@ pub(super) struct ModelStore {
     pub(super) went_back: bool,
     /// Writes come one after the other.
     pub(super) writer_free_at: u64,
+    /// It is what a link sees of its centre's store.
+    pub(super) view: Option<View>,
 }
 
 pub(super) const LIMITS: StoreLimits = StoreLimits { max_key: 511, max_value: 1 << 16, max_batch: 1 << 20 };
@@ -221,7 +229,13 @@ impl ModelStore {
             unsettled: false,
             went_back: false,
             writer_free_at: 0,
+            view: None,
         }
+    }
+
+    /// The number of the last write set.
+    pub(super) fn last(&self) -> u64 {
+        self.first_pending + self.pending.len() as u64
     }
 
     /// A call takes effect. What it answers is told later; the number is that of the last write set it covers.

@@ -11,18 +11,21 @@ pub enum Topology {
     Failover,
     /// One master, and slaves that serve slaves of their own, which find other parents.
     Tree,
+    /// Several masters, and one store that follows them all: over links, each under a prefix.
+    Centre,
 }
 
 impl Topology {
     /// All of them.
-    pub const ALL: &'static [Self] = &[Self::Star, Self::Failover, Self::Tree];
+    pub const ALL: &'static [Self] = &[Self::Star, Self::Failover, Self::Tree, Self::Centre];
 
     /// What a seed stands for, if the settings do not say.
     pub const fn of(seed: u64) -> Self {
         match seed % 100 {
             0..60 => Self::Star,
-            60..80 => Self::Failover,
-            _ => Self::Tree,
+            60..74 => Self::Failover,
+            74..87 => Self::Tree,
+            _ => Self::Centre,
         }
     }
 
@@ -41,10 +44,12 @@ impl Topology {
                 | Fault::StrangeData
         );
         match self {
-            Self::Star => !moves && fault != Fault::Reparented,
-            Self::Tree => !moves && single,
+            Self::Star => !moves && !matches!(fault, Fault::Reparented | Fault::Unlinked),
+            Self::Tree => !moves && single && fault != Fault::Unlinked,
+            // A link that is given an empty store is undone, which is tried in its own way.
+            Self::Centre => !moves && single && !matches!(fault, Fault::Reparented | Fault::Wiped | Fault::Resubscribed),
             // Whoever loses a master's store, or has two of it, does not know any more who is the newest.
-            Self::Failover => single && fault != Fault::Reparented,
+            Self::Failover => single && !matches!(fault, Fault::Reparented | Fault::Unlinked),
         }
     }
 
@@ -54,6 +59,7 @@ impl Topology {
             Self::Star => "star",
             Self::Failover => "failover",
             Self::Tree => "tree",
+            Self::Centre => "centre",
         }
     }
 }

@@ -71,7 +71,7 @@ impl World {
         let mut knows = |fault: Fault| if few { config.allows(fault) } else { ctx.fault_rng.u8(0..100) < 55 };
         // The last one means something only where slaves subscribe to parts of the keys.
         // And others only where nodes change their places.
-        let apart = [Fault::Resubscribed, Fault::Promotion, Fault::Demotion, Fault::Moved, Fault::Reparented];
+        let apart = [Fault::Resubscribed, Fault::Promotion, Fault::Demotion, Fault::Moved, Fault::Reparented, Fault::Unlinked];
         let others = Fault::ALL.iter().copied().filter(|fault| !apart.contains(fault));
         let mut known: Vec<Fault> = others.filter(|fault| knows(*fault)).collect();
         known.extend(apart[1..].iter().filter(|fault| config.allows(**fault)));
@@ -96,6 +96,7 @@ impl World {
             Topology::Star => world.populate(config),
             Topology::Failover => world.populate_failover(config),
             Topology::Tree => world.populate_tree(config),
+            Topology::Centre => world.populate_centre(config),
         }
         world.begin();
         world
@@ -212,6 +213,11 @@ impl World {
             Happening::Pass(passing) => self.pass(passing),
             Happening::Check => self.check(),
             Happening::Reorder if self.ctx.topology == Topology::Tree => self.reparent(),
+            Happening::Reorder if self.ctx.topology == Topology::Centre => self.relink(),
+            Happening::Gathered(centre) => self.ctx.gathered(centre),
+            Happening::Gather(centre) => self.ctx.gather(centre),
+            Happening::Unlink(node, life) if life == self.slaves[node].lives => self.unlink(node),
+            Happening::Unlink(..) => {}
             Happening::Reorder => self.reorder(),
         }
     }
@@ -222,6 +228,7 @@ impl World {
                 self.masters[node].answered(&mut self.ctx, owner, reply);
                 self.wake(Node::Master(node));
             }
+            Owner::Unlink { node, life } => self.unlinked(node, life, reply),
             Owner::Follow { node, .. }
             | Owner::Apply { node, .. }
             | Owner::Tidy { node, .. }
@@ -440,7 +447,7 @@ impl World {
         }
         for node in 0..self.slaves.len() {
             let slave = &mut self.slaves[node];
-            if !slave.extra && !slave.idle && slave.process.is_none() {
+            if !slave.extra && !slave.idle && slave.process.is_none() && slave.unlinking.is_none() {
                 slave.start(&mut self.ctx);
             }
             self.wake(Node::Slave(node));
@@ -477,6 +484,10 @@ impl World {
         }
         for node in 0..self.slaves.len() {
             if self.slaves[node].extra || self.slaves[node].idle {
+                continue;
+            }
+            if self.slaves[node].unlinking.is_some() {
+                missing.push(format!("{}: its link is being undone", self.slaves[node].name));
                 continue;
             }
             match self.is_settled(node) {
