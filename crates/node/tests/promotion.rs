@@ -361,7 +361,8 @@ async fn a_slave_that_cannot_keep_the_epochs_of_its_master_comes_again_and_keeps
 }
 
 #[tokio::test]
-async fn a_slave_that_parts_keeps_the_epochs_of_its_own_history_until_it_has_joined_the_other_one() -> Result<(), Error> {
+async fn a_slave_that_parts_keeps_the_epochs_of_its_own_history_until_it_has_joined_the_other_one() -> Result<(), Error>
+{
     let old = master(&store(), MasterConfig::default()).await;
     let stores = [store(), store(), store()];
     let slaves = [slave(&stores[0], "one").await, slave(&stores[1], "two").await];

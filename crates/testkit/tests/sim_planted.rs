@@ -37,10 +37,21 @@ fn config_for(bug: Bug) -> Config {
         "SilenceUnnoticed" => default.only(&[Fault::HalfOpen, Fault::MasterPower, Fault::SlavePower]),
         "WentOnAfterFailure" => default.only(&[Fault::Full, Fault::Transient, Fault::Wiped]),
         "PageNotChecked" => default.only(&[Fault::LostMessage, Fault::DuplicateMessage, Fault::Wiped]).pace(20),
-        "MarkNotKept" | "EpochsByNumber" | "QuarantinedTooLate" | "PromotedInMidCopy" | "EpochsForgotten"
+        "MarkNotKept"
+        | "EpochsByNumber"
+        | "QuarantinedTooLate"
+        | "PromotedInMidCopy"
+        | "EpochsForgotten"
         | "ChangedIsNotDisplaced" => default.topology(Topology::Failover),
-        "GroupedFailureUnseen" | "RangeOutOfLink" | "UnlinkedDataStays" | "NestedClaimFree" => default.topology(Topology::Centre),
-        "RelayHandsLate" | "RelayServesOn" | "RelayedBeforeCommitted" | "KeptAcrossGap" | "NobodyWaits" | "CircleUnnoticed" => {
+        "GroupedFailureUnseen"
+        | "RangeOutOfLink"
+        | "UnlinkedDataStays"
+        | "NestedClaimFree"
+        | "SetbackOfLinkUnnoticed" => default.topology(Topology::Centre),
+        "RelayHandsLate" => {
+            default.topology(Topology::Tree).only(&[Fault::Wiped, Fault::Reparented]).pace(20).millis(5_000)
+        }
+        "RelayServesOn" | "RelayedBeforeCommitted" | "KeptAcrossGap" | "NobodyWaits" | "CircleUnnoticed" => {
             default.topology(Topology::Tree)
         }
         _ => default,

@@ -4,12 +4,10 @@ use std::collections::VecDeque;
 
 use replikv_core::{Cursor, Durability, KeyRange, Keyspace, LinkId, Outcome, Position, ScanOptions, Seq, StoreError};
 use replikv_proto::layout::{Epochs, Head};
-use replikv_proto::{
-    Applier, Content, Displacing, Group, Portion, Probed, Progress, Record, Resync,
-};
+use replikv_proto::{Applier, Content, Displacing, Group, Portion, Probed, Progress, Record, Resync};
 
-use super::relay::{Facts, RelayNode};
 use super::context::{Context, MILLI, Moment, Node, Owner};
+use super::relay::{Facts, RelayNode};
 use super::store::{Reply, Request};
 use super::{DriverBug, Scene, verify};
 
@@ -105,7 +103,12 @@ pub(super) struct Driver {
 }
 
 impl Apply {
-    pub(super) fn new(cursor: Option<Cursor>, resync: Option<Resync>, kept: Option<Option<Head>>, target: usize) -> Self {
+    pub(super) fn new(
+        cursor: Option<Cursor>,
+        resync: Option<Resync>,
+        kept: Option<Option<Head>>,
+        target: usize,
+    ) -> Self {
         let applier = Applier::new(LinkId::default(), cursor, target).resyncing(resync);
         Self {
             items: VecDeque::new(),

@@ -91,6 +91,8 @@ pub enum DriverBug {
     RangeOutOfLink,
     /// Entries of a link that is undone stay, though they were to go.
     UnlinkedDataStays,
+    /// A link goes on though the store was opened anew after another one's failure.
+    SetbackOfLinkUnnoticed,
 }
 
 impl DriverBug {
@@ -134,6 +136,7 @@ impl DriverBug {
         Self::GroupedFailureUnseen,
         Self::RangeOutOfLink,
         Self::UnlinkedDataStays,
+        Self::SetbackOfLinkUnnoticed,
     ];
 }
 

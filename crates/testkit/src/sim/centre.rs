@@ -93,6 +93,16 @@ impl Context {
         }
     }
 
+    /// Another link's failure may have taken what this one had not synced: it must look again first.
+    pub(super) fn knows(&mut self, view: usize) -> Result<(), StoreError> {
+        let real = self.real(view);
+        if self.stores[view].setbacks == self.stores[real].setbacks || self.planted(DriverBug::SetbackOfLinkUnnoticed) {
+            return Ok(());
+        }
+        self.coverage.met(Scene::LinkSetBack);
+        Err(StoreError::Fatal { reason: "the store was opened anew after another link's failure".into() })
+    }
+
     /// A link hands something over.
     pub(super) fn hand_over(&mut self, centre: usize, call: u64) {
         self.gatherers.entry(centre).or_default().waiting.push_back(call);
@@ -113,7 +123,8 @@ impl Context {
                 continue;
             };
             let Request::Apply(writes, _) = &call.request else { break };
-            if links.contains(&call.store) || (!links.is_empty() && bytes + writes.byte_len() > self.sizes.group_bytes) {
+            if links.contains(&call.store) || (!links.is_empty() && bytes + writes.byte_len() > self.sizes.group_bytes)
+            {
                 break;
             }
             links.push(call.store);
@@ -148,7 +159,18 @@ impl Context {
                 _ => None,
             }
         };
-        let parts: Vec<_> = ids.iter().filter_map(part).collect();
+        let mut parts: Vec<_> = ids.iter().filter_map(part).collect();
+        parts.retain(|(id, store, ..)| match self.knows(*store) {
+            Ok(()) => true,
+            Err(error) => {
+                self.decided(*id, Reply::Done(Err(error)), 0);
+                self.after(answered_at.max(self.now) - self.now, Happening::Done(*id));
+                false
+            }
+        });
+        if parts.is_empty() {
+            return;
+        }
         let synced = parts.iter().any(|(.., durability)| *durability == Durability::Synced);
         let together = if synced { Durability::Synced } else { Durability::Buffered };
         let all: Vec<(usize, WriteSet)> = parts.iter().map(|(_, store, writes, _)| (*store, writes.clone())).collect();
@@ -226,6 +248,8 @@ pub(super) enum Unlinking {
     Forget,
     /// Its entries go.
     Empty,
+    /// None of that can come back.
+    Sync,
     /// And its claim.
     Release,
 }
@@ -327,8 +351,18 @@ impl World {
     /// The next step of undoing a link goes to the store; or it is undone, and another link takes its place.
     pub(super) fn unlink(&mut self, node: usize) {
         let store = self.slaves[node].store;
-        let (Some(step), Some(view)) = (self.slaves[node].unlinking, self.ctx.stores[store].view.clone()) else { return };
+        let (Some(step), Some(view)) = (self.slaves[node].unlinking, self.ctx.stores[store].view.clone()) else {
+            return;
+        };
         let held: Option<Claim> = self.ctx.stores[view.centre].visible.stored(&Claim::key(&view.link));
+        let owner = Owner::Unlink { node, life: self.slaves[node].lives };
+        if step == Unlinking::Forget {
+            self.slaves[node].setbacks = self.ctx.stores[view.centre].setbacks;
+        }
+        if step == Unlinking::Sync {
+            self.ctx.call(view.centre, owner, Request::Sync);
+            return;
+        }
         let key = Claim::key(&view.link);
         let mut writes = WriteSet::builder();
         let durability = match step {
@@ -357,8 +391,8 @@ impl World {
                 drop(writes.delete(Keyspace::Meta, key));
                 Durability::Synced
             }
+            Unlinking::Sync => return,
         };
-        let owner = Owner::Unlink { node, life: self.slaves[node].lives };
         self.ctx.call(view.centre, owner, Request::Apply(writes.build(), durability));
     }
 
@@ -366,7 +400,8 @@ impl World {
     pub(super) fn unlink_again(&mut self, store: usize, power: bool) {
         let centre = self.ctx.real(store);
         for node in 0..self.slaves.len() {
-            let (Some(step), Some(view)) = (self.slaves[node].unlinking, &self.ctx.stores[self.slaves[node].store].view)
+            let (Some(step), Some(view)) =
+                (self.slaves[node].unlinking, &self.ctx.stores[self.slaves[node].store].view)
             else {
                 continue;
             };
@@ -397,7 +432,8 @@ impl World {
         let Some(view) = self.ctx.stores[store].view.clone() else { return };
         if reply.done().is_err() {
             // It is tried again, from the start: what was there before may be lost.
-            self.ctx.stores[view.centre].process_died();
+            let owner = Owner::Unlink { node, life: u64::MAX };
+            self.ctx.call(view.centre, owner, Request::Reopen);
             return self.unlink_again(store, false);
         }
         self.ctx.look_again(view.centre, false);
@@ -405,7 +441,13 @@ impl World {
         let next = match step {
             Unlinking::GiveUp(_) => Some(Unlinking::Forget),
             Unlinking::Forget => Some(Unlinking::Empty),
-            Unlinking::Empty => Some(Unlinking::Release),
+            Unlinking::Empty => Some(Unlinking::Sync),
+            // Somebody's failure may have brought some of it back.
+            Unlinking::Sync if self.slaves[node].setbacks != self.ctx.stores[view.centre].setbacks => {
+                self.ctx.coverage.met(Scene::UnlinkedAgain);
+                Some(Unlinking::Forget)
+            }
+            Unlinking::Sync => Some(Unlinking::Release),
             Unlinking::Release => None,
         };
         self.slaves[node].unlinking = next;

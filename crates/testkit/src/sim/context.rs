@@ -84,14 +84,33 @@ pub(super) enum Node {
 /// Who waits for the answer of a store. `life` tells one process of a node from the next.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Owner {
-    Commit { node: usize, life: u64 },
-    Session { node: Node, life: u64, session: u64 },
+    Commit {
+        node: usize,
+        life: u64,
+    },
+    Session {
+        node: Node,
+        life: u64,
+        session: u64,
+    },
     /// Of a relay: its log is trimmed.
-    Tidy { node: usize, life: u64 },
+    Tidy {
+        node: usize,
+        life: u64,
+    },
     /// Whoever undoes a link.
-    Unlink { node: usize, life: u64 },
-    Follow { node: usize, life: u64 },
-    Apply { node: usize, life: u64 },
+    Unlink {
+        node: usize,
+        life: u64,
+    },
+    Follow {
+        node: usize,
+        life: u64,
+    },
+    Apply {
+        node: usize,
+        life: u64,
+    },
 }
 
 impl Owner {
@@ -329,6 +348,7 @@ impl Context {
             self.hand_over(real, id);
             return id;
         }
+        let view = store;
         let store = real;
         let slow = if self.stores[store].slow { 100 } else { 1 };
         let delay = |rng: &mut Rng| rng.u64(1..=self.sizes.store_delay * slow);
@@ -342,7 +362,7 @@ impl Context {
         if writes {
             self.stores[store].writer_free_at = answered_at;
         }
-        self.calls.insert(id, Call { store, owner, request, reply: None, number: 0, answered_at });
+        self.calls.insert(id, Call { store: view, owner, request, reply: None, number: 0, answered_at });
         self.after(effect_at - self.now, Happening::Effect(id));
         id
     }
@@ -357,8 +377,15 @@ impl Context {
     /// A call takes effect.
     pub(super) fn effect(&mut self, id: u64) {
         let Some(mut call) = self.calls.remove(&id) else { return };
-        let before = Before::of(&self.stores[call.store], &call.request);
-        let (reply, effect, number) = self.stores[call.store].execute(&call.request, &mut self.store_rng);
+        let real = self.real(call.store);
+        let before = Before::of(&self.stores[real], &call.request);
+        let (mut reply, effect, number) = self.stores[real].execute(&call.request, &mut self.store_rng);
+        if real != call.store {
+            match call.request {
+                Request::Reopen => self.stores[call.store].setbacks = self.stores[real].setbacks,
+                _ => reply = self.knows(call.store).map_or_else(|error| Reply::Done(Err(error)), |()| reply),
+            }
+        }
         self.tell(|| {
             let store = &self.stores[call.store];
             let at = store.head().map(|head| head.position).or(store.visible.cursor().map(|cursor| cursor.position));
@@ -366,7 +393,7 @@ impl Context {
             let reply = format!("{reply:?}").chars().take(160).collect::<String>();
             format!("effect {id} of {:?} on store {}: {reply}, now at {at:?}", call.owner, call.store)
         });
-        self.observe(call.store, &before, &effect);
+        self.observe(real, &before, &effect);
         (call.reply, call.number) = (Some(reply), number);
         let answered_at = call.answered_at.max(self.now);
         self.calls.insert(id, call);

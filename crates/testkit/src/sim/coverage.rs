@@ -293,6 +293,10 @@ named! {
         LinkUndone = "link-undone",
         /// It was interrupted, and gone on with.
         UnlinkingResumed = "unlinking-resumed",
+        /// Its entries may have come back with another link's failure, and it was done again.
+        UnlinkedAgain = "unlinked-again",
+        /// A link looked again where it stands, because another one's failure may have taken what it had not synced.
+        LinkSetBack = "link-set-back",
         /// A claim was refused that would have shared keys with another one.
         ClaimRefused = "claim-refused",
         /// A claim was not.

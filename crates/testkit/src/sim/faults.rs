@@ -4,12 +4,12 @@ use bytes::Bytes;
 use replikv_core::Keyspace;
 use replikv_proto::layout::{Checkpoint, Head};
 
-use super::{Fault, Topology};
 use super::context::{Happening, MILLI, Moment, Node, Passing, SECOND};
 use super::link::Side;
 use super::slave::Ending;
 use super::store::{Armed, Maps};
 use super::world::World;
+use super::{Fault, Topology};
 
 /// So many nodes at most, with those that are there for a while.
 const MOST_NODES: usize = 10;
@@ -40,7 +40,11 @@ impl World {
     // An operator starts again what has ended, and gives an empty store to a slave that is refused.
     fn operate(&mut self) {
         for node in 0..self.masters.len() {
-            if self.masters[node].is_fenced() && !self.masters[node].extra && !self.masters[node].idle && self.ctx.fault_rng.u8(0..4) == 0 {
+            if self.masters[node].is_fenced()
+                && !self.masters[node].extra
+                && !self.masters[node].idle
+                && self.ctx.fault_rng.u8(0..4) == 0
+            {
                 self.restart_master(node);
             }
         }

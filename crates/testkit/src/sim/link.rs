@@ -3,8 +3,8 @@
 use bytes::BytesMut;
 use replikv_proto::{DecodeError, Decoder, DecoderLimits, EncodeError, Encoder, Event, Message};
 
-use super::{Scene, Topology};
 use super::context::{Context, Node};
+use super::{Scene, Topology};
 
 /// An end of a connection.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -4,9 +4,7 @@ use std::collections::VecDeque;
 use std::ops::{Deref, DerefMut};
 
 use bytes::Bytes;
-use replikv_core::{
-    Durability, Epoch, KeyRange, Keyspace, Outcome, Position, Seq, StoreError, StoreLimits, WriteSet,
-};
+use replikv_core::{Durability, Epoch, KeyRange, Keyspace, Outcome, Position, Seq, StoreError, StoreLimits, WriteSet};
 use replikv_proto::layout::{Checkpoint, Epochs, Floor, Head, Stored, Superseded};
 use replikv_proto::{
     Answer, CommitGroup, Committer, CommitterConfig, Intent, LogEntry, RecordKind, Retention, Step, View, Work,
@@ -112,7 +110,18 @@ const REOPEN_EVERY: Moment = 50 * MILLI;
 impl Master {
     pub(super) fn new(node: usize, store: usize, sync_every: Option<Moment>) -> Self {
         let (process, new_epoch) = (None, None);
-        Self { node, store, wall_offset_ms: 0, sync_every, process, lives: 0, new_epoch, extra: false, idle: false, superseded: false }
+        Self {
+            node,
+            store,
+            wall_offset_ms: 0,
+            sync_every,
+            process,
+            lives: 0,
+            new_epoch,
+            extra: false,
+            idle: false,
+            superseded: false,
+        }
     }
 
     /// True if it is one of those that the run is about, at present.
@@ -277,7 +286,9 @@ impl Process {
         let (request, retry_at) = match &mut self.task {
             Task::Committing { group, retry_at, .. } => (Request::Apply(group.writes.clone(), durability), retry_at),
             Task::Trimming { writes, retry_at, .. } => (Request::Apply(writes.clone(), Durability::Buffered), retry_at),
-            Task::EndingReign { writes, retry_at, .. } => (Request::Apply(writes.clone(), Durability::Synced), retry_at),
+            Task::EndingReign { writes, retry_at, .. } => {
+                (Request::Apply(writes.clone(), Durability::Synced), retry_at)
+            }
             _ => return,
         };
         match *retry_at {

@@ -244,7 +244,8 @@ impl RelayNode {
         } else {
             let head = Head { position: view.published, log_bytes: view.log_bytes, uptime_ms: self.uptime_before };
             let head = Head { uptime_ms: head.uptime_ms + (ctx.now - self.started) / MILLI, ..head };
-            let above: Vec<_> = served.checkpoints.iter().filter(|at| at.position.seq > before.position.seq).take(1).copied().collect();
+            let above: Vec<_> =
+                served.checkpoints.iter().filter(|at| at.position.seq > before.position.seq).take(1).copied().collect();
             let retention = Retention {
                 max_bytes: ctx.sizes.retention,
                 max_age_ms: ctx.sizes.max_age_ms,

@@ -4,14 +4,14 @@ use bytes::Bytes;
 use replikv_core::{Fill, KeyRange, KeyRanges, Keyspace, Page, Position, ScanOptions, Seq, StoreError};
 use replikv_proto::layout::{Head, Stored as _, Superseded};
 use replikv_proto::{
-    Content, DecoderLimits, EpochStart, GoodbyeReason, Hello, Located, LogAnswer, MasterAction, MasterSession, MasterSessionConfig,
-    Message, Mode, Progress, ProtocolError, Record, RejectCode, Relay, Response, View, origin,
+    Content, DecoderLimits, EpochStart, GoodbyeReason, Hello, Located, LogAnswer, MasterAction, MasterSession,
+    MasterSessionConfig, Message, Mode, Progress, ProtocolError, Record, RejectCode, Relay, Response, View, origin,
 };
 
 use super::context::{Context, Happening, MILLI, Owner};
 use super::link::{Broken, Conn, Side};
-use super::serving::{Served, Sessions};
 use super::oracle::Invariant;
+use super::serving::{Served, Sessions};
 use super::store::{Reply, Request};
 use super::verdict::{Judged, Verdict};
 use super::{DriverBug, Scene, Topology};
@@ -222,13 +222,7 @@ impl Sessions {
         }
     }
 
-    fn execute(
-        &mut self,
-        ctx: &mut Context,
-        open: &mut Served,
-        id: u64,
-        action: MasterAction,
-    ) -> Result<(), Over> {
+    fn execute(&mut self, ctx: &mut Context, open: &mut Served, id: u64, action: MasterAction) -> Result<(), Over> {
         let owner = Owner::Session { node: self.node, life: self.life, session: id };
         let store = self.store;
         let Some(session) = self.map.get_mut(&id) else { return Err(Over) };
@@ -329,13 +323,7 @@ impl Sessions {
         }
     }
 
-    fn hand_over(
-        &mut self,
-        ctx: &mut Context,
-        open: &mut Served,
-        id: u64,
-        reply: Reply,
-    ) -> Result<(), StoreError> {
+    fn hand_over(&mut self, ctx: &mut Context, open: &mut Served, id: u64, reply: Reply) -> Result<(), StoreError> {
         let Some(session) = self.map.get_mut(&id) else { return Ok(()) };
         match session.asked.take() {
             None | Some(Asked::Superseded) => {}
@@ -386,7 +374,8 @@ impl Sessions {
                 }
                 // After the read has ended, not before: what it may show is known only now.
                 let now = open.view.handed;
-                let unnoticed = ctx.planted(DriverBug::TakeoverUnnoticed) || ctx.planted(DriverBug::HandedToldLate);
+                let unnoticed = [DriverBug::TakeoverUnnoticed, DriverBug::HandedToldLate, DriverBug::RelayHandsLate];
+                let unnoticed = unnoticed.into_iter().any(|bug| ctx.planted(bug));
                 if head.position.seq > now.seq && !unnoticed {
                     return Err(StoreError::HeadMoved);
                 }
@@ -445,13 +434,7 @@ impl Sessions {
 
 impl Session {
     // What is about to be sent is compared with what the oracle knows.
-    fn observe(
-        &mut self,
-        ctx: &mut Context,
-        (store, witness): (usize, usize),
-        open: &Served,
-        message: &Message,
-    ) {
+    fn observe(&mut self, ctx: &mut Context, (store, witness): (usize, usize), open: &Served, message: &Message) {
         match message {
             Message::Records(records) => {
                 if open.path.is_some() {

@@ -6,8 +6,9 @@ use replikv_core::{
 };
 use replikv_proto::layout::{Epochs, Floor, Head, Identity, Kept, Role, Stored};
 use replikv_proto::{
-    Ack, Candidate, DecoderLimits, GoodbyeReason, Heartbeat, Hello, Message, Mode, OnDivergence, ProtocolError, Refusal,
-    RejectCode, Resync, SlaveAction, SlaveSession, SlaveSessionConfig, Subscription, Unfit, Welcome, step_down,
+    Ack, Candidate, DecoderLimits, GoodbyeReason, Heartbeat, Hello, Message, Mode, OnDivergence, ProtocolError,
+    Refusal, RejectCode, Resync, SlaveAction, SlaveSession, SlaveSessionConfig, Subscription, Unfit, Welcome,
+    step_down,
 };
 
 use super::apply::{Apply, Driver, Item, Tracker};
@@ -50,6 +51,8 @@ pub(super) struct Slave {
     pub(super) promoted: bool,
     /// It is a link that is being undone.
     pub(super) unlinking: Option<Unlinking>,
+    /// How many setbacks its store had seen when its entries began to go.
+    pub(super) setbacks: u64,
     /// How its last process ended by itself.
     pub(super) ending: Option<Ending>,
     last_master: Option<Node>,
@@ -152,6 +155,7 @@ impl Slave {
             rejoins: false,
             promoted: false,
             unlinking: None,
+            setbacks: 0,
             ending: None,
             last_master: None,
         }
@@ -430,8 +434,7 @@ impl Slave {
         }
         process.tracker.rewound(hello.cursor.as_ref());
         if self.keeps_log {
-            let sessions =
-                Sessions::new(Node::Slave(self.node), process.life, self.store, self.sync_every.is_none());
+            let sessions = Sessions::new(Node::Slave(self.node), process.life, self.store, self.sync_every.is_none());
             process.relay = Some(RelayNode::open(ctx, sessions, &self.name, process.nonce));
         }
         ctx.wake(Node::Slave(self.node));
@@ -497,7 +500,9 @@ impl Slave {
                     Some(position) => {
                         let (log_bytes, uptime_ms) = head.map_or((0, 0), |head| (head.log_bytes, head.uptime_ms));
                         writes.put(Keyspace::Meta, Floor::KEY, Floor { position, log_bytes }.to_bytes()).ok()?;
-                        writes.put(Keyspace::Meta, Head::KEY, Head { position, log_bytes, uptime_ms }.to_bytes()).ok()?;
+                        writes
+                            .put(Keyspace::Meta, Head::KEY, Head { position, log_bytes, uptime_ms }.to_bytes())
+                            .ok()?;
                     }
                     None => {
                         writes.delete(Keyspace::Meta, Floor::KEY).ok()?;
@@ -554,8 +559,17 @@ impl Slave {
         }
         let session = SlaveSession::new(config, ctx.clock(self.wall_offset_ms));
         let verifying = Verifying::new(ctx, &self.ranges);
-        let follow =
-            Follow { conn: Some(conn), session, apply, over: None, welcomed: false, compares: false, verifying, keeping: false, parting: None };
+        let follow = Follow {
+            conn: Some(conn),
+            session,
+            apply,
+            over: None,
+            welcomed: false,
+            compares: false,
+            verifying,
+            keeping: false,
+            parting: None,
+        };
         process.state = State::Following(Box::new(follow));
     }
 

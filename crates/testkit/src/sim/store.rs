@@ -206,6 +206,8 @@ pub(super) struct ModelStore {
     pub(super) went_back: bool,
     /// Writes come one after the other.
     pub(super) writer_free_at: u64,
+    /// How often it was opened anew after a failure; of a link, of how many of these it knows.
+    pub(super) setbacks: u64,
     /// It is what a link sees of its centre's store.
     pub(super) view: Option<View>,
 }
@@ -229,6 +231,7 @@ impl ModelStore {
             unsettled: false,
             went_back: false,
             writer_free_at: 0,
+            setbacks: 0,
             view: None,
         }
     }
@@ -386,6 +389,7 @@ impl ModelStore {
     }
 
     fn reopen(&mut self, rng: &mut Rng) -> Effect {
+        self.setbacks += u64::from(self.poison.is_some());
         match self.poison.take() {
             // The kernel may have dropped what it could not write.
             Some(Poison::SyncFailed) if rng.bool() && self.lose_power(rng) => {

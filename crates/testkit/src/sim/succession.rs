@@ -33,7 +33,11 @@ impl World {
         self.slaves[0].ranges = KeyRanges::all();
         for node in 0..nodes {
             // They were started together; one of both is not there.
-            if node == 0 { self.slaves[node].kill(&mut self.ctx, false) } else { self.masters[node].kill(&mut self.ctx, false) }
+            if node == 0 {
+                self.slaves[node].kill(&mut self.ctx, false)
+            } else {
+                self.masters[node].kill(&mut self.ctx, false)
+            }
         }
         self.ctx.after(200 * MILLI, Happening::Reorder);
     }
@@ -103,7 +107,8 @@ impl World {
     }
 
     fn move_one(&mut self) {
-        let (slaves, masters): (Vec<usize>, Vec<usize>) = (self.active_slaves().collect(), self.active_masters().collect());
+        let (slaves, masters): (Vec<usize>, Vec<usize>) =
+            (self.active_slaves().collect(), self.active_masters().collect());
         if slaves.is_empty() || !self.known.contains(&Fault::Moved) || !self.ctx.inject(Fault::Moved) {
             return;
         }
@@ -161,7 +166,7 @@ impl World {
     // The master of the highest epoch; of twins the one who has come further.
     fn newest(&self) -> usize {
         let at = |node: &usize| {
-            let head = self.ctx.stores[self.masters[*node].store].durable_head();
+            let head = self.ctx.stores[self.masters[*node].store].head().map(|head| head.position);
             head.map(|head| (head.epoch.number, head.seq, head.epoch.nonce))
         };
         self.active_masters().max_by_key(at).unwrap_or_default()

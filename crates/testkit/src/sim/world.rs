@@ -71,7 +71,8 @@ impl World {
         let mut knows = |fault: Fault| if few { config.allows(fault) } else { ctx.fault_rng.u8(0..100) < 55 };
         // The last one means something only where slaves subscribe to parts of the keys.
         // And others only where nodes change their places.
-        let apart = [Fault::Resubscribed, Fault::Promotion, Fault::Demotion, Fault::Moved, Fault::Reparented, Fault::Unlinked];
+        let apart =
+            [Fault::Resubscribed, Fault::Promotion, Fault::Demotion, Fault::Moved, Fault::Reparented, Fault::Unlinked];
         let others = Fault::ALL.iter().copied().filter(|fault| !apart.contains(fault));
         let mut known: Vec<Fault> = others.filter(|fault| knows(*fault)).collect();
         known.extend(apart[1..].iter().filter(|fault| config.allows(**fault)));
