@@ -37,17 +37,14 @@ fn config_for(bug: Bug) -> Config {
         "SilenceUnnoticed" => default.only(&[Fault::HalfOpen, Fault::MasterPower, Fault::SlavePower]),
         "WentOnAfterFailure" => default.only(&[Fault::Full, Fault::Transient, Fault::Wiped]),
         "PageNotChecked" => default.only(&[Fault::LostMessage, Fault::DuplicateMessage, Fault::Wiped]).pace(20),
-        "MarkNotKept"
-        | "EpochsByNumber"
-        | "QuarantinedTooLate"
-        | "PromotedInMidCopy"
-        | "EpochsForgotten"
-        | "ChangedIsNotDisplaced" => default.topology(Topology::Failover),
-        "GroupedFailureUnseen"
-        | "RangeOutOfLink"
-        | "UnlinkedDataStays"
-        | "NestedClaimFree"
-        | "SetbackOfLinkUnnoticed" => default.topology(Topology::Centre),
+        "MarkNotKept" | "QuarantinedTooLate" | "PromotedInMidCopy" | "EpochsForgotten" | "ChangedIsNotDisplaced" => {
+            default.topology(Topology::Failover)
+        }
+        "GroupedFailureUnseen" | "RangeOutOfLink" | "UnlinkedDataStays" | "NestedClaimFree" => {
+            default.topology(Topology::Centre)
+        }
+        "SetbackOfLinkUnnoticed" => default.topology(Topology::Centre).only(&[Fault::SyncFailure]).pace(30),
+        "EpochsByNumber" => default.topology(Topology::Failover).pace(100).millis(6_000),
         "RelayHandsLate" => {
             default.topology(Topology::Tree).only(&[Fault::Wiped, Fault::Reparented]).pace(20).millis(5_000)
         }

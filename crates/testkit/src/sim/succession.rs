@@ -6,6 +6,7 @@
 
 use replikv_core::KeyRanges;
 use replikv_proto::OnDivergence;
+use replikv_proto::layout::Role;
 
 use super::context::{Happening, MILLI, Moment};
 use super::store::Maps;
@@ -62,7 +63,12 @@ impl World {
     }
 
     fn promote_one(&mut self) {
-        let fit: Vec<usize> = self.active_slaves().filter(|node| !self.slaves[*node].is_promoting()).collect();
+        // One that died while it was promoted may be a master already.
+        let is_slave = |node: &usize| {
+            let identity = self.ctx.stores[self.slaves[*node].store].identity();
+            identity.is_none_or(|identity| identity.role == Role::Slave) && !self.slaves[*node].is_promoting()
+        };
+        let fit: Vec<usize> = self.active_slaves().filter(is_slave).collect();
         if fit.len() < 2 || !self.known.contains(&Fault::Promotion) || !self.ctx.inject(Fault::Promotion) {
             return;
         }
