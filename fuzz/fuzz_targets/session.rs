@@ -358,7 +358,7 @@ impl Slave {
                     assert!(whole.is_none_or(|whole| whole.position.seq <= cursor.position.seq), "nor taken back");
                     self.received = Some(cursor);
                 }
-                SlaveAction::Resync(cursor, _) => {
+                SlaveAction::Resync(cursor, ..) => {
                     assert!(self.resyncs && self.cursor.is_some(), "nobody asked for that");
                     self.received = Some(cursor);
                 }

@@ -7,15 +7,16 @@ use std::sync::{Arc, Mutex};
 
 use async_trait::async_trait;
 use bytes::Bytes;
-use replikv_core::{Batch, Seq};
+use replikv_core::{Batch, Keyspace, ReplicaStore, Seq};
 use replikv_memory::MemoryStore;
 use replikv_node::{
     Displaced, FollowError, HealthState, Master, MasterConfig, OpenError, PromoteError, Quarantine, Resync, Slave,
     SlaveConfig, SlaveState, WriteError, promote,
 };
+use replikv_proto::layout::{Epochs, Stored};
 use replikv_proto::{RejectCode, Retention};
-use replikv_testkit::FaultStore;
-use support::{Error, Store, assert_equal, connect, contents, master, slave, soon, store};
+use replikv_testkit::{ApplyFault, FaultStore};
+use support::{Error, Store, assert_equal, connect, contents, full, master, slave, soon, store};
 
 /// What was lost, by key.
 #[derive(Debug, Clone, Default)]
@@ -340,5 +341,56 @@ async fn what_a_newer_epoch_holds_is_not_overwritten_by_an_old_master() -> Resul
     assert_eq!(refused(&old, &follower).await, RejectCode::Superseded);
     assert_eq!(follower.get("k").await?.as_deref(), Some(&b"2"[..]));
     assert!(lost.0.lock().unwrap().is_empty());
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_slave_that_cannot_keep_the_epochs_of_its_master_comes_again_and_keeps_them_then() -> Result<(), Error> {
+    let first = master(&store(), MasterConfig::default()).await;
+    first.put("k", "1").await?;
+    let kept = store();
+    let one = slave(&kept, "one").await;
+    kept.faults().next_apply(ApplyFault::Refuse(full()));
+    let (_serving, following) = connect(&first, &one);
+    let end = soon(following).await?;
+    assert!(matches!(end, Err(FollowError::Store(_))), "{end:?}");
+    catch_up(&first, &one).await?;
+    let told = kept.get(Keyspace::Meta, Epochs::KEY).await?.map(|told| Epochs::from_bytes(&told));
+    assert_eq!(told.transpose()?.map(|told| told.0.len()), Some(1));
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_slave_that_parts_keeps_the_epochs_of_its_own_history_until_it_has_joined_the_other_one() -> Result<(), Error>
+{
+    let old = master(&store(), MasterConfig::default()).await;
+    let stores = [store(), store(), store()];
+    let slaves = [slave(&stores[0], "one").await, slave(&stores[1], "two").await];
+    let config = SlaveConfig::new("three").resync(Kept::default());
+    let third = Slave::open(again(&stores[2]), config).await?;
+    old.put("k", "1").await?;
+    catch_up(&old, &slaves[0]).await?;
+    catch_up(&old, &slaves[1]).await?;
+    // Twins. The third slave follows one of both, and is then sent to the other one.
+    slaves[0].promote().await?;
+    slaves[1].promote().await?;
+    let (one, two) = (open(&stores[0]).await, open(&stores[1]).await);
+    one.put("of", "one").await?;
+    two.put("of", "two").await?;
+    catch_up(&one, &third).await?;
+    let epochs = || async {
+        let told = stores[2].get(Keyspace::Meta, Epochs::KEY).await?.ok_or("nothing is kept")?;
+        Ok::<_, Error>(Epochs::from_bytes(&told)?.0.last().map(|start| start.epoch))
+    };
+    let own = one.status().published.epoch;
+    assert_eq!(epochs().await?, Some(own));
+    third.store().faults().next_apply(ApplyFault::Refuse(full()));
+    let (_serving, following) = connect(&two, &third);
+    let end = soon(following).await?;
+    assert!(matches!(end, Err(FollowError::Store(_))), "{end:?}");
+    assert_eq!(epochs().await?, Some(own), "its data is of the history that it was about to leave");
+    catch_up(&two, &third).await?;
+    assert_eq!(epochs().await?, Some(two.status().published.epoch));
+    assert_equal(&two, &third).await;
     Ok(())
 }

@@ -5,6 +5,7 @@ use replikv_core::{KeyRange, LinkId, Subspace};
 use serde::{Deserialize, Serialize};
 
 use crate::layout::Stored;
+use crate::planted::{self, Bug};
 
 /// What one link has to itself: nobody else writes there.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -75,7 +76,8 @@ pub fn rival<'a>(
     target: &Subspace,
 ) -> Option<&'a LinkId> {
     let mut others = claims.into_iter().filter(|(other, _)| *other != link);
-    others.find(|(_, claim)| claim.target().overlaps(target)).map(|(other, _)| other)
+    let nested = |claim: &Claim| planted::is(Bug::NestedClaimFree) && claim.target() != *target;
+    others.find(|(_, claim)| claim.target().overlaps(target) && !nested(claim)).map(|(other, _)| other)
 }
 
 #[cfg(test)]

@@ -27,6 +27,7 @@ mod retention;
 mod session;
 mod slots;
 mod subscription;
+mod succession;
 mod time;
 mod wire;
 
@@ -58,6 +59,7 @@ pub use session::{
 };
 pub use slots::{Slot, SlotKind, SlotLimits, SlotName, SlotState, SlotTime, SlotView, Slots};
 pub use subscription::{InvalidSubscription, Resubscribing, Subscription};
+pub use succession::{Candidate, Promotion, Unfit, next_epoch, step_down};
 pub use time::Now;
 pub use wire::{
     Ack, Answered, AnsweredBody, Content, DecodeError, Decoder, DecoderLimits, EncodeError, Encoder, EpochStart, Event,

@@ -57,6 +57,20 @@ pub enum Bug {
     FilterForgottenOnPages,
     /// What a slave newly subscribes to counts as there.
     NewRangesForgotten,
+    /// A slave is promoted whatever it is in the middle of.
+    PromotedInMidCopy,
+    /// A new epoch forgets those before it.
+    EpochsForgotten,
+    /// What a resync changes is quarantined only where it goes away.
+    ChangedIsNotDisplaced,
+    /// A kept log goes on after a copy or a comparison as if nothing were missing.
+    KeptAcrossGap,
+    /// A slave that is ahead of a relay is refused.
+    NobodyWaits,
+    /// A slave may follow a relay below itself.
+    CircleUnnoticed,
+    /// A claim within another one is free.
+    NestedClaimFree,
 }
 
 impl Bug {
@@ -87,6 +101,13 @@ impl Bug {
         Self::FilterForgotten,
         Self::FilterForgottenOnPages,
         Self::NewRangesForgotten,
+        Self::PromotedInMidCopy,
+        Self::EpochsForgotten,
+        Self::ChangedIsNotDisplaced,
+        Self::KeptAcrossGap,
+        Self::NobodyWaits,
+        Self::CircleUnnoticed,
+        Self::NestedClaimFree,
     ];
 }
 

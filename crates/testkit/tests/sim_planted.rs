@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::sync::Mutex;
 use std::time::{Duration, Instant};
 
-use replikv_testkit::sim::{Bug, Config, Fault, Report, Simulation};
+use replikv_testkit::sim::{Bug, Config, Fault, Report, Simulation, Topology};
 
 /// A planted bug that is not found within so many seeds is a hole.
 const SEEDS: u64 = 1_000;
@@ -37,6 +37,20 @@ fn config_for(bug: Bug) -> Config {
         "SilenceUnnoticed" => default.only(&[Fault::HalfOpen, Fault::MasterPower, Fault::SlavePower]),
         "WentOnAfterFailure" => default.only(&[Fault::Full, Fault::Transient, Fault::Wiped]),
         "PageNotChecked" => default.only(&[Fault::LostMessage, Fault::DuplicateMessage, Fault::Wiped]).pace(20),
+        "MarkNotKept" | "QuarantinedTooLate" | "PromotedInMidCopy" | "EpochsForgotten" | "ChangedIsNotDisplaced" => {
+            default.topology(Topology::Failover)
+        }
+        "GroupedFailureUnseen" | "RangeOutOfLink" | "UnlinkedDataStays" | "NestedClaimFree" => {
+            default.topology(Topology::Centre)
+        }
+        "SetbackOfLinkUnnoticed" => default.topology(Topology::Centre).only(&[Fault::SyncFailure]).pace(30),
+        "EpochsByNumber" => default.topology(Topology::Failover).pace(100).millis(6_000),
+        "RelayHandsLate" => {
+            default.topology(Topology::Tree).only(&[Fault::Wiped, Fault::Reparented]).pace(20).millis(5_000)
+        }
+        "RelayServesOn" | "RelayedBeforeCommitted" | "KeptAcrossGap" | "NobodyWaits" | "CircleUnnoticed" => {
+            default.topology(Topology::Tree)
+        }
         _ => default,
     }
 }

@@ -89,7 +89,17 @@ impl Claims {
         if leaving != held {
             self.write(centre, link, leaving.clone()).await?;
         }
-        unlink::empty(centre, link, &leaving).await?;
+        // The claim goes once nothing of what it has claimed can come back.
+        loop {
+            let setbacks = centre.setbacks.count();
+            unlink::empty(centre, link, &leaving).await?;
+            let synced = centre.store.sync().await;
+            centre.setbacks.note(&synced);
+            synced?;
+            if centre.setbacks.count() == setbacks {
+                break;
+            }
+        }
         let mut writes = WriteSet::builder();
         writes.require(Claim::key(link), Some(leaving.to_bytes()));
         writes.delete(Keyspace::Meta, Claim::key(link))?;

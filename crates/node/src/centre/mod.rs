@@ -9,12 +9,13 @@ mod unlink;
 mod writer;
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use async_trait::async_trait;
 use bytes::Bytes;
 use replikv_core::{
-    Cursor, DataReader, KeyRange, KeyRanges, Keyspace, LinkId, Page, ReplicaStore, ScanOptions, SourceId, StoreError,
-    StoreLimits, Subspace,
+    Cursor, DataReader, KeyRange, KeyRanges, Keyspace, LinkId, Outcome, Page, ReplicaStore, ScanOptions, SourceId,
+    StoreError, StoreLimits, Subspace,
 };
 use replikv_proto::ClaimState;
 use replikv_proto::layout::{Identity, Role};
@@ -58,6 +59,7 @@ pub(super) struct Inner<S> {
     store: Arc<S>,
     writer: Writer<S>,
     links: Arc<Links>,
+    setbacks: Setbacks,
     /// Held by whoever changes claims.
     claims: tokio::sync::Mutex<Claims>,
     closing: CancellationToken,
@@ -69,6 +71,33 @@ impl<S: ReplicaStore> Inner<S> {
         match &self.writer {
             Writer::Master(master) => master.limits(),
             Writer::Gathering { .. } => self.store.limits(),
+        }
+    }
+}
+
+/// How often the store was opened anew after a failure: what any link had not synced may be gone since.
+#[derive(Debug, Default)]
+struct Setbacks {
+    count: AtomicU64,
+    broken: AtomicBool,
+}
+
+impl Setbacks {
+    fn count(&self) -> u64 {
+        self.count.load(Ordering::Acquire)
+    }
+
+    /// A call has come to `result`.
+    fn note<R>(&self, result: &Result<R, StoreError>) {
+        if result.as_ref().is_err_and(|error| error.outcome() == Outcome::Unknown) {
+            self.broken.store(true, Ordering::Release);
+        }
+    }
+
+    /// The store is about to be opened anew. One that is well loses nothing.
+    fn reopening(&self) {
+        if self.broken.swap(false, Ordering::AcqRel) {
+            self.count.fetch_add(1, Ordering::AcqRel);
         }
     }
 }
@@ -142,7 +171,8 @@ impl<S: ReplicaStore> Centre<S> {
         let (links, closing) = (Arc::default(), CancellationToken::new());
         let leaving = claims.leaving();
         let claims = tokio::sync::Mutex::new(claims);
-        let centre = Self { inner: Arc::new(Inner { store, writer, links, claims, closing }) };
+        let centre =
+            Self { inner: Arc::new(Inner { store, writer, links, setbacks: Setbacks::default(), claims, closing }) };
         for (link, unlinked) in leaving {
             tokio::spawn(centre.clone().go_on_unlinking(link, unlinked));
         }

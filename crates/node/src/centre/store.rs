@@ -32,6 +32,8 @@ pub struct LinkStore<S> {
     /// How many write sets were dropped by whoever waited for them, and how many of those are decided.
     abandoned: AtomicU64,
     decided: AtomicU64,
+    /// How many of the centre's setbacks this link knows of.
+    setbacks: AtomicU64,
 }
 
 impl<S: ReplicaStore> LinkStore<S> {
@@ -53,6 +55,7 @@ impl<S: ReplicaStore> LinkStore<S> {
             lease: Mutex::new(Some(lease)),
             abandoned: AtomicU64::new(0),
             decided: AtomicU64::new(0),
+            setbacks: AtomicU64::new(shared.setbacks.count()),
         }
     }
 
@@ -94,6 +97,15 @@ impl<S: ReplicaStore> LinkStore<S> {
         Ok(())
     }
 
+    // Another link's failure may have taken what this one had not synced: it looks again where it stands before it goes on.
+    fn check_setbacks(&self) -> Result<(), StoreError> {
+        if self.setbacks.load(Ordering::Acquire) == self.shared.setbacks.count() {
+            return Ok(());
+        }
+        let reason = "the store was opened anew after another link's failure, and may have lost what was not synced";
+        Err(StoreError::Fatal { reason: reason.into() })
+    }
+
     fn placed(&self, writes: WriteSet) -> WriteSet {
         let mut placed = WriteSet::builder();
         let (_, meta) = self.place(Keyspace::Meta);
@@ -127,11 +139,13 @@ pub(super) async fn ranges<S: ReplicaStore>(store: &S, link: &LinkId) -> Result<
 impl<S: ReplicaStore> ReplicaStore for LinkStore<S> {
     async fn apply(&self, writes: WriteSet, durability: Durability) -> Result<(), StoreError> {
         self.ready().await?;
+        self.check_setbacks()?;
         writes.check(&self.limits)?;
         let writes = self.placed(writes);
         let mut dropped = Abandoned(Some(&self.abandoned));
         let result = self.shared.writer.apply(&self.shared.store, &self.link, writes, durability).await;
         dropped.0 = None;
+        self.shared.setbacks.note(&result);
         result
     }
 
@@ -151,12 +165,21 @@ impl<S: ReplicaStore> ReplicaStore for LinkStore<S> {
 
     async fn sync(&self) -> Result<(), StoreError> {
         self.ready().await?;
-        self.shared.store.sync().await
+        self.check_setbacks()?;
+        let result = self.shared.store.sync().await;
+        self.shared.setbacks.note(&result);
+        result?;
+        // It may have been lost before.
+        self.check_setbacks()
     }
 
     async fn reopen(&self) -> Result<(), StoreError> {
         self.ready().await?;
-        self.shared.store.reopen().await
+        self.shared.setbacks.reopening();
+        let count = self.shared.setbacks.count();
+        self.shared.store.reopen().await?;
+        self.setbacks.store(count, Ordering::Release);
+        Ok(())
     }
 
     /// Closes the link; the centre's store stays open.

@@ -44,7 +44,7 @@ pub(crate) use self::handover::ask_to_hand_over;
 pub use self::handover::{HandedOver, HandoverError};
 use self::history::{History, Means, Rooms, Standing};
 pub use self::log::{LogError, LogPart, read_log, read_log_parts};
-pub(crate) use self::open::next_epoch;
+pub(crate) use self::open::epoch_nonce;
 use self::recording::Recordings;
 pub use self::recording::{Recording, Sealed};
 pub use self::serve::remote_status;

@@ -7,7 +7,7 @@ use replikv_core::{
 };
 use replikv_proto::layout::{Backup, Checkpoint, Epochs, Floor, Head, Identity, Role, Stored, Superseded};
 use replikv_proto::{
-    Compacted, EpochStart, LogParts, PreparedRecord, RecordDraft, RecordKind, Slots, TombstoneFloor, origin,
+    Compacted, EpochStart, LogParts, PreparedRecord, RecordDraft, RecordKind, Slots, TombstoneFloor, next_epoch, origin,
 };
 
 use super::MasterConfig;
@@ -95,7 +95,7 @@ fn limits<S: ReplicaStore>(store: &S, config: &MasterConfig) -> Result<StoreLimi
 // so. The floor lies after the base record, so that every slave gets that data by copying.
 async fn begin<S: ReplicaStore>(store: &S, before: Option<Identity>) -> Result<(), OpenError> {
     let source = SourceId::from_bytes(random()?);
-    let epoch = Epoch { number: 1, nonce: u64::from_le_bytes(random()?) };
+    let epoch = Epoch { number: 1, nonce: epoch_nonce()? };
     let start = origin(source, epoch);
     let holds_data = !store.is_keyspace_empty(Keyspace::Data).await?;
     let mut log = Beginning { at: start, bytes: 0, writes: WriteSet::builder() };
@@ -122,36 +122,9 @@ async fn begin_epoch<S: ReplicaStore>(store: &S) -> Result<(), OpenError> {
     let epochs: Epochs = stored::require(store, Epochs::KEY).await?;
     let mut writes = WriteSet::builder();
     writes.require(Head::KEY, Some(before.to_bytes()));
-    next_epoch(&mut writes, before, epochs)?;
+    next_epoch(&mut writes, before, epochs, epoch_nonce()?, unix_ms())?;
     writes.delete(Keyspace::Meta, Backup::KEY)?;
     Ok(store.apply(writes.build(), Durability::Synced).await?)
-}
-
-/// Writes the record that begins the epoch after the one of `before`, and all that is known of it.
-pub(crate) fn next_epoch(
-    writes: &mut WriteSetBuilder,
-    before: Head,
-    mut epochs: Epochs,
-) -> Result<Position, OpenError> {
-    let number = before.position.epoch.number.checked_add(1);
-    let number = number.ok_or_else(|| StoreError::Corrupt { what: "there are no more epochs".into() })?;
-    let epoch = Epoch { number, nonce: u64::from_le_bytes(random()?) };
-    let mut log = Beginning { at: before.position, bytes: 0, writes: WriteSet::builder() };
-    log.record(epoch, RecordKind::Epoch)?;
-    for chunk in log.writes.build().into_chunks() {
-        writes.append(chunk.keyspace, chunk.ops);
-    }
-    let head = Head { position: log.at, log_bytes: before.log_bytes + log.bytes, ..before };
-    epochs.0.push(EpochStart { epoch, first: log.at.seq });
-    let end = Checkpoint { position: before.position, log_bytes: before.log_bytes, uptime_ms: before.uptime_ms };
-    writes.put(Keyspace::Meta, Head::KEY, head.to_bytes())?;
-    writes.put(Keyspace::Meta, Epochs::KEY, epochs.to_bytes())?;
-    writes.put(Keyspace::Meta, end.key(), end.to_bytes())?;
-    if Checkpoint::is_due(head.position.seq) {
-        let due = Checkpoint { position: head.position, log_bytes: head.log_bytes, uptime_ms: head.uptime_ms };
-        writes.put(Keyspace::Meta, due.key(), due.to_bytes())?;
-    }
-    Ok(log.at)
 }
 
 #[derive(Debug)]
@@ -173,6 +146,11 @@ impl Beginning {
         self.writes.put(Keyspace::Log, self.at.seq.to_key(), &bytes)?;
         Ok(())
     }
+}
+
+/// Two epochs of one number are told apart by it.
+pub(crate) fn epoch_nonce() -> Result<u64, OpenError> {
+    Ok(u64::from_le_bytes(random()?))
 }
 
 fn random<const N: usize>() -> Result<[u8; N], OpenError> {

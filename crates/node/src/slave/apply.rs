@@ -11,6 +11,7 @@ use replikv_core::{
     Cursor, Durability, KeyRange, Keyspace, Outcome as StoreOutcome, Position, ReplicaStore, ScanOptions, StoreError,
     WriteSet, WriteSetBuilder,
 };
+use replikv_proto::layout::Epochs;
 use replikv_proto::{
     Applier, Content, Differing, Displaced, Displacing, Group, Portion, ProbeCheck, Probed, Record, RejectCode, Resync,
     Touched,
@@ -31,7 +32,7 @@ use crate::clock::ahead;
 #[derive(Debug)]
 pub(super) enum Item {
     Begin(Cursor),
-    Resync(Cursor, Resync),
+    Resync(Cursor, Resync, Epochs),
     Record(Record),
     Portion(Portion),
     Content(Content),
@@ -192,11 +193,11 @@ impl<S: ReplicaStore> ApplyTask<S> {
     fn push(&mut self, item: Item) {
         match item {
             Item::Begin(cursor) => self.applier.begin(cursor),
-            Item::Resync(cursor, resync) => {
+            Item::Resync(cursor, resync, epochs) => {
                 if let Some(relay) = &self.inner.relay {
                     relay.resyncs();
                 }
-                self.applier.begin_resync(cursor, resync);
+                self.applier.begin_resync(cursor, resync, epochs);
             }
             Item::Record(record) => self.applier.push_record(record),
             Item::Portion(portion) => self.applier.push_portion(portion),

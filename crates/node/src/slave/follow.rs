@@ -7,8 +7,8 @@ use replikv_core::{
     Durability, EncodedOps, KeyRange, Keyspace, ReplicaStore, ReplicaStoreExt, ScanOptions, StoreError, StoreLimits,
     WriteSet,
 };
-use replikv_proto::layout::{Epochs, Head, Kept, Stored};
-use replikv_proto::{Applier, DecoderLimits, Resync, SlaveAction, SlaveSession, SlaveSessionConfig, Welcome};
+use replikv_proto::layout::{Epochs, Head, Identity, Kept, Stored};
+use replikv_proto::{Applier, DecoderLimits, Mode, Resync, SlaveAction, SlaveSession, SlaveSessionConfig, Welcome};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::sync::{OwnedMutexGuard, oneshot};
 use tokio::task::JoinHandle;
@@ -169,7 +169,7 @@ impl<S: ReplicaStore> Slave<S> {
                 match action {
                     SlaveAction::Send(message) => connection.send(&message)?,
                     SlaveAction::Begin(cursor) => queue.push(Item::Begin(cursor)),
-                    SlaveAction::Resync(cursor, resync) => {
+                    SlaveAction::Resync(cursor, resync, epochs) => {
                         // What is told from here on is about the history that it joins.
                         inner.tracker.resyncs(&cursor);
                         tracing::warn!(
@@ -179,7 +179,7 @@ impl<S: ReplicaStore> Slave<S> {
                             seq = %resync.was.seq,
                             "this slave's history has parted from its master's: it resyncs, and quarantines what it loses"
                         );
-                        queue.push(Item::Resync(cursor, resync));
+                        queue.push(Item::Resync(cursor, resync, epochs));
                     }
                     SlaveAction::Apply(record) => queue.push(Item::Record(record)),
                     SlaveAction::ApplyPortion(portion) => queue.push(Item::Portion(portion)),
@@ -268,25 +268,24 @@ impl<S: ReplicaStore> Slave<S> {
         let (epochs, kept) = (Epochs(welcome.epochs.clone()), Kept { limits: welcome.limits });
         let store = &*self.inner.store;
         let keeps = self.inner.relay.is_some();
-        let same = stored::read(store, Epochs::KEY).await?.as_ref() == Some(&epochs);
+        // The epochs of a history that it has yet to join come with the first group of that.
+        let parts = matches!(welcome.mode, Mode::Resync { .. });
+        let same = parts || stored::read(store, Epochs::KEY).await?.as_ref() == Some(&epochs);
         if same && (!keeps || stored::read(store, Kept::KEY).await? == Some(kept)) {
             return Ok(());
         }
         let mut writes = WriteSet::builder();
-        writes.put(Keyspace::Meta, Epochs::KEY, epochs.to_bytes())?;
+        // Not once it was promoted: a master knows its history better.
+        writes.require(Identity::KEY, Some(Identity::slave().to_bytes()));
+        if !parts {
+            writes.put(Keyspace::Meta, Epochs::KEY, epochs.to_bytes())?;
+        }
         if keeps {
             writes.put(Keyspace::Meta, Kept::KEY, kept.to_bytes())?;
         }
-        match store.apply(writes.build(), Durability::Buffered).await {
-            Err(error) if error.outcome() == replikv_core::Outcome::Unchanged => {
-                tracing::warn!(
-                    target: "replikv::slave", follower = %self.inner.config.name, error = %crate::error_chain(&error),
-                    "what the master has told of its history cannot be kept; it is tried again with the next connection"
-                );
-                Ok(())
-            }
-            result => result,
-        }
+        // If it cannot be kept the connection ends, and the next one tries again: promoted without it, this slave would take
+        // others of its own history for strangers.
+        store.apply(writes.build(), Durability::Buffered).await
     }
 
     // What somebody wants to know goes to a master that can tell, once what is here is a state of it.

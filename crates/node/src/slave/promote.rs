@@ -1,13 +1,12 @@
 //! Promotion: a slave's store becomes a master's, in a new epoch of the same history.
 
-use replikv_core::{
-    Cursor, Durability, KeyRange, KeyRanges, Keyspace, Position, ReplicaStore, Seq, StoreError, WriteSet, meta,
-};
-use replikv_proto::layout::{Epochs, Floor, Head, Identity, Kept, Role, Stored};
-use replikv_proto::{EpochStart, Resync};
+use replikv_core::{Durability, KeyRanges, Position, ReplicaStore, StoreError};
+use replikv_proto::layout::{Epochs, Head, Identity};
+use replikv_proto::{Candidate, Promotion, Resync, Subscription, Unfit};
 
 use super::Slave;
-use crate::master::next_epoch;
+use crate::clock::unix_ms;
+use crate::master::epoch_nonce;
 use crate::{OpenError, stored};
 
 /// Why a slave is not promoted. Nothing was changed.
@@ -84,42 +83,32 @@ impl<S: ReplicaStore> Slave<S> {
 /// # Errors
 /// [`PromoteError`]: nothing was changed.
 pub async fn promote<S: ReplicaStore>(store: &S) -> Result<Promoted, PromoteError> {
-    let identity: Option<Identity> = stored::read(store, Identity::KEY).await?;
-    let before = identity.filter(|identity| identity.role == Role::Slave).ok_or(PromoteError::NoSlave)?;
-    if let Some(ranges) = super::subscription(store).await? {
-        return Err(PromoteError::Filtered { ranges });
-    }
-    let link = super::only_link(store).await?.ok_or(PromoteError::Empty)?;
-    let cursor: Cursor = store.cursor(&link).await?.ok_or(PromoteError::Empty)?;
-    if !cursor.is_consistent() || stored::read::<S, Resync>(store, Resync::KEY).await?.is_some() {
-        return Err(PromoteError::CatchingUp);
-    }
-    let last = cursor.position;
-    let mut writes = WriteSet::builder();
-    writes.require(Identity::KEY, Some(before.to_bytes()));
-    writes.require(meta::cursor_key(&link), Some(cursor.to_bytes()));
-    // The log goes on, if there is one: others that are behind this slave find there what they missed.
-    let kept = stored::read::<S, Head>(store, Head::KEY).await?.filter(|head| head.position == last);
-    let head = kept.unwrap_or(Head { position: last, log_bytes: 0, uptime_ms: 0 });
-    if kept.is_none() {
-        writes.delete_range(Keyspace::Log, &KeyRange::all());
-        writes.put(Keyspace::Meta, Floor::KEY, Floor { position: last, log_bytes: 0 }.to_bytes())?;
-    }
-    writes.delete(Keyspace::Meta, Kept::KEY)?;
-    let first = next_epoch(&mut writes, head, epochs(store, &last).await?)?;
-    writes.put(Keyspace::Meta, Identity::KEY, Identity::master(last.source).to_bytes())?;
-    writes.delete(Keyspace::Meta, meta::cursor_key(&link))?;
-    store.apply(writes.build(), Durability::Synced).await?;
+    let link = super::only_link(store).await?;
+    let cursor = match link {
+        Some(link) => store.cursor(&link).await?.map(|cursor| (link, cursor)),
+        None => None,
+    };
+    let candidate = Candidate {
+        identity: stored::read(store, Identity::KEY).await?,
+        subscription: stored::read(store, Subscription::KEY).await?,
+        cursor,
+        resync: stored::read(store, Resync::KEY).await?,
+        head: stored::read(store, Head::KEY).await?,
+        epochs: stored::read(store, Epochs::KEY).await?,
+    };
+    let Promotion { writes, last, first } = candidate.promote(epoch_nonce()?, unix_ms())?;
+    store.apply(writes, Durability::Synced).await?;
     Ok(Promoted { last, first })
 }
 
-// Of what its master told, what the slave itself has come to. Without it only its own epoch is known, and slaves of
-// earlier ones cannot be told from strangers.
-async fn epochs<S: ReplicaStore>(store: &S, last: &Position) -> Result<Epochs, StoreError> {
-    let mut epochs: Epochs = stored::read(store, Epochs::KEY).await?.unwrap_or_default();
-    epochs.0.retain(|start| start.first <= last.seq && start.epoch.number <= last.epoch.number);
-    if epochs.0.last().is_none_or(|start| start.epoch != last.epoch) {
-        epochs = Epochs(vec![EpochStart { epoch: last.epoch, first: Seq::new(1) }]);
+impl From<Unfit> for PromoteError {
+    fn from(unfit: Unfit) -> Self {
+        match unfit {
+            Unfit::NoSlave => Self::NoSlave,
+            Unfit::Empty => Self::Empty,
+            Unfit::CatchingUp => Self::CatchingUp,
+            Unfit::Filtered(ranges) => Self::Filtered { ranges },
+            Unfit::Store(error) => Self::Store(error),
+        }
     }
-    Ok(epochs)
 }

@@ -1,8 +1,8 @@
 //! Opening a backup, or the store of a master whose time is over, as a slave's.
 
-use replikv_core::{Cursor, Durability, KeyRange, Keyspace, ReplicaStore, ScanOptions, StoreError, WriteSet};
-use replikv_proto::layout::{Backup, Floor, Head, Identity, Role, Stored, Superseded};
-use replikv_proto::{Compacted, Indexed, SlotName, TombstoneFloor};
+use replikv_core::{Durability, KeyRange, Keyspace, ReplicaStore, ScanOptions, StoreError, WriteSet};
+use replikv_proto::layout::{Backup, Head, Identity, Role};
+use replikv_proto::{Indexed, step_down};
 
 use super::SlaveConfig;
 use crate::{OpenError, stored};
@@ -59,14 +59,5 @@ async fn become_slave<S: ReplicaStore>(store: &S, config: &SlaveConfig) -> Resul
             store.apply(writes.build(), Durability::Buffered).await?;
         }
     }
-    let mut writes = WriteSet::builder();
-    writes.require(Head::KEY, Some(head.to_bytes()));
-    // The epochs are those of the history: whoever is promoted one day knows them by that.
-    for key in [Head::KEY, Floor::KEY, Backup::KEY, Superseded::KEY, Compacted::KEY, TombstoneFloor::KEY] {
-        writes.delete(Keyspace::Meta, key)?;
-    }
-    writes.delete_range(Keyspace::Meta, &KeyRange::prefix(SlotName::PREFIX));
-    writes.put(Keyspace::Meta, Identity::KEY, Identity::slave().to_bytes())?;
-    writes.set_cursor(&config.link, &Cursor::at(head.position));
-    store.apply(writes.build(), Durability::Synced).await
+    store.apply(step_down(&head, &config.link)?, Durability::Synced).await
 }

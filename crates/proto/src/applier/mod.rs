@@ -20,7 +20,7 @@ use replikv_core::{
 use self::fold::Fold;
 pub use self::keep::GroupLog;
 use self::keep::{Building, Keeping};
-use crate::layout::{Checkpoint, Head, Stored};
+use crate::layout::{Checkpoint, Epochs, Head, Stored};
 use crate::planted::{self, Bug};
 use crate::{Content, Displacing, Portion, Probed, Record, Resync, SlotName, Touched};
 
@@ -45,7 +45,7 @@ pub struct Applier {
 #[derive(Debug)]
 enum Item {
     Begin(Cursor),
-    Resync(Cursor, Resync),
+    Resync(Cursor, Resync, Epochs),
     Record(Record),
     Portion(Portion),
     Content(Content),
@@ -115,10 +115,11 @@ impl Applier {
         self.pending.push_back(Item::Begin(cursor));
     }
 
-    /// As [`begin`](Self::begin), in a history from which the slave's has parted. What it knew of its own goes in the
-    /// same write set: checkpoints of a branch that ended would be held against it later.
-    pub fn begin_resync(&mut self, cursor: Cursor, resync: Resync) {
-        self.pending.push_back(Item::Resync(cursor, resync));
+    /// As [`begin`](Self::begin), in a history from which the slave's has parted, and whose epochs are `epochs`. What it
+    /// knew of its own goes in the same write set, and not before: checkpoints of a branch that ended would be held against
+    /// it later, and a slave that is promoted before it has joined must know the epochs of its own.
+    pub fn begin_resync(&mut self, cursor: Cursor, resync: Resync, epochs: Epochs) {
+        self.pending.push_back(Item::Resync(cursor, resync, epochs));
     }
 
     /// A record whose place in the chain was verified.
@@ -225,8 +226,9 @@ impl Applier {
         let mut log = self.keeping.map(Building::new);
         for item in &items {
             match item {
-                Item::Resync(cursor, resync) => {
+                Item::Resync(cursor, resync, epochs) => {
                     fold.flush(&mut out)?;
+                    out.put(Keyspace::Meta, Epochs::KEY, epochs.to_bytes())?;
                     out.put(Keyspace::Meta, Resync::KEY, resync.to_bytes())?;
                     out.delete_range(Keyspace::Meta, &KeyRange::prefix(Checkpoint::PREFIX));
                     out.delete_range(Keyspace::Meta, &KeyRange::prefix(SlotName::PREFIX));

@@ -7,6 +7,7 @@ use replikv_core::{Coverage, Cursor, EncodedOps, Fill, KeyRange, KeyRanges, Op, 
 
 use super::{MAX_PATH, ProtocolError, Refusal};
 use crate::filter::{self, Portion};
+use crate::layout::Epochs;
 use crate::planted::{self, Bug};
 use crate::reconcile::{Comparison, Held, Probe, Probed};
 use crate::{
@@ -49,9 +50,9 @@ pub enum SlaveAction {
     Send(Message),
     /// What follows continues this cursor.
     Begin(Cursor),
-    /// As [`Begin`](Self::Begin), in a history from which the slave's has parted. From here on, what content takes the
-    /// place of is quarantined first; where the slave stood before counts for nothing any more.
-    Resync(Cursor, Resync),
+    /// As [`Begin`](Self::Begin), in a history from which the slave's has parted, and whose epochs are these. From here on,
+    /// what content takes the place of is quarantined first; where the slave stood before counts for nothing any more.
+    Resync(Cursor, Resync, Epochs),
     /// Apply a record. Its place in the chain was verified.
     Apply(Record),
     /// Apply what of one or more records lies in the slave's ranges. Where that ends was verified, or will be by what
@@ -468,7 +469,8 @@ impl SlaveSession {
         self.state = State::Following { received, coverage, comparison, verifies, probing: None };
         if let (Mode::Resync { reason, ancestor, .. }, Some(before)) = (welcome.mode, &self.config.cursor) {
             let was = self.config.resync.map_or(before.position, |begun| begun.was);
-            self.queue.push_back(SlaveAction::Resync(cursor, Resync { reason, was, ancestor }));
+            let epochs = Epochs(welcome.epochs.clone());
+            self.queue.push_back(SlaveAction::Resync(cursor, Resync { reason, was, ancestor }, epochs));
             self.queue.push_back(SlaveAction::Checkpoints(welcome.checkpoints.clone()));
         } else if self.config.cursor.as_ref() != Some(&cursor) {
             self.queue.push_back(SlaveAction::Begin(cursor));

@@ -2,10 +2,12 @@
 
 use std::collections::VecDeque;
 
-use replikv_core::{Cursor, Durability, KeyRange, LinkId, Outcome, Position, Seq, StoreError};
-use replikv_proto::{Applier, Content, Group, Portion, Probed, Progress, Record};
+use replikv_core::{Cursor, Durability, KeyRange, Keyspace, LinkId, Outcome, Position, ScanOptions, Seq, StoreError};
+use replikv_proto::layout::{Epochs, Head};
+use replikv_proto::{Applier, Content, Displacing, Group, Portion, Probed, Progress, Record, Resync};
 
 use super::context::{Context, MILLI, Moment, Node, Owner};
+use super::relay::{Facts, RelayNode};
 use super::store::{Reply, Request};
 use super::{DriverBug, Scene, verify};
 
@@ -21,6 +23,11 @@ impl Tracker {
     pub(super) fn progress(&self) -> Progress {
         let applied = self.position.map_or(Seq::ZERO, |position| position.seq);
         Progress { applied, durable: self.durable.min(applied), consistent: self.consistent }
+    }
+
+    /// The history that the slave was in is left.
+    pub(super) fn resyncs(&mut self, cursor: &Cursor) {
+        (self.position, self.durable, self.consistent) = (Some(cursor.position), Seq::ZERO, false);
     }
 
     pub(super) fn rewound(&mut self, cursor: Option<&Cursor>) {
@@ -45,24 +52,29 @@ pub(super) struct Apply {
     /// Only what is in flight is decided.
     pub(super) abandoned: bool,
     pub(super) ended: Option<Result<(), StoreError>>,
+    pub(super) keeps_log: bool,
+    /// What the master has told, and is not known to those who follow this slave.
+    facts: Option<Facts>,
 }
 
 /// What a connection hands over.
 #[derive(Debug)]
 pub(super) enum Item {
     Begin(Cursor),
+    Resync(Cursor, Resync, Epochs),
     Record(Record),
     Portion(Portion),
     Content(Content),
     Covered(KeyRange, Position),
     Checkpoints(Vec<Position>),
     Probed(Box<Probed>),
+    Facts(Facts),
 }
 
 impl Item {
     fn byte_len(&self) -> usize {
         match self {
-            Self::Begin(_) | Self::Checkpoints(_) => 0,
+            Self::Begin(_) | Self::Resync(..) | Self::Checkpoints(_) | Self::Facts(_) => 0,
             Self::Record(record) => record.bytes().len(),
             Self::Portion(portion) => portion.byte_len(),
             Self::Content(content) => content.entries.byte_len(),
@@ -91,10 +103,19 @@ pub(super) struct Driver {
 }
 
 impl Apply {
-    pub(super) fn new(cursor: Option<Cursor>, target: usize) -> Self {
+    pub(super) fn new(
+        cursor: Option<Cursor>,
+        resync: Option<Resync>,
+        kept: Option<Option<Head>>,
+        target: usize,
+    ) -> Self {
+        let applier = Applier::new(LinkId::default(), cursor, target).resyncing(resync);
         Self {
             items: VecDeque::new(),
-            applier: Applier::new(LinkId::default(), cursor, target),
+            applier: match kept {
+                Some(head) => applier.keeping_log(head),
+                None => applier,
+            },
             backlog: 0,
             cap: target * 2,
             folded: None,
@@ -103,6 +124,8 @@ impl Apply {
             closed: false,
             abandoned: false,
             ended: None,
+            keeps_log: kept.is_some(),
+            facts: None,
         }
     }
 
@@ -138,7 +161,13 @@ impl Apply {
         self.items.push_back(item);
     }
 
-    pub(super) fn run(&mut self, ctx: &mut Context, driver: &Driver, node: usize, tracker: &mut Tracker) {
+    pub(super) fn run(
+        &mut self,
+        ctx: &mut Context,
+        driver: &Driver,
+        node: usize,
+        (tracker, relay): (&mut Tracker, &mut Option<RelayNode>),
+    ) {
         if let Waits::Apply { group, retry_at: retry_at @ Some(_), .. } = &mut self.waits {
             match *retry_at {
                 Some(at) if at <= ctx.now => {
@@ -151,7 +180,7 @@ impl Apply {
             }
         }
         if matches!(self.waits, Waits::Apply { .. }) {
-            return self.fold_ahead();
+            return self.fold_ahead(ctx, relay);
         }
         while matches!(self.waits, Waits::Nothing) && self.ended.is_none() && !self.abandoned {
             if self.sync_at.is_some_and(|at| at <= ctx.now) {
@@ -159,13 +188,19 @@ impl Apply {
                 return;
             }
             while let Some(item) = self.items.pop_front() {
-                self.take(item);
+                self.take(ctx, relay, item);
             }
             if (self.folded.is_none() || ctx.planted(DriverBug::ProbeBeforeFolded))
                 && let Some(probed) = self.applier.take_probed()
             {
                 self.compare(ctx, driver.store, &probed);
                 continue;
+            }
+            if let Some((relay, facts)) = relay.as_mut().zip(self.facts.take()) {
+                relay.learn(ctx, facts);
+            }
+            if let Some(relay) = relay {
+                self.applier.tell_uptime(relay.uptime_ms(ctx.now));
             }
             let group = match self.folded.take() {
                 Some(group) => Ok(Some(group)),
@@ -175,6 +210,14 @@ impl Apply {
                 Ok(Some(group)) => {
                     if group.records > 1 {
                         ctx.coverage.met(Scene::Folded);
+                    }
+                    if let Some(relay) = relay {
+                        relay.hand(ctx, group.cursor.position, group.log.as_ref());
+                    }
+                    if let Some(displacing) = &group.displacing
+                        && !ctx.planted(DriverBug::QuarantinedTooLate)
+                    {
+                        quarantine(ctx, driver.store, displacing);
                     }
                     let request = Request::Apply(group.writes.clone(), driver.durability());
                     ctx.call(driver.store, driver.owner, request);
@@ -209,11 +252,11 @@ impl Apply {
     }
 
     // While one group commits, the next one is folded.
-    fn fold_ahead(&mut self) {
+    fn fold_ahead(&mut self, ctx: &mut Context, relay: &mut Option<RelayNode>) {
         while self.folded.is_none()
             && let Some(item) = self.items.pop_front()
         {
-            self.take(item);
+            self.take(ctx, relay, item);
             if self.applier.pending_bytes() >= self.applier.target() {
                 match self.applier.next_group() {
                     Ok(folded) => self.folded = folded,
@@ -230,9 +273,16 @@ impl Apply {
         self.waits = Waits::Sync(tracker.progress().applied);
     }
 
-    fn take(&mut self, item: Item) {
+    fn take(&mut self, ctx: &mut Context, relay: &mut Option<RelayNode>, item: Item) {
         match item {
+            Item::Facts(facts) => self.facts = Some(facts),
             Item::Begin(cursor) => self.applier.begin(cursor),
+            Item::Resync(cursor, resync, epochs) => {
+                if let Some(relay) = relay {
+                    relay.resyncs(ctx);
+                }
+                self.applier.begin_resync(cursor, resync, epochs);
+            }
             Item::Record(record) => self.applier.push_record(record),
             Item::Portion(portion) => self.applier.push_portion(portion),
             Item::Content(content) => self.applier.push_content(content),
@@ -247,11 +297,23 @@ impl Apply {
         self.ended = Some(result);
     }
 
-    pub(super) fn answered(&mut self, ctx: &mut Context, driver: &Driver, tracker: &mut Tracker, reply: Reply) {
+    pub(super) fn answered(
+        &mut self,
+        ctx: &mut Context,
+        driver: &Driver,
+        (tracker, relay): (&mut Tracker, &mut Option<RelayNode>),
+        reply: Reply,
+    ) {
         match std::mem::replace(&mut self.waits, Waits::Nothing) {
             Waits::Nothing => {}
             Waits::Apply { group, attempt, .. } => match reply.done() {
-                Ok(()) => self.applied(ctx, driver, tracker, &group),
+                Ok(()) => {
+                    let mut group = group;
+                    if let Some(relay) = relay {
+                        relay.committed(ctx, group.log.take());
+                    }
+                    self.applied(ctx, driver, tracker, &group);
+                }
                 Err(error) if error.is_retryable() && attempt < ATTEMPTS => {
                     let retry_at = Some(ctx.now + (MILLI << attempt));
                     self.waits = Waits::Apply { group, attempt: attempt + 1, retry_at };
@@ -259,17 +321,27 @@ impl Apply {
                 Err(error) if ctx.planted(DriverBug::WentOnAfterFailure) && error.outcome() == Outcome::Unchanged => {
                     self.backlog -= group.bytes;
                 }
-                Err(error) => self.give_up(ctx, driver, error),
+                Err(error) => self.give_up(ctx, driver, relay, error),
             },
             Waits::Sync(seq) => match reply.done() {
                 Ok(()) => tracker.durable = tracker.durable.max(seq),
-                Err(error) => self.give_up(ctx, driver, error),
+                Err(error) => self.give_up(ctx, driver, relay, error),
             },
-            Waits::Reopen(error) => self.end(Err(error)),
+            Waits::Reopen(error) => {
+                if let Some(relay) = relay {
+                    relay.settle(ctx);
+                }
+                self.end(Err(error));
+            }
         }
     }
 
     fn applied(&mut self, ctx: &mut Context, driver: &Driver, tracker: &mut Tracker, group: &Group) {
+        if let Some(displacing) = &group.displacing
+            && ctx.planted(DriverBug::QuarantinedTooLate)
+        {
+            quarantine(ctx, driver.store, displacing);
+        }
         tracker.position = Some(group.cursor.position);
         tracker.consistent = group.cursor.is_consistent();
         if driver.sync_every.is_none() || ctx.planted(DriverBug::AckBeforeDurable) {
@@ -282,12 +354,27 @@ impl Apply {
     }
 
     // After an unknown outcome the store is opened anew; what it then holds is where the next connection goes on.
-    fn give_up(&mut self, ctx: &mut Context, driver: &Driver, error: StoreError) {
+    fn give_up(&mut self, ctx: &mut Context, driver: &Driver, relay: &mut Option<RelayNode>, error: StoreError) {
         if error.outcome() == Outcome::Unknown {
             ctx.call(driver.store, driver.owner, Request::Reopen);
             self.waits = Waits::Reopen(error);
         } else {
+            if let Some(relay) = relay {
+                relay.settle(ctx);
+            }
             self.end(Err(error));
+        }
+    }
+}
+
+// Before anything of the group is applied: what it takes the place of is nowhere else. Nobody but this slave writes there.
+fn quarantine(ctx: &mut Context, store: usize, displacing: &Displacing) {
+    for content in &displacing.contents {
+        let all = ScanOptions::default().max_entries(usize::MAX).max_bytes(usize::MAX);
+        let page = ctx.stores[store].visible.page(Keyspace::Data, &content.range, all);
+        for displaced in Displacing::displaced(content, page.ops()) {
+            ctx.coverage.met(Scene::Quarantined);
+            ctx.quarantined.entry(store).or_default().insert((displaced.key, displaced.value));
         }
     }
 }

@@ -73,6 +73,26 @@ pub enum DriverBug {
     ProbeBeforeFolded,
     /// What a slave no longer subscribes to stays in its store.
     DroppedRangesStay,
+    /// A master that met a newer epoch forgets that when it is opened again.
+    MarkNotKept,
+    /// Epochs are compared by their numbers alone.
+    EpochsByNumber,
+    /// What a resync takes away is quarantined once it is gone.
+    QuarantinedTooLate,
+    /// A relay tells what was handed to its store after it was committed.
+    RelayHandsLate,
+    /// A relay that copies or compares goes on serving what it had before.
+    RelayServesOn,
+    /// A relay passes on what it has not committed.
+    RelayedBeforeCommitted,
+    /// Of links whose write sets are refused together, each is told that its own is there.
+    GroupedFailureUnseen,
+    /// A range without an end goes on behind the keys of its link.
+    RangeOutOfLink,
+    /// Entries of a link that is undone stay, though they were to go.
+    UnlinkedDataStays,
+    /// A link goes on though the store was opened anew after another one's failure.
+    SetbackOfLinkUnnoticed,
 }
 
 impl DriverBug {
@@ -107,6 +127,16 @@ impl DriverBug {
         Self::ProbeHeadNotCompared,
         Self::ProbeBeforeFolded,
         Self::DroppedRangesStay,
+        Self::MarkNotKept,
+        Self::EpochsByNumber,
+        Self::QuarantinedTooLate,
+        Self::RelayHandsLate,
+        Self::RelayServesOn,
+        Self::RelayedBeforeCommitted,
+        Self::GroupedFailureUnseen,
+        Self::RangeOutOfLink,
+        Self::UnlinkedDataStays,
+        Self::SetbackOfLinkUnnoticed,
     ];
 }
 

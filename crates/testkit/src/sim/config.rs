@@ -1,6 +1,6 @@
 //! What a run is given besides its seed.
 
-use super::{Bug, Fault};
+use super::{Bug, Fault, Topology};
 
 /// The settings of a run. What is not set here is drawn from the seed: sizes, rates, the number of nodes.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -11,6 +11,7 @@ pub struct Config {
     pub(super) max_slaves: usize,
     pub(super) quiet: bool,
     pub(super) pace: Option<u64>,
+    pub(super) topology: Option<Topology>,
     pub(super) bug: Option<Bug>,
 }
 
@@ -23,6 +24,7 @@ impl Default for Config {
             max_slaves: 4,
             quiet: false,
             pace: None,
+            topology: None,
             bug: None,
         }
     }
@@ -73,6 +75,13 @@ impl Config {
         self
     }
 
+    /// How nodes stand to one another. Default: the seed says ([`Topology::of`]).
+    #[must_use]
+    pub fn topology(mut self, topology: Topology) -> Self {
+        self.topology = Some(topology);
+        self
+    }
+
     /// Plants a bug, to see that it is found.
     #[must_use]
     pub fn bug(mut self, bug: Bug) -> Self {
@@ -86,7 +95,7 @@ impl Config {
     }
 
     /// The default, changed by `REPLIKV_SIM_MILLIS`, `REPLIKV_SIM_SLAVES`, `REPLIKV_SIM_QUIET`, `REPLIKV_SIM_PACE`,
-    /// `REPLIKV_SIM_BUG` (the name of one that can be planted) and `REPLIKV_SIM_OFF` (words of faults, separated by commas): what the line that reproduces a failure sets.
+    /// `REPLIKV_SIM_TOPOLOGY`, `REPLIKV_SIM_BUG` (the name of one that can be planted) and `REPLIKV_SIM_OFF` (words of faults, separated by commas): what the line that reproduces a failure sets.
     ///
     /// # Errors
     /// The words of what does not parse.
@@ -100,6 +109,10 @@ impl Config {
         }
         if let Some(millis) = number("REPLIKV_SIM_PACE")? {
             config = config.pace(millis);
+        }
+        if let Ok(word) = std::env::var("REPLIKV_SIM_TOPOLOGY") {
+            let topology = Topology::ALL.iter().find(|topology| topology.word() == word);
+            config = config.topology(*topology.ok_or_else(|| format!("REPLIKV_SIM_TOPOLOGY: {word} is none"))?);
         }
         config.quiet = std::env::var_os("REPLIKV_SIM_QUIET").is_some();
         if let Ok(name) = std::env::var("REPLIKV_SIM_BUG") {
@@ -132,6 +145,9 @@ impl Config {
         }
         if let Some(millis) = self.pace {
             env += &format!("REPLIKV_SIM_PACE={millis} ");
+        }
+        if let Some(topology) = self.topology {
+            env += &format!("REPLIKV_SIM_TOPOLOGY={} ", topology.word());
         }
         if !self.off.is_empty() {
             let words: Vec<_> = self.off.iter().map(|fault| fault.word()).collect();

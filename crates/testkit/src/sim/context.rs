@@ -1,17 +1,20 @@
 //! What every simulated node shares: time, the queue of events, stores, connections, seeded randomness, the oracle.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
+use bytes::Bytes;
 use fastrand::Rng;
-use replikv_core::Durability;
+use replikv_core::{Durability, Keyspace, Op};
 use replikv_proto::Now;
+use replikv_proto::layout::Role;
 
+use super::centre::Gatherer;
 use super::link::{Ends, Link, Side};
 use super::oracle::{Before, Oracle};
 use super::print;
 use super::store::{Effect, Maps, ModelStore, Reply, Request};
-use super::{Bug, Config, Coverage, DriverBug, Fault, Scene};
+use super::{Bug, Config, Coverage, DriverBug, Fault, Scene, Topology};
 
 /// A moment of virtual time, in microseconds.
 pub(super) type Moment = u64;
@@ -39,6 +42,14 @@ pub(super) enum Happening {
     Pass(Passing),
     /// Is everything as it should be at last?
     Check,
+    /// Nodes change their places.
+    Reorder,
+    /// What links handed over takes effect.
+    Gathered(usize),
+    /// What they have handed over since is taken.
+    Gather(usize),
+    /// A link that is being undone goes on with that, in this life of whoever undoes it.
+    Unlink(usize, u64),
 }
 
 /// A fault that passes by itself.
@@ -73,26 +84,53 @@ pub(super) enum Node {
 /// Who waits for the answer of a store. `life` tells one process of a node from the next.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Owner {
-    Commit { node: usize, life: u64 },
-    Session { node: usize, life: u64, session: u64 },
-    Follow { node: usize, life: u64 },
-    Apply { node: usize, life: u64 },
+    Commit {
+        node: usize,
+        life: u64,
+    },
+    Session {
+        node: Node,
+        life: u64,
+        session: u64,
+    },
+    /// Of a relay: its log is trimmed.
+    Tidy {
+        node: usize,
+        life: u64,
+    },
+    /// Whoever undoes a link.
+    Unlink {
+        node: usize,
+        life: u64,
+    },
+    Follow {
+        node: usize,
+        life: u64,
+    },
+    Apply {
+        node: usize,
+        life: u64,
+    },
 }
 
 impl Owner {
     fn process(self) -> (Node, u64) {
         match self {
-            Self::Commit { node, life } | Self::Session { node, life, .. } => (Node::Master(node), life),
-            Self::Follow { node, life } | Self::Apply { node, life } => (Node::Slave(node), life),
+            Self::Commit { node, life } => (Node::Master(node), life),
+            Self::Session { node, life, .. } => (node, life),
+            Self::Follow { node, life }
+            | Self::Apply { node, life }
+            | Self::Tidy { node, life }
+            | Self::Unlink { node, life } => (Node::Slave(node), life),
         }
     }
 }
 
 #[derive(Debug)]
-struct Call {
-    store: usize,
+pub(super) struct Call {
+    pub(super) store: usize,
     owner: Owner,
-    request: Request,
+    pub(super) request: Request,
     reply: Option<Reply>,
     number: u64,
     answered_at: Moment,
@@ -163,12 +201,18 @@ pub(super) struct Context {
     pub(super) work_rng: Rng,
     pub(super) fault_rng: Rng,
     pub(super) range_rng: Rng,
+    pub(super) top_rng: Rng,
     /// Whether slaves subscribe to parts of the keys.
     pub(super) filters: bool,
+    pub(super) topology: Topology,
+    /// What slaves have quarantined, by store: for ever, and outside of it.
+    pub(super) quarantined: BTreeMap<usize, BTreeSet<(Bytes, Bytes)>>,
     queue: BTreeMap<(Moment, u64), Happening>,
     next: u64,
     wakes: BTreeMap<Node, Moment>,
-    calls: BTreeMap<u64, Call>,
+    pub(super) calls: BTreeMap<u64, Call>,
+    /// What waits to be committed, by centre.
+    pub(super) gatherers: BTreeMap<usize, Gatherer>,
     hash: u64,
     tells: bool,
 }
@@ -193,11 +237,15 @@ impl Context {
             work_rng: rng.fork(),
             fault_rng: rng.fork(),
             range_rng: rng.fork(),
+            top_rng: rng.fork(),
+            topology: config.topology.unwrap_or_else(|| Topology::of(seed)),
+            quarantined: BTreeMap::new(),
             filters: seed % 3 == 1,
             queue: BTreeMap::new(),
             next: 0,
             wakes: BTreeMap::new(),
             calls: BTreeMap::new(),
+            gatherers: BTreeMap::new(),
             hash: seed,
             tells: std::env::var_os("REPLIKV_SIM_LOG").is_some(),
         }
@@ -206,6 +254,18 @@ impl Context {
     /// True if this bug was planted in a driver.
     pub(super) fn planted(&self, bug: DriverBug) -> bool {
         self.config.bug == Some(Bug::Driver(bug))
+    }
+
+    /// The store of the master of a tree; or `store`, if there is none.
+    pub(super) fn master_store(&self, store: usize) -> usize {
+        let is_master = |store: &ModelStore| store.identity().is_some_and(|identity| identity.role == Role::Master);
+        self.stores.iter().position(is_master).unwrap_or(store)
+    }
+
+    /// True if some master has begun an epoch of a higher number.
+    pub(super) fn newer_epoch(&self, number: u64) -> bool {
+        let mut heads = self.stores.iter().filter_map(ModelStore::durable_head);
+        heads.any(|head| head.epoch.number > number)
     }
 
     /// Time, as a node with this wall clock sees it.
@@ -280,6 +340,16 @@ impl Context {
     pub(super) fn call(&mut self, store: usize, owner: Owner, request: Request) -> u64 {
         self.next += 1;
         let id = self.next;
+        let real = self.real(store);
+        let applies = matches!(request, Request::Apply(..));
+        if real != store && applies {
+            let (reply, number, answered_at) = (None, 0, self.now);
+            self.calls.insert(id, Call { store, owner, request, reply, number, answered_at });
+            self.hand_over(real, id);
+            return id;
+        }
+        let view = store;
+        let store = real;
         let slow = if self.stores[store].slow { 100 } else { 1 };
         let delay = |rng: &mut Rng| rng.u64(1..=self.sizes.store_delay * slow);
         let writes = !matches!(request, Request::Get(_) | Request::Scan(..));
@@ -292,16 +362,30 @@ impl Context {
         if writes {
             self.stores[store].writer_free_at = answered_at;
         }
-        self.calls.insert(id, Call { store, owner, request, reply: None, number: 0, answered_at });
+        self.calls.insert(id, Call { store: view, owner, request, reply: None, number: 0, answered_at });
         self.after(effect_at - self.now, Happening::Effect(id));
         id
+    }
+
+    /// A call of a link is decided.
+    pub(super) fn decided(&mut self, id: u64, reply: Reply, number: u64) {
+        if let Some(call) = self.calls.get_mut(&id) {
+            (call.reply, call.number) = (Some(reply), number);
+        }
     }
 
     /// A call takes effect.
     pub(super) fn effect(&mut self, id: u64) {
         let Some(mut call) = self.calls.remove(&id) else { return };
-        let before = Before::of(&self.stores[call.store], &call.request);
-        let (reply, effect, number) = self.stores[call.store].execute(&call.request, &mut self.store_rng);
+        let real = self.real(call.store);
+        let before = Before::of(&self.stores[real], &call.request);
+        let (mut reply, effect, number) = self.stores[real].execute(&call.request, &mut self.store_rng);
+        if real != call.store {
+            match call.request {
+                Request::Reopen => self.stores[call.store].setbacks = self.stores[real].setbacks,
+                _ => reply = self.knows(call.store).map_or_else(|error| Reply::Done(Err(error)), |()| reply),
+            }
+        }
         self.tell(|| {
             let store = &self.stores[call.store];
             let at = store.head().map(|head| head.position).or(store.visible.cursor().map(|cursor| cursor.position));
@@ -309,7 +393,7 @@ impl Context {
             let reply = format!("{reply:?}").chars().take(160).collect::<String>();
             format!("effect {id} of {:?} on store {}: {reply}, now at {at:?}", call.owner, call.store)
         });
-        self.observe(call.store, &before, &effect);
+        self.observe(real, &before, &effect);
         (call.reply, call.number) = (Some(reply), number);
         let answered_at = call.answered_at.max(self.now);
         self.calls.insert(id, call);
@@ -323,7 +407,11 @@ impl Context {
         self.tell(|| format!("done {id}"));
         let synced = matches!(call.request, Request::Sync | Request::Apply(_, Durability::Synced));
         if synced && matches!(reply, Reply::Done(Ok(()))) {
-            self.stores[call.store].persist(call.number);
+            let real = self.real(call.store);
+            self.stores[real].persist(call.number);
+            if self.topology == Topology::Centre {
+                self.look_again(real, false);
+            }
         }
         Some((call.owner, reply))
     }
@@ -335,6 +423,18 @@ impl Context {
         for id in ids {
             let Some(call) = self.calls.remove(&id) else { continue };
             let writes = matches!(call.request, Request::Apply(..));
+            let real = self.real(call.store);
+            if real != call.store {
+                if let Request::Apply(writes, durability) = &call.request
+                    && call.reply.is_none()
+                    && !power
+                    && self.store_rng.bool()
+                    && self.commit(real, &[(call.store, writes.clone())], *durability).is_ok()
+                {
+                    self.coverage.met(Scene::WroteAfterDeath);
+                }
+                continue;
+            }
             if call.reply.is_none() && writes && !power && self.store_rng.bool() {
                 let before = Before::of(&self.stores[call.store], &call.request);
                 let (_, effect, _) = self.stores[call.store].execute(&call.request, &mut self.store_rng);
@@ -351,19 +451,40 @@ impl Context {
         if self.stores[store].lose_power(&mut self.store_rng) {
             self.coverage.met(Scene::PowerTookWrites);
         }
+        self.look_again(store, false);
         self.oracle.check_store(&self.stores[store]);
     }
 
-    fn observe(&mut self, store: usize, before: &Before, effect: &Effect) {
+    pub(super) fn observe(&mut self, store: usize, before: &Before, effect: &Effect) {
         match effect {
             Effect::Nothing => {}
-            Effect::Rewound => self.oracle.check_store(&self.stores[store]),
+            Effect::Rewound => {
+                self.oracle.check_store(&self.stores[store]);
+                self.look_again(store, true);
+            }
             Effect::Wrote(writes) => {
-                self.oracle.wrote(&self.stores[store], before, writes, &mut self.coverage);
+                if self.stores[store].identity().is_some_and(|identity| identity.role == Role::Centre) {
+                    // Whoever undoes a link looks at the others.
+                    self.look_again(store, false);
+                }
+                let kept = self.quarantined.get(&store);
+                self.oracle.wrote((store, &self.stores[store]), before, writes, kept, &mut self.coverage);
                 let print = self.stores[store].visible.print;
                 self.hash = print::number(self.hash, print::mix(store as u64, format!("{print:?}").as_bytes()));
             }
         }
+    }
+
+    /// Something is there from the start, and durable.
+    pub(super) fn put_meta(&mut self, store: usize, key: &[u8], value: &[u8]) {
+        let (real, key) = match &self.stores[store].view {
+            Some(view) => (view.centre, view.meta().key(key)),
+            None => (store, Bytes::copy_from_slice(key)),
+        };
+        let op = Op::Put { key: &key, value };
+        self.stores[real].visible.change(Keyspace::Meta, op);
+        self.stores[real].durable.change(Keyspace::Meta, op);
+        self.look_again(real, false);
     }
 
     pub(super) fn connect(&mut self, ends: Ends) -> usize {

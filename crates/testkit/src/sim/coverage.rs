@@ -85,6 +85,16 @@ named! {
         StrangeData = "strange-data",
         /// A slave is started with other key ranges to subscribe to.
         Resubscribed = "resubscribed",
+        /// A slave is promoted, while its master is gone, or goes on.
+        Promotion = "promotion",
+        /// A master that another one has taken over from is made a slave.
+        Demotion = "demotion",
+        /// A slave is sent to the newest master, or to an older one.
+        Moved = "moved",
+        /// A slave is sent to another parent of its tree, or in a circle.
+        Reparented = "reparented",
+        /// A link of a centre is undone, whatever it is in the middle of.
+        Unlinked = "unlinked",
     }
 }
 
@@ -225,6 +235,72 @@ named! {
         RangesDropped = "ranges-dropped",
         /// It was interrupted, and went on with it, or with other ranges.
         DroppingResumed = "dropping-resumed",
+        /// A slave was promoted.
+        Promoted = "promoted",
+        /// A promotion was interrupted, and was there afterwards.
+        PromotionInterrupted = "promotion-interrupted",
+        /// A slave that was not through with a copy, a comparison or a resync was not promoted.
+        PromotionCatchingUp = "promotion-catching-up",
+        /// A slave that subscribes to key ranges was not promoted.
+        PromotionFiltered = "promotion-filtered",
+        /// A slave of an earlier epoch resumed with a master of a later one.
+        MovedOver = "moved-over",
+        /// A master committed after another one had been promoted.
+        WroteBeside = "wrote-beside",
+        /// A slave was refused: its epoch is newer than its master's.
+        RefusedSuperseded = "refused-superseded",
+        /// A master that met a newer epoch has stopped for good.
+        Superseded = "superseded",
+        /// It was opened again, and refused.
+        SupersededAtOpen = "superseded-at-open",
+        /// A master became a slave.
+        SteppedDown = "stepped-down",
+        /// Two that were promoted to epochs of one number met.
+        TwinsMet = "twins-met",
+        /// A slave whose history had parted began to resync.
+        ResyncStarted = "resync-started",
+        /// It held a state of its master again.
+        ResyncFinished = "resync-finished",
+        /// Something was quarantined.
+        Quarantined = "quarantined",
+        /// A relay sent records that it had kept.
+        Relayed = "relayed",
+        /// A slave at the third level or deeper was welcomed.
+        Deep = "deep",
+        /// A slave that is ahead of a relay was told to wait.
+        Waited = "waited",
+        /// It waited until the relay had come as far.
+        WaitedEnough = "waited-enough",
+        /// A slave was refused: it is above the relay that it wants to follow.
+        RefusedCircle = "refused-circle",
+        /// A relay that holds no state of its master served nobody.
+        RelayServesNobody = "relay-serves-nobody",
+        /// A relay stopped serving, because it copies, compares, or follows somebody else.
+        RelayClosed = "relay-closed",
+        /// A kept log was begun anew, after a copy or a comparison.
+        LogBegunAnew = "log-begun-anew",
+        /// A kept log was trimmed.
+        KeptLogTrimmed = "kept-log-trimmed",
+        /// What several links handed over was committed in one write set.
+        LinksTogether = "links-together",
+        /// Something in it was refused, and each was committed for itself.
+        LinksApart = "links-apart",
+        /// A link was undone in the middle of a copy or a comparison.
+        UnlinkedInCopy = "unlinked-in-copy",
+        /// A link was undone that held a state of its master.
+        UnlinkedWhole = "unlinked-whole",
+        /// Nothing is left of a link that was undone, and another one may have its keys.
+        LinkUndone = "link-undone",
+        /// It was interrupted, and gone on with.
+        UnlinkingResumed = "unlinking-resumed",
+        /// Its entries may have come back with another link's failure, and it was done again.
+        UnlinkedAgain = "unlinked-again",
+        /// A link looked again where it stands, because another one's failure may have taken what it had not synced.
+        LinkSetBack = "link-set-back",
+        /// A claim was refused that would have shared keys with another one.
+        ClaimRefused = "claim-refused",
+        /// A claim was not.
+        ClaimFree = "claim-free",
     }
 }
 

@@ -4,12 +4,12 @@ use bytes::Bytes;
 use replikv_core::Keyspace;
 use replikv_proto::layout::{Checkpoint, Head};
 
-use super::Fault;
 use super::context::{Happening, MILLI, Moment, Node, Passing, SECOND};
 use super::link::Side;
 use super::slave::Ending;
 use super::store::{Armed, Maps};
 use super::world::World;
+use super::{Fault, Topology};
 
 /// So many nodes at most, with those that are there for a while.
 const MOST_NODES: usize = 10;
@@ -40,13 +40,17 @@ impl World {
     // An operator starts again what has ended, and gives an empty store to a slave that is refused.
     fn operate(&mut self) {
         for node in 0..self.masters.len() {
-            if self.masters[node].is_fenced() && !self.masters[node].extra && self.ctx.fault_rng.u8(0..4) == 0 {
+            if self.masters[node].is_fenced()
+                && !self.masters[node].extra
+                && !self.masters[node].idle
+                && self.ctx.fault_rng.u8(0..4) == 0
+            {
                 self.restart_master(node);
             }
         }
         for node in 0..self.slaves.len() {
             let Some(ending) = self.slaves[node].ending.clone() else { continue };
-            if self.slaves[node].extra || self.ctx.fault_rng.u8(0..4) > 0 {
+            if !self.slaves[node].counts() || self.slaves[node].unlinking.is_some() || self.ctx.fault_rng.u8(0..4) > 0 {
                 continue;
             }
             let refused = matches!(ending, Ending::Refused(_));
@@ -150,6 +154,7 @@ impl World {
                 let node = self.a_slave();
                 self.resubscribe(node);
             }
+            Fault::Promotion | Fault::Demotion | Fault::Moved | Fault::Reparented | Fault::Unlinked => {}
             Fault::StrangeData => {
                 let node = self.a_slave();
                 let image = self.strange_image();
@@ -167,10 +172,10 @@ impl World {
             }
             Passing::Full(store) => self.ctx.stores[store].full = false,
             Passing::Slow(store) => self.ctx.stores[store].slow = false,
-            Passing::MasterBack(node) if self.masters[node].process.is_none() && !self.masters[node].extra => {
+            Passing::MasterBack(node) if self.masters[node].is_down() => {
                 self.masters[node].start(&mut self.ctx);
             }
-            Passing::SlaveBack(node) if self.slaves[node].process.is_none() && !self.slaves[node].extra => {
+            Passing::SlaveBack(node) if self.slaves[node].is_down() => {
                 self.slaves[node].start(&mut self.ctx);
             }
             Passing::ExtraMaster(node) => {
@@ -205,12 +210,12 @@ impl World {
     }
 
     fn a_master(&mut self) -> usize {
-        let own: Vec<usize> = (0..self.masters.len()).filter(|node| !self.masters[*node].extra).collect();
+        let own: Vec<usize> = (0..self.masters.len()).filter(|node| self.masters[*node].counts()).collect();
         own[self.ctx.fault_rng.usize(0..own.len())]
     }
 
     fn a_slave(&mut self) -> usize {
-        let own: Vec<usize> = (0..self.slaves.len()).filter(|node| !self.slaves[*node].extra).collect();
+        let own: Vec<usize> = (0..self.slaves.len()).filter(|node| self.slaves[*node].counts()).collect();
         own[self.ctx.fault_rng.usize(0..own.len())]
     }
 
@@ -226,7 +231,7 @@ impl World {
             self.masters[node].store
         } else {
             let node = self.a_slave();
-            self.slaves[node].store
+            self.ctx.real(self.slaves[node].store)
         }
     }
 
@@ -264,7 +269,7 @@ impl World {
 
     fn stranger(&mut self) {
         let master = self.a_master();
-        let Some(link) = self.accept(master, usize::MAX) else { return };
+        let Some(link) = self.accept(Node::Master(master), usize::MAX) else { return };
         let len = self.ctx.fault_rng.usize(0..64);
         let mut bytes: Vec<u8> = (0..len).map(|_| self.ctx.fault_rng.u8(..)).collect();
         if self.ctx.fault_rng.bool() {
@@ -282,13 +287,19 @@ impl World {
         let node = self.a_slave();
         let store = self.slaves[node].store;
         self.take_down(store, power);
-        self.later(SECOND, Passing::SlaveBack(node));
+        for other in 0..self.slaves.len() {
+            let together = self.ctx.real(self.slaves[other].store) == self.ctx.real(store);
+            if other == node || (together && self.ctx.topology == Topology::Centre) {
+                self.later(SECOND, Passing::SlaveBack(other));
+            }
+        }
     }
 
     // Now and then again at once: what was begun is met by the next set, or by the same one.
     fn resubscribe(&mut self, node: usize) {
         let store = self.slaves[node].store;
-        if self.ctx.stores[store].shared {
+        // Who keeps the log has all of it.
+        if self.ctx.stores[store].shared || self.slaves[node].keeps_log {
             return;
         }
         self.take_down(store, false);
@@ -314,13 +325,17 @@ impl World {
     }
 
     // Everybody who has this store open is gone; with `power`, what was not synced as well.
-    fn take_down(&mut self, store: usize, power: bool) {
-        self.masters.iter_mut().filter(|master| master.store == store).for_each(|m| m.kill(&mut self.ctx, power));
-        self.slaves.iter_mut().filter(|slave| slave.store == store).for_each(|s| s.kill(&mut self.ctx, power));
+    pub(super) fn take_down(&mut self, store: usize, power: bool) {
+        let users = self.ctx.users(store);
+        let store = self.ctx.real(store);
+        let uses = |used: usize| users.contains(&used);
+        self.masters.iter_mut().filter(|master| uses(master.store)).for_each(|m| m.kill(&mut self.ctx, power));
+        self.slaves.iter_mut().filter(|slave| uses(slave.store)).for_each(|s| s.kill(&mut self.ctx, power));
         if power {
             self.ctx.lose_power(store);
         }
         self.ctx.stores[store].process_died();
+        self.unlink_again(store, power);
     }
 
     fn restart_master(&mut self, node: usize) {

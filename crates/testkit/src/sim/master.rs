@@ -1,24 +1,23 @@
 //! The simulated driver of a master: what `replikv-node` does around the committer, step by step.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::VecDeque;
+use std::ops::{Deref, DerefMut};
 
 use bytes::Bytes;
-use replikv_core::{
-    Durability, Epoch, KeyRange, Keyspace, Outcome, Position, Seq, SourceId, StoreError, StoreLimits, WriteSet,
-};
-use replikv_proto::layout::{Checkpoint, Floor, Head, Stored};
+use replikv_core::{Durability, Epoch, KeyRange, Keyspace, Outcome, Position, Seq, StoreError, StoreLimits, WriteSet};
+use replikv_proto::layout::{Checkpoint, Epochs, Floor, Head, Stored, Superseded};
 use replikv_proto::{
-    Answer, CommitGroup, Committer, CommitterConfig, EpochStart, Intent, LogEntry, Progress, RecordKind, Retention,
-    Step, View, Work,
+    Answer, CommitGroup, Committer, CommitterConfig, Intent, LogEntry, RecordKind, Retention, Step, View, Work,
 };
 
 use super::begin::begin;
 use super::context::{Context, MILLI, Moment, Node, Owner};
 use super::ring::Ring;
+use super::serving::{Served, Sessions};
 use super::session::Session;
 use super::store::{Reply, Request};
 use super::work::{Intended, Promise};
-use super::{DriverBug, Scene};
+use super::{DriverBug, Scene, Topology};
 
 /// A master, whether its process runs or not.
 #[derive(Debug)]
@@ -34,6 +33,10 @@ pub(super) struct Master {
     pub(super) new_epoch: Option<u64>,
     /// It is there for a while only, beside another.
     pub(super) extra: bool,
+    /// Its store is a slave's at present.
+    pub(super) idle: bool,
+    /// It was opened, and its store says that another one has taken over.
+    pub(super) superseded: bool,
 }
 
 /// A running master.
@@ -46,28 +49,18 @@ pub(super) struct Process {
     pub(super) wall_offset_ms: i64,
     task: Task,
     pub(super) open: Option<Opened>,
-    pub(super) sessions: BTreeMap<u64, Session>,
-    /// The newest session of each name, and how far it is.
-    pub(super) names: BTreeMap<String, (u64, Progress)>,
+    pub(super) sessions: Sessions,
     started: Moment,
+    /// It must not be open at all.
+    refused: bool,
 }
 
 /// What a master knows once its store is open.
 #[derive(Debug)]
 pub(super) struct Opened {
+    pub(super) served: Served,
     committer: Committer<u64>,
     intents: VecDeque<Intent<u64>>,
-    pub(super) source: SourceId,
-    pub(super) epochs: Vec<EpochStart>,
-    pub(super) limits: StoreLimits,
-    pub(super) view: View,
-    /// Grows whenever the view changes.
-    pub(super) version: u64,
-    /// Grows whenever what was handed to the store came to nothing.
-    pub(super) setbacks: u64,
-    pub(super) ring: Ring,
-    pub(super) checkpoints: Vec<Checkpoint>,
-    pub(super) damaged: Option<Seq>,
     floor: Floor,
     uptime_before: u64,
     synced: Position,
@@ -99,6 +92,11 @@ enum Task {
         attempt: u32,
         retry_at: Option<Moment>,
     },
+    EndingReign {
+        writes: WriteSet,
+        attempt: u32,
+        retry_at: Option<Moment>,
+    },
     /// The group is the one whose outcome is unknown.
     Reopening(Option<Box<CommitGroup<u64>>>),
 }
@@ -112,12 +110,34 @@ const REOPEN_EVERY: Moment = 50 * MILLI;
 impl Master {
     pub(super) fn new(node: usize, store: usize, sync_every: Option<Moment>) -> Self {
         let (process, new_epoch) = (None, None);
-        Self { node, store, wall_offset_ms: 0, sync_every, process, lives: 0, new_epoch, extra: false }
+        Self {
+            node,
+            store,
+            wall_offset_ms: 0,
+            sync_every,
+            process,
+            lives: 0,
+            new_epoch,
+            extra: false,
+            idle: false,
+            superseded: false,
+        }
+    }
+
+    /// True if it is one of those that the run is about, at present.
+    pub(super) fn counts(&self) -> bool {
+        !self.extra && !self.idle
+    }
+
+    /// True if it should run, and does not.
+    pub(super) fn is_down(&self) -> bool {
+        self.counts() && self.process.is_none()
     }
 
     /// Starts a process.
     pub(super) fn start(&mut self, ctx: &mut Context) {
         self.lives += 1;
+        self.superseded = false;
         let (node, life, store) = (self.node, self.lives, self.store);
         ctx.call(store, Owner::Commit { node, life }, Request::Reopen);
         self.process = Some(Process {
@@ -128,9 +148,9 @@ impl Master {
             wall_offset_ms: self.wall_offset_ms,
             task: Task::Opening,
             open: None,
-            sessions: BTreeMap::new(),
-            names: BTreeMap::new(),
+            sessions: Sessions::new(Node::Master(node), life, store, true),
             started: ctx.now,
+            refused: false,
         });
     }
 
@@ -138,12 +158,7 @@ impl Master {
     pub(super) fn kill(&mut self, ctx: &mut Context, power: bool) {
         let Some(mut process) = self.process.take() else { return };
         ctx.forget_calls(Node::Master(self.node), process.life, power);
-        for session in process.sessions.values_mut() {
-            if session.copies() {
-                ctx.coverage.met(Scene::MasterDiedInCopy);
-            }
-            session.die(ctx, power);
-        }
+        process.sessions.die(ctx, power);
     }
 
     pub(super) fn answered(&mut self, ctx: &mut Context, owner: Owner, reply: Reply) {
@@ -153,9 +168,14 @@ impl Master {
             Owner::Commit { life, .. } if life == process.life => {
                 let began = process.task_answered(ctx, reply, epoch);
                 self.new_epoch = epoch.filter(|_| !began);
+                if process.refused {
+                    ctx.coverage.met(Scene::SupersededAtOpen);
+                    self.superseded = true;
+                    self.kill(ctx, false);
+                }
             }
             Owner::Session { life, session, .. } if life == process.life => {
-                process.session_answered(ctx, session, reply);
+                process.sessions.answered(ctx, process.open.as_mut().map(|open| &mut open.served), session, reply);
             }
             _ => {}
         }
@@ -164,6 +184,7 @@ impl Master {
     pub(super) fn run(&mut self, ctx: &mut Context) {
         if let Some(process) = &mut self.process {
             process.wall_offset_ms = self.wall_offset_ms;
+            process.sessions.wall_offset_ms = self.wall_offset_ms;
             process.run(ctx);
         }
     }
@@ -214,12 +235,11 @@ impl Process {
             self.run_task(ctx);
             let Some(open) = &self.open else { return };
             let version = open.version;
-            let ids: Vec<u64> = self.sessions.keys().copied().collect();
-            for id in ids {
-                self.run_session(ctx, id);
+            if let Some(open) = &mut self.open {
+                self.sessions.run(ctx, &mut open.served);
             }
             let Some(open) = &self.open else { return };
-            let wanted = open.damaged.is_some() && matches!(self.task, Task::Ready);
+            let wanted = (open.damaged.is_some() || self.sessions.met.is_some()) && matches!(self.task, Task::Ready);
             if open.version == version && !wanted {
                 return;
             }
@@ -229,6 +249,10 @@ impl Process {
     fn run_task(&mut self, ctx: &mut Context) {
         self.retry(ctx);
         while matches!(self.task, Task::Ready) {
+            if let Some(mark) = self.sessions.met.take() {
+                self.end_reign(ctx, mark);
+                continue;
+            }
             let now = ctx.clock(self.wall_offset_ms);
             let uptime = self.uptime(ctx);
             let Some(open) = &mut self.open else { return };
@@ -262,6 +286,9 @@ impl Process {
         let (request, retry_at) = match &mut self.task {
             Task::Committing { group, retry_at, .. } => (Request::Apply(group.writes.clone(), durability), retry_at),
             Task::Trimming { writes, retry_at, .. } => (Request::Apply(writes.clone(), Durability::Buffered), retry_at),
+            Task::EndingReign { writes, retry_at, .. } => {
+                (Request::Apply(writes.clone(), Durability::Synced), retry_at)
+            }
             _ => return,
         };
         match *retry_at {
@@ -292,6 +319,9 @@ impl Process {
     fn commit(&mut self, ctx: &mut Context, group: Box<CommitGroup<u64>>) {
         if group.entries.len() > 1 {
             ctx.coverage.met(Scene::GroupCommit);
+        }
+        if ctx.topology == Topology::Failover && ctx.newer_epoch(group.head.position.epoch.number) {
+            ctx.coverage.met(Scene::WroteBeside);
         }
         let Some(open) = &mut self.open else { return };
         // Before the store sees it: a page that is read from now on may show it.
@@ -333,6 +363,13 @@ impl Process {
                 }
                 result => self.trimmed(ctx, floor, result),
             },
+            Task::EndingReign { writes, attempt, .. } => match reply.done() {
+                Err(error) if error.is_retryable() && attempt < ATTEMPTS => {
+                    let retry_at = Some(ctx.now + (MILLI << attempt));
+                    self.task = Task::EndingReign { writes, attempt: attempt + 1, retry_at };
+                }
+                result => self.reign_ended(ctx, result),
+            },
             Task::Reopening(group) => self.reopened(ctx, group),
             Task::Ready => {}
         }
@@ -358,9 +395,16 @@ impl Process {
     fn opened(&mut self, ctx: &mut Context, new_epoch: Option<u64>) -> bool {
         let store = &ctx.stores[self.store];
         let (Some(head), Some(floor)) = (store.head(), store.floor()) else { return false };
+        if store.visible.stored::<Superseded>(Superseded::KEY).is_some() {
+            self.refused = true;
+            return false;
+        }
         let limits = StoreLimits { max_batch: ctx.sizes.max_batch, ..store.limits };
-        // What ships begins no epoch but the first, and has no place yet to write down others.
-        let epochs = ctx.oracle.model.epochs(&head.position);
+        // Where a restored master begins an epoch with a record of its committer, nobody has written it down.
+        let epochs = match ctx.topology {
+            Topology::Star => ctx.oracle.model.epochs(&head.position),
+            _ => store.visible.stored::<Epochs>(Epochs::KEY).unwrap_or_default().0,
+        };
         let checkpoints = store.visible.checkpoints();
         let begun = new_epoch.map(|nonce| Epoch { number: head.position.epoch.number + 1, nonce });
         let epoch = begun.unwrap_or(head.position.epoch);
@@ -376,17 +420,20 @@ impl Process {
             retained_bytes: head.log_bytes.saturating_sub(floor.log_bytes),
         };
         self.open = Some(Opened {
+            served: Served {
+                source: head.position.source,
+                epochs,
+                limits,
+                view,
+                version: 0,
+                setbacks: 0,
+                ring: Ring::new(ctx.sizes.ring),
+                checkpoints,
+                damaged: None,
+                path: None,
+            },
             committer: Committer::new(config, head),
             intents: VecDeque::new(),
-            source: head.position.source,
-            epochs,
-            limits,
-            view,
-            version: 0,
-            setbacks: 0,
-            ring: Ring::new(ctx.sizes.ring),
-            checkpoints,
-            damaged: None,
             floor,
             uptime_before: head.uptime_ms,
             synced: head.position,
@@ -433,7 +480,7 @@ impl Process {
             Ok(()) => {
                 open.committer.committed(&group);
                 open.change(|view| view.handed = group.head.position);
-                group.checkpoints.drain(..).for_each(|checkpoint| checkpoint.keep_in(&mut open.checkpoints));
+                group.checkpoints.drain(..).for_each(|checkpoint| checkpoint.keep_in(&mut open.served.checkpoints));
                 if open.epochs.last().is_none_or(|last| last.epoch != group.head.position.epoch) {
                     open.epochs = ctx.oracle.model.epochs(&group.head.position);
                 }
@@ -466,6 +513,34 @@ impl Process {
                 self.tell(ctx, answers.collect());
             }
         }
+    }
+
+    // What was handed over before is decided; what comes later is refused, also by whoever opens the store.
+    fn end_reign(&mut self, ctx: &mut Context, mark: Superseded) {
+        let Some(open) = &mut self.open else { return };
+        open.committer.fence();
+        self.sessions.reign_over = true;
+        ctx.coverage.met(Scene::Superseded);
+        if ctx.planted(DriverBug::MarkNotKept) {
+            return self.reign_ended(ctx, Ok(()));
+        }
+        let mut writes = WriteSet::builder();
+        if writes.put(Keyspace::Meta, Superseded::KEY, mark.to_bytes()).is_err() {
+            return;
+        }
+        let writes = writes.build();
+        ctx.call(self.store, self.owner(), Request::Apply(writes.clone(), Durability::Synced));
+        self.task = Task::EndingReign { writes, attempt: 0, retry_at: None };
+    }
+
+    fn reign_ended(&mut self, ctx: &mut Context, result: Result<(), StoreError>) {
+        match result {
+            Ok(()) => ctx.oracle.fenced(self.store),
+            // Nobody could keep it: it holds for as long as this process lives.
+            Err(error) if error.outcome() == Outcome::Unknown => self.reopen(ctx, None),
+            Err(_) => {}
+        }
+        self.sessions.map.values_mut().for_each(Session::reign_ended);
     }
 
     fn sync(&mut self, ctx: &mut Context) {
@@ -509,7 +584,7 @@ impl Process {
             there = found.position == group.head.position;
             ctx.coverage.met(if there { Scene::UnknownThere } else { Scene::UnknownGone });
             open.unsynced.append(&mut group.entries);
-            group.checkpoints.drain(..).for_each(|checkpoint| checkpoint.keep_in(&mut open.checkpoints));
+            group.checkpoints.drain(..).for_each(|checkpoint| checkpoint.keep_in(&mut open.served.checkpoints));
             if there {
                 open.epochs = ctx.oracle.model.epochs(&found.position);
                 open.committer.settled(&group, found);
@@ -556,7 +631,7 @@ impl Process {
     // One bounded step, then writers get their turn.
     fn trim(&mut self, ctx: &mut Context) {
         let uptime_ms = self.uptime(ctx);
-        let held = self.names.values().map(|(_, progress)| progress.applied).min();
+        let held = self.sessions.held();
         let Some(open) = &mut self.open else { return };
         open.trim_at = ctx.now + TRIM_EVERY;
         if let Some(damaged) = open.damaged.take() {
@@ -646,25 +721,19 @@ impl Opened {
             None => self.intents.drain(..).for_each(|intent| self.committer.push(intent)),
         }
     }
+}
 
-    /// Points of the history that a slave is told to keep, oldest first.
-    pub(super) fn newest_checkpoints(&self) -> Vec<Position> {
-        let published = self.view.published.seq;
-        let positions = self.checkpoints.iter().map(|checkpoint| checkpoint.position);
-        let mut positions: Vec<Position> = positions.filter(|position| position.seq <= published).collect();
-        positions.drain(..positions.len().saturating_sub(64));
-        positions
+impl Deref for Opened {
+    type Target = Served;
+
+    fn deref(&self) -> &Served {
+        &self.served
     }
+}
 
-    pub(super) fn change(&mut self, change: impl FnOnce(&mut View)) {
-        let before = self.view;
-        change(&mut self.view);
-        if self.view != before {
-            self.version += 1;
-        }
-        if self.view.handed.seq < before.handed.seq {
-            self.setbacks += 1;
-        }
+impl DerefMut for Opened {
+    fn deref_mut(&mut self) -> &mut Served {
+        &mut self.served
     }
 }
 

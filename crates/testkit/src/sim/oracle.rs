@@ -4,7 +4,10 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use bytes::Bytes;
 use replikv_core::{Cursor, EncodedOps, Fill, KeyRange, KeyRanges, Keyspace, Op, Position, Seq, WriteSet};
-use replikv_proto::{Ack, Answer, Content, Filtered, LogEntry, Passage, Record, Share, Subscription};
+use replikv_proto::layout::{Epochs, Role, Superseded};
+use replikv_proto::{
+    Ack, Answer, Content, Filtered, LogEntry, Passage, Record, RecordKind, Resync, Share, Subscription,
+};
 
 use super::context::Sizes;
 use super::model::Model;
@@ -49,6 +52,16 @@ pub enum Invariant {
     OnlySubscribed,
     /// A slave is served or refused as its position demands.
     RightDecision,
+    /// A master that has met a newer epoch never commits again.
+    Fenced,
+    /// A slave is promoted only if it holds a state of its master, and knows the history that it goes on with.
+    Promotable,
+    /// What a resync takes away is in the quarantine.
+    NothingDiscarded,
+    /// A kept log is a part of the history without a gap, and ends where its slave stands.
+    KeptLog,
+    /// Every entry of a centre is one of the link that has claimed its key, or was left by one that is gone.
+    LinksApart,
     /// Buffers stay under their bounds.
     BoundedMemory,
     /// Once faults end, every slave comes to equal its master, or to the refusal that its situation demands.
@@ -78,6 +91,10 @@ pub(super) struct Before {
     head: Option<Position>,
     cursor: Option<Cursor>,
     holds_data: bool,
+    role: Option<Role>,
+    resync: Option<Resync>,
+    filtered: bool,
+    superseded: bool,
 }
 
 impl Before {
@@ -87,6 +104,10 @@ impl Before {
                 head: store.head().map(|head| head.position),
                 cursor: store.visible.cursor(),
                 holds_data: !store.visible.of(Keyspace::Data).is_empty(),
+                role: store.identity().map(|identity| identity.role),
+                resync: store.visible.stored(Resync::KEY),
+                filtered: store.visible.stored::<Subscription>(Subscription::KEY).is_some(),
+                superseded: store.visible.stored::<Superseded>(Superseded::KEY).is_some(),
             },
             _ => Self::default(),
         }
@@ -104,6 +125,10 @@ pub(super) struct Oracle {
     written: BTreeMap<u64, Position>,
     /// Tickets whose batch is nowhere, and must stay so.
     refused: BTreeSet<u64>,
+    /// Stores of masters that have kept that a newer epoch was met.
+    fenced: BTreeSet<usize>,
+    /// Stores of slaves that resync, having held a state of their master before: where else they have been since.
+    parted: BTreeMap<usize, Vec<Position>>,
 }
 
 impl Oracle {
@@ -128,23 +153,75 @@ impl Oracle {
     }
 
     /// A write set is readable.
-    pub(super) fn wrote(&mut self, store: &ModelStore, before: &Before, writes: &WriteSet, coverage: &mut Coverage) {
-        let mut at = before.head;
+    pub(super) fn wrote(
+        &mut self,
+        (number, store): (usize, &ModelStore),
+        before: &Before,
+        writes: &WriteSet,
+        quarantined: Option<&BTreeSet<(Bytes, Bytes)>>,
+        coverage: &mut Coverage,
+    ) {
+        let role = store.identity().map(|identity| identity.role);
+        let promoted = before.role == Some(Role::Slave) && role == Some(Role::Master);
+        let stepped_down = before.role == Some(Role::Master) && role == Some(Role::Slave);
+        let keeps = before.role != Some(Role::Master) && role != Some(Role::Master);
+        if keeps {
+            self.kept(store, writes);
+        }
+        let mut at = if promoted { before.cursor.as_ref().map(|cursor| cursor.position) } else { before.head };
+        let from = at;
         for (keyspace, op) in writes.ops() {
-            if let (Keyspace::Log, Op::Put { value, .. }) = (keyspace, op) {
+            if let (Keyspace::Log, Op::Put { value, .. }, false) = (keyspace, op, keeps) {
                 at = self.logged(at, value, coverage);
             }
         }
-        if at != before.head {
+        if at != from {
+            let fenced = before.superseded || self.fenced.contains(&number);
+            let writes_on = fenced && before.role == Some(Role::Master);
+            self.require(Invariant::Fenced, !writes_on, || {
+                format!("{at:?} was committed by a master whose time is over")
+            });
             let found = store.head().map(|head| head.position);
             self.require(Invariant::OneChain, found == at, || format!("the head is {found:?}, the log ends at {at:?}"));
         }
         let cursor = store.visible.cursor();
-        if cursor != before.cursor {
-            self.moved(before, cursor.as_ref(), coverage);
+        if promoted {
+            self.promoted(store, before, coverage);
+        } else if stepped_down {
+            self.fenced.remove(&number);
+            let there = cursor.as_ref().map(|cursor| cursor.position) == before.head;
+            self.require(Invariant::SlavePosition, there, || format!("{:?} became {cursor:?}", before.head));
+        } else if cursor != before.cursor {
+            self.moved(store, before, cursor.as_ref(), coverage);
+        }
+        let resync = store.visible.stored::<Resync>(Resync::KEY);
+        if before.resync.is_none() && (resync.is_some() || before.cursor != cursor) {
+            let parts =
+                resync.is_some() && !before.filtered && before.cursor.as_ref().is_some_and(Cursor::is_consistent);
+            let fresh = parts.then(Vec::new);
+            self.parted.remove(&number);
+            self.parted.extend(fresh.map(|fresh| (number, fresh)));
+        } else if let Some((from, to)) = before.cursor.as_ref().zip(cursor.as_ref())
+            && let Some(been) = self.parted.get_mut(&number)
+            && from != to
+            && !self.model.leads_to(&from.position, &to.position)
+        {
+            been.push(from.position);
+        }
+        if store.visible.stored::<Subscription>(Subscription::KEY).is_some() {
+            // What its owner no longer wants goes without a word.
+            self.parted.remove(&number);
+        }
+        let left = before.resync.filter(|_| resync.is_none());
+        if let Some((resync, cursor)) = left.zip(cursor.as_ref()) {
+            coverage.met(Scene::ResyncFinished);
+            if let Some(mut been) = self.parted.remove(&number).filter(|_| !before.filtered) {
+                been.push(cursor.position);
+                self.resynced(&resync, &been, quarantined);
+            }
         }
         if let Some(cursor) = &cursor
-            && before.head.is_none()
+            && (before.head.is_none() || keeps)
         {
             self.within(cursor, writes);
         }
@@ -179,7 +256,105 @@ impl Oracle {
         Some(position)
     }
 
-    fn moved(&mut self, before: &Before, cursor: Option<&Cursor>, coverage: &mut Coverage) {
+    // What a slave keeps of the log.
+    fn kept(&mut self, store: &ModelStore, writes: &WriteSet) {
+        for (keyspace, op) in writes.ops() {
+            let (Keyspace::Log, Op::Put { value, .. }) = (keyspace, op) else { continue };
+            let record = Record::decode(Bytes::copy_from_slice(value)).ok();
+            let point = record.as_ref().and_then(|record| self.model.point(&record.position()));
+            let same = point.is_some_and(|point| point.bytes == value);
+            self.require(Invariant::KeptLog, same, || format!("{record:?} was kept, and is no record of the history"));
+        }
+        let log = store.visible.of(Keyspace::Log);
+        let (Some(head), Some(floor)) = (store.head(), store.floor()) else {
+            return self.require(Invariant::KeptLog, log.is_empty(), || "there are records, and no head".into());
+        };
+        let cursor = store.visible.cursor();
+        let stands = cursor.as_ref().filter(|cursor| cursor.is_consistent()).map(|cursor| cursor.position);
+        self.require(Invariant::KeptLog, stands == Some(head.position), || {
+            format!("the kept log ends at {}, the slave is at {cursor:?}", head.position)
+        });
+        let held = log.len() as u64 == head.position.seq.since(floor.position.seq);
+        let first = log.keys().next().is_none_or(|key| Seq::from_key(key) == floor.position.seq.next());
+        self.require(Invariant::KeptLog, held && first && self.model.leads_to(&floor.position, &head.position), || {
+            format!("{} records are kept between {} and {}", log.len(), floor.position, head.position)
+        });
+    }
+
+    /// A centre, and what its links see of it.
+    pub(super) fn linked(&mut self, centre: &ModelStore, views: &[&ModelStore]) {
+        let held: usize = views.iter().map(|view| view.visible.of(Keyspace::Data).len()).sum();
+        let all = centre.visible.of(Keyspace::Data).len();
+        self.require(Invariant::LinksApart, held == all, || format!("links see {held} entries of {all}"));
+        for view in views {
+            let cursor = view.visible.cursor();
+            let left = cursor.is_none() && !view.visible.of(Keyspace::Data).is_empty();
+            let known = view.identity().is_some();
+            self.require(Invariant::LinksApart, !(left && known), || "a link holds data and no cursor".into());
+        }
+    }
+
+    /// A link is undone whose entries were to go.
+    pub(super) fn emptied(&mut self, view: &ModelStore) {
+        let left = view.visible.of(Keyspace::Data).len();
+        self.require(Invariant::LinksApart, left == 0, || format!("{left} entries of a link that is undone are there"));
+    }
+
+    /// Whether a claim was refused, and rightly.
+    pub(super) fn claimed(&mut self, rightly: bool, prefix: &[u8]) {
+        self.require(Invariant::RightDecision, rightly, || {
+            format!("a claim of {} was decided wrongly", prefix.escape_ascii())
+        });
+    }
+
+    /// A master has kept that a newer epoch was met, and its slave is told.
+    pub(super) fn fenced(&mut self, store: usize) {
+        self.fenced.insert(store);
+    }
+
+    // A slave's store became a master's.
+    fn promoted(&mut self, store: &ModelStore, before: &Before, coverage: &mut Coverage) {
+        coverage.met(Scene::Promoted);
+        let settled = before.cursor.as_ref().is_some_and(Cursor::is_consistent) && before.resync.is_none();
+        self.require(Invariant::Promotable, settled && !before.filtered, || {
+            format!("a slave was promoted that holds no state of its master: {:?}", before.cursor)
+        });
+        let Some((head, last)) = store.head().map(|head| head.position).zip(before.cursor.as_ref()) else { return };
+        let last = last.position;
+        let record = self.model.point(&head).and_then(|point| Record::decode(point.bytes.clone()).ok());
+        let begins = record.is_some_and(|record| record.header().kind == RecordKind::Epoch)
+            && last.seq.next() == Some(head.seq)
+            && head.epoch.number == last.epoch.number + 1;
+        self.require(Invariant::Promotable, begins, || format!("{head} does not begin an epoch after {last}"));
+        let known = store.visible.stored::<Epochs>(Epochs::KEY).unwrap_or_default().0;
+        // Of an epoch that ended before its first record there is none.
+        let begun =
+            known.iter().enumerate().filter(|(n, start)| known.get(n + 1).is_none_or(|next| next.first != start.first));
+        let right = begun.map(|(_, start)| *start).eq(self.model.epochs(&head));
+        self.require(Invariant::Promotable, right, || format!("its epochs are {known:?}"));
+    }
+
+    // Whatever a slave held that was written after its history had parted from its master's is in the quarantine, or its
+    // master has held it as well: the one that it has come to, or one that it had joined on the way.
+    fn resynced(&mut self, resync: &Resync, been: &[Position], quarantined: Option<&BTreeSet<(Bytes, Bytes)>>) {
+        let Some(was) = self.model.point(&resync.was) else { return };
+        let kept =
+            |key: &Bytes, value: &Bytes| quarantined.is_some_and(|kept| kept.contains(&(key.clone(), value.clone())));
+        let mut lost: Vec<(&Bytes, &Bytes)> = was.state.iter().filter(|(key, value)| !kept(key, value)).collect();
+        for at in been {
+            let mut next = self.model.point(at);
+            while let Some(point) = next.filter(|_| !lost.is_empty()) {
+                lost.retain(|(key, value)| point.state.get(*key) != Some(*value));
+                next = self.model.before(point);
+            }
+        }
+        if let Some((key, _)) = lost.first() {
+            let words = format!("{} of {} is lost in a resync that came to {been:?}", key.escape_ascii(), resync.was);
+            self.fail(Invariant::NothingDiscarded, words);
+        }
+    }
+
+    fn moved(&mut self, store: &ModelStore, before: &Before, cursor: Option<&Cursor>, coverage: &mut Coverage) {
         let Some(cursor) = cursor else {
             return self.fail(Invariant::CursorGoesOn, "the cursor is gone");
         };
@@ -192,7 +367,8 @@ impl Oracle {
                 self.require(Invariant::NothingOverwritten, from.source == to.source, || {
                     format!("a slave of {from} was overwritten from {to}")
                 });
-                let back = from.epoch == to.epoch && to.seq < from.seq;
+                let parts = store.visible.stored::<Resync>(Resync::KEY).is_some();
+                let back = from.epoch == to.epoch && to.seq < from.seq && !parts;
                 self.require(Invariant::CursorGoesOn, !back, || format!("the cursor went from {from} to {to}"));
                 if !covered.is_complete() && cursor.coverage.is_complete() {
                     let compared = covered.fill() == Some(Fill::Compare);
@@ -233,7 +409,8 @@ impl Oracle {
                 format!("the data is not what the records up to {} come to", head.position)
             });
         }
-        let Some(cursor) = store.visible.cursor().filter(|_| store.head().is_none()) else { return };
+        let is_master = store.identity().is_some_and(|identity| identity.role == Role::Master);
+        let Some(cursor) = store.visible.cursor().filter(|_| !is_master) else { return };
         let Some(point) = self.model.point(&cursor.position) else {
             return self.fail(Invariant::SlavePosition, format!("{} is no point of any history", cursor.position));
         };
@@ -426,14 +603,15 @@ impl Oracle {
         });
     }
 
-    /// A slave tells how far it is.
-    pub(super) fn acknowledged(&mut self, store: &ModelStore, ack: &Ack) {
+    /// A slave tells how far it is. One that is `parting` speaks of the history that it joins.
+    pub(super) fn acknowledged(&mut self, store: &ModelStore, ack: &Ack, parting: bool) {
         let seq = |cursor: Option<Cursor>| cursor.map_or(Seq::ZERO, |cursor| cursor.position.seq);
         let visible = store.visible.cursor();
         let consistent = visible.as_ref().is_some_and(Cursor::is_consistent);
         let (applied, durable) = (seq(visible), seq(store.durable.cursor()));
         // A store that goes back takes with it what was readable and never durable; its slave learns of that last.
-        let readable = ack.applied <= applied || store.went_back;
+        let joins = parting && !ack.consistent && ack.durable == Seq::ZERO;
+        let readable = ack.applied <= applied || store.went_back || joins;
         self.require(Invariant::AckIsTrue, readable, || format!("{ack:?}, the cursor is at {applied}"));
         self.require(Invariant::AckIsTrue, ack.durable <= durable, || format!("{ack:?}, durable is only {durable}"));
         // Of two slaves on one store, one cannot know what the other has begun until it looks, or writes itself.

@@ -2,19 +2,19 @@
 
 use bytes::Bytes;
 use replikv_core::{Fill, KeyRange, KeyRanges, Keyspace, Page, Position, ScanOptions, Seq, StoreError};
-use replikv_proto::layout::{Head, Stored as _};
+use replikv_proto::layout::{Head, Stored as _, Superseded};
 use replikv_proto::{
-    Content, DecoderLimits, GoodbyeReason, Hello, Located, LogAnswer, MasterAction, MasterSession, MasterSessionConfig,
-    Message, Mode, Progress, ProtocolError, Record, RejectCode, Response, View, origin,
+    Content, DecoderLimits, EpochStart, GoodbyeReason, Hello, Located, LogAnswer, MasterAction, MasterSession,
+    MasterSessionConfig, Message, Mode, Progress, ProtocolError, Record, RejectCode, Relay, Response, View, origin,
 };
 
-use super::context::{Context, Happening, MILLI, Node, Owner};
+use super::context::{Context, Happening, MILLI, Owner};
 use super::link::{Broken, Conn, Side};
-use super::master::{Opened, Process};
 use super::oracle::Invariant;
+use super::serving::{Served, Sessions};
 use super::store::{Reply, Request};
 use super::verdict::{Judged, Verdict};
-use super::{DriverBug, Scene};
+use super::{DriverBug, Scene, Topology};
 
 /// One connection.
 #[derive(Debug)]
@@ -34,12 +34,15 @@ pub(super) struct Session {
     sent: Option<Position>,
     copying: bool,
     page_waits: bool,
+    waited: bool,
 }
 
 #[derive(Debug)]
 enum Asked {
     Locate(Vec<Position>, Vec<Option<Located>>),
     Measure(u64),
+    /// That a newer epoch was met is kept before the slave is told.
+    Superseded,
     Records(Position),
     Page {
         range: KeyRange,
@@ -79,7 +82,7 @@ enum Asked {
 struct Over;
 
 impl Session {
-    pub(super) fn new(ctx: &Context, link: usize, open: &Opened, wall_offset_ms: i64) -> Self {
+    pub(super) fn new(ctx: &Context, link: usize, open: &Served, wall_offset_ms: i64) -> Self {
         let config = MasterSessionConfig {
             source: open.source,
             limits: open.limits,
@@ -88,7 +91,7 @@ impl Session {
             chunk: ctx.sizes.chunk,
             compare_bytes_per_second: None,
             checkpoints: open.newest_checkpoints(),
-            relay: None,
+            relay: open.path.clone().map(|path| Relay { path, wait: ctx.sizes.heartbeat * 10 }),
         };
         let now = ctx.clock(wall_offset_ms);
         Self {
@@ -105,6 +108,7 @@ impl Session {
             sent: None,
             copying: false,
             page_waits: false,
+            waited: false,
         }
     }
 
@@ -117,6 +121,24 @@ impl Session {
         self.asked.is_none()
     }
 
+    /// What was served has ended: it is told so, and gone.
+    pub(super) fn close(&mut self, ctx: &mut Context) {
+        if self.asked.is_none() {
+            self.session.shut(GoodbyeReason::Closing, "this relay has moved: connect again");
+            while let Some(action) = self.session.poll_action() {
+                if let MasterAction::Send(message @ Message::Goodbye(_)) = action {
+                    drop(self.conn.send(ctx, &message));
+                }
+            }
+        }
+        self.conn.finish(ctx);
+    }
+
+    /// That a newer epoch was met is kept, as far as it can be.
+    pub(super) fn reign_ended(&mut self) {
+        self.asked.take_if(|asked| matches!(asked, Asked::Superseded));
+    }
+
     pub(super) fn copies(&self) -> bool {
         self.copying
     }
@@ -126,16 +148,16 @@ impl Session {
     }
 }
 
-impl Process {
+impl Sessions {
     /// Lets a session do whatever it can do before something has to be waited for.
-    pub(super) fn run_session(&mut self, ctx: &mut Context, id: u64) {
-        if let Err(Over) = self.drive(ctx, id) {
+    pub(super) fn run_session(&mut self, ctx: &mut Context, open: &mut Served, id: u64) {
+        if let Err(Over) = self.drive(ctx, open, id) {
             self.end_session(ctx, id);
         }
     }
 
     fn end_session(&mut self, ctx: &mut Context, id: u64) {
-        let Some(mut session) = self.sessions.remove(&id) else { return };
+        let Some(mut session) = self.map.remove(&id) else { return };
         session.conn.finish(ctx);
         if let Some(name) = &session.name
             && self.names.get(name).is_some_and(|(newest, _)| *newest == id)
@@ -144,11 +166,11 @@ impl Process {
         }
     }
 
-    fn drive(&mut self, ctx: &mut Context, id: u64) -> Result<(), Over> {
+    fn drive(&mut self, ctx: &mut Context, open: &mut Served, id: u64) -> Result<(), Over> {
         let wall = self.wall_offset_ms;
         loop {
             loop {
-                let Some(session) = self.sessions.get_mut(&id) else { return Ok(()) };
+                let Some(session) = self.map.get_mut(&id) else { return Ok(()) };
                 if session.asked.is_some() {
                     return Ok(());
                 }
@@ -156,10 +178,9 @@ impl Process {
                     break;
                 }
                 let Some(action) = session.session.poll_action() else { break };
-                self.execute(ctx, id, action)?;
+                self.execute(ctx, open, id, action)?;
             }
-            let Some(open) = &self.open else { return Err(Over) };
-            let Some(session) = self.sessions.get_mut(&id) else { return Ok(()) };
+            let Some(session) = self.map.get_mut(&id) else { return Ok(()) };
             while let Some(message) = session.conn.next_message().map_err(|broken| notice(ctx, &broken))? {
                 ctx.trace(message.name().len() as u64);
                 if let Message::Hello(hello) = &message {
@@ -188,7 +209,7 @@ impl Process {
             let now = ctx.clock(wall);
             if at > now.monotonic {
                 let at = u64::try_from(at.as_micros()).unwrap_or(u64::MAX);
-                ctx.wake_at(Node::Master(self.node), at);
+                ctx.wake_at(self.node, at);
                 return Ok(());
             }
             session.session.handle_timeout(now).map_err(|error| {
@@ -201,14 +222,16 @@ impl Process {
         }
     }
 
-    fn execute(&mut self, ctx: &mut Context, id: u64, action: MasterAction) -> Result<(), Over> {
+    fn execute(&mut self, ctx: &mut Context, open: &mut Served, id: u64, action: MasterAction) -> Result<(), Over> {
         let owner = Owner::Session { node: self.node, life: self.life, session: id };
         let store = self.store;
-        let Some(open) = &mut self.open else { return Err(Over) };
-        let Some(session) = self.sessions.get_mut(&id) else { return Err(Over) };
+        let Some(session) = self.map.get_mut(&id) else { return Err(Over) };
         match action {
             MasterAction::Send(message) => {
-                session.observe(ctx, store, open, &message);
+                // What a relay passes on is durable on the master already, and need not be here.
+                let durable = self.synced && !(open.path.is_some() && ctx.stores[store].unsettled);
+                let witness = if durable { store } else { ctx.master_store(store) };
+                session.observe(ctx, (store, witness), open, &message);
                 session.conn.send(ctx, &message).map_err(|_| Over)?;
             }
             MasterAction::Locate(positions) => {
@@ -256,16 +279,22 @@ impl Process {
             }
             MasterAction::LookUp { .. } => unreachable!("the simulated log is not compacted"),
             // Nothing is held back for a slave that is not connected.
-            MasterAction::Verified(_) | MasterAction::Superseded(_) => {}
+            MasterAction::Verified(_) => {}
+            // Whoever restores a master with a new epoch makes sure by himself that there is no other one.
+            MasterAction::Superseded(_) if ctx.topology == Topology::Star || self.reign_over => {}
+            MasterAction::Superseded(epoch) => {
+                session.asked = Some(Asked::Superseded);
+                self.met = Some(Superseded { by: Some(epoch) });
+            }
             MasterAction::Joined { slave, start, .. } => {
                 session.conn.set_limits(DecoderLimits { control: 1 << 20, data: 1 << 20 });
                 session.name = Some(slave.clone());
                 let at_start = Progress { applied: start, ..Progress::default() };
                 let older = self.names.insert(slave, (id, at_start));
-                if let Some(older) = older.and_then(|(older, _)| self.sessions.get_mut(&older)) {
+                if let Some(older) = older.and_then(|(older, _)| self.map.get_mut(&older)) {
                     older.replaced = true;
                     ctx.coverage.met(Scene::Replaced);
-                    ctx.wake(Node::Master(self.node));
+                    ctx.wake(self.node);
                 }
             }
             MasterAction::Progress(progress) => {
@@ -287,18 +316,17 @@ impl Process {
     }
 
     /// What a session asked of the store has come.
-    pub(super) fn session_answered(&mut self, ctx: &mut Context, id: u64, reply: Reply) {
+    pub(super) fn session_answered(&mut self, ctx: &mut Context, open: &mut Served, id: u64, reply: Reply) {
         // A read that failed ends the session: it is never told to a slave as if it were an answer.
-        if self.hand_over(ctx, id, reply).is_err() {
+        if self.hand_over(ctx, open, id, reply).is_err() {
             self.end_session(ctx, id);
         }
     }
 
-    fn hand_over(&mut self, ctx: &mut Context, id: u64, reply: Reply) -> Result<(), StoreError> {
-        let Some(open) = &mut self.open else { return Ok(()) };
-        let Some(session) = self.sessions.get_mut(&id) else { return Ok(()) };
+    fn hand_over(&mut self, ctx: &mut Context, open: &mut Served, id: u64, reply: Reply) -> Result<(), StoreError> {
+        let Some(session) = self.map.get_mut(&id) else { return Ok(()) };
         match session.asked.take() {
-            None => {}
+            None | Some(Asked::Superseded) => {}
             Some(Asked::Locate(positions, known)) => {
                 let mut values = reply.got()?.into_iter();
                 let mut located = Vec::with_capacity(known.len());
@@ -346,7 +374,8 @@ impl Process {
                 }
                 // After the read has ended, not before: what it may show is known only now.
                 let now = open.view.handed;
-                let unnoticed = ctx.planted(DriverBug::TakeoverUnnoticed) || ctx.planted(DriverBug::HandedToldLate);
+                let unnoticed = [DriverBug::TakeoverUnnoticed, DriverBug::HandedToldLate, DriverBug::RelayHandsLate];
+                let unnoticed = unnoticed.into_iter().any(|bug| ctx.planted(bug));
                 if head.position.seq > now.seq && !unnoticed {
                     return Err(StoreError::HeadMoved);
                 }
@@ -405,39 +434,54 @@ impl Process {
 
 impl Session {
     // What is about to be sent is compared with what the oracle knows.
-    fn observe(&mut self, ctx: &mut Context, store: usize, open: &Opened, message: &Message) {
+    fn observe(&mut self, ctx: &mut Context, (store, witness): (usize, usize), open: &Served, message: &Message) {
         match message {
             Message::Records(records) => {
+                if open.path.is_some() {
+                    ctx.coverage.met(Scene::Relayed);
+                }
                 if records.parts.iter().any(|part| part.len() > ctx.sizes.chunk) {
                     ctx.coverage.met(Scene::LargeRecord);
                 }
                 if let Some(sent) = &mut self.sent {
-                    ctx.oracle.records_sent(&ctx.stores[store], sent, &records.parts);
+                    ctx.oracle.records_sent(&ctx.stores[witness], sent, &records.parts);
                 }
             }
             Message::Filtered(filtered) => {
                 let ranges = self.ranges();
                 if let Some(sent) = &mut self.sent {
                     let Context { oracle, stores, coverage, .. } = ctx;
-                    oracle.filtered_sent(&stores[store], sent, &ranges, filtered, coverage);
+                    oracle.filtered_sent(&stores[witness], sent, &ranges, filtered, coverage);
                 }
             }
             Message::Ranges(content) => {
                 ctx.oracle.content_within(&self.ranges(), content);
-                ctx.oracle.content_sent(&ctx.stores[store], &content.read_at);
+                ctx.oracle.content_sent(&ctx.stores[witness], &content.read_at);
                 self.copying &= content.range.end().is_some();
                 self.page_waits = false;
             }
-            Message::Probed(probed) => ctx.oracle.content_sent(&ctx.stores[store], &probed.at),
+            Message::Probed(probed) => ctx.oracle.content_sent(&ctx.stores[witness], &probed.at),
             Message::Compared(compared) => {
-                ctx.oracle.content_sent(&ctx.stores[store], &compared.read_at);
+                ctx.oracle.content_sent(&ctx.stores[witness], &compared.read_at);
                 self.page_waits = false;
             }
             Message::Welcome(welcome) => {
                 let Some(hello) = &self.hello else { return };
+                if welcome.mode == Mode::Wait {
+                    ctx.coverage.met(Scene::Waited);
+                    self.waited = true;
+                    return self.judge(ctx, store, open, Verdict::Wait);
+                }
+                if open.path.as_ref().is_some_and(|path| path.len() > 1) {
+                    ctx.coverage.met(Scene::Deep);
+                }
+                if self.waited {
+                    ctx.coverage.met(Scene::WaitedEnough);
+                }
                 let (verdict, sent) = match welcome.mode {
                     Mode::Copy { from } => (Verdict::Copy, from),
                     Mode::Compare { from } => (Verdict::Compare, from),
+                    Mode::Resync { from, .. } => (Verdict::Resync, from),
                     _ => (Verdict::Resume, hello.cursor.as_ref().map_or(welcome.floor, |cursor| cursor.position)),
                 };
                 self.sent = Some(sent);
@@ -445,6 +489,7 @@ impl Session {
                 self.copying = verdict == Verdict::Copy || (verdict, unfinished) == (Verdict::Resume, Some(Fill::Copy));
                 ctx.coverage.met(match (verdict, unfinished) {
                     (Verdict::Copy, _) => Scene::CopyStarted,
+                    (Verdict::Resync, _) => Scene::ResyncStarted,
                     (Verdict::Compare, Some(Fill::Copy)) => Scene::CopyBecameComparison,
                     (Verdict::Compare, Some(_)) => Scene::ComparisonRestarted,
                     (Verdict::Compare, None) => Scene::ComparisonStarted,
@@ -452,6 +497,11 @@ impl Session {
                     (_, Some(_)) => Scene::ComparisonResumed,
                     (_, None) => Scene::Resumed,
                 });
+                let epoch = hello.cursor.as_ref().map(|cursor| cursor.position.epoch);
+                let resumes = verdict == Verdict::Resume && unfinished.is_none();
+                if resumes && epoch.is_some_and(|epoch| epoch.number < open.view.published.epoch.number) {
+                    ctx.coverage.met(Scene::MovedOver);
+                }
                 let fills = verdict != Verdict::Resume || unfinished.is_some();
                 if fills && !ctx.healing {
                     // It does not take long: something is to go wrong meanwhile.
@@ -469,6 +519,8 @@ impl Session {
                     RejectCode::NeedsCompare => None,
                     RejectCode::DataWithoutCursor => Some(Scene::RefusedData),
                     RejectCode::LimitsTooSmall => Some(Scene::RefusedLimits),
+                    RejectCode::Superseded => Some(Scene::RefusedSuperseded),
+                    RejectCode::Loop => Some(Scene::RefusedCircle),
                     _ => return,
                 };
                 if let Some(scene) = scene {
@@ -485,22 +537,37 @@ impl Session {
         told.map_or_else(KeyRanges::all, KeyRanges::new)
     }
 
-    fn judge(&self, ctx: &mut Context, store: usize, open: &Opened, verdict: Verdict) {
+    fn judge(&self, ctx: &mut Context, store: usize, open: &Served, verdict: Verdict) {
         let Some(hello) = &self.hello else { return };
         // Published records may have moved on while the store was asked.
         let views: Vec<View> = self.judged.iter().copied().chain([open.view]).collect();
-        let judged = |view| Judged { model: &ctx.oracle.model, store: &ctx.stores[store], view, limits: open.limits };
+        let judged = |view| Judged {
+            model: &ctx.oracle.model,
+            store: &ctx.stores[store],
+            view,
+            limits: open.limits,
+            epochs: Some(&open.epochs[..]).filter(|_| ctx.topology != Topology::Star),
+            path: open.path.as_deref(),
+        };
         let right: Vec<Verdict> = views.iter().flat_map(|view| judged(*view).verdicts(hello)).collect();
         let position = hello.cursor.as_ref().map(|cursor| cursor.position);
         let diverged = verdict == Verdict::Refuse(RejectCode::Diverged);
         if diverged && position.is_some_and(|position| judged(open.view).by_checkpoint(&position)) {
             ctx.coverage.met(Scene::RefusedByCheckpoint);
         }
+        let parted = matches!(verdict, Verdict::Resync) || diverged;
+        if parted && position.is_some_and(|position| twins(&position, &open.view.published)) {
+            ctx.coverage.met(Scene::TwinsMet);
+        }
         if !right.contains(&verdict) {
             let words = format!("{verdict:?} for a slave at {position:?}, of {views:?}; right would be {right:?}");
             ctx.oracle.fail(Invariant::RightDecision, words);
         }
     }
+}
+
+fn twins(one: &Position, other: &Position) -> bool {
+    one.epoch.number == other.epoch.number && one.epoch.nonce != other.epoch.nonce
 }
 
 fn head_of() -> Request {
@@ -515,7 +582,7 @@ fn ask_page(
     ctx: &mut Context,
     store: usize,
     owner: Owner,
-    open: &Opened,
+    open: &Served,
     (range, max_bytes): (KeyRange, usize),
 ) -> Asked {
     let options = ScanOptions::default().max_entries(usize::MAX).max_bytes(max_bytes);
@@ -524,7 +591,7 @@ fn ask_page(
 }
 
 // Where positions lie, as far as that can be told without the store, and what must be read to tell the rest.
-fn locate(ctx: &Context, open: &Opened, positions: &[Position]) -> (Vec<Option<Located>>, Vec<(Keyspace, Bytes)>) {
+fn locate(ctx: &Context, open: &Served, positions: &[Position]) -> (Vec<Option<Located>>, Vec<(Keyspace, Bytes)>) {
     let (mut known, mut wanted) = (Vec::new(), Vec::new());
     for position in positions {
         let located = locate_one(ctx, open, position);
@@ -538,7 +605,7 @@ fn locate(ctx: &Context, open: &Opened, positions: &[Position]) -> (Vec<Option<L
     (known, wanted)
 }
 
-fn locate_one(ctx: &Context, open: &Opened, position: &Position) -> Option<Located> {
+fn locate_one(ctx: &Context, open: &Served, position: &Position) -> Option<Located> {
     let View { published, floor, .. } = open.view;
     let seq = position.seq;
     if position.source != open.source {
@@ -547,29 +614,33 @@ fn locate_one(ctx: &Context, open: &Opened, position: &Position) -> Option<Locat
         let served = ctx.planted(DriverBug::AheadIsServed);
         Some(if served { Located::Held { log_bytes: 0 } } else { Located::Ahead })
     } else if seq == published.seq {
-        Some(same(ctx, position, published))
+        Some(same(ctx, &open.view, position, published))
     } else if seq == floor.seq {
         // Before the first record there is no epoch to compare.
         let epoch = if seq == Seq::ZERO { position.epoch } else { floor.epoch };
-        Some(same(ctx, position, Position { epoch, ..floor }))
+        Some(same(ctx, &open.view, position, Position { epoch, ..floor }))
     } else if seq < floor.seq {
         Some(match locate_below(ctx, open, position) {
             Located::Below | Located::Shared if ctx.planted(DriverBug::BelowIsServed) => Located::Held { log_bytes: 0 },
             located => located,
         })
     } else {
-        open.ring.entry(seq).map(|entry| same(ctx, position, entry.position))
+        open.ring.entry(seq).map(|entry| same(ctx, &open.view, position, entry.position))
     }
 }
 
 // What is no longer in the log is known by where epochs began, and by checkpoints.
-fn locate_below(ctx: &Context, open: &Opened, position: &Position) -> Located {
+fn locate_below(ctx: &Context, open: &Served, position: &Position) -> Located {
     if position.seq == Seq::ZERO {
         let shared = *position == origin(open.source, position.epoch);
         return if shared { Located::Shared } else { Located::Mismatch };
     }
     let reigning = open.epochs.iter().rfind(|start| start.first <= position.seq);
-    if reigning.is_none_or(|start| start.epoch != position.epoch) {
+    let same = |start: &EpochStart| match ctx.planted(DriverBug::EpochsByNumber) {
+        true => start.epoch.number == position.epoch.number,
+        false => start.epoch == position.epoch,
+    };
+    if !reigning.is_some_and(same) {
         return Located::Mismatch;
     }
     let checkpoint = open.checkpoints.iter().find(|checkpoint| checkpoint.position.seq == position.seq);
@@ -582,14 +653,14 @@ fn locate_below(ctx: &Context, open: &Opened, position: &Position) -> Located {
 
 fn stored(
     ctx: &Context,
-    open: &mut Opened,
+    open: &mut Served,
     position: &Position,
     bytes: Option<Bytes>,
     before: Option<Bytes>,
 ) -> Located {
     let Some(bytes) = bytes else { return Located::Below };
     if let Ok(record) = Record::decode(bytes) {
-        let located = same(ctx, position, record.position());
+        let located = same(ctx, &open.view, position, record.position());
         // It says so itself: a record whose digest was damaged must not make the slave look as if it had diverged.
         let floor = Some(open.view.floor).filter(|floor| floor.seq.next() == Some(position.seq));
         let before =
@@ -603,7 +674,7 @@ fn stored(
     Located::Below
 }
 
-fn same(ctx: &Context, position: &Position, held: Position) -> Located {
+fn same(ctx: &Context, view: &View, position: &Position, held: Position) -> Located {
     let equal = if ctx.planted(DriverBug::LocatedByNumber) {
         position.seq == held.seq
     } else if ctx.planted(DriverBug::LocatedWithoutDigest) {
@@ -611,12 +682,13 @@ fn same(ctx: &Context, position: &Position, held: Position) -> Located {
     } else {
         *position == held
     };
-    // How far behind a slave is in bytes matters from 8 MiB of log on, which no run comes to.
-    if equal { Located::Held { log_bytes: 0 } } else { Located::Mismatch }
+    // How far behind a slave is in bytes matters from 8 MiB of log on, and here it is never worth a comparison.
+    let log_bytes = if view.log_bytes >= 8 << 20 { view.log_bytes } else { 0 };
+    if equal { Located::Held { log_bytes } } else { Located::Mismatch }
 }
 
 // Stored records after `after`, as far as their digests vouch for them.
-fn checked(ctx: &Context, open: &mut Opened, after: Position, page: &Page) -> LogAnswer {
+fn checked(ctx: &Context, open: &mut Served, after: Position, page: &Page) -> LogAnswer {
     let (mut parts, mut last) = (Vec::new(), after);
     let tells = !ctx.planted(DriverBug::TrimmedWithoutTelling);
     for (key, bytes) in page.entries() {

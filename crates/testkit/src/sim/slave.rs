@@ -4,18 +4,22 @@ use replikv_core::{
     Cursor, Durability, KeyRange, KeyRanges, Keyspace, LinkId, Position, ScanOptions, StoreError, StoreLimits,
     WriteSet, meta,
 };
-use replikv_proto::layout::{Identity, Stored};
+use replikv_proto::layout::{Epochs, Floor, Head, Identity, Kept, Role, Stored};
 use replikv_proto::{
-    Ack, DecoderLimits, GoodbyeReason, Heartbeat, Hello, Message, Mode, OnDivergence, ProtocolError, Refusal,
-    RejectCode, SlaveAction, SlaveSession, SlaveSessionConfig, Subscription,
+    Ack, Candidate, DecoderLimits, GoodbyeReason, Heartbeat, Hello, Message, Mode, OnDivergence, ProtocolError,
+    Refusal, RejectCode, Resync, SlaveAction, SlaveSession, SlaveSessionConfig, Subscription, Unfit, Welcome,
+    step_down,
 };
 
 use super::apply::{Apply, Driver, Item, Tracker};
+use super::centre::Unlinking;
 use super::context::{Context, MILLI, Moment, Node, Owner};
 use super::link::{Broken, Conn};
+use super::relay::{Facts, RelayNode};
+use super::serving::Sessions;
 use super::store::{Reply, Request};
 use super::verify::Verifying;
-use super::{DriverBug, Scene};
+use super::{DriverBug, Scene, Topology};
 
 /// A slave, whether its process runs or not.
 #[derive(Debug)]
@@ -34,9 +38,24 @@ pub(super) struct Slave {
     pub(super) ranges: KeyRanges,
     /// It is there for a while only, beside another.
     pub(super) extra: bool,
+    /// Its store is a master's at present.
+    pub(super) idle: bool,
+    pub(super) on_divergence: OnDivergence,
+    /// It keeps the log, and serves slaves of its own.
+    pub(super) keeps_log: bool,
+    /// The relay that it follows, if it does not follow the master itself.
+    pub(super) parent: Option<usize>,
+    /// It may make a slave's of a store that is a master's.
+    pub(super) rejoins: bool,
+    /// Its store has become a master's.
+    pub(super) promoted: bool,
+    /// It is a link that is being undone.
+    pub(super) unlinking: Option<Unlinking>,
+    /// How many setbacks its store had seen when its entries began to go.
+    pub(super) setbacks: u64,
     /// How its last process ended by itself.
     pub(super) ending: Option<Ending>,
-    last_master: Option<usize>,
+    last_master: Option<Node>,
 }
 
 /// Why a slave does not try again by itself.
@@ -57,11 +76,13 @@ pub(super) struct Process {
     state: State,
     pause: Moment,
     tracker: Tracker,
+    relay: Option<RelayNode>,
 }
 
 #[derive(Debug)]
 enum State {
     Opening(Opening),
+    Promoting(Promoting),
     /// Until it connects again.
     Pausing(Moment),
     /// There is a connection, and the store is asked where it stands.
@@ -73,6 +94,10 @@ enum State {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Opening {
     Reopen,
+    /// The log of the master that it was goes.
+    DropLog,
+    /// It stands where that master stood.
+    StepDown,
     Sync,
     /// The store is told of other ranges.
     Subscribe,
@@ -80,6 +105,15 @@ enum Opening {
     Drop,
     /// That it has gone is kept.
     Settle,
+    /// The kept log ends where the slave stands, or there is none.
+    BeginLog,
+}
+
+/// What is done when a slave is promoted.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Promoting {
+    Reopen,
+    Apply,
 }
 
 /// One connection.
@@ -94,6 +128,10 @@ struct Follow {
     /// It has read of its own data.
     compares: bool,
     verifying: Option<Verifying>,
+    /// What the master has told is being kept; nothing else is done with the connection until then.
+    keeping: bool,
+    /// Where it stood when a resync began, if nothing of that is in the store yet.
+    parting: Option<Option<Cursor>>,
 }
 
 impl Slave {
@@ -110,9 +148,27 @@ impl Slave {
             limits: super::store::LIMITS,
             ranges: KeyRanges::all(),
             extra: false,
+            idle: false,
+            on_divergence: OnDivergence::Refuse,
+            keeps_log: false,
+            parent: None,
+            rejoins: false,
+            promoted: false,
+            unlinking: None,
+            setbacks: 0,
             ending: None,
             last_master: None,
         }
+    }
+
+    /// True if it is one of those that the run is about, at present.
+    pub(super) fn counts(&self) -> bool {
+        !self.extra && !self.idle
+    }
+
+    /// True if it should run, and does not.
+    pub(super) fn is_down(&self) -> bool {
+        self.counts() && self.process.is_none() && self.unlinking.is_none()
     }
 
     /// Starts a process.
@@ -123,13 +179,30 @@ impl Slave {
         ctx.call(store, Owner::Follow { node, life }, Request::Reopen);
         let nonce = ctx.net_rng.u64(..);
         let (state, tracker) = (State::Opening(Opening::Reopen), Tracker::default());
-        self.process = Some(Process { life, node, store, nonce, state, pause: FIRST_PAUSE, tracker });
+        self.process = Some(Process { life, node, store, nonce, state, pause: FIRST_PAUSE, tracker, relay: None });
+    }
+
+    /// Stops following, and makes the store a master's.
+    pub(super) fn promote(&mut self, ctx: &mut Context) {
+        self.kill(ctx, false);
+        ctx.stores[self.store].process_died();
+        self.start(ctx);
+        if let Some(process) = &mut self.process {
+            process.state = State::Promoting(Promoting::Reopen);
+        }
+    }
+
+    pub(super) fn is_promoting(&self) -> bool {
+        matches!(self.process, Some(Process { state: State::Promoting(_), .. }))
     }
 
     /// The process is gone, from one moment to the next; with `power` the whole machine is.
     pub(super) fn kill(&mut self, ctx: &mut Context, power: bool) {
         let Some(mut process) = self.process.take() else { return };
         ctx.forget_calls(Node::Slave(self.node), process.life, power);
+        if let Some(relay) = &mut process.relay {
+            relay.sessions.die(ctx, power);
+        }
         if let Some(conn) = process.conn() {
             if power && ctx.net_rng.bool() { conn.vanish(ctx) } else { conn.abandon(ctx) }
         }
@@ -151,6 +224,15 @@ impl Slave {
         true
     }
 
+    /// Whom it follows.
+    pub(super) fn server(&self) -> Node {
+        self.parent.map_or(Node::Master(self.target), Node::Slave)
+    }
+
+    pub(super) fn relay(&mut self) -> Option<&mut RelayNode> {
+        self.process.as_mut().and_then(|process| process.relay.as_mut())
+    }
+
     pub(super) fn conn(&mut self) -> Option<&mut Conn> {
         self.process.as_mut().and_then(Process::conn)
     }
@@ -159,7 +241,7 @@ impl Slave {
     pub(super) fn listens(&self) -> bool {
         let Some(process) = &self.process else { return false };
         match &process.state {
-            State::Following(follow) => follow.conn.is_some() && follow.apply.has_room(),
+            State::Following(follow) => follow.conn.is_some() && follow.apply.has_room() && !follow.keeping,
             _ => false,
         }
     }
@@ -201,7 +283,7 @@ impl Slave {
             ranges: if self.ranges.is_all() { Vec::new() } else { self.ranges.clone().into() },
             path: Vec::new(),
             temporary: false,
-            on_divergence: OnDivergence::Refuse,
+            on_divergence: self.on_divergence,
         }
     }
 
@@ -213,7 +295,17 @@ impl Slave {
                 if let State::Following(follow) = &mut process.state {
                     let owner = Owner::Apply { node: process.node, life };
                     let driver = Driver { owner, store: process.store, sync_every: self.sync_every };
-                    follow.apply.answered(ctx, &driver, &mut process.tracker, reply);
+                    follow.apply.answered(ctx, &driver, (&mut process.tracker, &mut process.relay), reply);
+                }
+            }
+            Owner::Session { life, session, .. } if life == process.life => {
+                if let Some(relay) = &mut process.relay {
+                    relay.sessions.answered(ctx, relay.served.as_mut(), session, reply);
+                }
+            }
+            Owner::Tidy { life, .. } if life == process.life => {
+                if let Some(relay) = &mut process.relay {
+                    relay.tidied(ctx, reply);
                 }
             }
             _ => {}
@@ -225,6 +317,12 @@ impl Slave {
         let Some(process) = &mut self.process else { return };
         let owner = Owner::Follow { node: self.node, life: process.life };
         match std::mem::replace(&mut process.state, State::Pausing(ctx.now)) {
+            State::Opening(Opening::Reopen) if is_master(ctx, self.store) => self.was_master(ctx),
+            State::Promoting(step) => self.promoting(ctx, step, reply),
+            State::Following(mut follow) => {
+                follow.kept(ctx, reply);
+                process.state = State::Following(follow);
+            }
             State::Opening(Opening::Reopen) => {
                 if ctx.stores[self.store].identity().is_none() {
                     give_identity(ctx, self.store);
@@ -239,6 +337,14 @@ impl Slave {
                 process.state = State::Opening(Opening::Sync);
             }
             State::Opening(step) => match reply.done() {
+                Ok(()) if matches!(step, Opening::DropLog) => self.step_down(ctx),
+                Ok(()) if matches!(step, Opening::StepDown) => {
+                    self.rejoins = false;
+                    ctx.coverage.met(Scene::SteppedDown);
+                    process.tracker.rewound(hello.cursor.as_ref());
+                    ctx.call(self.store, owner, Request::Sync);
+                    process.state = State::Opening(Opening::Sync);
+                }
                 Ok(()) => self.opened_further(ctx, step),
                 Err(_) => {
                     ctx.call(self.store, owner, Request::Reopen);
@@ -250,9 +356,70 @@ impl Slave {
         }
     }
 
+    // Somebody has decided that it is to be a slave; or it died while it was promoted.
+    fn was_master(&mut self, ctx: &mut Context) {
+        if !self.rejoins {
+            ctx.coverage.met(Scene::PromotionInterrupted);
+            (self.promoted, self.process) = (true, None);
+            return;
+        }
+        let Some(process) = &mut self.process else { return };
+        let mut writes = WriteSet::builder();
+        writes.delete_range(Keyspace::Log, &KeyRange::all());
+        let owner = Owner::Follow { node: self.node, life: process.life };
+        ctx.call(self.store, owner, Request::Apply(writes.build(), Durability::Buffered));
+        process.state = State::Opening(Opening::DropLog);
+    }
+
+    fn step_down(&mut self, ctx: &mut Context) {
+        let Some(process) = &mut self.process else { return };
+        let owner = Owner::Follow { node: self.node, life: process.life };
+        let head: Option<Head> = ctx.stores[self.store].head();
+        let Some(Ok(writes)) = head.map(|head| step_down(&head, &LinkId::default())) else { return };
+        ctx.call(self.store, owner, Request::Apply(writes, Durability::Synced));
+        process.state = State::Opening(Opening::StepDown);
+    }
+
+    // As `replikv-node` does it, once nobody follows any more.
+    fn promoting(&mut self, ctx: &mut Context, step: Promoting, reply: Reply) {
+        let Some(process) = &mut self.process else { return };
+        let owner = Owner::Follow { node: self.node, life: process.life };
+        match (step, reply.done()) {
+            (Promoting::Apply, Ok(())) => (self.promoted, self.process) = (true, None),
+            // What it is now is seen when it is opened.
+            (Promoting::Apply, Err(_)) => self.start(ctx),
+            (Promoting::Reopen, _) => {
+                let maps = &ctx.stores[self.store].visible;
+                let candidate = Candidate {
+                    identity: maps.stored(Identity::KEY),
+                    subscription: maps.stored(Subscription::KEY),
+                    cursor: maps.cursor().map(|cursor| (LinkId::default(), cursor)),
+                    resync: maps.stored(Resync::KEY),
+                    head: maps.stored(Head::KEY),
+                    epochs: maps.stored(Epochs::KEY),
+                };
+                let unix_ms = ctx.clock(self.wall_offset_ms).unix_ms;
+                match candidate.promote(ctx.top_rng.u64(..), unix_ms) {
+                    Ok(promotion) => {
+                        ctx.call(self.store, owner, Request::Apply(promotion.writes, Durability::Synced));
+                        process.state = State::Promoting(Promoting::Apply);
+                    }
+                    Err(unfit) => {
+                        match unfit {
+                            Unfit::CatchingUp => ctx.coverage.met(Scene::PromotionCatchingUp),
+                            Unfit::Filtered(_) => ctx.coverage.met(Scene::PromotionFiltered),
+                            Unfit::NoSlave | Unfit::Empty | Unfit::Store(_) => {}
+                        }
+                        self.start(ctx);
+                    }
+                }
+            }
+        }
+    }
+
     // The next step that there is something to do for; or else the slave is open.
     fn opened_further(&mut self, ctx: &mut Context, done: Opening) {
-        let next = [Opening::Subscribe, Opening::Drop, Opening::Settle].into_iter().filter(|step| {
+        let next = [Opening::Subscribe, Opening::Drop, Opening::Settle, Opening::BeginLog].into_iter().filter(|step| {
             let order = |step: &Opening| *step as u8;
             order(step) > order(&done)
         });
@@ -266,6 +433,10 @@ impl Slave {
             return;
         }
         process.tracker.rewound(hello.cursor.as_ref());
+        if self.keeps_log {
+            let sessions = Sessions::new(Node::Slave(self.node), process.life, self.store, self.sync_every.is_none());
+            process.relay = Some(RelayNode::open(ctx, sessions, &self.name, process.nonce));
+        }
         ctx.wake(Node::Slave(self.node));
     }
 
@@ -313,12 +484,40 @@ impl Slave {
                 writes.put(Keyspace::Meta, Subscription::KEY, kept.settled().to_bytes()).ok()?;
                 Durability::Synced
             }
-            Opening::Reopen | Opening::Sync => return None,
+            Opening::BeginLog => {
+                if !self.keeps_log {
+                    return None;
+                }
+                let head: Option<Head> = maps.stored(Head::KEY);
+                let cursor = maps.cursor();
+                let stands = cursor.as_ref().filter(|cursor| cursor.is_consistent()).map(|cursor| cursor.position);
+                if head.map(|head| head.position) == stands {
+                    return None;
+                }
+                writes.require(meta::cursor_key(&LinkId::default()), cursor.as_ref().map(Cursor::to_bytes));
+                writes.delete_range(Keyspace::Log, &KeyRange::all());
+                match stands {
+                    Some(position) => {
+                        let (log_bytes, uptime_ms) = head.map_or((0, 0), |head| (head.log_bytes, head.uptime_ms));
+                        writes.put(Keyspace::Meta, Floor::KEY, Floor { position, log_bytes }.to_bytes()).ok()?;
+                        writes
+                            .put(Keyspace::Meta, Head::KEY, Head { position, log_bytes, uptime_ms }.to_bytes())
+                            .ok()?;
+                    }
+                    None => {
+                        writes.delete(Keyspace::Meta, Floor::KEY).ok()?;
+                        writes.delete(Keyspace::Meta, Head::KEY).ok()?;
+                    }
+                }
+                Durability::Synced
+            }
+            Opening::Reopen | Opening::DropLog | Opening::StepDown | Opening::Sync => return None,
         };
         Some((writes.build(), durability))
     }
 
     fn begin(&mut self, ctx: &mut Context, conn: Conn, mut hello: Hello) {
+        let server = self.server();
         let used = &mut ctx.stores[self.store];
         // Another one that uses it has still to learn of that.
         (used.went_back, used.was_shared) = (used.went_back && used.shared, used.shared);
@@ -334,7 +533,7 @@ impl Slave {
             cursor.position = position;
         }
         if hello.cursor.as_ref().is_some_and(|cursor| cursor.coverage.rest().is_some())
-            && self.last_master.is_some_and(|last| last != self.target)
+            && self.last_master.is_some_and(|last| last != server)
         {
             ctx.coverage.met(Scene::CopyElsewhere);
         }
@@ -350,14 +549,27 @@ impl Slave {
             ranges: self.ranges.clone(),
             handshake_timeout: ctx.sizes.heartbeat * 5,
             on_divergence: hello.on_divergence,
-            resync: None,
+            resync: ctx.stores[self.store].visible.stored(Resync::KEY),
         };
         let target = ctx.sizes.apply_bytes;
-        let apply = Apply::new(hello.cursor, target);
+        let kept = self.keeps_log.then(|| ctx.stores[self.store].visible.stored::<Head>(Head::KEY));
+        let apply = Apply::new(hello.cursor, config.resync, kept, target);
+        if let Some(relay) = &mut process.relay {
+            relay.take_turn(ctx);
+        }
         let session = SlaveSession::new(config, ctx.clock(self.wall_offset_ms));
         let verifying = Verifying::new(ctx, &self.ranges);
-        let follow =
-            Follow { conn: Some(conn), session, apply, over: None, welcomed: false, compares: false, verifying };
+        let follow = Follow {
+            conn: Some(conn),
+            session,
+            apply,
+            over: None,
+            welcomed: false,
+            compares: false,
+            verifying,
+            keeping: false,
+            parting: None,
+        };
         process.state = State::Following(Box::new(follow));
     }
 
@@ -370,22 +582,27 @@ impl Slave {
         let (node, store) = (process.node, process.store);
         match &mut process.state {
             State::Following(follow) => {
+                let keep = Owner::Follow { node, life: process.life };
                 loop {
-                    follow.apply.run(ctx, &driver, node, &mut process.tracker);
-                    if !follow.drive(ctx, wall, node, store, &mut process.tracker) {
+                    follow.apply.run(ctx, &driver, node, (&mut process.tracker, &mut process.relay));
+                    if !follow.drive(ctx, wall, keep, store, &mut process.tracker) {
                         break;
                     }
                 }
                 if follow.welcomed {
                     process.pause = FIRST_PAUSE;
-                    self.last_master = Some(self.target);
+                    self.last_master = Some(self.parent.map_or(Node::Master(self.target), Node::Slave));
                 }
-                if follow.conn.is_none() && follow.over.is_some() && follow.apply.is_done() {
+                if follow.conn.is_none() && follow.over.is_some() && follow.apply.is_done() && !follow.keeping {
                     self.end(ctx);
                 }
             }
             State::Pausing(until) => ctx.wake_at(Node::Slave(node), *until),
             _ => {}
+        }
+        if let Some(relay) = self.relay() {
+            relay.sessions.wall_offset_ms = wall;
+            relay.run(ctx);
         }
     }
 
@@ -402,9 +619,18 @@ impl Slave {
         if let Err(ending) = result {
             // Its program ends; somebody may start it again.
             self.ending = Some(ending);
-            self.process = None;
+            if let Some(mut process) = self.process.take() {
+                ctx.forget_calls(Node::Slave(self.node), process.life, false);
+                if let Some(relay) = &mut process.relay {
+                    relay.sessions.die(ctx, false);
+                }
+            }
         }
     }
+}
+
+fn is_master(ctx: &Context, store: usize) -> bool {
+    ctx.stores[store].identity().is_some_and(|identity| identity.role == Role::Master)
 }
 
 fn failed(ctx: &mut Context, error: &StoreError) -> Result<(), Ending> {
@@ -424,11 +650,7 @@ fn give_identity(ctx: &mut Context, store: usize) {
     if maps.cursor().is_none() && !maps.of(Keyspace::Data).is_empty() {
         return;
     }
-    let (key, value) = (Identity::KEY, Identity::slave().to_bytes());
-    let op = replikv_core::Op::Put { key, value: &value };
-    let store = &mut ctx.stores[store];
-    store.visible.change(Keyspace::Meta, op);
-    store.durable.change(Keyspace::Meta, op);
+    ctx.put_meta(store, Identity::KEY, &Identity::slave().to_bytes());
 }
 
 const FIRST_PAUSE: Moment = 5 * MILLI;
@@ -454,12 +676,12 @@ impl Process {
 
 impl Follow {
     // Moves messages until something has to be waited for. True if the apply task should be looked at again.
-    fn drive(&mut self, ctx: &mut Context, wall: i64, node: usize, store: usize, tracker: &mut Tracker) -> bool {
-        if self.conn.is_none() {
+    fn drive(&mut self, ctx: &mut Context, wall: i64, keep: Owner, store: usize, tracker: &mut Tracker) -> bool {
+        if self.conn.is_none() || self.keeping {
             return false;
         }
         let was_idle = !self.apply.has_items();
-        if let Err(over) = self.step(ctx, wall, node, store, tracker) {
+        if let Err(over) = self.step(ctx, wall, keep, store, tracker) {
             self.over = Some(over);
             self.apply.closed = true;
             self.last_words(ctx, store, tracker);
@@ -475,10 +697,11 @@ impl Follow {
         &mut self,
         ctx: &mut Context,
         wall: i64,
-        node: usize,
+        keep: Owner,
         store: usize,
         tracker: &mut Tracker,
     ) -> Result<(), Result<(), Ending>> {
+        let Owner::Follow { node, .. } = keep else { return Ok(()) };
         loop {
             let mut progress = tracker.progress();
             if ctx.planted(DriverBug::AckOnArrival) {
@@ -492,7 +715,10 @@ impl Follow {
             while let Some(action) = self.session.poll_action() {
                 // One page, then the connection has its turn: answers to earlier questions may be there.
                 more = matches!(action, SlaveAction::ReadPage { .. });
-                self.execute(ctx, store, tracker, action)?;
+                self.execute(ctx, (keep, store), tracker, action)?;
+                if self.keeping {
+                    return Ok(());
+                }
                 if more {
                     break;
                 }
@@ -539,15 +765,19 @@ impl Follow {
     fn execute(
         &mut self,
         ctx: &mut Context,
-        store: usize,
+        (keep, store): (Owner, usize),
         tracker: &mut Tracker,
         action: SlaveAction,
     ) -> Result<(), Result<(), Ending>> {
         match action {
             SlaveAction::Send(message) => self.send(ctx, store, &message),
             SlaveAction::Begin(cursor) => self.apply.push(ctx, Item::Begin(cursor)),
-            // Nobody here asks for it: it ends as the refusal that it is.
-            SlaveAction::Resync(_, resync) => return Err(Err(Ending::Refused(resync.reason))),
+            SlaveAction::Resync(cursor, resync, epochs) => {
+                // What is told from here on is about the history that it joins.
+                tracker.resyncs(&cursor);
+                self.parting = Some(ctx.stores[store].visible.cursor());
+                self.apply.push(ctx, Item::Resync(cursor, resync, epochs));
+            }
             SlaveAction::Apply(record) => self.apply.push(ctx, Item::Record(record)),
             SlaveAction::ApplyPortion(portion) => self.apply.push(ctx, Item::Portion(portion)),
             SlaveAction::Copy(content) => {
@@ -570,6 +800,10 @@ impl Follow {
                 if let Some(conn) = &mut self.conn {
                     conn.set_limits(DecoderLimits::for_batches(2 * welcome.limits.max_batch));
                 }
+                self.keep_what_was_told(ctx, (keep, store), &welcome);
+                if self.apply.keeps_log {
+                    self.apply.push(ctx, Item::Facts(Facts::of(&welcome)));
+                }
             }
             SlaveAction::Probed(probed) => {
                 if let Some(verifying) = &mut self.verifying {
@@ -586,6 +820,48 @@ impl Follow {
             SlaveAction::Close(Err(Refusal { code, .. })) => return Err(Err(Ending::Refused(code))),
         }
         Ok(())
+    }
+
+    // For the day on which this slave is promoted.
+    fn keep_what_was_told(&mut self, ctx: &mut Context, (owner, store): (Owner, usize), welcome: &Welcome) {
+        if ctx.topology == Topology::Star {
+            return;
+        }
+        let epochs = Epochs(welcome.epochs.clone());
+        // Those of a history that it has yet to join come with the first group of that.
+        let parts = matches!(welcome.mode, Mode::Resync { .. });
+        let maps = &ctx.stores[store].visible;
+        let same = parts || maps.stored::<Epochs>(Epochs::KEY).as_ref() == Some(&epochs);
+        let kept = Kept { limits: welcome.limits };
+        if same && (!self.apply.keeps_log || maps.stored::<Kept>(Kept::KEY) == Some(kept)) {
+            return;
+        }
+        let mut writes = WriteSet::builder();
+        writes.require(Identity::KEY, Some(Identity::slave().to_bytes()));
+        let told = if parts { Ok(&mut writes) } else { writes.put(Keyspace::Meta, Epochs::KEY, epochs.to_bytes()) };
+        let told = told.and_then(|writes| match self.apply.keeps_log {
+            true => writes.put(Keyspace::Meta, Kept::KEY, kept.to_bytes()),
+            false => Ok(writes),
+        });
+        if told.is_ok() {
+            ctx.call(store, owner, Request::Apply(writes.build(), Durability::Buffered));
+            self.keeping = true;
+        }
+    }
+
+    // If it cannot be kept the connection is over: it is tried again with the next one.
+    fn kept(&mut self, ctx: &mut Context, reply: Reply) {
+        self.keeping = false;
+        match reply.done() {
+            Ok(()) => {}
+            Err(error) => {
+                self.over = Some(failed(ctx, &error));
+                self.apply.closed = true;
+                if let Some(mut conn) = self.conn.take() {
+                    conn.finish(ctx);
+                }
+            }
+        }
     }
 
     // At once: nothing but this slave's own groups changes what it reads, and these leave alone what is not covered.
@@ -606,7 +882,9 @@ impl Follow {
             _ => None,
         };
         if let Some(ack) = ack {
-            ctx.oracle.acknowledged(&ctx.stores[store], &ack);
+            let stands = ctx.stores[store].visible.cursor();
+            self.parting.take_if(|before| *before != stands);
+            ctx.oracle.acknowledged(&ctx.stores[store], &ack, self.parting.is_some());
         }
         if let Some(conn) = &mut self.conn {
             // A message that does not encode is a bug of its own, and is noticed by nobody hearing from this slave.

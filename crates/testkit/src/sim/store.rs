@@ -10,6 +10,7 @@ use replikv_core::{
 };
 use replikv_proto::layout::{Checkpoint, Floor, Head, Identity, Stored};
 
+use super::centre::View;
 use super::print::Print;
 
 /// The three maps.
@@ -85,6 +86,11 @@ impl Maps {
         let range = KeyRange::prefix(Checkpoint::PREFIX);
         let values = entries(self.of(Keyspace::Meta), &range).map(|(_, value)| value);
         values.filter_map(|value| Checkpoint::from_bytes(value).ok()).collect()
+    }
+
+    /// What lies in a range, in order.
+    pub(super) fn within(&self, keyspace: Keyspace, range: &KeyRange) -> Vec<(&Bytes, &Bytes)> {
+        entries(self.of(keyspace), range).collect()
     }
 
     pub(super) fn page(&self, keyspace: Keyspace, range: &KeyRange, options: ScanOptions) -> Page {
@@ -194,10 +200,16 @@ pub(super) struct ModelStore {
     pub(super) shared: bool,
     /// It was shared since who uses it has looked.
     pub(super) was_shared: bool,
+    /// It was opened anew after an outcome was unknown, and what is readable may not be durable.
+    pub(super) unsettled: bool,
     /// It went back when it was opened anew, and who uses it has not looked since.
     pub(super) went_back: bool,
     /// Writes come one after the other.
     pub(super) writer_free_at: u64,
+    /// How often it was opened anew after a failure; of a link, of how many of these it knows.
+    pub(super) setbacks: u64,
+    /// It is what a link sees of its centre's store.
+    pub(super) view: Option<View>,
 }
 
 pub(super) const LIMITS: StoreLimits = StoreLimits { max_key: 511, max_value: 1 << 16, max_batch: 1 << 20 };
@@ -216,9 +228,17 @@ impl ModelStore {
             slow: false,
             shared: false,
             was_shared: false,
+            unsettled: false,
             went_back: false,
             writer_free_at: 0,
+            setbacks: 0,
+            view: None,
         }
+    }
+
+    /// The number of the last write set.
+    pub(super) fn last(&self) -> u64 {
+        self.first_pending + self.pending.len() as u64
     }
 
     /// A call takes effect. What it answers is told later; the number is that of the last write set it covers.
@@ -248,6 +268,7 @@ impl ModelStore {
             self.durable.apply(&writes);
             self.first_pending += 1;
         }
+        self.unsettled &= !self.pending.is_empty();
     }
 
     /// What was not synced is gone, but for a prefix of it. True if anything was lost.
@@ -368,13 +389,18 @@ impl ModelStore {
     }
 
     fn reopen(&mut self, rng: &mut Rng) -> Effect {
+        self.setbacks += u64::from(self.poison.is_some());
         match self.poison.take() {
             // The kernel may have dropped what it could not write.
             Some(Poison::SyncFailed) if rng.bool() && self.lose_power(rng) => {
                 self.went_back = true;
                 Effect::Rewound
             }
-            _ => Effect::Nothing,
+            Some(_) => {
+                self.unsettled = true;
+                Effect::Nothing
+            }
+            None => Effect::Nothing,
         }
     }
 

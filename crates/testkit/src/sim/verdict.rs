@@ -2,7 +2,7 @@
 
 use replikv_core::{Keyspace, Position, Seq, StoreLimits};
 use replikv_proto::layout::Checkpoint;
-use replikv_proto::{Hello, Record, RejectCode, View};
+use replikv_proto::{EpochStart, Hello, PathNode, Record, RejectCode, View};
 
 use super::model::Model;
 use super::store::ModelStore;
@@ -13,6 +13,8 @@ pub(super) enum Verdict {
     Resume,
     Copy,
     Compare,
+    Resync,
+    Wait,
     Refuse(RejectCode),
 }
 
@@ -23,6 +25,10 @@ pub(super) struct Judged<'a> {
     pub(super) store: &'a ModelStore,
     pub(super) view: View,
     pub(super) limits: StoreLimits,
+    /// What it knows of the history's epochs, if it may know less than there is to know.
+    pub(super) epochs: Option<&'a [EpochStart]>,
+    /// Of a relay: those above it, and itself.
+    pub(super) path: Option<&'a [PathNode]>,
 }
 
 /// How a position lies to a master's history, told from the model alone.
@@ -39,8 +45,29 @@ enum Place {
 impl Judged<'_> {
     /// Every right decision. There is more than one where a record is damaged, and found to be so or not.
     pub(super) fn verdicts(&self, hello: &Hello) -> Vec<Verdict> {
+        let right = self.whatever_was_asked(hello);
+        right.into_iter().flat_map(|verdict| self.as_asked(hello, verdict)).collect()
+    }
+
+    // Its owner has said what becomes of a slave that has parted; and nobody is emptied by a master that holds nothing.
+    fn as_asked(&self, hello: &Hello, verdict: Verdict) -> Vec<Verdict> {
+        let Verdict::Refuse(code) = verdict else { return vec![verdict] };
+        if !hello.on_divergence.resyncs(code) {
+            return vec![verdict];
+        }
+        let states = [self.view.published, self.view.handed];
+        let mut states = states.iter().filter_map(|position| self.model.point(position));
+        // It may have been looked for a moment ago.
+        let empty = self.store.visible.of(Keyspace::Data).is_empty() || states.any(|point| point.state.is_empty());
+        if empty { vec![Verdict::Resync, verdict] } else { vec![Verdict::Resync] }
+    }
+
+    fn whatever_was_asked(&self, hello: &Hello) -> Vec<Verdict> {
         if !hello.limits.holds(&self.limits) {
             return vec![Verdict::Refuse(RejectCode::LimitsTooSmall)];
+        }
+        if self.path.is_some_and(|path| path.iter().any(|above| above.nonce == hello.nonce)) {
+            return vec![Verdict::Refuse(RejectCode::Loop)];
         }
         let Some(cursor) = &hello.cursor else {
             return match (hello.holds_data, self.view.floor.seq) {
@@ -54,7 +81,7 @@ impl Judged<'_> {
         }
         // An epoch that the master itself has begun may not be published yet.
         let own = self.view.published.epoch.number.max(self.view.handed.epoch.number);
-        if cursor.position.epoch.number > own {
+        if cursor.position.epoch.number > own && self.path.is_none() {
             return vec![Verdict::Refuse(RejectCode::Superseded)];
         }
         let mut positions = vec![cursor.position];
@@ -63,6 +90,8 @@ impl Judged<'_> {
             let places = self.places(&positions, damage_is_found);
             if places.contains(&Place::Parted) {
                 Verdict::Refuse(RejectCode::Diverged)
+            } else if places.contains(&Place::Ahead) && self.path.is_some() {
+                Verdict::Wait
             } else if places.contains(&Place::Ahead) {
                 Verdict::Refuse(RejectCode::SlaveAhead)
             } else if places.iter().all(|place| *place == Place::Held) {
@@ -85,7 +114,7 @@ impl Judged<'_> {
     // Its position is too old to tell: what it passed through before tells, or the epoch that it is in.
     fn by_lineage(&self, hello: &Hello, position: &Position, damage_is_found: bool) -> Verdict {
         let places = self.places(&hello.checkpoints, damage_is_found);
-        let epochs = self.model.epochs(&self.view.published);
+        let epochs = self.known_epochs();
         let own = epochs.iter().find(|start| start.epoch == position.epoch);
         let unfinished = hello.cursor.as_ref().is_some_and(|cursor| !cursor.coverage.is_complete());
         if places.iter().any(|place| matches!(place, Place::Parted | Place::Ahead)) {
@@ -98,6 +127,10 @@ impl Judged<'_> {
         } else {
             Verdict::Refuse(RejectCode::NeedsCompare)
         }
+    }
+
+    fn known_epochs(&self) -> Vec<EpochStart> {
+        self.epochs.map_or_else(|| self.model.epochs(&self.view.published), <[_]>::to_vec)
     }
 
     fn places(&self, positions: &[Position], damage_is_found: bool) -> Vec<Place> {
@@ -121,7 +154,13 @@ impl Judged<'_> {
             return Place::Ahead;
         }
         if position.seq < floor.seq {
-            let same_epoch = own.is_some_and(|own| own.epoch == position.epoch);
+            let same_epoch = match self.epochs {
+                Some(known) => {
+                    let reigning = known.iter().rfind(|start| start.first <= position.seq);
+                    reigning.is_some_and(|start| start.epoch == position.epoch)
+                }
+                None => own.is_some_and(|own| own.epoch == position.epoch),
+            };
             return self.place_below(position, on_the_way, same_epoch);
         }
         let remembered = position.seq == published.seq || position.seq == floor.seq;

@@ -5,19 +5,18 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use bytes::Bytes;
 use fastrand::Rng;
 use replikv_core::{KeyRange, KeyRanges, Keyspace, Op};
-use replikv_proto::View;
+use replikv_proto::{PathNode, View};
 
 use super::context::{Context, Happening, MILLI, Moment, Node, Owner, Passing};
 use super::link::{Conn, Ends, Side};
 use super::master::Master;
 use super::oracle::Invariant;
 use super::print;
-use super::session::Session;
 use super::slave::{Ending, Slave};
 use super::store::{Maps, Reply};
 use super::verdict::{Judged, Verdict};
 use super::work;
-use super::{Config, Fault, Report, Violation};
+use super::{Config, Fault, Report, Scene, Topology, Violation};
 
 /// Runs seeds.
 #[derive(Debug)]
@@ -71,9 +70,14 @@ impl World {
         let few = Fault::ALL.iter().filter(|fault| config.allows(**fault)).count() * 2 < Fault::ALL.len();
         let mut knows = |fault: Fault| if few { config.allows(fault) } else { ctx.fault_rng.u8(0..100) < 55 };
         // The last one means something only where slaves subscribe to parts of the keys.
-        let others = Fault::ALL.iter().copied().filter(|fault| *fault != Fault::Resubscribed);
+        // And others only where nodes change their places.
+        let apart =
+            [Fault::Resubscribed, Fault::Promotion, Fault::Demotion, Fault::Moved, Fault::Reparented, Fault::Unlinked];
+        let others = Fault::ALL.iter().copied().filter(|fault| !apart.contains(fault));
         let mut known: Vec<Fault> = others.filter(|fault| knows(*fault)).collect();
+        known.extend(apart[1..].iter().filter(|fault| config.allows(**fault)));
         known.extend(Some(Fault::Resubscribed).filter(|fault| ctx.filters && config.allows(*fault)));
+        known.retain(|fault| ctx.topology.knows(*fault));
         let mut world = Self {
             ctx,
             masters: Vec::new(),
@@ -89,7 +93,13 @@ impl World {
             outcome: (0, 0),
             rests: false,
         };
-        world.populate(config);
+        match world.ctx.topology {
+            Topology::Star => world.populate(config),
+            Topology::Failover => world.populate_failover(config),
+            Topology::Tree => world.populate_tree(config),
+            Topology::Centre => world.populate_centre(config),
+        }
+        world.begin();
         world
     }
 
@@ -118,13 +128,16 @@ impl World {
                 self.slaves[node].limits.max_value = 16;
             }
         }
+    }
+
+    fn begin(&mut self) {
         self.ctx.after(1, Happening::Work);
         let last_act = self.chaos_ends.saturating_sub(100 * MILLI);
         self.ctx.after(last_act, Happening::Pass(Passing::LastAct));
         self.ctx.after(self.ctx.sizes.fault_delay, Happening::Fault);
     }
 
-    fn sync_every(&mut self) -> Option<Moment> {
+    pub(super) fn sync_every(&mut self) -> Option<Moment> {
         let rng = &mut self.ctx.work_rng;
         (rng.u8(0..10) < 4).then(|| rng.u64(5..150) * MILLI)
     }
@@ -200,16 +213,27 @@ impl World {
             Happening::OneFault => self.one_fault(),
             Happening::Pass(passing) => self.pass(passing),
             Happening::Check => self.check(),
+            Happening::Reorder if self.ctx.topology == Topology::Tree => self.reparent(),
+            Happening::Reorder if self.ctx.topology == Topology::Centre => self.relink(),
+            Happening::Gathered(centre) => self.ctx.gathered(centre),
+            Happening::Gather(centre) => self.ctx.gather(centre),
+            Happening::Unlink(node, life) if life == self.slaves[node].lives => self.unlink(node),
+            Happening::Unlink(..) => {}
+            Happening::Reorder => self.reorder(),
         }
     }
 
     fn answered(&mut self, owner: Owner, reply: Reply) {
         match owner {
-            Owner::Commit { node, .. } | Owner::Session { node, .. } => {
+            Owner::Commit { node, .. } | Owner::Session { node: Node::Master(node), .. } => {
                 self.masters[node].answered(&mut self.ctx, owner, reply);
                 self.wake(Node::Master(node));
             }
-            Owner::Follow { node, .. } | Owner::Apply { node, .. } => {
+            Owner::Unlink { node, life } => self.unlinked(node, life, reply),
+            Owner::Follow { node, .. }
+            | Owner::Apply { node, .. }
+            | Owner::Tidy { node, .. }
+            | Owner::Session { node: Node::Slave(node), .. } => {
                 self.slaves[node].answered(&mut self.ctx, owner, reply);
                 self.wake(Node::Slave(node));
             }
@@ -222,11 +246,13 @@ impl World {
             Node::Master(node) => {
                 self.masters[node].run(&mut self.ctx);
                 let Some(process) = &mut self.masters[node].process else { return };
-                let listening = process.sessions.values_mut().filter(|session| session.listens());
-                let links: Vec<usize> = listening.map(|session| session.conn().link).collect();
+                let links = process.sessions.listening();
                 links.into_iter().for_each(|link| self.pull(link, Side::Master));
             }
             Node::Slave(node) => {
+                if self.slaves[node].promoted {
+                    return self.take_office(node);
+                }
                 self.slaves[node].run(&mut self.ctx);
                 if self.slaves[node].wants_connection(self.ctx.now) {
                     self.connect(node);
@@ -236,6 +262,8 @@ impl World {
                 {
                     self.pull(link, Side::Slave);
                 }
+                let links = self.slaves[node].relay().map(|relay| relay.sessions.listening()).unwrap_or_default();
+                links.into_iter().for_each(|link| self.pull(link, Side::Master));
             }
         }
     }
@@ -249,28 +277,41 @@ impl World {
     }
 
     fn connect(&mut self, node: usize) {
-        let target = self.slaves[node].target;
-        let Some(link) = self.accept(target, node) else {
+        let server = self.slaves[node].server();
+        let Some(link) = self.accept(server, node) else {
             return self.slaves[node].not_connected(&mut self.ctx);
         };
         self.slaves[node].connected(&mut self.ctx, Conn::new(link, Side::Slave));
     }
 
-    /// A connection to a master, from a slave or from a stranger.
-    pub(super) fn accept(&mut self, master: usize, slave: usize) -> Option<usize> {
-        let wall = self.masters[master].wall_offset_ms;
-        let process = self.masters[master].process.as_mut()?;
-        let open = process.open.as_ref()?;
+    /// A connection to somebody who serves, from a slave or from a stranger.
+    pub(super) fn accept(&mut self, server: Node, slave: usize) -> Option<usize> {
+        let (sessions, served) = match server {
+            Node::Master(node) => {
+                let wall = self.masters[node].wall_offset_ms;
+                let process = self.masters[node].process.as_mut()?;
+                process.sessions.wall_offset_ms = wall;
+                (&mut process.sessions, &process.open.as_ref()?.served)
+            }
+            Node::Slave(node) => {
+                let relay = self.slaves[node].relay()?;
+                let Some(served) = &relay.served else {
+                    // It says so, and whoever came tries again.
+                    self.ctx.coverage.met(Scene::RelayServesNobody);
+                    return None;
+                };
+                (&mut relay.sessions, served)
+            }
+        };
         self.sessions += 1;
         let session = self.sessions;
-        let link = self.ctx.connect(Ends { master, session, slave });
-        process.sessions.insert(session, Session::new(&self.ctx, link, open, wall));
-        self.ctx.wake(Node::Master(master));
+        let link = self.ctx.connect(Ends { server, session, slave });
+        sessions.enter(&mut self.ctx, session, link, served);
         Some(link)
     }
 
     fn deliver(&mut self, link: usize, to: Side) {
-        let Ends { master, session, slave } = self.ctx.links[link].ends;
+        let Ends { server, session, slave } = self.ctx.links[link].ends;
         let Context { links, net_rng, .. } = &mut self.ctx;
         let flip = links[link].flip;
         let pipe = links[link].pipe(to);
@@ -280,8 +321,11 @@ impl World {
         }
         let receiver = match to {
             Side::Master => {
-                let process = self.masters[master].process.as_mut();
-                let session = process.and_then(|process| process.sessions.get_mut(&session));
+                let sessions = match server {
+                    Node::Master(node) => self.masters[node].process.as_mut().map(|process| &mut process.sessions),
+                    Node::Slave(node) => self.slaves[node].relay().map(|relay| &mut relay.sessions),
+                };
+                let session = sessions.and_then(|sessions| sessions.map.get_mut(&session));
                 session.map(|session| (session.listens(), session.conn()))
             }
             Side::Slave => self.slaves.get_mut(slave).and_then(|slave| {
@@ -315,7 +359,7 @@ impl World {
         if more {
             self.ctx.schedule_delivery(link, to);
         }
-        let nodes = [Node::Master(master), Node::Slave(slave)];
+        let nodes = [server, Node::Slave(slave)];
         let order = if to == Side::Master { nodes } else { [nodes[1], nodes[0]] };
         for node in order {
             if !matches!(node, Node::Slave(slave) if slave >= self.slaves.len()) {
@@ -374,6 +418,8 @@ impl World {
     // Faults and writes end. What is one too many goes, what is down comes back.
     fn heal(&mut self) {
         self.ctx.healing = true;
+        self.order();
+        self.straighten();
         for node in 0..self.masters.len() {
             let master = &mut self.masters[node];
             if master.extra {
@@ -394,7 +440,7 @@ impl World {
         for node in 0..self.masters.len() {
             let master = &mut self.masters[node];
             let fenced = master.is_fenced() || master.is_overtaken(&self.ctx);
-            if !master.extra && (master.process.is_none() || fenced) {
+            if !master.extra && !master.idle && (master.process.is_none() || fenced) {
                 master.kill(&mut self.ctx, false);
                 master.start(&mut self.ctx);
             }
@@ -402,7 +448,7 @@ impl World {
         }
         for node in 0..self.slaves.len() {
             let slave = &mut self.slaves[node];
-            if !slave.extra && slave.process.is_none() {
+            if !slave.extra && !slave.idle && slave.process.is_none() && slave.unlinking.is_none() {
                 slave.start(&mut self.ctx);
             }
             self.wake(Node::Slave(node));
@@ -429,15 +475,20 @@ impl World {
     fn check(&mut self) {
         let mut missing = Vec::new();
         let mut outcome = (0, 0);
+        self.order();
         for node in 0..self.masters.len() {
             let master = &self.masters[node];
-            if !master.extra && (master.is_fenced() || master.is_overtaken(&self.ctx)) {
+            if !master.extra && !master.idle && (master.is_fenced() || master.is_overtaken(&self.ctx)) {
                 self.masters[node].kill(&mut self.ctx, false);
                 self.masters[node].start(&mut self.ctx);
             }
         }
         for node in 0..self.slaves.len() {
-            if self.slaves[node].extra {
+            if self.slaves[node].extra || self.slaves[node].idle {
+                continue;
+            }
+            if self.slaves[node].unlinking.is_some() {
+                missing.push(format!("{}: its link is being undone", self.slaves[node].name));
                 continue;
             }
             match self.is_settled(node) {
@@ -457,13 +508,20 @@ impl World {
 
     // True if the slave equals its master, false if it is refused as it must be.
     fn is_settled(&mut self, node: usize) -> Result<bool, String> {
+        let (server, path) = self.served_by(node);
         let slave = &mut self.slaves[node];
         let master = &self.masters[slave.target];
         let Some(open) = master.opened() else { return Err("its master is not open".into()) };
         let hello = slave.hello(&self.ctx);
         let view: View = open.view;
-        let judged =
-            Judged { model: &self.ctx.oracle.model, store: &self.ctx.stores[master.store], view, limits: open.limits };
+        let judged = Judged {
+            model: &self.ctx.oracle.model,
+            store: &self.ctx.stores[server.unwrap_or(master.store)],
+            view,
+            limits: open.limits,
+            epochs: Some(&open.epochs[..]).filter(|_| self.ctx.topology != Topology::Star),
+            path: path.as_deref(),
+        };
         match &slave.ending {
             None => {}
             Some(Ending::Refused(code)) if judged.verdicts(&hello).contains(&Verdict::Refuse(*code)) => {
@@ -491,6 +549,13 @@ impl World {
             return Err("it stands where its master stands, and holds other data".into());
         }
         Ok(true)
+    }
+
+    // The store of the relay that a slave follows, and the path to it.
+    fn served_by(&mut self, node: usize) -> (Option<usize>, Option<Vec<PathNode>>) {
+        let Some(parent) = self.slaves[node].parent else { return (None, None) };
+        let path = self.slaves[parent].relay().and_then(|relay| relay.served.as_ref()?.path.clone());
+        (Some(self.slaves[parent].store), Some(path.unwrap_or_default()))
     }
 
     fn report(self, seed: u64, config: &Config) -> Report {

@@ -104,7 +104,7 @@ impl MasterSession {
         } else if located.contains(&Located::Mismatch) {
             let refusal = diverged(*position);
             self.part(applicant, refusal);
-        } else if located.contains(&Located::Ahead) && self.config.relay.is_some() {
+        } else if located.contains(&Located::Ahead) && self.config.relay.is_some() && !planted::is(Bug::NobodyWaits) {
             self.wait(applicant);
         } else if located.contains(&Located::Ahead) {
             let words = format!(
@@ -273,7 +273,7 @@ impl MasterSession {
 
 // A circle: nobody in it would ever hear of a master again. Names may be used twice in a tree, nonces are not.
 fn follows_itself(relay: &Relay, hello: &Hello) -> Option<Refusal> {
-    let words = if relay.path.iter().any(|above| above.nonce == hello.nonce) {
+    let words = if relay.path.iter().any(|above| above.nonce == hello.nonce) && !planted::is(Bug::CircleUnnoticed) {
         let path: Vec<_> = relay.path.iter().map(|above| above.name.as_str()).collect();
         format!("the slave is above this relay, whose path is {}: they would go in a circle", path.join(", "))
     } else if relay.path.len() >= MAX_PATH {

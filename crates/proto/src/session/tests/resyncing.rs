@@ -1,7 +1,8 @@
 //! Histories that have parted, and owners who have said what is to happen then.
 
 use super::*;
-use crate::{Applier, Displacing, Refusal, RejectCode, Resync};
+use crate::layout::{Epochs, Stored};
+use crate::{Applier, Displacing, EpochStart, Refusal, RejectCode, Resync};
 use replikv_core::{Fill, Keyspace, LinkId, Op};
 
 fn wants(on_divergence: OnDivergence, position: Position, checkpoints: Vec<Position>) -> Hello {
@@ -92,7 +93,7 @@ fn answer(config: SlaveSessionConfig, welcome: Welcome) -> Result<Option<(Cursor
     }
     Ok(actions.into_iter().find(writes).map(|action| match action {
         SlaveAction::Begin(cursor) => (cursor, None),
-        SlaveAction::Resync(cursor, resync) => (cursor, Some(resync)),
+        SlaveAction::Resync(cursor, resync, _) => (cursor, Some(resync)),
         other => panic!("{other:?}"),
     }))
 }
@@ -202,9 +203,16 @@ fn every_group_of_a_resync_names_what_it_displaces_and_the_last_one_ends_it() {
     };
     let (left, right) = (KeyRange::from_bounds(.."m"), KeyRange::from_bounds("m"..));
     let mut applier = Applier::new(LinkId::default(), Some(Cursor::at(begun.was)), usize::MAX);
-    applier.begin_resync(fresh, begun);
+    let told = Epochs(vec![EpochStart { epoch: fresh.position.epoch, first: Seq::new(1) }]);
+    applier.begin_resync(fresh, begun, told.clone());
     let first = applier.next_group().unwrap().unwrap();
     assert_eq!((meta(&first, Resync::KEY), ranges(&first.displacing)), (Some(true), vec![]));
+    // What it is told of the history that it joins is kept with the first step into it, and not before.
+    let put = |(keyspace, op): (Keyspace, Op<'_>)| match op {
+        Op::Put { key, value } if (keyspace, key) == (Keyspace::Meta, Epochs::KEY) => Epochs::from_bytes(value).ok(),
+        _ => None,
+    };
+    assert_eq!(first.writes.ops().find_map(put), Some(told));
     assert!(
         first.writes.ops().any(|(keyspace, op)| keyspace == Keyspace::Meta && matches!(op, Op::DeleteRange { .. }))
     );

@@ -1,0 +1,165 @@
+//! How mastership passes on: the record that begins an epoch, a slave that is promoted, a master that steps down.
+//!
+//! What is written is decided here; whoever executes it has read what the store says of itself, and applies it in one
+//! synced write set.
+
+use bytes::BytesMut;
+use replikv_core::{
+    Cursor, EncodedOps, Epoch, KeyRange, KeyRanges, Keyspace, LinkId, Position, Seq, StoreError, WriteSet,
+    WriteSetBuilder, meta,
+};
+
+use crate::layout::{Backup, Checkpoint, Epochs, Floor, Head, Identity, Kept, Role, Stored, Superseded};
+use crate::planted::{self, Bug};
+use crate::{
+    Compacted, EpochStart, PreparedRecord, RecordDraft, RecordKind, Resync, SlotName, Subscription, TombstoneFloor,
+};
+
+/// What the store of a slave says of itself, as far as it matters to whoever promotes it.
+#[derive(Debug, Clone, Default)]
+pub struct Candidate {
+    /// What the store is.
+    pub identity: Option<Identity>,
+    /// The keys that the slave subscribes to, if these are not all.
+    pub subscription: Option<Subscription>,
+    /// Its link, and where it stands. `None` if it never followed anybody.
+    pub cursor: Option<(LinkId, Cursor)>,
+    /// A resync that is under way.
+    pub resync: Option<Resync>,
+    /// Where its kept log ends, if it keeps one.
+    pub head: Option<Head>,
+    /// What its master has told of the history.
+    pub epochs: Option<Epochs>,
+}
+
+/// Why a slave is not promoted.
+#[derive(Debug)]
+pub enum Unfit {
+    /// The store is no slave's.
+    NoSlave,
+    /// It never followed anybody.
+    Empty,
+    /// What it holds is no state that its master had.
+    CatchingUp,
+    /// It holds a part of the keys.
+    Filtered(KeyRanges),
+    /// There are no more epochs, or what it says does not encode.
+    Store(StoreError),
+}
+
+impl From<StoreError> for Unfit {
+    fn from(error: StoreError) -> Self {
+        Self::Store(error)
+    }
+}
+
+/// What makes a slave's store a master's.
+#[derive(Debug)]
+pub struct Promotion {
+    /// To be applied and synced. It holds only if the store is still what it was when it was read.
+    pub writes: WriteSet,
+    /// The last record of the old epoch that the store holds.
+    pub last: Position,
+    /// The first record of the new one.
+    pub first: Position,
+}
+
+impl Candidate {
+    /// Makes the store a master's, in an epoch with this nonce, which must be drawn for it.
+    ///
+    /// # Errors
+    /// [`Unfit`]: it must stay what it is.
+    pub fn promote(self, nonce: u64, unix_ms: u64) -> Result<Promotion, Unfit> {
+        let before = self.identity.filter(|identity| identity.role == Role::Slave).ok_or(Unfit::NoSlave)?;
+        if let Some(subscription) = self.subscription {
+            return Err(Unfit::Filtered(subscription.ranges));
+        }
+        let (link, cursor) = self.cursor.ok_or(Unfit::Empty)?;
+        let settled = cursor.is_consistent() && self.resync.is_none();
+        if !settled && !planted::is(Bug::PromotedInMidCopy) {
+            return Err(Unfit::CatchingUp);
+        }
+        let last = cursor.position;
+        let mut writes = WriteSet::builder();
+        writes.require(Identity::KEY, Some(before.to_bytes()));
+        writes.require(meta::cursor_key(&link), Some(cursor.to_bytes()));
+        // The log goes on, if there is one: others that are behind this slave find there what they missed.
+        let kept = self.head.filter(|head| head.position == last);
+        let head = kept.unwrap_or(Head { position: last, log_bytes: 0, uptime_ms: 0 });
+        if kept.is_none() {
+            writes.delete_range(Keyspace::Log, &KeyRange::all());
+            writes.put(Keyspace::Meta, Floor::KEY, Floor { position: last, log_bytes: 0 }.to_bytes())?;
+        }
+        writes.delete(Keyspace::Meta, Kept::KEY)?;
+        let first = next_epoch(&mut writes, head, known_epochs(self.epochs, &last), nonce, unix_ms)?;
+        writes.put(Keyspace::Meta, Identity::KEY, Identity::master(last.source).to_bytes())?;
+        writes.delete(Keyspace::Meta, meta::cursor_key(&link))?;
+        Ok(Promotion { writes: writes.build(), last, first })
+    }
+}
+
+// Of what its master told, what the slave itself has come to. Without it only its own epoch is known, and slaves of
+// earlier ones cannot be told from strangers.
+fn known_epochs(told: Option<Epochs>, last: &Position) -> Epochs {
+    let mut epochs = told.unwrap_or_default();
+    epochs.0.retain(|start| start.first <= last.seq && start.epoch.number <= last.epoch.number);
+    if epochs.0.last().is_none_or(|start| start.epoch != last.epoch) {
+        epochs = Epochs(vec![EpochStart { epoch: last.epoch, first: Seq::new(1) }]);
+    }
+    epochs
+}
+
+/// Writes the record that begins the epoch after the one of `before`, with this nonce, and all that is known of it.
+/// Returns where that record is.
+///
+/// # Errors
+/// `Corrupt` if there are no more epochs.
+pub fn next_epoch(
+    writes: &mut WriteSetBuilder,
+    before: Head,
+    mut epochs: Epochs,
+    nonce: u64,
+    unix_ms: u64,
+) -> Result<Position, StoreError> {
+    let number = before.position.epoch.number.checked_add(1);
+    let number = number.ok_or_else(|| StoreError::Corrupt { what: "there are no more epochs".into() })?;
+    let epoch = Epoch { number, nonce };
+    let body = EncodedOps::default();
+    let draft = RecordDraft { epoch, kind: RecordKind::Epoch, time: unix_ms, note: b"", body: body.as_bytes() };
+    let record = PreparedRecord::after(&before.position, &draft).map_err(StoreError::backend)?;
+    let mut bytes = BytesMut::new();
+    record.append_to(&mut bytes);
+    let first = record.position();
+    writes.put(Keyspace::Log, first.seq.to_key(), &bytes)?;
+    let head = Head { position: first, log_bytes: before.log_bytes + bytes.len() as u64, ..before };
+    if planted::is(Bug::EpochsForgotten) {
+        epochs.0.clear();
+    }
+    epochs.0.push(EpochStart { epoch, first: first.seq });
+    let end = Checkpoint { position: before.position, log_bytes: before.log_bytes, uptime_ms: before.uptime_ms };
+    writes.put(Keyspace::Meta, Head::KEY, head.to_bytes())?;
+    writes.put(Keyspace::Meta, Epochs::KEY, epochs.to_bytes())?;
+    writes.put(Keyspace::Meta, end.key(), end.to_bytes())?;
+    if Checkpoint::is_due(first.seq) {
+        let due = Checkpoint { position: first, log_bytes: head.log_bytes, uptime_ms: head.uptime_ms };
+        writes.put(Keyspace::Meta, due.key(), due.to_bytes())?;
+    }
+    Ok(first)
+}
+
+/// The last step of what makes the store of a master, whose log is gone, one of a slave: it stands where the master stood.
+///
+/// # Errors
+/// None that a store would not name: its keys fit every store that a master may have.
+pub fn step_down(head: &Head, link: &LinkId) -> Result<WriteSet, StoreError> {
+    let mut writes = WriteSet::builder();
+    writes.require(Head::KEY, Some(head.to_bytes()));
+    // The epochs are those of the history: whoever is promoted one day knows them by that.
+    for key in [Head::KEY, Floor::KEY, Backup::KEY, Superseded::KEY, Compacted::KEY, TombstoneFloor::KEY] {
+        writes.delete(Keyspace::Meta, key)?;
+    }
+    writes.delete_range(Keyspace::Meta, &KeyRange::prefix(SlotName::PREFIX));
+    writes.put(Keyspace::Meta, Identity::KEY, Identity::slave().to_bytes())?;
+    writes.set_cursor(link, &Cursor::at(head.position));
+    Ok(writes.build())
+}

@@ -1,0 +1,188 @@
+//! Slaves that are promoted, and masters that come back as slaves.
+//!
+//! Every node has a store that is a master's at one time and a slave's at another. The one who is responsible makes all
+//! the mistakes that can be made: promotes while the master goes on, promotes two at once, leaves slaves where they were,
+//! and sends others to a master whose time is over.
+
+use replikv_core::KeyRanges;
+use replikv_proto::OnDivergence;
+use replikv_proto::layout::Role;
+
+use super::context::{Happening, MILLI, Moment};
+use super::store::Maps;
+use super::world::World;
+use super::{Config, Fault, Topology};
+
+impl World {
+    pub(super) fn populate_failover(&mut self, config: &Config) {
+        let nodes = 2 + self.ctx.top_rng.usize(1..=config.max_slaves.clamp(1, 4));
+        for node in 0..nodes {
+            let store = self.ctx.add_store(Maps::default());
+            let sync_every = self.sync_every();
+            let master = self.add_master(store, sync_every, false);
+            self.masters[master].idle = node > 0;
+            let slave = self.add_slave(format!("node-{node}"), store, 0, false);
+            let slave = &mut self.slaves[slave];
+            slave.idle = node == 0;
+            if self.ctx.top_rng.u8(0..3) > 0 {
+                slave.ranges = KeyRanges::all();
+            }
+            if self.ctx.top_rng.u8(0..3) > 0 {
+                slave.on_divergence = OnDivergence::Resync;
+            }
+        }
+        self.slaves[0].ranges = KeyRanges::all();
+        for node in 0..nodes {
+            // They were started together; one of both is not there.
+            if node == 0 {
+                self.slaves[node].kill(&mut self.ctx, false)
+            } else {
+                self.masters[node].kill(&mut self.ctx, false)
+            }
+        }
+        self.ctx.after(200 * MILLI, Happening::Reorder);
+    }
+
+    /// Nodes change their places.
+    pub(super) fn reorder(&mut self) {
+        if self.ctx.healing {
+            return;
+        }
+        let next = self.pace();
+        self.ctx.after(next, Happening::Reorder);
+        match self.ctx.top_rng.u8(0..10) {
+            0..4 => self.promote_one(),
+            4..7 => self.demote_one(),
+            _ => self.move_one(),
+        }
+    }
+
+    fn pace(&mut self) -> Moment {
+        let delay = self.ctx.config.pace.map_or(250 * MILLI, |millis| millis * MILLI);
+        self.ctx.top_rng.u64(1..=delay)
+    }
+
+    fn promote_one(&mut self) {
+        // One that died while it was promoted may be a master already.
+        let is_slave = |node: &usize| {
+            let identity = self.ctx.stores[self.slaves[*node].store].identity();
+            identity.is_none_or(|identity| identity.role == Role::Slave) && !self.slaves[*node].is_promoting()
+        };
+        let fit: Vec<usize> = self.active_slaves().filter(is_slave).collect();
+        if fit.len() < 2 || !self.known.contains(&Fault::Promotion) || !self.ctx.inject(Fault::Promotion) {
+            return;
+        }
+        let node = fit[self.ctx.top_rng.usize(0..fit.len())];
+        let target = self.slaves[node].target;
+        // Its master is gone; or goes on, and nobody can know.
+        match self.ctx.top_rng.u8(0..6) {
+            0 => self.take_down(self.masters[target].store, false),
+            1 => self.take_down(self.masters[target].store, true),
+            _ => {}
+        }
+        if self.masters[target].is_down() {
+            let back = self.ctx.top_rng.u64(MILLI..=1_000 * MILLI);
+            self.ctx.after(back, Happening::Pass(super::context::Passing::MasterBack(target)));
+        }
+        self.slaves[node].promote(&mut self.ctx);
+        // Somebody else has had the same idea.
+        if fit.len() > 2 && self.ctx.top_rng.u8(0..4) == 0 {
+            let others: Vec<usize> = fit.into_iter().filter(|other| *other != node).collect();
+            let other = others[self.ctx.top_rng.usize(0..others.len())];
+            if self.ctx.inject(Fault::Promotion) {
+                self.slaves[other].promote(&mut self.ctx);
+            }
+        }
+        // Some move over as soon as they can.
+        for other in self.active_slaves().collect::<Vec<_>>() {
+            if self.ctx.top_rng.bool() {
+                self.slaves[other].target = node;
+                self.slaves[other].drop_follow(&mut self.ctx);
+            }
+        }
+    }
+
+    fn demote_one(&mut self) {
+        let newest = self.newest();
+        let outdated: Vec<usize> = self.active_masters().filter(|node| *node != newest).collect();
+        if outdated.is_empty() || !self.known.contains(&Fault::Demotion) || !self.ctx.inject(Fault::Demotion) {
+            return;
+        }
+        let node = outdated[self.ctx.top_rng.usize(0..outdated.len())];
+        self.demote(node, newest);
+    }
+
+    fn move_one(&mut self) {
+        let (slaves, masters): (Vec<usize>, Vec<usize>) =
+            (self.active_slaves().collect(), self.active_masters().collect());
+        if slaves.is_empty() || !self.known.contains(&Fault::Moved) || !self.ctx.inject(Fault::Moved) {
+            return;
+        }
+        let slave = slaves[self.ctx.top_rng.usize(0..slaves.len())];
+        let any = masters[self.ctx.top_rng.usize(0..masters.len())];
+        let target = if self.ctx.top_rng.u8(0..3) > 0 { self.newest() } else { any };
+        self.send(slave, target);
+    }
+
+    // It follows another one, and tries again if it had given up.
+    fn send(&mut self, slave: usize, target: usize) {
+        self.slaves[slave].target = target;
+        self.slaves[slave].drop_follow(&mut self.ctx);
+        if self.slaves[slave].is_down() {
+            self.slaves[slave].start(&mut self.ctx);
+        }
+    }
+
+    // A master becomes a slave.
+    fn demote(&mut self, node: usize, target: usize) {
+        self.masters[node].kill(&mut self.ctx, false);
+        self.ctx.stores[self.masters[node].store].process_died();
+        (self.masters[node].idle, self.slaves[node].idle) = (true, false);
+        (self.slaves[node].rejoins, self.slaves[node].target) = (true, target);
+        self.slaves[node].start(&mut self.ctx);
+    }
+
+    /// A slave's store has become a master's.
+    pub(super) fn take_office(&mut self, node: usize) {
+        let slave = &mut self.slaves[node];
+        (slave.promoted, slave.idle) = (false, true);
+        self.masters[node].idle = false;
+        self.masters[node].wall_offset_ms = slave.wall_offset_ms;
+        self.masters[node].start(&mut self.ctx);
+    }
+
+    /// Everybody finds his place: there is one master, and all others follow it.
+    pub(super) fn order(&mut self) {
+        if self.ctx.topology != Topology::Failover {
+            return;
+        }
+        let newest = self.newest();
+        for node in self.active_masters().collect::<Vec<_>>() {
+            if node != newest {
+                self.demote(node, newest);
+            }
+        }
+        for node in self.active_slaves().collect::<Vec<_>>() {
+            if self.slaves[node].target != newest {
+                self.send(node, newest);
+            }
+        }
+    }
+
+    // The master of the highest epoch; of twins the one who has come further.
+    fn newest(&self) -> usize {
+        let at = |node: &usize| {
+            let head = self.ctx.stores[self.masters[*node].store].head().map(|head| head.position);
+            head.map(|head| (head.epoch.number, head.seq, head.epoch.nonce))
+        };
+        self.active_masters().max_by_key(at).unwrap_or_default()
+    }
+
+    fn active_masters(&self) -> impl Iterator<Item = usize> {
+        (0..self.masters.len()).filter(|node| self.masters[*node].counts())
+    }
+
+    fn active_slaves(&self) -> impl Iterator<Item = usize> {
+        (0..self.slaves.len()).filter(|node| self.slaves[*node].counts())
+    }
+}

@@ -1,0 +1,67 @@
+//! How nodes stand to one another.
+
+use super::Fault;
+
+/// How nodes stand to one another.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Topology {
+    /// One or two masters, and slaves of theirs.
+    Star,
+    /// One master and its slaves, which change their places: slaves are promoted, masters come back as slaves.
+    Failover,
+    /// One master, and slaves that serve slaves of their own, which find other parents.
+    Tree,
+    /// Several masters, and one store that follows them all: over links, each under a prefix.
+    Centre,
+}
+
+impl Topology {
+    /// All of them.
+    pub const ALL: &'static [Self] = &[Self::Star, Self::Failover, Self::Tree, Self::Centre];
+
+    /// What a seed stands for, if the settings do not say.
+    pub const fn of(seed: u64) -> Self {
+        match seed % 100 {
+            0..60 => Self::Star,
+            60..74 => Self::Failover,
+            74..87 => Self::Tree,
+            _ => Self::Centre,
+        }
+    }
+
+    /// Whether a run of it knows this kind of fault.
+    pub(super) fn knows(self, fault: Fault) -> bool {
+        let moves = matches!(fault, Fault::Promotion | Fault::Demotion | Fault::Moved);
+        let single = !matches!(
+            fault,
+            Fault::Restore
+                | Fault::EmptyMaster
+                | Fault::SecondMaster
+                | Fault::ClonedMaster
+                | Fault::Repoint
+                | Fault::SameName
+                | Fault::SharedStore
+                | Fault::StrangeData
+        );
+        match self {
+            Self::Star => !moves && !matches!(fault, Fault::Reparented | Fault::Unlinked),
+            Self::Tree => !moves && single && fault != Fault::Unlinked,
+            // A link that is given an empty store is undone, which is tried in its own way.
+            Self::Centre => {
+                !moves && single && !matches!(fault, Fault::Reparented | Fault::Wiped | Fault::Resubscribed)
+            }
+            // Whoever loses a master's store, or has two of it, does not know any more who is the newest.
+            Self::Failover => single && !matches!(fault, Fault::Reparented | Fault::Unlinked),
+        }
+    }
+
+    /// In one word: for the environment.
+    pub const fn word(self) -> &'static str {
+        match self {
+            Self::Star => "star",
+            Self::Failover => "failover",
+            Self::Tree => "tree",
+            Self::Centre => "centre",
+        }
+    }
+}
