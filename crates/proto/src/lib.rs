@@ -13,6 +13,7 @@ mod committer;
 mod compaction;
 mod derive;
 mod divergence;
+mod fence;
 mod filter;
 pub mod layout;
 #[cfg(feature = "planted-bugs")]
@@ -45,6 +46,7 @@ pub use derive::{
     space_in,
 };
 pub use divergence::{Displaced, Displacing, OnDivergence, Resync};
+pub use fence::{Against, Candidate, Fence, FenceRefusal, FenceRequest, FenceTally, Fenced};
 pub use filter::Portion;
 pub use reconcile::{
     Checked, Compare, Compared, DifferenceKind, Differing, Held, Probe, ProbeCheck, Probed, RangeSummary, Summary,

@@ -122,20 +122,27 @@ async fn begin_epoch<S: ReplicaStore>(store: &S) -> Result<(), OpenError> {
     let epochs: Epochs = stored::require(store, Epochs::KEY).await?;
     let mut writes = WriteSet::builder();
     writes.require(Head::KEY, Some(before.to_bytes()));
-    next_epoch(&mut writes, before, epochs)?;
+    next_epoch(&mut writes, before, epochs, None)?;
     writes.delete(Keyspace::Meta, Backup::KEY)?;
     Ok(store.apply(writes.build(), Durability::Synced).await?)
 }
 
-/// Writes the record that begins the epoch after the one of `before`, and all that is known of it.
+/// Writes the record that begins the epoch after the one of `before`, or `epoch`, which was told to others already; and
+/// all that is known of it.
 pub(crate) fn next_epoch(
     writes: &mut WriteSetBuilder,
     before: Head,
     mut epochs: Epochs,
+    epoch: Option<Epoch>,
 ) -> Result<Position, OpenError> {
-    let number = before.position.epoch.number.checked_add(1);
-    let number = number.ok_or_else(|| StoreError::Corrupt { what: "there are no more epochs".into() })?;
-    let epoch = Epoch { number, nonce: u64::from_le_bytes(random()?) };
+    let epoch = match epoch {
+        Some(epoch) => epoch,
+        None => {
+            let number = before.position.epoch.number.checked_add(1);
+            let number = number.ok_or_else(|| StoreError::Corrupt { what: "there are no more epochs".into() })?;
+            Epoch { number, nonce: u64::from_le_bytes(random()?) }
+        }
+    };
     let mut log = Beginning { at: before.position, bytes: 0, writes: WriteSet::builder() };
     log.record(epoch, RecordKind::Epoch)?;
     for chunk in log.writes.build().into_chunks() {

@@ -1,12 +1,14 @@
 //! Promotion: a slave's store becomes a master's, in a new epoch of the same history.
 
 use replikv_core::{
-    Cursor, Durability, KeyRange, KeyRanges, Keyspace, Position, ReplicaStore, Seq, StoreError, WriteSet, meta,
+    Cursor, Durability, Epoch, KeyRange, KeyRanges, Keyspace, Position, ReplicaStore, Seq, StoreError, WriteSet, meta,
 };
 use replikv_proto::layout::{Epochs, Floor, Head, Identity, Kept, Role, Stored};
-use replikv_proto::{EpochStart, Resync};
+use replikv_proto::{EpochStart, Fence, Resync};
+use tokio::sync::MutexGuard;
 
 use super::Slave;
+use super::fence::Standing;
 use crate::master::next_epoch;
 use crate::{OpenError, stored};
 
@@ -28,6 +30,15 @@ pub enum PromoteError {
     Filtered {
         /// What it subscribes to.
         ranges: KeyRanges,
+    },
+    /// It has promised itself to the promotion of another slave: promote that one. If that was given up, fence with
+    /// [`FenceConfig::anew`](super::FenceConfig::anew), or [lift](super::lift_fence) the fence.
+    #[error("the slave is fenced: it waits for epoch {epoch}, which begins when {by} is promoted")]
+    Fenced {
+        /// The epoch that is to begin.
+        epoch: Epoch,
+        /// Who is to be promoted.
+        by: String,
     },
     /// The system gives no random numbers, or there are no more epochs.
     #[error(transparent)]
@@ -54,7 +65,12 @@ impl<S: ReplicaStore> Slave<S> {
     /// Other slaves move over by following the new master: those at the same position resume; so do those that are behind,
     /// if this slave has [kept the log](super::SlaveConfig::keep_log) from there on, and compare otherwise; those that are ahead hold batches that are no longer part of the history, and are refused or resync. The
     /// old master is superseded as soon as one of them, or the new master as a slave, meets it; until then it takes
-    /// writes. Without a consensus nobody can prevent that: see the guide on topologies.
+    /// writes. Without a consensus nobody can prevent that: see the guide on topologies. What
+    /// [`replicated`](crate::Write::replicated) has acknowledged is only promised to survive if other slaves are fenced
+    /// first: [`promote_fenced`](Self::promote_fenced).
+    ///
+    /// If this slave has begun such a promotion, and could not end it, this ends it without that promise: those that were
+    /// fenced follow.
     ///
     /// # Durability
     /// On stable storage on return, in one write set.
@@ -67,15 +83,21 @@ impl<S: ReplicaStore> Slave<S> {
     ///
     /// [`Master::open`]: crate::Master::open
     pub async fn promote(&self) -> Result<Promoted, PromoteError> {
+        let _following = self.end_following().await;
+        let promoted = promote(&*self.inner.store).await;
+        self.inner.store.close().await?;
+        promoted
+    }
+
+    // Nothing is in flight, nor will be, while the guard lives.
+    pub(super) async fn end_following(&self) -> MutexGuard<'_, ()> {
         self.inner.closing.cancel();
-        let _following = self.inner.following.lock().await;
+        let following = self.inner.following.lock().await;
         self.inner.tracker.stopped();
         if let Some(relay) = &self.inner.relay {
             relay.finish().await;
         }
-        let promoted = promote(&*self.inner.store).await;
-        self.inner.store.close().await?;
-        promoted
+        following
     }
 }
 
@@ -95,7 +117,15 @@ pub async fn promote<S: ReplicaStore>(store: &S) -> Result<Promoted, PromoteErro
         return Err(PromoteError::CatchingUp);
     }
     let last = cursor.position;
+    let standing = Standing::read(store).await?;
+    let epoch = match standing.fence.filter(|fence| !fence.is_over(&cursor)) {
+        Some(fence) if fence.own => Some(fence.epoch),
+        Some(Fence { epoch, by, .. }) => return Err(PromoteError::Fenced { epoch, by }),
+        None => None,
+    };
     let mut writes = WriteSet::builder();
+    writes.require(Fence::KEY, store.get(Keyspace::Meta, Fence::KEY).await?);
+    writes.delete(Keyspace::Meta, Fence::KEY)?;
     writes.require(Identity::KEY, Some(before.to_bytes()));
     writes.require(meta::cursor_key(&link), Some(cursor.to_bytes()));
     // The log goes on, if there is one: others that are behind this slave find there what they missed.
@@ -106,7 +136,7 @@ pub async fn promote<S: ReplicaStore>(store: &S) -> Result<Promoted, PromoteErro
         writes.put(Keyspace::Meta, Floor::KEY, Floor { position: last, log_bytes: 0 }.to_bytes())?;
     }
     writes.delete(Keyspace::Meta, Kept::KEY)?;
-    let first = next_epoch(&mut writes, head, epochs(store, &last).await?)?;
+    let first = next_epoch(&mut writes, head, epochs(store, &last).await?, epoch)?;
     writes.put(Keyspace::Meta, Identity::KEY, Identity::master(last.source).to_bytes())?;
     writes.delete(Keyspace::Meta, meta::cursor_key(&link))?;
     store.apply(writes.build(), Durability::Synced).await?;

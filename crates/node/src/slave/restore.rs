@@ -2,7 +2,7 @@
 
 use replikv_core::{Cursor, Durability, KeyRange, Keyspace, ReplicaStore, ScanOptions, StoreError, WriteSet};
 use replikv_proto::layout::{Backup, Floor, Head, Identity, Role, Stored, Superseded};
-use replikv_proto::{Compacted, Indexed, SlotName, TombstoneFloor};
+use replikv_proto::{Compacted, Fence, Indexed, SlotName, TombstoneFloor};
 
 use super::SlaveConfig;
 use crate::{OpenError, stored};
@@ -32,6 +32,10 @@ pub(super) async fn identity<S: ReplicaStore>(store: &S, config: &SlaveConfig) -
         other => {
             let mut writes = WriteSet::builder();
             writes.delete(Keyspace::Meta, Backup::KEY)?;
+            // It keeps the promise, and is not the one that may begin the epoch.
+            if let Some(fence) = stored::read::<S, Fence>(store, Fence::KEY).await? {
+                writes.put(Keyspace::Meta, Fence::KEY, fence.of_copy().to_bytes())?;
+            }
             store.apply(writes.build(), Durability::Synced).await?;
             Ok(other)
         }

@@ -10,7 +10,7 @@ use crate::filter::{self, Portion};
 use crate::planted::{self, Bug};
 use crate::reconcile::{Comparison, Held, Probe, Probed};
 use crate::{
-    Ack, Compare, Compared, Content, Goodbye, GoodbyeReason, Heartbeat, Hello, Message, Mode, Now, OnDivergence,
+    Ack, Compare, Compared, Content, Fence, Goodbye, GoodbyeReason, Heartbeat, Hello, Message, Mode, Now, OnDivergence,
     Progress, Record, Records, RejectCode, Resync, Touched, Welcome,
 };
 
@@ -40,6 +40,8 @@ pub struct SlaveSessionConfig {
     pub on_divergence: OnDivergence,
     /// A resync that was begun, as committed.
     pub resync: Option<Resync>,
+    /// What the slave has promised, as committed.
+    pub fence: Option<Fence>,
 }
 
 /// What the driver is asked to do.
@@ -486,6 +488,11 @@ impl SlaveSession {
         if welcome.path.iter().any(|above| above.nonce == self.config.nonce) {
             let words = "this slave is above the relay that it is to follow: they would go in a circle";
             return Err(Refusal::new(RejectCode::Loop, words));
+        }
+        if let Some(fence) = &self.config.fence
+            && !fence.admits(welcome.source, &welcome.epochs)
+        {
+            return Err(fence.refusal());
         }
         if !self.config.limits.holds(&welcome.limits) {
             let words = beyond(&welcome.limits, &self.config.limits);

@@ -351,6 +351,7 @@ impl Slave {
             handshake_timeout: ctx.sizes.heartbeat * 5,
             on_divergence: hello.on_divergence,
             resync: None,
+            fence: None,
         };
         let target = ctx.sizes.apply_bytes;
         let apply = Apply::new(hello.cursor, target);
