@@ -18,7 +18,7 @@ use replikv_node::{
 };
 use replikv_proto::layout::Role;
 use replikv_testkit::{ApplyFault, FaultStore};
-use support::{Error, Store, assert_equal, contents, follow, serve, soon, store};
+use support::{Error, Following, Serving, Store, assert_equal, contents, follow, serve, soon, store};
 use tokio::io::DuplexStream;
 use tokio::task::JoinHandle;
 use tokio::time::timeout;
@@ -53,7 +53,7 @@ struct Node {
 struct World {
     rng: fastrand::Rng,
     nodes: Vec<Node>,
-    links: BTreeMap<(usize, usize), Vec<JoinHandle<()>>>,
+    links: BTreeMap<(usize, usize), (Serving, Following)>,
     copies: usize,
     lost: Kept,
     next_key: u64,
@@ -80,7 +80,17 @@ impl World {
             nodes.push(Node { store, part });
         }
         let (links, seen) = (BTreeMap::new(), BTreeMap::new());
-        Ok(Self { rng, nodes, links, copies, lost, next_key: 0, acknowledged: Vec::new(), promotions: Vec::new(), seen })
+        Ok(Self {
+            rng,
+            nodes,
+            links,
+            copies,
+            lost,
+            next_key: 0,
+            acknowledged: Vec::new(),
+            promotions: Vec::new(),
+            seen,
+        })
     }
 
     fn saw(&mut self, what: &'static str) {
@@ -98,11 +108,10 @@ impl World {
     /// Connects a slave to a master, for as long as nobody cuts that.
     fn link(&mut self, top: usize, below: usize) {
         self.cut(|_, slave| slave == below);
-        if let (Part::Master(master), Part::Slave(slave)) = (&self.nodes[top].part, &self.nodes[below].role) {
+        if let (Part::Master(master), Part::Slave(slave)) = (&self.nodes[top].part, &self.nodes[below].part) {
             let (here, there) = tokio::io::duplex(16 << 10);
-            let (serving, following) = (serve(master, there), follow(slave, here));
-            let ends = [tokio::spawn(async move { drop(serving.await) }), tokio::spawn(async move { drop(following.await) })];
-            self.links.insert((top, below), ends.into());
+            let both = (serve(master, there), follow(slave, here));
+            self.links.insert((top, below), both);
         }
     }
 
@@ -110,7 +119,8 @@ impl World {
         self.links.retain(|&(top, below), ends| {
             let goes = which(top, below);
             if goes {
-                ends.iter().for_each(JoinHandle::abort);
+                ends.0.abort();
+                ends.1.abort();
             }
             !goes
         });
@@ -120,7 +130,7 @@ impl World {
     async fn write(&mut self) {
         for top in self.masters() {
             for _ in 0..self.rng.usize(0..4) {
-                let Part::Master(master) = &self.nodes[top].role else { continue };
+                let Part::Master(master) = &self.nodes[top].part else { continue };
                 self.next_key += 1;
                 let key = Bytes::copy_from_slice(&self.next_key.to_be_bytes());
                 let written = master.write(Batch::new().put(&key, "value")).replicated(self.copies, MOMENT).await;
@@ -203,7 +213,7 @@ impl World {
     /// A slave is to be promoted. Some of the others cannot be reached, and it may die on the way.
     async fn promote(&mut self, n: usize, reached: u64, anew: bool, dies: bool) -> Result<(), Error> {
         self.cut(|top, below| top == n || below == n);
-        let Part::Slave(slave) = &self.nodes[n].role else { return Ok(()) };
+        let Part::Slave(slave) = &self.nodes[n].part else { return Ok(()) };
         soon(slave.shutdown()).await?;
         let store = FaultStore::new(self.nodes[n].store.inner().open_again());
         // The nodes by their numbers; one that is there twice is one.
@@ -306,7 +316,7 @@ impl World {
         self.cut(|_, _| true);
         // A master is no slave that promises; its writers have ended.
         for n in self.masters() {
-            let Part::Master(master) = &self.nodes[n].role else { continue };
+            let Part::Master(master) = &self.nodes[n].part else { continue };
             soon(master.shutdown()).await?;
             let store = FaultStore::new(self.nodes[n].store.inner().open_again());
             let slave = Slave::open(store.clone(), config(n, &self.lost)).await?;
@@ -340,7 +350,7 @@ impl World {
         let (Part::Master(master), slaves) = (&self.nodes[top].part, self.slaves()) else { return Ok(()) };
         let token = master.put("end", "").await?;
         for below in slaves {
-            let Part::Slave(slave) = &self.nodes[below].role else { continue };
+            let Part::Slave(slave) = &self.nodes[below].part else { continue };
             if slave.fenced().is_some_and(|fence| fence.epoch != token.epoch) {
                 // It was not asked in the end: three of four were.
                 soon(slave.lift_fence()).await?;
@@ -388,7 +398,9 @@ async fn no_acknowledged_write_is_lost_whatever_fails_while_slaves_are_promoted(
     }
     println!("{seen:?}");
     if runs >= 40 {
-        for what in ["acknowledged meanwhile", "promoted", "too few", "another is ahead", "not this one", "rejoined", "healed"] {
+        for what in
+            ["acknowledged meanwhile", "promoted", "too few", "another is ahead", "not this one", "rejoined", "healed"]
+        {
             assert!(seen.contains_key(what), "{what} never was: {seen:?}");
         }
     }

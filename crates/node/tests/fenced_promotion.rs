@@ -14,10 +14,10 @@ use replikv_node::{
     promote_fenced, remote_fence,
 };
 use replikv_proto::RejectCode;
-use replikv_proto::layout::Stored;
 use replikv_testkit::{ApplyFault, FaultStore};
 use support::{
-    Error, Following, Serving, Store, assert_equal, connect, contents, entries, follow, full, master, slave, soon, store,
+    Error, Following, Serving, Store, assert_equal, connect, contents, entries, follow, full, master, slave, soon,
+    store,
 };
 use tokio::io::DuplexStream;
 
@@ -36,6 +36,12 @@ async fn following(master: &Master<Store>, slave: &Slave<Store>) -> (Serving, Fo
     soon(slave.wait_applied(master.status().published.seq)).await.unwrap();
     soon(slave.wait_caught_up()).await.unwrap();
     both
+}
+
+async fn ends((serving, following): (Serving, Following)) {
+    following.abort();
+    drop(soon(following).await);
+    drop(soon(serving).await);
 }
 
 type Connecting = Pin<Box<dyn Future<Output = io::Result<DuplexStream>> + Send>>;
@@ -132,10 +138,10 @@ async fn what_is_acknowledged_survives_and_the_fenced_move_over() -> Result<(), 
     let new = open(&stores[0]).await;
     assert_eq!(new.get("k").await?.as_deref(), Some(&b"v"[..]));
     new.put("new", "v").await?;
-    let (_serving, over) = following(&new, &b).await;
+    let both = following(&new, &b).await;
     assert_eq!((b.status().fence, b.fenced()), (None, None));
     assert_equal(&new, &b).await;
-    over.abort();
+    ends(both).await;
     // It has come to the new epoch: what it says of itself there is what counts.
     assert_eq!(refused(&old, &b).await, RejectCode::Superseded);
     b.shutdown().await?;
@@ -345,8 +351,7 @@ async fn a_promotion_without_the_promise_ends_one_that_too_few_have_answered() -
 #[tokio::test]
 async fn a_slave_that_is_behind_is_not_promoted_and_the_one_ahead_goes_on_anew() -> Result<(), Error> {
     let Four { old, stores, slaves: [a, b, c], links } = four().await;
-    links[0].1.abort();
-    drop(soon(links.into_iter().next().ok_or("it follows")?.0).await);
+    ends(links.into_iter().next().ok_or("it follows")?).await;
     let token = old.put("k", "v").await?;
     soon(b.wait_applied(token)).await?;
     let failed = soon(a.promote_fenced(FenceConfig::new(3, 2), &names(&["b", "c"]), dial(&[&b, &c]))).await;
@@ -385,7 +390,7 @@ async fn of_two_that_are_promoted_at_once_one_at_most_has_writes_acknowledged() 
     assert_eq!(one.promoted.first.epoch.number, two.promoted.first.epoch.number);
     assert!(two.unfenced[0].reason.contains("promised"), "{two:?}");
     let (one, two) = (open(&stores[0]).await, open(&stores[1]).await);
-    following(&one, &c).await;
+    ends(following(&one, &c).await).await;
     assert_eq!(refused(&two, &c).await, RejectCode::Diverged);
     // With fewer, the second one does not come about.
     let Four { slaves: [a, b, c], .. } = four().await;
@@ -414,7 +419,7 @@ async fn who_goes_beyond_a_promotion_that_came_about_after_all_is_refused_by_wha
         }
         assert_eq!(second?.promoted.first.epoch.number, 3);
         let second = open(&stores[1]).await;
-        following(&second, &c).await;
+        ends(following(&second, &c).await).await;
         assert_eq!(refused(&first, &c).await, RejectCode::Superseded);
         assert!(matches!(first.put("k", "v").await, Err(WriteError::Superseded { .. })));
     }

@@ -54,7 +54,9 @@ impl Fence {
     /// What it waits for, in words.
     pub fn words(&self) -> String {
         let Self { epoch, by, .. } = self;
-        format!("this slave is fenced: it follows nobody of an epoch before {epoch}, which begins when {by} is promoted")
+        format!(
+            "this slave is fenced: it follows nobody of an epoch before {epoch}, which begins when {by} is promoted"
+        )
     }
 
     /// What whoever is of an older epoch is refused with. Trying again helps once the new epoch has begun.
@@ -321,7 +323,6 @@ impl FenceTally {
         self.against.get_or_insert(found);
     }
 }
-
 
 #[cfg(test)]
 mod tests {

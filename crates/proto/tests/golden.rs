@@ -17,10 +17,11 @@ use replikv_core::{
 use replikv_proto::layout::{Backup, Checkpoint, Epochs, Floor, Head, Identity, Kept, Role, Stored, Superseded};
 use replikv_proto::{
     Ack, Answered, AnsweredBody, Claim, ClaimState, Compacted, Compaction, Compare, Compared, Content, EpochStart,
-    FRAME_HEADER_LEN, Fence, FenceRequest, Filtered, Goodbye, GoodbyeReason, Heartbeat, Held, Hello, Lag, LogParts, Message, Mode,
-    OnDivergence, Passage, PathNode, PreparedRecord, Probe, Probed, RangeSummary, ReadAt, ReadFailure, Record,
-    RecordDraft, RecordHeader, RecordKind, Records, Reject, RejectCode, Request, RequestBody, Response, Resync, Share,
-    Skipped, Slot, Subscription, Summary, TombstoneFloor, Touched, Verdict, WaitFor, Welcome, origin, read_stretch,
+    FRAME_HEADER_LEN, Fence, FenceRequest, Filtered, Goodbye, GoodbyeReason, Heartbeat, Held, Hello, Lag, LogParts,
+    Message, Mode, OnDivergence, Passage, PathNode, PreparedRecord, Probe, Probed, RangeSummary, ReadAt, ReadFailure,
+    Record, RecordDraft, RecordHeader, RecordKind, Records, Reject, RejectCode, Request, RequestBody, Response, Resync,
+    Share, Skipped, Slot, Subscription, Summary, TombstoneFloor, Touched, Verdict, WaitFor, Welcome, origin,
+    read_stretch,
 };
 use support::{CRITICAL, MORE, decode_all, encode, ops, preamble, seal};
 

@@ -10,8 +10,8 @@ use futures_util::future::BoxFuture;
 use replikv_core::{Epoch, KeyRange, Keyspace, Position, ReplicaStore, ScanOptions, Seq, StoreError};
 use replikv_proto::layout::{Head, Superseded};
 use replikv_proto::{
-    Content, DecoderLimits, FenceRefusal, FenceRequest, Fenced, Goodbye, GoodbyeReason, MasterAction, MasterSession, MasterSessionConfig, Message, Refusal,
-    Reject, RejectCode, Relay, Request, RequestBody, Response, SlotName, View,
+    Content, DecoderLimits, FenceRefusal, FenceRequest, Fenced, Goodbye, GoodbyeReason, MasterAction, MasterSession,
+    MasterSessionConfig, Message, Refusal, Reject, RejectCode, Relay, Request, RequestBody, Response, SlotName, View,
 };
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::sync::{OwnedSemaphorePermit, watch};

@@ -14,8 +14,8 @@ use futures_util::future::{AbortHandle, Abortable, BoxFuture};
 use futures_util::stream::FuturesUnordered;
 use replikv_core::ScanOptions;
 use replikv_proto::{
-    Answered, AnsweredBody, FenceRequest, Goodbye, GoodbyeReason, Message, ProtocolError, ReadFailure, Request, RequestBody,
-    Response, WaitFor,
+    Answered, AnsweredBody, FenceRequest, Goodbye, GoodbyeReason, Message, ProtocolError, ReadFailure, Request,
+    RequestBody, Response, WaitFor,
 };
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::time::sleep_until;

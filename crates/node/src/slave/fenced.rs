@@ -23,7 +23,7 @@ const ROUNDS: usize = 8;
 pub struct FenceConfig {
     slaves: usize,
     replicated: usize,
-    by: String,
+    by: Option<String>,
     anew: bool,
     patience: Duration,
 }
@@ -37,14 +37,14 @@ impl FenceConfig {
     /// Both are promises of whoever says them. With fewer slaves than there are, or more copies than writers wait for,
     /// writes that were acknowledged can be lost.
     pub fn new(slaves: usize, replicated: usize) -> Self {
-        Self { slaves, replicated, by: "another slave".into(), anew: false, patience: Duration::from_secs(10) }
+        Self { slaves, replicated, by: None, anew: false, patience: Duration::from_secs(10) }
     }
 
     /// Who is promoted, for the people who read the status of a fenced slave. Default: the name of the slave, or "another
     /// slave".
     #[must_use]
     pub fn by(mut self, by: impl Into<String>) -> Self {
-        self.by = by.into();
+        self.by = Some(by.into());
         self
     }
 
@@ -200,7 +200,8 @@ impl<S: ReplicaStore> Slave<S> {
         F: Future<Output = io::Result<T>> + Send,
     {
         let _following = self.end_following().await;
-        let config = FenceConfig { by: self.inner.config.name.clone(), ..config };
+        let by = config.by.unwrap_or_else(|| self.inner.config.name.clone());
+        let config = FenceConfig { by: Some(by), ..config };
         let promoted = promote_fenced(&*self.inner.store, &config, others, connect).await;
         self.inner.store.close().await?;
         promoted
@@ -327,7 +328,12 @@ async fn fence_own<S: ReplicaStore>(
     let fencing = async {
         let epoch = standing.candidate().begins(above, random().map_err(failed)?)?;
         let source = standing.candidate().position()?.source;
-        promise(store, &FenceRequest { source, epoch, by: config.by.clone() }, true).await
+        promise(
+            store,
+            &FenceRequest { source, epoch, by: config.by.clone().unwrap_or_else(|| "another slave".into()) },
+            true,
+        )
+        .await
     };
     match fencing.await {
         Ok(fenced) => Ok(fenced),

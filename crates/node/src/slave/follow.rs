@@ -8,7 +8,9 @@ use replikv_core::{
     WriteSet,
 };
 use replikv_proto::layout::{Epochs, Head, Kept, Stored};
-use replikv_proto::{Applier, DecoderLimits, Refusal, RejectCode, Resync, SlaveAction, SlaveSession, SlaveSessionConfig, Welcome};
+use replikv_proto::{
+    Applier, DecoderLimits, Refusal, RejectCode, Resync, SlaveAction, SlaveSession, SlaveSessionConfig, Welcome,
+};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::sync::{OwnedMutexGuard, oneshot};
 use tokio::task::JoinHandle;
@@ -103,16 +105,12 @@ impl<S: ReplicaStore> Slave<S> {
         interrupted: &CancellationToken,
         driven: Result<Ending, FollowError>,
     ) -> Result<Ending, FollowError> {
-        match self.inner.tracker.fence() {
-            Some(fence) if interrupted.is_cancelled() && !self.inner.closing.is_cancelled() => {
-                Err(FollowError::Refused(fence.refusal()))
-            }
-            None if interrupted.is_cancelled() && !self.inner.closing.is_cancelled() => {
-                let words = "this slave was to be fenced, and could not be".to_owned();
-                Err(FollowError::Refused(Refusal { code: RejectCode::Fenced, words, retry: true }))
-            }
-            _ => driven,
+        if !interrupted.is_cancelled() || self.inner.closing.is_cancelled() {
+            return driven;
         }
+        let words = "this slave is about to be fenced, which has ended the connection".to_owned();
+        let about_to_be = Refusal { code: RejectCode::Fenced, words, retry: true };
+        Err(FollowError::Refused(self.inner.tracker.fence().map_or(about_to_be, |fence| fence.refusal())))
     }
 
     // A write set of an earlier connection may still be in flight: where the store stands is known afterwards.
