@@ -344,20 +344,20 @@ impl World {
             return Ok(());
         };
         self.saw("healed");
+        let Part::Master(master) = &self.nodes[top].part else { return Ok(()) };
+        let token = master.clone().put("end", "").await?;
         for below in self.slaves() {
-            self.link(top, below);
-        }
-        let (Part::Master(master), slaves) = (&self.nodes[top].part, self.slaves()) else { return Ok(()) };
-        let token = master.put("end", "").await?;
-        for below in slaves {
             let Part::Slave(slave) = &self.nodes[below].part else { continue };
             if slave.fenced().is_some_and(|fence| fence.epoch != token.epoch) {
-                // It was not asked in the end: three of four were.
+                // Two of three were asked in the end.
                 soon(slave.lift_fence()).await?;
-                let (here, there) = tokio::io::duplex(16 << 10);
-                serve(master, there);
-                drop(follow(slave, here));
+                *self.seen.entry("lifted").or_default() += 1;
             }
+            self.link(top, below);
+        }
+        let Part::Master(master) = &self.nodes[top].part else { return Ok(()) };
+        for below in self.slaves() {
+            let Part::Slave(slave) = &self.nodes[below].part else { continue };
             soon(slave.wait_applied(token)).await?;
             soon(slave.wait_caught_up()).await?;
             assert_equal(master, slave).await;
