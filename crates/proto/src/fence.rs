@@ -211,8 +211,8 @@ impl Candidate<'_> {
     }
 
     /// The epoch that this slave begins if it is promoted: the one that it has told others of before, if there is one.
-    /// `above` is 0, or the number of an epoch that was given up, and that some slave is promised to: then it is one
-    /// after that, and after what this slave itself is promised to.
+    /// With `above`, the number of an epoch that was given up, or 0, it is one after that, and after what this slave itself
+    /// is promised to.
     ///
     /// # Errors
     /// [`FenceRefusal`].

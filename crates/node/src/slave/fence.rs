@@ -2,7 +2,7 @@
 
 use std::sync::{Mutex, PoisonError};
 
-use replikv_core::{Durability, Keyspace, Outcome, ReplicaStore, StoreError, WriteSet, meta};
+use replikv_core::{Cursor, Durability, Keyspace, LinkId, Outcome, Position, ReplicaStore, StoreError, WriteSet, meta};
 use replikv_proto::layout::{Backup, Identity, Role, Stored};
 use replikv_proto::{Candidate, Fence, FenceRefusal, FenceRequest, Fenced, Resync};
 use tokio::sync::Mutex as AsyncMutex;
@@ -60,14 +60,15 @@ impl<S: ReplicaStore> Slave<S> {
             // Given back when nothing is in flight any more.
             let _nobody_follows = inner.following.lock().await;
             inner.store.reopen().await.map_err(failed)?;
-            let fence = promise(&*inner.store, request, false).await?;
-            inner.tracker.fenced(Some(fence.0.clone()));
+            let (fence, position) = promise(&*inner.store, request, false).await?;
             tracing::warn!(
-                target: "replikv::slave", follower = %inner.config.name, seq = %fence.1.seq, epoch = %fence.0.epoch,
-                by = %fence.0.by,
+                target: "replikv::slave", follower = %inner.config.name, seq = %position.seq, epoch = %fence.epoch,
+                by = %fence.by,
                 "this slave is fenced: it follows nobody of an earlier epoch, and waits for the one that is to begin"
             );
-            Ok(Fenced::new(inner.config.name.clone(), fence.0.store, fence.1))
+            let fenced = Fenced::new(inner.config.name.clone(), fence.store, position);
+            inner.tracker.fenced(Some(fence));
+            Ok(fenced)
         };
         tokio::select! {
             biased;
@@ -150,8 +151,8 @@ async fn drop_fence<S: ReplicaStore>(store: &S, fence: &Fence, durability: Durab
 /// What a store says of the slave that it is.
 #[derive(Debug, Default)]
 pub(super) struct Standing {
-    pub(super) link: Option<replikv_core::LinkId>,
-    pub(super) cursor: Option<replikv_core::Cursor>,
+    pub(super) link: Option<LinkId>,
+    pub(super) cursor: Option<Cursor>,
     pub(super) fence: Option<Fence>,
     filtered: bool,
     resyncs: bool,
@@ -196,7 +197,7 @@ pub(super) async fn promise<S: ReplicaStore>(
     store: &S,
     request: &FenceRequest,
     own: bool,
-) -> Result<(Fence, replikv_core::Position), FenceRefusal> {
+) -> Result<(Fence, Position), FenceRefusal> {
     let standing = Standing::read(store).await.map_err(failed)?;
     let drawn = random().map_err(failed)?;
     let promised = standing.candidate().promise(request, drawn)?;
