@@ -174,10 +174,10 @@ impl World {
     }
 
     /// The process ends, by loss of power or in order, and starts again. A master whose time is over comes back as a slave.
-    async fn restart(&mut self, n: usize) -> Result<(), Error> {
+    async fn restart(&mut self, n: usize, loses_power: bool) -> Result<(), Error> {
         self.cut(|top, below| top == n || below == n);
         let node = &mut self.nodes[n];
-        let store = if self.rng.bool() {
+        let store = if loses_power {
             let left = node.store.power_loss().await?;
             match &node.part {
                 Part::Master(master) => drop(soon(master.shutdown()).await),
@@ -274,7 +274,14 @@ impl World {
         }
         // A process that dies leaves what is synced.
         let left = store.power_loss().await?;
-        self.open(n, left).await
+        self.open(n, left).await?;
+        // Right after their answer.
+        for other in others {
+            if self.rng.u8(0..3) == 0 {
+                self.restart(other, true).await?;
+            }
+        }
+        Ok(())
     }
 
     async fn step(&mut self) -> Result<(), Error> {
@@ -292,8 +299,8 @@ impl World {
             }
             4..=7 => self.write().await,
             8 => {
-                let n = self.rng.usize(..NODES);
-                self.restart(n).await?;
+                let (n, loses_power) = (self.rng.usize(..NODES), self.rng.bool());
+                self.restart(n, loses_power).await?;
             }
             9 => {
                 let n = self.rng.usize(..NODES);
