@@ -137,8 +137,9 @@ fn slaves_are_fenced_before_one_is_promoted_and_too_few_are_said_to_be() {
     assert_eq!((&done["epoch"], &done["needed"], &done["unfenced"]), (&json!(2), &json!(2), &json!([])));
     assert_eq!((&done["fenced"][0]["name"], &done["fenced"][0]["seq"]), (&json!("edge"), &done["last"]));
     slave.interrupt("TERM").ok();
-    let (_new, address) = Running::master(&standby, &[]);
+    let (new, address) = Running::master(&standby, &[]);
     run(&["follow", "--store", &edge, "--from", &address, "--id", "edge", "--once"]).ok();
+    new.interrupt("TERM").ok();
     assert_eq!(contents(&edge), contents(&standby));
     let status = run(&["status", "--store", &edge, "--json"]).ok().json();
     assert_eq!((&status["fence"], &status["position"]["epoch"]["number"]), (&json!(null), &json!(2)));
