@@ -145,8 +145,11 @@ async fn what_is_acknowledged_survives_and_the_fenced_move_over() -> Result<(), 
     // It has come to the new epoch: what it says of itself there is what counts.
     assert_eq!(refused(&old, &b).await, RejectCode::Superseded);
     b.shutdown().await?;
-    slave(&again(&stores[1]), "b").await.shutdown().await?;
-    assert_eq!(fence(&again(&stores[1])).await?, None, "it goes when it is over");
+    let kept = again(&stores[1]);
+    assert_eq!(fence(&kept).await?, None, "it is over");
+    slave(&kept, "b").await.shutdown().await?;
+    let left = entries(&again(&stores[1]), Keyspace::Meta).await;
+    assert!(left.iter().all(|(key, _)| key != Fence::KEY), "and goes when the store is opened");
     Ok(())
 }
 

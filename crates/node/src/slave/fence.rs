@@ -128,17 +128,21 @@ impl<S: ReplicaStore> Inner<S> {
 /// # Errors
 /// What the store reports.
 pub async fn lift_fence<S: ReplicaStore>(store: &S) -> Result<Option<Fence>, StoreError> {
-    let Some(fence) = fence(store).await? else { return Ok(None) };
+    if fence(store).await?.is_none() {
+        return Ok(None);
+    }
+    let Some(fence) = stored::read(store, Fence::KEY).await? else { return Ok(None) };
     drop_fence(store, &fence, Durability::Synced).await?;
     Ok(Some(fence))
 }
 
-/// What the store of a slave has promised, if anything.
+/// What the store of a slave has promised, if it waits for an epoch that is to begin.
 ///
 /// # Errors
 /// `NewerFormat` if a newer program wrote it.
 pub async fn fence<S: ReplicaStore>(store: &S) -> Result<Option<Fence>, StoreError> {
-    stored::read(store, Fence::KEY).await
+    let Standing { cursor, fence, .. } = Standing::read(store).await?;
+    Ok(fence.filter(|fence| cursor.is_none_or(|cursor| !fence.is_over(&cursor))))
 }
 
 async fn drop_fence<S: ReplicaStore>(store: &S, fence: &Fence, durability: Durability) -> Result<(), StoreError> {
