@@ -458,6 +458,7 @@ fuzz_target!(|input: Input| {
         handshake_timeout: Duration::from_secs(10),
         on_divergence: policy(input.on_divergence),
         resync: None,
+        fence: None,
     };
     let resyncs = config.on_divergence != OnDivergence::Refuse;
     let ranges = config.ranges.clone();

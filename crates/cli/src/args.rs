@@ -63,6 +63,9 @@ pub(crate) enum Command {
     Restore(Restore),
     /// Makes a slave's store a master's, in a new epoch: when its master is lost.
     Promote(Promote),
+    /// Lifts the fence of a slave's store: when the promotion that it waits for was given up. Say it first of the slave that
+    /// was to be promoted.
+    Unfence(Unfence),
     /// Lets a slave take over from its master, which stops once the slave has everything: nothing is lost.
     Handover(Handover),
     /// Drops the slot of a slave that does not come back, so that the log is no longer kept for it.
@@ -314,6 +317,32 @@ pub(crate) struct Restore {
 #[derive(Debug, Group)]
 pub(crate) struct Promote {
     /// The slave's store, which nobody has open. Choose the slave that is furthest, as `status` tells.
+    #[arg(long, value_name = "URL")]
+    pub(crate) store: String,
+    /// Fence this slave first, where it answers reads (follow --serve-reads or --serve), HOST:PORT; once for each. It then
+    /// follows nobody of the old epoch any more. With enough of them fenced, every write that `replicated` has acknowledged
+    /// survives; with fewer, nobody is promoted.
+    #[arg(long = "fence", value_name = "ADDR", requires_all = ["slaves", "replicated"])]
+    pub(crate) fence: Vec<String>,
+    /// How many slaves there are that follow the old master itself, or may, this one among them: all that `replicated` may
+    /// count.
+    #[arg(long, value_name = "N", requires = "replicated")]
+    pub(crate) slaves: Option<usize>,
+    /// On how many of them a write is that was acknowledged: what writers wait for. N - n + 1 slaves have to be fenced, this
+    /// one among them.
+    #[arg(long, value_name = "n", requires = "slaves")]
+    pub(crate) replicated: Option<usize>,
+    /// Go beyond a promotion that was given up, and that this slave, or one that is fenced, is promised to.
+    #[arg(long, requires = "slaves")]
+    pub(crate) anew: bool,
+    /// How long a slave may take to answer, in seconds.
+    #[arg(long, value_name = "SECONDS", default_value_t = 10, requires = "slaves")]
+    pub(crate) patience: u64,
+}
+
+#[derive(Debug, Group)]
+pub(crate) struct Unfence {
+    /// The slave's store, which nobody has open.
     #[arg(long, value_name = "URL")]
     pub(crate) store: String,
 }

@@ -40,13 +40,16 @@ pub use master::{
 pub use reader::{Reader, ReaderStatus, Reading};
 pub use reads::{BalanceConfig, BalancedReader, ReadError, ReadSession, ReaderShare, RemoteReader, RemoteReaderConfig};
 pub use replikv_proto::{
-    Change as DerivedChange, Derive, DeriveAbort, DeriveView, Derived, DifferenceKind, Displaced, Lag, OnDivergence,
-    ReadAt, Resync, WaitFor,
+    Change as DerivedChange, Derive, DeriveAbort, DeriveView, Derived, DifferenceKind, Displaced, Fence, FenceRefusal,
+    FenceRequest, Fenced, Lag, OnDivergence, ReadAt, Resync, WaitFor,
 };
+#[cfg(feature = "tcp")]
+pub use slave::promote_fenced_tcp;
 pub use slave::{
-    Difference, Ending, FollowError, KeepLog, PromoteError, Promoted, Quarantine, QuarantineFile, RelayStatus, Slave,
-    SlaveConfig, SlaveProgress, SlaveState, SlaveStatus, TakeOverError, TookOver, Verification, VerifyError,
-    VerifyOptions, VerifyOutcome, VerifyReport, WaitError, promote, subscription,
+    Difference, Ending, FenceConfig, FenceSeen, FencedPromoteError, FencedPromotion, FencedSlave, FollowError, KeepLog,
+    PromoteError, Promoted, Quarantine, QuarantineFile, RelayStatus, Slave, SlaveConfig, SlaveProgress, SlaveState,
+    SlaveStatus, TakeOverError, TookOver, UnfencedSlave, Verification, VerifyError, VerifyOptions, VerifyOutcome,
+    VerifyReport, WaitError, fence, lift_fence, promote, promote_fenced, remote_fence, subscription,
 };
 pub use stored::role;
 pub use transport::{Codec, ConnectionError};

@@ -13,6 +13,7 @@ mod committer;
 mod compaction;
 mod derive;
 mod divergence;
+mod fence;
 mod filter;
 pub mod layout;
 #[cfg(feature = "planted-bugs")]
@@ -46,6 +47,7 @@ pub use derive::{
     space_in,
 };
 pub use divergence::{Displaced, Displacing, OnDivergence, Resync};
+pub use fence::{Against, Fence, FenceRefusal, FenceRequest, FenceTally, Fenced, Pledger};
 pub use filter::Portion;
 pub use reconcile::{
     Checked, Compare, Compared, DifferenceKind, Differing, Held, Probe, ProbeCheck, Probed, RangeSummary, Summary,
@@ -59,7 +61,7 @@ pub use session::{
 };
 pub use slots::{Slot, SlotKind, SlotLimits, SlotName, SlotState, SlotTime, SlotView, Slots};
 pub use subscription::{InvalidSubscription, Resubscribing, Subscription};
-pub use succession::{Candidate, Promotion, Unfit, next_epoch, step_down};
+pub use succession::{Candidate, Promotion, Unfit, epoch_after, next_epoch, step_down};
 pub use time::Now;
 pub use wire::{
     Ack, Answered, AnsweredBody, Content, DecodeError, Decoder, DecoderLimits, EncodeError, Encoder, EpochStart, Event,

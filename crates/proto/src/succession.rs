@@ -12,7 +12,7 @@ use replikv_core::{
 use crate::layout::{Backup, Checkpoint, Epochs, Floor, Head, Identity, Kept, Role, Stored, Superseded};
 use crate::planted::{self, Bug};
 use crate::{
-    Compacted, EpochStart, PreparedRecord, RecordDraft, RecordKind, Resync, SlotName, Subscription, TombstoneFloor,
+    Compacted, EpochStart, Fence, PreparedRecord, RecordDraft, RecordKind, Resync, SlotName, Subscription, TombstoneFloor,
 };
 
 /// What the store of a slave says of itself, as far as it matters to whoever promotes it.
@@ -30,6 +30,10 @@ pub struct Candidate {
     pub head: Option<Head>,
     /// What its master has told of the history.
     pub epochs: Option<Epochs>,
+    /// What it has promised.
+    pub fence: Option<Fence>,
+    /// There if it is a copy: it has promised what the original has, and only that one begins the epoch.
+    pub backup: Option<Backup>,
 }
 
 /// Why a slave is not promoted.
@@ -43,6 +47,8 @@ pub enum Unfit {
     CatchingUp,
     /// It holds a part of the keys.
     Filtered(KeyRanges),
+    /// It is promised to the promotion of somebody else.
+    Fenced(Fence),
     /// There are no more epochs, or what it says does not encode.
     Store(StoreError),
 }
@@ -65,7 +71,8 @@ pub struct Promotion {
 }
 
 impl Candidate {
-    /// Makes the store a master's, in an epoch with this nonce, which must be drawn for it.
+    /// Makes the store a master's: in an epoch with this nonce, which must be drawn for it, or in the one that others have
+    /// promised to wait for.
     ///
     /// # Errors
     /// [`Unfit`]: it must stay what it is.
@@ -80,7 +87,14 @@ impl Candidate {
             return Err(Unfit::CatchingUp);
         }
         let last = cursor.position;
+        let epoch = match self.fence.as_ref().filter(|fence| !fence.is_over(&cursor)) {
+            Some(fence) if fence.own && self.backup.is_none() => fence.epoch,
+            Some(fence) => return Err(Unfit::Fenced(fence.clone())),
+            None => epoch_after(&last, nonce)?,
+        };
         let mut writes = WriteSet::builder();
+        writes.require(Fence::KEY, self.fence.as_ref().map(Stored::to_bytes));
+        writes.delete(Keyspace::Meta, Fence::KEY)?;
         writes.require(Identity::KEY, Some(before.to_bytes()));
         writes.require(meta::cursor_key(&link), Some(cursor.to_bytes()));
         // The log goes on, if there is one: others that are behind this slave find there what they missed.
@@ -91,7 +105,7 @@ impl Candidate {
             writes.put(Keyspace::Meta, Floor::KEY, Floor { position: last, log_bytes: 0 }.to_bytes())?;
         }
         writes.delete(Keyspace::Meta, Kept::KEY)?;
-        let first = next_epoch(&mut writes, head, known_epochs(self.epochs, &last), nonce, unix_ms)?;
+        let first = next_epoch(&mut writes, head, known_epochs(self.epochs, &last), epoch, unix_ms)?;
         writes.put(Keyspace::Meta, Identity::KEY, Identity::master(last.source).to_bytes())?;
         writes.delete(Keyspace::Meta, meta::cursor_key(&link))?;
         Ok(Promotion { writes: writes.build(), last, first })
@@ -109,21 +123,27 @@ fn known_epochs(told: Option<Epochs>, last: &Position) -> Epochs {
     epochs
 }
 
-/// Writes the record that begins the epoch after the one of `before`, with this nonce, and all that is known of it.
-/// Returns where that record is.
+/// The epoch that comes after the one of `before`, with this nonce.
 ///
 /// # Errors
 /// `Corrupt` if there are no more epochs.
+pub fn epoch_after(before: &Position, nonce: u64) -> Result<Epoch, StoreError> {
+    let number = before.epoch.number.checked_add(1);
+    let number = number.ok_or_else(|| StoreError::Corrupt { what: "there are no more epochs".into() })?;
+    Ok(Epoch { number, nonce })
+}
+
+/// Writes the record that begins this epoch after `before`, and all that is known of it. Returns where that record is.
+///
+/// # Errors
+/// None that a store would not name: its keys fit every store that a master may have.
 pub fn next_epoch(
     writes: &mut WriteSetBuilder,
     before: Head,
     mut epochs: Epochs,
-    nonce: u64,
+    epoch: Epoch,
     unix_ms: u64,
 ) -> Result<Position, StoreError> {
-    let number = before.position.epoch.number.checked_add(1);
-    let number = number.ok_or_else(|| StoreError::Corrupt { what: "there are no more epochs".into() })?;
-    let epoch = Epoch { number, nonce };
     let body = EncodedOps::default();
     let draft = RecordDraft { epoch, kind: RecordKind::Epoch, time: unix_ms, note: b"", body: body.as_bytes() };
     let record = PreparedRecord::after(&before.position, &draft).map_err(StoreError::backend)?;

@@ -17,10 +17,11 @@ use replikv_core::{
 use replikv_proto::layout::{Backup, Checkpoint, Epochs, Floor, Head, Identity, Kept, Role, Stored, Superseded};
 use replikv_proto::{
     Ack, Answered, AnsweredBody, Claim, ClaimState, Compacted, Compaction, Compare, Compared, Content, EpochStart,
-    FRAME_HEADER_LEN, Filtered, Goodbye, GoodbyeReason, Heartbeat, Held, Hello, Lag, LogParts, Message, Mode,
-    OnDivergence, Passage, PathNode, PreparedRecord, Probe, Probed, RangeSummary, ReadAt, ReadFailure, Record,
-    RecordDraft, RecordHeader, RecordKind, Records, Reject, RejectCode, Request, RequestBody, Response, Resync, Share,
-    Skipped, Slot, Subscription, Summary, TombstoneFloor, Touched, Verdict, WaitFor, Welcome, origin, read_stretch,
+    FRAME_HEADER_LEN, Fence, FenceRequest, Filtered, Goodbye, GoodbyeReason, Heartbeat, Held, Hello, Lag, LogParts,
+    Message, Mode, OnDivergence, Passage, PathNode, PreparedRecord, Probe, Probed, RangeSummary, ReadAt, ReadFailure,
+    Record, RecordDraft, RecordHeader, RecordKind, Records, Reject, RejectCode, Request, RequestBody, Response, Resync,
+    Share, Skipped, Slot, Subscription, Summary, TombstoneFloor, Touched, Verdict, WaitFor, Welcome, origin,
+    read_stretch,
 };
 use support::{CRITICAL, MORE, decode_all, encode, ops, preamble, seal};
 
@@ -29,6 +30,8 @@ fn source() -> SourceId {
 }
 
 const EPOCH: Epoch = Epoch { number: 1, nonce: 0x0102_0304_0506_0708 };
+/// Another one of the same history.
+const SECOND: Epoch = Epoch { number: 2, nonce: 9 };
 const LIMITS: StoreLimits = StoreLimits { max_key: 511, max_value: 1 << 20, max_batch: 64 << 20 };
 
 fn position(seq: u64) -> Position {
@@ -194,6 +197,10 @@ fn messages() -> Vec<(&'static str, Message)> {
         ("frame_11_request_wait", ask(RequestBody::Wait(WaitFor::Token(position(300).into())))),
         ("frame_11_request_forget", ask(RequestBody::Forget { id: 4 })),
         ("frame_11_request_hand_over", ask(RequestBody::HandOver { slave: "standby".into(), patience_ms: 60_000 })),
+        (
+            "frame_11_request_fence",
+            ask(RequestBody::Fence(FenceRequest { source: source(), epoch: SECOND, by: "standby".into() })),
+        ),
         ("frame_11_request_unknown", ask(RequestBody::Unknown(Bytes::from_static(b"\x01\x63more")))),
         ("frame_12_response", Message::Response(Response { id: 5, body: Ok(Bytes::from_static(b"{}")) })),
         ("frame_12_response_none", Message::Response(Response { id: 5, body: Err(words()) })),
@@ -343,9 +350,8 @@ fn stored() -> Vec<(&'static str, Bytes, Meaning)> {
         Floor { position: position(256), log_bytes: 44_556 }
     }
     fn epochs() -> Epochs {
-        let second = Epoch { number: 2, nonce: 9 };
         let start = |epoch, first| EpochStart { epoch, first: Seq::new(first) };
-        Epochs(vec![start(EPOCH, 1), start(second, 700)])
+        Epochs(vec![start(EPOCH, 1), start(SECOND, 700)])
     }
     fn checkpoint() -> Checkpoint {
         Checkpoint { position: position(512), log_bytes: 55_667, uptime_ms: 777 }
@@ -363,7 +369,10 @@ fn stored() -> Vec<(&'static str, Bytes, Meaning)> {
         Claim::new(&Subspace::raw("edge-1/"))
     }
     fn superseded() -> Superseded {
-        Superseded { by: Some(Epoch { number: 2, nonce: 9 }) }
+        Superseded { by: Some(SECOND) }
+    }
+    fn fence() -> Fence {
+        Fence { source: source(), epoch: SECOND, store: 300, own: true, by: "standby".into() }
     }
     fn compacted() -> Compacted {
         Compacted { position: position(512), log_bytes: 55_667, entries: 300, runs: 7, bytes: 12_345 }
@@ -383,6 +392,8 @@ fn stored() -> Vec<(&'static str, Bytes, Meaning)> {
         }),
         ("stored_superseded", superseded().to_bytes(), |b| same(b, &superseded())),
         ("stored_superseded_by_itself", Superseded { by: None }.to_bytes(), |b| same(b, &Superseded { by: None })),
+        ("stored_fence", fence().of_copy().to_bytes(), |b| same(b, &fence().of_copy())),
+        ("stored_fence_own", fence().to_bytes(), |b| same(b, &fence())),
         ("stored_head", head().to_bytes(), |b| same(b, &head())),
         ("stored_floor", floor().to_bytes(), |b| same(b, &floor())),
         ("stored_kept", Kept { limits: LIMITS }.to_bytes(), |b| same(b, &Kept { limits: LIMITS })),

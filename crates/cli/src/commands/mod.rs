@@ -17,6 +17,7 @@ mod restore;
 mod scan;
 mod serve;
 mod status;
+mod unfence;
 mod unlink;
 mod verify;
 mod verify_from;
@@ -75,6 +76,7 @@ pub(crate) async fn run(args: Args) -> anyhow::Result<ExitCode> {
         Command::Gather(args) => gather::run(args, json).await,
         Command::Unlink(args) => unlink::run(args, json).await,
         Command::Promote(args) => promote::run(args, json).await,
+        Command::Unfence(args) => unfence::run(args, json).await,
         Command::Handover(args) => handover::run(args, json).await,
         Command::Restore(args) => restore::run(args, json).await,
         Command::Import(args) => import::run(args, json).await,

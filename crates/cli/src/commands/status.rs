@@ -8,7 +8,8 @@ use futures_util::TryStreamExt;
 use replikv::proto::layout::{Backup, Floor, Head, Stored};
 use replikv::proto::{Compacted, LogParts, Slot, SlotLimits, SlotName, SlotView, Slots, TombstoneFloor};
 use replikv::{
-    Cursor, KeyRange, KeyRanges, Keyspace, ReplicaStoreExt, Role, ScanOptions, Seq, remote_status, role, subscription,
+    Cursor, Fence, KeyRange, KeyRanges, Keyspace, ReplicaStoreExt, Role, ScanOptions, Seq, fence, remote_status, role,
+    subscription,
 };
 use serde_json::{Value, json};
 use tokio::net::TcpStream;
@@ -73,6 +74,9 @@ async fn look(url: &str) -> anyhow::Result<Value> {
             let consistent = found.as_ref().is_some_and(Cursor::is_consistent);
             let mut told = json!({ "role": role, "position": found.map(|cursor| cursor.position), "consistent": consistent,
                 "ranges": subscription(&store).await?.map(|ranges| ranges_as_json(&ranges)) });
+            if let Some(Fence { epoch, by, own, .. }) = fence(&store).await? {
+                told["fence"] = json!({ "epoch": epoch, "by": by, "own": own });
+            }
             let (head, floor): (Option<Head>, Option<Floor>) =
                 (optional(&store, Head::KEY).await?, optional(&store, Floor::KEY).await?);
             if let Some((head, floor)) = head.zip(floor) {

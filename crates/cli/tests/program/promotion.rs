@@ -105,3 +105,59 @@ fn a_slave_takes_over_and_nothing_is_lost() {
     run(&rejoin).ok();
     assert_eq!(contents(&edge), contents(&old));
 }
+
+#[test]
+fn slaves_are_fenced_before_one_is_promoted_and_too_few_are_said_to_be() {
+    let place = Place::new();
+    let (old, standby, edge) = (place.lmdb("old"), place.url("sled", "standby"), place.lmdb("edge"));
+    fill(&old, &[("a", "1"), ("b", "2")]);
+    let (_master, address) = Running::master(&old, &[]);
+    run(&["follow", "--store", &standby, "--from", &address, "--id", "standby", "--once"]).ok();
+    let follow = ["follow", "--store", &edge, "--from", &address, "--id", "edge", "--serve-reads", "127.0.0.1:0"];
+    let slave = Running::spawn(&follow);
+    let reads = slave.line().strip_prefix("reads on ").map(String::from).unwrap();
+    slave.line();
+    let promote = |more: &[&str]| run(&[&["promote", "--store", &standby, "--patience", "30"], more].concat());
+    promote(&["--fence", &reads]).says(2, "--slaves");
+    promote(&["--slaves", "3", "--replicated", "4"]).says(2, "4 of 3 slaves");
+    promote(&["--slaves", "1", "--replicated", "1", "--fence", &reads]).says(2, "others to fence");
+    let failed = promote(&["--slaves", "3", "--replicated", "1", "--fence", &reads, "--fence", "127.0.0.1:1"]);
+    let failed = failed.says(2, "2 of 3 slaves are fenced");
+    for words in [&format!("{reads} at record"), "not 127.0.0.1:1", "nobody was promoted"] {
+        assert!(failed.stderr.contains(words), "{words} is not said: {failed:?}");
+    }
+    // Both wait for one epoch, and say so; the old master is refused.
+    let waits = run(&["status", "--from", &reads, "--json"]).ok().json();
+    assert_eq!((&waits["fence"]["by"], &waits["fence"]["own"]), (&json!(standby), &json!(false)));
+    assert!(waits["health"]["reason"].as_str().unwrap().contains("fenced"), "{waits}");
+    let own = run(&["status", "--store", &standby, "--json"]).ok().json();
+    assert_eq!((&own["fence"]["epoch"], &own["fence"]["own"]), (&waits["fence"]["epoch"], &json!(true)));
+    run(&["follow", "--store", &standby, "--from", &address, "--id", "standby", "--once"]).says(2, "fenced");
+    let done = promote(&["--slaves", "3", "--replicated", "2", "--fence", &reads, "--json"]).ok().json();
+    assert_eq!((&done["epoch"], &done["needed"], &done["unfenced"]), (&json!(2), &json!(2), &json!([])));
+    assert_eq!((&done["fenced"][0]["name"], &done["fenced"][0]["seq"]), (&json!("edge"), &done["last"]));
+    slave.interrupt("TERM").ok();
+    let (new, address) = Running::master(&standby, &[]);
+    run(&["follow", "--store", &edge, "--from", &address, "--id", "edge", "--once"]).ok();
+    new.interrupt("TERM").ok();
+    assert_eq!(contents(&edge), contents(&standby));
+    let status = run(&["status", "--store", &edge, "--json"]).ok().json();
+    assert_eq!((&status["fence"], &status["position"]["epoch"]["number"]), (&json!(null), &json!(2)));
+}
+
+#[test]
+fn a_fence_that_nobody_needs_any_more_is_lifted() {
+    let place = Place::new();
+    let (old, standby) = (place.lmdb("old"), place.lmdb("standby"));
+    fill(&old, &[("a", "1")]);
+    let (_master, address) = Running::master(&old, &[]);
+    let follow = ["follow", "--store", &standby, "--from", &address, "--id", "standby", "--once"];
+    run(&follow).ok();
+    run(&["unfence", "--store", &standby]).says(1, "is not fenced");
+    run(&["promote", "--store", &standby, "--slaves", "2", "--replicated", "1"]).says(2, "1 of 2 slaves are fenced");
+    run(&follow).says(2, "fenced");
+    let lifted = run(&["unfence", "--store", &standby, "--json"]).ok().json();
+    assert_eq!((&lifted["unfenced"], &lifted["epoch"]), (&json!(standby), &json!(2)));
+    run(&follow).ok();
+    run(&["unfence", "--store", &place.lmdb("none")]).says(2, "there is no such store");
+}

@@ -6,14 +6,14 @@
 use std::time::Duration;
 
 use replikv_core::{Position, ReplicaStore, Seq};
+use replikv_proto::RequestBody;
 use replikv_proto::layout::Superseded;
-use replikv_proto::{DecoderLimits, Message, Refusal, Reject, RejectCode, Request, RequestBody};
 use serde::{Deserialize, Serialize};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::time::{Instant, timeout};
 
 use super::{Inner, Master, ServeError, WriteError};
-use crate::transport::Connection;
+use crate::reads::ask;
 
 /// A master that has handed over.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -235,21 +235,6 @@ pub(crate) async fn ask_to_hand_over<T>(
 where
     T: AsyncRead + AsyncWrite + Send,
 {
-    let mut connection = Connection::new(stream, DecoderLimits { data: 1 << 20, control: 1 << 20 });
     let patience_ms = u64::try_from(patience.as_millis()).unwrap_or(u64::MAX);
-    let body = RequestBody::HandOver { slave: successor.into(), patience_ms };
-    connection.send(&Message::Request(Request { id: 1, body }))?;
-    let refused =
-        |words: String| ServeError::Refused(Reject { code: RejectCode::Unsupported, words, retry: false }.into());
-    loop {
-        match connection.next_message()? {
-            Some(Message::Response(response)) => {
-                let answer = response.body.map_err(refused)?;
-                return serde_json::from_slice(&answer).map_err(|error| refused(error.to_string()));
-            }
-            Some(Message::Reject(reject)) => return Err(ServeError::Refused(Refusal::from(reject))),
-            Some(_) => {}
-            None => drop(connection.drive(true).await?),
-        }
-    }
+    ask(stream, RequestBody::HandOver { slave: successor.into(), patience_ms }).await
 }

@@ -7,7 +7,7 @@ use replikv_core::{
 };
 use replikv_proto::layout::{Backup, Checkpoint, Epochs, Floor, Head, Identity, Role, Stored, Superseded};
 use replikv_proto::{
-    Compacted, EpochStart, LogParts, PreparedRecord, RecordDraft, RecordKind, Slots, TombstoneFloor, next_epoch, origin,
+    Compacted, EpochStart, LogParts, PreparedRecord, RecordDraft, RecordKind, Slots, TombstoneFloor, epoch_after, next_epoch, origin,
 };
 
 use super::MasterConfig;
@@ -122,7 +122,8 @@ async fn begin_epoch<S: ReplicaStore>(store: &S) -> Result<(), OpenError> {
     let epochs: Epochs = stored::require(store, Epochs::KEY).await?;
     let mut writes = WriteSet::builder();
     writes.require(Head::KEY, Some(before.to_bytes()));
-    next_epoch(&mut writes, before, epochs, epoch_nonce()?, unix_ms())?;
+    let epoch = epoch_after(&before.position, epoch_nonce()?)?;
+    next_epoch(&mut writes, before, epochs, epoch, unix_ms())?;
     writes.delete(Keyspace::Meta, Backup::KEY)?;
     Ok(store.apply(writes.build(), Durability::Synced).await?)
 }

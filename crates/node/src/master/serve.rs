@@ -1,5 +1,6 @@
 //! Serving one connection: the session decides, this loop moves bytes and asks the store.
 
+use std::future::ready;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
@@ -9,8 +10,8 @@ use futures_util::future::BoxFuture;
 use replikv_core::{Epoch, KeyRange, Keyspace, Position, ReplicaStore, ScanOptions, Seq, StoreError};
 use replikv_proto::layout::{Head, Superseded};
 use replikv_proto::{
-    Content, DecoderLimits, Goodbye, GoodbyeReason, MasterAction, MasterSession, MasterSessionConfig, Message, Refusal,
-    Reject, RejectCode, Relay, Request, RequestBody, Response, SlotName, View,
+    Content, DecoderLimits, FenceRefusal, FenceRequest, Fenced, Goodbye, GoodbyeReason, MasterAction, MasterSession,
+    MasterSessionConfig, Message, Refusal, Reject, RejectCode, Relay, Request, RequestBody, Response, SlotName, View,
 };
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::sync::{OwnedSemaphorePermit, watch};
@@ -20,7 +21,7 @@ use tokio_util::sync::CancellationToken;
 use super::history::{History, Rooms};
 use super::sessions::Entered;
 use super::{Master, ServeError};
-use crate::reads::serve::{Asked, Ended as Asking, Refused, answer_all, tell};
+use crate::reads::serve::{Asked, Ended as Asking, Refused, Wish, answer_all, tell};
 use crate::slave::Ending;
 use crate::stored;
 use crate::transport::{Connection, ConnectionError};
@@ -163,12 +164,14 @@ where
     T: AsyncRead + AsyncWrite + Send,
 {
     let (mut place, mut reading) = (Some(permit), None);
-    let admit = || match rooms.readers.clone().try_acquire_owned() {
-        Ok(permit) => {
-            (place, reading) = (None, Some(permit));
-            Ok(())
+    let admit = |wish| {
+        // A fence is put up with all places taken, too.
+        if wish == Wish::Fence {
+            return Ok(());
         }
-        Err(_) => Err(Refused::Busy),
+        let permit = rooms.readers.clone().try_acquire_owned().map_err(|_| Refused::Busy)?;
+        (place, reading) = (None, Some(permit));
+        Ok(())
     };
     let ended = answer_all(connection, node, closing, patience, admit).await;
     let result = match ended {
@@ -207,6 +210,11 @@ impl<S: ReplicaStore> Asked for Master<S> {
             let handed_over = Self::hand_over(self, &successor, patience.min(LONGEST_HANDOVER)).await;
             serde_json::to_vec(&handed_over).map_err(|error| error.to_string())
         })
+    }
+
+    fn fence(&self, _request: FenceRequest) -> BoxFuture<'_, Result<Vec<u8>, String>> {
+        let refused: Result<Fenced, _> = Err(FenceRefusal::Master { epoch: self.inner.view().published.epoch });
+        Box::pin(ready(serde_json::to_vec(&refused).map_err(|error| error.to_string())))
     }
 }
 

@@ -14,8 +14,8 @@ use futures_util::future::{AbortHandle, Abortable, BoxFuture};
 use futures_util::stream::FuturesUnordered;
 use replikv_core::ScanOptions;
 use replikv_proto::{
-    Answered, AnsweredBody, Goodbye, GoodbyeReason, Message, ProtocolError, ReadFailure, Request, RequestBody,
-    Response, WaitFor,
+    Answered, AnsweredBody, FenceRequest, Goodbye, GoodbyeReason, Message, ProtocolError, ReadFailure, Request,
+    RequestBody, Response, WaitFor,
 };
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::time::sleep_until;
@@ -41,6 +41,9 @@ pub(crate) trait Asked: Reader {
     fn hand_over(&self, _successor: String, _patience: Duration) -> BoxFuture<'_, Result<Vec<u8>, String>> {
         Box::pin(ready(Err("this node is a slave: only a master hands over".into())))
     }
+
+    /// Promises what is asked: what came of it, as JSON.
+    fn fence(&self, request: FenceRequest) -> BoxFuture<'_, Result<Vec<u8>, String>>;
 }
 
 /// Why answering has ended.
@@ -58,14 +61,14 @@ pub(crate) enum Ended {
 
 /// Answers questions until something else comes.
 ///
-/// `admit` is asked before the first read: whether there is room for one more who reads. The other side may be silent
+/// `admit` is asked before the first read: whether there is room for one more who reads; and before a fence. The other side may be silent
 /// for as long as `patience`, if it takes what it is sent.
 pub(crate) async fn answer_all<T>(
     connection: &mut Connection<T>,
     node: &impl Asked,
     closing: &CancellationToken,
     patience: Duration,
-    mut admit: impl FnMut() -> Result<(), Refused> + Send,
+    mut admit: impl FnMut(Wish) -> Result<(), Refused> + Send,
 ) -> Result<Ended, ServeError>
 where
     T: AsyncRead + AsyncWrite + Send,
@@ -84,9 +87,10 @@ where
             };
             (deadline, asked) = (ahead(patience), true);
             let reads = matches!(body, RequestBody::Get { .. } | RequestBody::Scan { .. } | RequestBody::Wait(_));
-            if reads && !admitted {
-                match admit() {
-                    Ok(()) => admitted = true,
+            let fences = matches!(body, RequestBody::Fence(_));
+            if (reads && !admitted) || fences {
+                match admit(if fences { Wish::Fence } else { Wish::Read }) {
+                    Ok(()) => admitted |= reads,
                     Err(Refused::Busy) => {
                         connection.send(&answered(id, AnsweredBody::Failed(ReadFailure::Busy)))?;
                         // It must not keep the place of somebody who follows.
@@ -134,6 +138,13 @@ where
     }
 }
 
+/// What somebody asks for that is not allowed everywhere.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Wish {
+    Read,
+    Fence,
+}
+
 /// Why somebody may not read.
 #[derive(Debug)]
 pub(crate) enum Refused {
@@ -153,6 +164,7 @@ pub(crate) fn tell(node: &impl Asked, id: u32, body: &RequestBody) -> Response {
             Err("a connection that is followed answers no reads: read on another one".into())
         }
         RequestBody::HandOver { .. } => Err("a handover is asked for on a connection of its own".into()),
+        RequestBody::Fence(_) => Err("a fence is asked for on a connection of its own".into()),
         _ => Err("this node does not know the question: it is older than who asks".into()),
     };
     Response { id, body }
@@ -177,6 +189,10 @@ async fn answer(id: u32, body: RequestBody, node: &impl Asked) -> Message {
         RequestBody::HandOver { slave, patience_ms } => {
             let handed_over = node.hand_over(slave, Duration::from_millis(patience_ms)).await;
             return Message::Response(Response { id, body: handed_over.map(Bytes::from) });
+        }
+        RequestBody::Fence(request) => {
+            let fenced = node.fence(request).await;
+            return Message::Response(Response { id, body: fenced.map(Bytes::from) });
         }
         body => return Message::Response(tell(node, id, &body)),
     };
@@ -307,6 +323,10 @@ mod tests {
         fn status_json(&self) -> serde_json::Result<Vec<u8>> {
             Ok(Vec::new())
         }
+
+        fn fence(&self, _request: FenceRequest) -> BoxFuture<'_, Result<Vec<u8>, String>> {
+            Box::pin(ready(Err("it is no slave".into())))
+        }
     }
 
     #[tokio::test(start_paused = true)]
@@ -321,7 +341,7 @@ mod tests {
         }
         let mut connection = Connection::new(there, DecoderLimits::default());
         let patience = Duration::from_secs(10);
-        let answering = answer_all(&mut connection, &node, &closing, patience, || Ok(()));
+        let answering = answer_all(&mut connection, &node, &closing, patience, |_| Ok(()));
         let asks = async { while asking.drive(false).await.is_ok() {} };
         let ended = tokio::select! {
             ended = answering => ended,

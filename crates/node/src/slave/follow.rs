@@ -8,7 +8,9 @@ use replikv_core::{
     WriteSet,
 };
 use replikv_proto::layout::{Epochs, Head, Identity, Kept, Stored};
-use replikv_proto::{Applier, DecoderLimits, Mode, Resync, SlaveAction, SlaveSession, SlaveSessionConfig, Welcome};
+use replikv_proto::{
+    Applier, DecoderLimits, Mode, Refusal, RejectCode, Resync, SlaveAction, SlaveSession, SlaveSessionConfig, Welcome,
+};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::sync::{OwnedMutexGuard, oneshot};
 use tokio::task::JoinHandle;
@@ -61,7 +63,8 @@ impl<S: ReplicaStore> Slave<S> {
         T: AsyncRead + AsyncWrite + Send,
     {
         let inner = &self.inner;
-        let abandoned = CancellationToken::new();
+        let interrupted = inner.gate.interrupted();
+        let abandoned = interrupted.child_token();
         let _abandon_on_drop = abandoned.clone().drop_guard();
         let ended = CancellationToken::new();
         let end = ended.clone().drop_guard();
@@ -75,7 +78,8 @@ impl<S: ReplicaStore> Slave<S> {
             result
         });
         let Ok(Prepared { session, queue, backlog }) = prepared.await else {
-            return join(applying).await.map(|()| Ending::Shutdown);
+            join(applying).await?;
+            return self.ended(&interrupted, Ok(Ending::Shutdown));
         };
 
         let mut connection = Connection::new(stream, DecoderLimits::default()).counted(inner.metrics.traffic());
@@ -87,19 +91,40 @@ impl<S: ReplicaStore> Slave<S> {
         if inner.closing.is_cancelled() {
             // After the last ack: behind a goodbye it would not be sent.
             session.shut("the slave was shut down");
+        } else if interrupted.is_cancelled() {
+            session.shut("the slave is fenced, and follows nobody of this epoch any more");
         }
         self.last_words(&mut connection, &mut session).await;
         applied?;
-        driven
+        self.ended(&interrupted, driven)
+    }
+
+    // A connection that a fence has ended may be tried again, and then is judged by the fence.
+    fn ended(
+        &self,
+        interrupted: &CancellationToken,
+        driven: Result<Ending, FollowError>,
+    ) -> Result<Ending, FollowError> {
+        if !interrupted.is_cancelled() || self.inner.closing.is_cancelled() {
+            return driven;
+        }
+        let words = "this slave is about to be fenced, which has ended the connection".to_owned();
+        let about_to_be = Refusal { code: RejectCode::Fenced, words, retry: true };
+        Err(FollowError::Refused(self.inner.tracker.fence().map_or(about_to_be, |fence| fence.refusal())))
     }
 
     // A write set of an earlier connection may still be in flight: where the store stands is known afterwards.
     async fn turn(&self, abandoned: &CancellationToken) -> Option<OwnedMutexGuard<()>> {
+        let entering = async {
+            // Whoever puts up a fence ends those who are in, and nobody comes in between.
+            let _entering = self.inner.gate.entrance.lock().await;
+            self.inner.following.clone().lock_owned().await
+        };
         tokio::select! {
             biased;
             () = self.inner.closing.cancelled() => None,
             () = abandoned.cancelled() => None,
-            turn = self.inner.following.clone().lock_owned() => Some(turn),
+            turn = entering => Some(turn),
         }
     }
 
@@ -144,6 +169,7 @@ impl<S: ReplicaStore> Slave<S> {
             handshake_timeout: inner.config.handshake_timeout,
             on_divergence: inner.config.on_divergence,
             resync: stored::read(&inner.store, Resync::KEY).await?,
+            fence: inner.standing_fence().await?,
         })
     }
 

@@ -3,6 +3,8 @@
 mod apply;
 mod config;
 mod error;
+mod fence;
+mod fenced;
 mod follow;
 mod keep_log;
 mod probe;
@@ -36,12 +38,18 @@ use tokio_util::sync::CancellationToken;
 
 pub use self::config::SlaveConfig;
 pub use self::error::{Ending, FollowError, WaitError};
+pub use self::fence::{fence, lift_fence};
+#[cfg(feature = "tcp")]
+pub use self::fenced::promote_fenced_tcp;
+pub use self::fenced::{
+    FenceConfig, FencedPromoteError, FencedPromotion, FencedSlave, UnfencedSlave, promote_fenced, remote_fence,
+};
 pub use self::keep_log::KeepLog;
 pub use self::promote::{PromoteError, Promoted, promote};
 pub use self::quarantine::{Quarantine, QuarantineFile};
 use self::relay::Relay;
 use self::status::Tracker;
-pub use self::status::{RelayStatus, SlaveProgress, SlaveState, SlaveStatus};
+pub use self::status::{FenceSeen, RelayStatus, SlaveProgress, SlaveState, SlaveStatus};
 pub use self::subscribe::subscription;
 pub use self::takeover::{TakeOverError, TookOver};
 use self::verify::Desk;
@@ -91,6 +99,8 @@ struct Inner<S> {
     following: Arc<Mutex<()>>,
     /// Held by whoever follows.
     active: Arc<Mutex<()>>,
+    /// What a fence ends, and keeps out.
+    gate: fence::Gate,
     closing: CancellationToken,
     /// The runtime that it was opened in.
     runtime: Option<tokio::runtime::Handle>,
@@ -170,9 +180,11 @@ impl<S: ReplicaStore> Slave<S> {
             metrics,
             following,
             active,
+            gate: fence::Gate::default(),
             closing,
             runtime,
         };
+        inner.standing_fence().await?;
         let inner = Arc::new(inner);
         if let Some(runtime) = &inner.runtime {
             sample_every_second(runtime, &inner, inner.closing.clone());

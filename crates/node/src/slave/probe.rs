@@ -1,13 +1,14 @@
 //! Answering whoever asks how a slave is, and whoever reads from it.
 
+use futures_util::future::BoxFuture;
 use replikv_core::ReplicaStore;
-use replikv_proto::{DecoderLimits, Message, ProtocolError, Refusal, RejectCode};
+use replikv_proto::{DecoderLimits, FenceRequest, Message, ProtocolError, Refusal, RejectCode};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::time::timeout;
 
 use super::Slave;
 use crate::ServeError;
-use crate::reads::serve::{Asked, Ended, Refused, answer_all};
+use crate::reads::serve::{Asked, Ended, Refused, Wish, answer_all};
 use crate::transport::Connection;
 
 /// Questions are short.
@@ -27,13 +28,14 @@ impl<S: ReplicaStore> Slave<S> {
     where
         T: AsyncRead + AsyncWrite + Send,
     {
-        let refused = || Err(Refused::Never("this address tells the status of a slave, and nothing of its data"));
+        let refused = |_| Err(Refused::Never("this address tells the status of a slave, and nothing of its data"));
         self.answer(stream, LIMITS, refused).await
     }
 
     /// Answers reads at the other end of `stream`, as a [`RemoteReader`](crate::RemoteReader) asks them, and questions
     /// for the status, until that end closes or has not asked for as long as a handshake may take. Whoever is on the
-    /// other side can read everything that the slave holds, and change nothing.
+    /// other side can read everything that the slave holds, and change nothing of it; and can [fence](Self::fence) it, for
+    /// the promotion of another slave.
     ///
     /// Questions are answered one after the other, so that a connection pins one answer and a buffer; those who wait
     /// for a write wait beside that, 64 of a connection at most.
@@ -48,14 +50,14 @@ impl<S: ReplicaStore> Slave<S> {
         T: AsyncRead + AsyncWrite + Send,
     {
         let max_key = self.inner.store.limits().max_key;
-        self.answer(stream, DecoderLimits::for_hello(max_key), || Ok(())).await
+        self.answer(stream, DecoderLimits::for_hello(max_key), |_| Ok(())).await
     }
 
     async fn answer<T>(
         &self,
         stream: T,
         limits: DecoderLimits,
-        admit: impl FnMut() -> Result<(), Refused> + Send,
+        admit: impl FnMut(Wish) -> Result<(), Refused> + Send,
     ) -> Result<(), ServeError>
     where
         T: AsyncRead + AsyncWrite + Send,
@@ -88,5 +90,12 @@ impl<S: ReplicaStore> Slave<S> {
 impl<S: ReplicaStore> Asked for Slave<S> {
     fn status_json(&self) -> serde_json::Result<Vec<u8>> {
         serde_json::to_vec(&self.status())
+    }
+
+    fn fence(&self, request: FenceRequest) -> BoxFuture<'_, Result<Vec<u8>, String>> {
+        Box::pin(async move {
+            let fenced = Self::fence(self, &request).await;
+            serde_json::to_vec(&fenced).map_err(|error| error.to_string())
+        })
     }
 }

@@ -1,8 +1,9 @@
 //! Promotion: a slave's store becomes a master's, in a new epoch of the same history.
 
-use replikv_core::{Durability, KeyRanges, Position, ReplicaStore, StoreError};
-use replikv_proto::layout::{Epochs, Head, Identity};
-use replikv_proto::{Candidate, Promotion, Resync, Subscription, Unfit};
+use replikv_core::{Durability, Epoch, KeyRanges, Position, ReplicaStore, StoreError};
+use replikv_proto::layout::{Backup, Epochs, Head, Identity};
+use replikv_proto::{Candidate, Fence, Promotion, Resync, Subscription, Unfit};
+use tokio::sync::MutexGuard;
 
 use super::Slave;
 use crate::clock::unix_ms;
@@ -27,6 +28,15 @@ pub enum PromoteError {
     Filtered {
         /// What it subscribes to.
         ranges: KeyRanges,
+    },
+    /// It has promised itself to the promotion of another slave: promote that one. If that was given up, fence with
+    /// [`FenceConfig::anew`](super::FenceConfig::anew), or [lift](super::lift_fence) the fence.
+    #[error("the slave is fenced: it waits for epoch {epoch}, which begins when {by} is promoted")]
+    Fenced {
+        /// The epoch that is to begin.
+        epoch: Epoch,
+        /// Who is to be promoted.
+        by: String,
     },
     /// The system gives no random numbers, or there are no more epochs.
     #[error(transparent)]
@@ -53,7 +63,12 @@ impl<S: ReplicaStore> Slave<S> {
     /// Other slaves move over by following the new master: those at the same position resume; so do those that are behind,
     /// if this slave has [kept the log](super::SlaveConfig::keep_log) from there on, and compare otherwise; those that are ahead hold batches that are no longer part of the history, and are refused or resync. The
     /// old master is superseded as soon as one of them, or the new master as a slave, meets it; until then it takes
-    /// writes. Without a consensus nobody can prevent that: see the guide on topologies.
+    /// writes. Without a consensus nobody can prevent that: see the guide on topologies. What
+    /// [`replicated`](crate::Write::replicated) has acknowledged is only promised to survive if other slaves are fenced
+    /// first: [`promote_fenced`](Self::promote_fenced).
+    ///
+    /// If this slave has begun such a promotion, and could not end it, this ends it without that promise: those that were
+    /// fenced follow.
     ///
     /// # Durability
     /// On stable storage on return, in one write set.
@@ -66,15 +81,21 @@ impl<S: ReplicaStore> Slave<S> {
     ///
     /// [`Master::open`]: crate::Master::open
     pub async fn promote(&self) -> Result<Promoted, PromoteError> {
+        let _following = self.end_following().await;
+        let promoted = promote(&*self.inner.store).await;
+        self.inner.store.close().await?;
+        promoted
+    }
+
+    // Nothing is in flight, nor will be, while the guard lives.
+    pub(super) async fn end_following(&self) -> MutexGuard<'_, ()> {
         self.inner.closing.cancel();
-        let _following = self.inner.following.lock().await;
+        let following = self.inner.following.lock().await;
         self.inner.tracker.stopped();
         if let Some(relay) = &self.inner.relay {
             relay.finish().await;
         }
-        let promoted = promote(&*self.inner.store).await;
-        self.inner.store.close().await?;
-        promoted
+        following
     }
 }
 
@@ -95,6 +116,8 @@ pub async fn promote<S: ReplicaStore>(store: &S) -> Result<Promoted, PromoteErro
         resync: stored::read(store, Resync::KEY).await?,
         head: stored::read(store, Head::KEY).await?,
         epochs: stored::read(store, Epochs::KEY).await?,
+        fence: stored::read(store, Fence::KEY).await?,
+        backup: stored::read(store, Backup::KEY).await?,
     };
     let Promotion { writes, last, first } = candidate.promote(epoch_nonce()?, unix_ms())?;
     store.apply(writes, Durability::Synced).await?;
@@ -108,6 +131,7 @@ impl From<Unfit> for PromoteError {
             Unfit::Empty => Self::Empty,
             Unfit::CatchingUp => Self::CatchingUp,
             Unfit::Filtered(ranges) => Self::Filtered { ranges },
+            Unfit::Fenced(Fence { epoch, by, .. }) => Self::Fenced { epoch, by },
             Unfit::Store(error) => Self::Store(error),
         }
     }

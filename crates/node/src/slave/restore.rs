@@ -1,8 +1,8 @@
 //! Opening a backup, or the store of a master whose time is over, as a slave's.
 
 use replikv_core::{Durability, KeyRange, Keyspace, ReplicaStore, ScanOptions, StoreError, WriteSet};
-use replikv_proto::layout::{Backup, Head, Identity, Role};
-use replikv_proto::{Indexed, step_down};
+use replikv_proto::layout::{Backup, Head, Identity, Role, Stored};
+use replikv_proto::{Fence, Indexed, step_down};
 
 use super::SlaveConfig;
 use crate::{OpenError, stored};
@@ -32,6 +32,10 @@ pub(super) async fn identity<S: ReplicaStore>(store: &S, config: &SlaveConfig) -
         other => {
             let mut writes = WriteSet::builder();
             writes.delete(Keyspace::Meta, Backup::KEY)?;
+            // It keeps the promise, and is not the one that may begin the epoch.
+            if let Some(fence) = stored::read::<S, Fence>(store, Fence::KEY).await? {
+                writes.put(Keyspace::Meta, Fence::KEY, fence.of_copy().to_bytes())?;
+            }
             store.apply(writes.build(), Durability::Synced).await?;
             Ok(other)
         }

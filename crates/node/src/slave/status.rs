@@ -3,8 +3,8 @@
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
-use replikv_core::{Cursor, Fill, KeyRanges, Position, Seq, StoreError};
-use replikv_proto::{EpochStart, Lag, Mode, Now, Progress, ReadAt, RejectCode, SourceFacts, Welcome};
+use replikv_core::{Cursor, Epoch, Fill, KeyRanges, Position, Seq, StoreError};
+use replikv_proto::{EpochStart, Fence, Lag, Mode, Now, Progress, ReadAt, RejectCode, SourceFacts, Welcome};
 use serde::Serialize;
 use tokio::sync::watch;
 
@@ -100,6 +100,26 @@ pub struct SlaveStatus {
     pub path: Vec<String>,
     /// What it serves, if it keeps the log.
     pub relay: Option<RelayStatus>,
+    /// What it has promised, if it waits for an epoch that is to begin: see [`Slave::fence`](super::Slave::fence).
+    pub fence: Option<FenceSeen>,
+}
+
+/// An epoch that a slave waits for. It follows nobody of an earlier one.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[non_exhaustive]
+pub struct FenceSeen {
+    /// The epoch that is to begin.
+    pub epoch: Epoch,
+    /// Who is to be promoted.
+    pub by: String,
+    /// Whether it is this one.
+    pub own: bool,
+}
+
+impl From<Fence> for FenceSeen {
+    fn from(fence: Fence) -> Self {
+        Self { epoch: fence.epoch, by: fence.by, own: fence.own }
+    }
 }
 
 /// What a slave serves that keeps the log.
@@ -161,6 +181,8 @@ struct Facts {
     begun: u64,
     /// Whether its lag grows for good, while it holds a state of the master.
     trend: Trend,
+    /// What the slave has promised.
+    fence: Option<Fence>,
 }
 
 /// How much has come of connecting, since the slave was opened.
@@ -328,6 +350,17 @@ impl Tracker {
         });
     }
 
+    /// What the store says that the slave has promised.
+    pub(super) fn fenced(&self, fence: Option<Fence>) {
+        self.change(|facts| facts.fence = fence);
+    }
+
+    /// What it waits for.
+    pub(super) fn fence(&self) -> Option<Fence> {
+        let progress = self.progress.borrow().clone();
+        self.facts.lock().unwrap_or_else(PoisonError::into_inner).fence_at(&progress)
+    }
+
     pub(super) fn disconnected(&self, reason: String) {
         self.trouble(HealthState::Disconnected, reason);
     }
@@ -437,6 +470,7 @@ impl Tracker {
             last_verified_ms: facts.verified.map(|verified| millis(now.monotonic.saturating_sub(verified))),
             path: facts.path.clone(),
             relay: None,
+            fence: facts.fence_at(&progress).map(FenceSeen::from),
         }
     }
 
@@ -451,6 +485,14 @@ impl Tracker {
 }
 
 impl Facts {
+    // Unless it has come to that epoch meanwhile.
+    fn fence_at(&self, progress: &SlaveProgress) -> Option<Fence> {
+        let fence = self.fence.as_ref()?;
+        let position = progress.position.filter(|_| progress.consistent);
+        let over = position.is_some_and(|position| fence.is_over(&Cursor::at(position)));
+        (!over).then(|| fence.clone())
+    }
+
     fn filled_in(&mut self, cursor: Option<&Cursor>) {
         // Where everything is covered nothing is copied: part of it is newer than the position.
         let missing = cursor.filter(|cursor| cursor.coverage.consistent_at().is_none());

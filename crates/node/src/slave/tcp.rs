@@ -83,6 +83,9 @@ impl<S: ReplicaStore> Slave<S> {
     /// from try to try, is half random, and starts over after a connection that worked: something was applied, or the
     /// master was heard of for longer than the pause and the slave's own store did not fail.
     ///
+    /// Of several addresses the first one that can be connected to is taken; one after the other, once the slave is
+    /// [fenced](Self::fence), until one of them is the new master's.
+    ///
     /// # Cancel safety
     /// As [`follow`](Self::follow).
     ///
@@ -90,11 +93,11 @@ impl<S: ReplicaStore> Slave<S> {
     /// Only those that another connection cannot help; see [`FollowError::is_retryable`].
     pub async fn follow_tcp(&self, address: impl ToSocketAddrs) -> Result<Ending, FollowError> {
         let (first, longest) = self.inner.config.backoff;
-        let mut pause = first;
+        let (mut pause, mut turn) = (first, 0);
         loop {
             let before = self.inner.tracker.worked();
             let begun = Instant::now();
-            let result = self.follow_once(&address).await;
+            let result = self.follow_once(&address, turn).await;
             let store_failed = matches!(result, Err(FollowError::Store(_)));
             let reason = match result {
                 Ok(Ending::Shutdown | Ending::Answered) => return Ok(Ending::Shutdown),
@@ -102,7 +105,12 @@ impl<S: ReplicaStore> Slave<S> {
                     return Err(FollowError::Refused(Refusal::new(RejectCode::DuplicateSlave, words)));
                 }
                 Ok(Ending::Goodbye { words, .. }) => words,
-                Err(error) if error.is_retryable() => crate::error_chain(&error),
+                Err(error) if error.is_retryable() => {
+                    if matches!(&error, FollowError::Refused(refusal) if refusal.code == RejectCode::Fenced) {
+                        turn += 1;
+                    }
+                    crate::error_chain(&error)
+                }
                 Err(error) => {
                     let words = crate::error_chain(&error);
                     tracing::warn!(
@@ -131,8 +139,14 @@ impl<S: ReplicaStore> Slave<S> {
         }
     }
 
-    async fn follow_once(&self, address: &impl ToSocketAddrs) -> Result<Ending, FollowError> {
-        let connecting = timeout(self.inner.config.handshake_timeout, TcpStream::connect(address));
+    async fn follow_once(&self, address: &impl ToSocketAddrs, turn: usize) -> Result<Ending, FollowError> {
+        let connecting = async {
+            let mut addresses: Vec<_> = tokio::net::lookup_host(address).await?.collect();
+            let first = turn % addresses.len().max(1);
+            addresses.rotate_left(first);
+            TcpStream::connect(&addresses[..]).await
+        };
+        let connecting = timeout(self.inner.config.handshake_timeout, connecting);
         let stream = tokio::select! {
             biased;
             () = self.inner.closing.cancelled() => return Ok(Ending::Shutdown),

@@ -11,7 +11,7 @@ use crate::layout::Epochs;
 use crate::planted::{self, Bug};
 use crate::reconcile::{Comparison, Held, Probe, Probed};
 use crate::{
-    Ack, Compare, Compared, Content, Goodbye, GoodbyeReason, Heartbeat, Hello, Message, Mode, Now, OnDivergence,
+    Ack, Compare, Compared, Content, Fence, Goodbye, GoodbyeReason, Heartbeat, Hello, Message, Mode, Now, OnDivergence,
     Progress, Record, Records, RejectCode, Resync, Touched, Welcome,
 };
 
@@ -41,6 +41,8 @@ pub struct SlaveSessionConfig {
     pub on_divergence: OnDivergence,
     /// A resync that was begun, as committed.
     pub resync: Option<Resync>,
+    /// What the slave has promised, as committed.
+    pub fence: Option<Fence>,
 }
 
 /// What the driver is asked to do.
@@ -488,6 +490,11 @@ impl SlaveSession {
         if welcome.path.iter().any(|above| above.nonce == self.config.nonce) {
             let words = "this slave is above the relay that it is to follow: they would go in a circle";
             return Err(Refusal::new(RejectCode::Loop, words));
+        }
+        if let Some(fence) = &self.config.fence
+            && !fence.admits(welcome.source, &welcome.epochs)
+        {
+            return Err(fence.refusal());
         }
         if !self.config.limits.holds(&welcome.limits) {
             let words = beyond(&welcome.limits, &self.config.limits);

@@ -218,6 +218,8 @@ pub enum RejectCode {
     Superseded,
     /// The slave is above the relay that it wants to follow, or so far below the master that it must be.
     Loop,
+    /// The slave is fenced: it has promised to follow nobody of an epoch before one that is to begin. No master says so.
+    Fenced,
 }
 
 /// Records, back to back.

@@ -10,6 +10,7 @@ use serde::{Deserialize, Serialize};
 
 use super::encoder::join;
 use super::message::{control, parse, parse_head};
+use crate::FenceRequest;
 
 /// What to wait for, or what is to be in what is read: a [`Token`], which names one write and nothing else, or a [`Seq`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -116,13 +117,16 @@ pub enum RequestBody {
         /// How long to wait for it, in milliseconds: once while writers go on, and once while they wait.
         patience_ms: u64,
     },
+    /// Promise to follow nobody of an earlier epoch, so that another slave can be promoted. Answered with where the slave
+    /// stands, or why it does not promise, as JSON.
+    Fence(FenceRequest),
     /// A question of a newer version: its payload, to be refused in words.
     #[serde(skip)]
     Unknown(Bytes),
 }
 
 /// The first number that is not known.
-const UNKNOWN: u32 = 7;
+const UNKNOWN: u32 = 8;
 
 /// What a read came to.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -9,9 +9,9 @@ use replikv_core::{
 };
 use replikv_proto::{
     Ack, Answered, AnsweredBody, Compare, Compared, Content, DecodeError, Decoder, DecoderLimits, Encoder, EpochStart,
-    Event, Filtered, Goodbye, GoodbyeReason, Heartbeat, Hello, Lag, Message, Mode, OnDivergence, Passage, PathNode,
-    PreparedRecord, RangeSummary, ReadAt, ReadFailure, Record, RecordDraft, RecordKind, Records, Reject, RejectCode,
-    Request, RequestBody, Response, Share, Skipped, Verdict, WaitFor, Welcome, origin,
+    Event, FenceRequest, Filtered, Goodbye, GoodbyeReason, Heartbeat, Hello, Lag, Message, Mode, OnDivergence, Passage,
+    PathNode, PreparedRecord, RangeSummary, ReadAt, ReadFailure, Record, RecordDraft, RecordKind, Records, Reject,
+    RejectCode, Request, RequestBody, Response, Share, Skipped, Verdict, WaitFor, Welcome, origin,
 };
 
 pub(crate) const CRITICAL: u8 = 0x01;
@@ -233,7 +233,9 @@ fn question() -> impl Strategy<Value = RequestBody> {
         wait_for().prop_map(RequestBody::Wait),
         any::<u32>().prop_map(|id| RequestBody::Forget { id }),
         ("[a-z]{0,20}", any::<u64>()).prop_map(|(slave, patience_ms)| RequestBody::HandOver { slave, patience_ms }),
-        bytes(40).prop_map(|rest| RequestBody::Unknown([&[1, 7], &rest[..]].concat().into())),
+        (position(), "[a-z]{0,20}")
+            .prop_map(|(at, by)| { RequestBody::Fence(FenceRequest { source: at.source, epoch: at.epoch, by }) }),
+        bytes(40).prop_map(|rest| RequestBody::Unknown([&[1, 8], &rest[..]].concat().into())),
     ]
 }
 

@@ -397,6 +397,8 @@ impl Slave {
                     resync: maps.stored(Resync::KEY),
                     head: maps.stored(Head::KEY),
                     epochs: maps.stored(Epochs::KEY),
+                    fence: None,
+                    backup: None,
                 };
                 let unix_ms = ctx.clock(self.wall_offset_ms).unix_ms;
                 match candidate.promote(ctx.top_rng.u64(..), unix_ms) {
@@ -408,7 +410,7 @@ impl Slave {
                         match unfit {
                             Unfit::CatchingUp => ctx.coverage.met(Scene::PromotionCatchingUp),
                             Unfit::Filtered(_) => ctx.coverage.met(Scene::PromotionFiltered),
-                            Unfit::NoSlave | Unfit::Empty | Unfit::Store(_) => {}
+                            Unfit::NoSlave | Unfit::Empty | Unfit::Fenced(_) | Unfit::Store(_) => {}
                         }
                         self.start(ctx);
                     }
@@ -550,6 +552,7 @@ impl Slave {
             handshake_timeout: ctx.sizes.heartbeat * 5,
             on_divergence: hello.on_divergence,
             resync: ctx.stores[self.store].visible.stored(Resync::KEY),
+            fence: None,
         };
         let target = ctx.sizes.apply_bytes;
         let kept = self.keeps_log.then(|| ctx.stores[self.store].visible.stored::<Head>(Head::KEY));

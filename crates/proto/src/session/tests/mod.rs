@@ -254,6 +254,7 @@ fn slave_config(cursor: Option<Cursor>) -> SlaveSessionConfig {
         temporary: false,
         on_divergence: OnDivergence::Refuse,
         resync: None,
+        fence: None,
     }
 }
 

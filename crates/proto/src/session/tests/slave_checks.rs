@@ -1,7 +1,7 @@
 //! What a slave thinks of the master's decision. It never lets itself be wiped.
 
 use super::*;
-use crate::{GoodbyeReason, RejectCode};
+use crate::{EpochStart, Fence, GoodbyeReason, RejectCode};
 
 /// The slave's answer to a welcome: the cursor that it begins with, or why it leaves.
 fn answer(config: SlaveSessionConfig, welcome: Welcome) -> Result<Option<Cursor>, RejectCode> {
@@ -132,4 +132,26 @@ fn a_reject_ends_the_session_with_the_words_of_the_master() {
     let actions = all_actions(&mut slave);
     assert!(matches!(actions.last(), Some(SlaveAction::Close(Err(told))) if *told == refusal));
     assert!(!actions.iter().any(writes));
+}
+
+#[test]
+fn a_fenced_slave_follows_nobody_but_the_epoch_that_it_waits_for_and_what_comes_after_it() {
+    let history = History::of(10);
+    let epoch = |number, nonce| Epoch { number, nonce };
+    let fence = Fence { source: history.head().source, epoch: epoch(2, 7), store: 1, own: false, by: "next".into() };
+    let config = |cursor| SlaveSessionConfig { fence: Some(fence.clone()), ..slave_config(Some(Cursor::at(cursor))) };
+    let of = |epochs: &[Epoch], mode: Mode| {
+        let epochs = epochs.iter().map(|epoch| EpochStart { epoch: *epoch, first: Seq::new(1) }).collect();
+        answer(config(history.position(4)), Welcome { epochs, ..welcome(&history, mode) })
+    };
+    let first = history.head().epoch;
+    for mode in [Mode::Resume, Mode::Wait, Mode::Compare { from: history.head() }] {
+        assert_eq!(of(&[first], mode), Err(RejectCode::Fenced));
+    }
+    assert_eq!(of(&[first, epoch(2, 8)], Mode::Resume), Err(RejectCode::Fenced));
+    assert_eq!(of(&[first, epoch(3, 7)], Mode::Resume), Err(RejectCode::Fenced));
+    assert_eq!(of(&[first, epoch(2, 7)], Mode::Resume), Ok(None));
+    assert_eq!(of(&[first, epoch(2, 7), epoch(3, 1)], Mode::Resume), Ok(None));
+    // It may be tried again: the epoch may begin.
+    assert!(fence.refusal().retry);
 }
