@@ -357,9 +357,9 @@ async fn a_slave_that_is_behind_is_not_promoted_and_the_one_ahead_goes_on_anew()
     let token = old.put("k", "v").await?;
     soon(b.wait_applied(token)).await?;
     let failed = soon(a.promote_fenced(FenceConfig::new(3, 2), &names(&["b", "c"]), dial(&[&b, &c]))).await;
-    let Err(FencedPromoteError::Ahead { address, position, own }) = &failed else { panic!("{failed:?}") };
+    let Err(FencedPromoteError::Ahead { address, position, own, .. }) = &failed else { panic!("{failed:?}") };
     assert_eq!((&address[..], position.seq), ("b", token.seq));
-    assert!(own.seq < token.seq);
+    assert!(*own < token.seq);
     assert!(failed.unwrap_err().to_string().contains("the slave at b is more advanced"));
     // All of them are promised to it.
     let a = slave(&again(&stores[0]), "a").await;

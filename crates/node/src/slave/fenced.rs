@@ -4,7 +4,7 @@ use std::io;
 use std::time::Duration;
 
 use futures_util::future::join_all;
-use replikv_core::{Keyspace, Position, ReplicaStore, Seq, StoreError};
+use replikv_core::{Epoch, Keyspace, Position, ReplicaStore, Seq, StoreError};
 use replikv_proto::layout::{Checkpoint, Stored};
 use replikv_proto::{Against, Fence, FenceRefusal, FenceRequest, FenceTally, Fenced, Record, RequestBody};
 use tokio::io::{AsyncRead, AsyncWrite};
@@ -138,15 +138,17 @@ pub enum FencedPromoteError {
     /// Another slave is more advanced: promote that one, [anew](FenceConfig::anew).
     #[error(
         "the slave at {address} is more advanced: it stands at record {}, epoch {}, and this one at record {}, epoch {}",
-        position.seq, position.epoch.number, own.seq, own.epoch.number
+        position.seq, position.epoch.number, own, own_epoch.number
     )]
     Ahead {
         /// Its address.
         address: String,
         /// Where it stands.
         position: Position,
-        /// Where this one stands.
-        own: Position,
+        /// The last record of this one.
+        own: Seq,
+        /// The epoch of that record.
+        own_epoch: Epoch,
     },
     /// Another slave holds other records under the same numbers: there are two histories of one name. Find out which one is
     /// to go on.
@@ -390,7 +392,10 @@ impl<'a, S: ReplicaStore> Round<'a, S> {
         let address = address.to_owned();
         match self.tally.against() {
             None => Ok(()),
-            Some(Against::Ahead(position)) => Err(FencedPromoteError::Ahead { address, position, own: self.own }),
+            Some(Against::Ahead(position)) => {
+                let (own, own_epoch) = (self.own.seq, self.own.epoch);
+                Err(FencedPromoteError::Ahead { address, position, own, own_epoch })
+            }
             Some(Against::Parted(position)) => Err(FencedPromoteError::Parted { address, position }),
         }
     }
