@@ -6,7 +6,10 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use bytes::Bytes;
-use replikv_core::{Batch, KeyRange, Keyspace, LinkId, Op, ReplicaStore, ReplicaStoreExt, Seq, StoreError, Subspace};
+use replikv_core::{
+    Batch, Durability, KeyRange, Keyspace, LinkId, Op, ReplicaStore, ReplicaStoreExt, Seq, StoreError, Subspace,
+    WriteSet,
+};
 use replikv_memory::MemoryStore;
 use replikv_node::{
     Centre, Commit, FollowError, LinkConfig, LinkError, LinkStore, Master, MasterConfig, OpenError, Slave, SlaveConfig,
@@ -14,7 +17,7 @@ use replikv_node::{
 };
 use replikv_proto::layout::Role;
 use replikv_proto::{ClaimState, RejectCode, Retention};
-use replikv_testkit::{ApplyFault, FaultStore};
+use replikv_testkit::{ApplyFault, FaultStore, Lost};
 use support::{Contents, Error, Following, Serving, Store, contents, entries, follow, master, serve, slave, soon};
 use support::{store, until};
 
@@ -297,6 +300,32 @@ async fn a_link_that_is_refused_holds_up_no_other() -> Result<(), Error> {
         }
     }
     assert_eq!(centre.get("edge-1/k").await?, None);
+    Ok(())
+}
+
+#[tokio::test]
+async fn what_another_links_failed_sync_has_taken_is_told_to_nobody_as_durable() -> Result<(), Error> {
+    let central = store();
+    let centre = Centre::open(central.clone()).await?;
+    let (one, other) = (link(&centre, "one").await, link(&centre, "other").await);
+    let put = |key: &str| {
+        let mut writes = WriteSet::builder();
+        writes.put(Keyspace::Data, key, "v").map(|writes| writes.build())
+    };
+    one.store().apply(put("synced")?, Durability::Synced).await?;
+    one.store().apply(put("taken")?, Durability::Buffered).await?;
+    central.faults().fail_sync(Lost::Unsynced);
+    other.store().sync().await.expect_err("the sync fails");
+    other.store().reopen().await?;
+    // The other one has made the store well again. This one does not know yet what it has lost.
+    one.store().sync().await.expect_err("it looks again first");
+    one.store().apply(put("next")?, Durability::Synced).await.expect_err("it looks again first");
+    one.store().reopen().await?;
+    assert_eq!(one.store().get(Keyspace::Data, b"taken").await?, None);
+    assert_eq!(one.store().get(Keyspace::Data, b"synced").await?.as_deref(), Some(&b"v"[..]));
+    one.store().apply(put("next")?, Durability::Buffered).await?;
+    one.store().sync().await?;
+    other.store().sync().await?;
     Ok(())
 }
 

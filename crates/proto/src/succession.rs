@@ -12,7 +12,8 @@ use replikv_core::{
 use crate::layout::{Backup, Checkpoint, Epochs, Floor, Head, Identity, Kept, Role, Stored, Superseded};
 use crate::planted::{self, Bug};
 use crate::{
-    Compacted, EpochStart, Fence, PreparedRecord, RecordDraft, RecordKind, Resync, SlotName, Subscription, TombstoneFloor,
+    Compacted, EpochStart, Fence, PreparedRecord, RecordDraft, RecordKind, Resync, SlotName, Subscription,
+    TombstoneFloor,
 };
 
 /// What the store of a slave says of itself, as far as it matters to whoever promotes it.

@@ -7,7 +7,8 @@ use replikv_core::{
 };
 use replikv_proto::layout::{Backup, Checkpoint, Epochs, Floor, Head, Identity, Role, Stored, Superseded};
 use replikv_proto::{
-    Compacted, EpochStart, LogParts, PreparedRecord, RecordDraft, RecordKind, Slots, TombstoneFloor, epoch_after, next_epoch, origin,
+    Compacted, EpochStart, LogParts, PreparedRecord, RecordDraft, RecordKind, Slots, TombstoneFloor, epoch_after,
+    next_epoch, origin,
 };
 
 use super::MasterConfig;

@@ -4,7 +4,7 @@ use std::sync::{Mutex, PoisonError};
 
 use replikv_core::{Cursor, Durability, Keyspace, LinkId, Outcome, Position, ReplicaStore, StoreError, WriteSet, meta};
 use replikv_proto::layout::{Backup, Identity, Role, Stored};
-use replikv_proto::{Pledger, Fence, FenceRefusal, FenceRequest, Fenced, Resync};
+use replikv_proto::{Fence, FenceRefusal, FenceRequest, Fenced, Pledger, Resync};
 use tokio::sync::Mutex as AsyncMutex;
 use tokio_util::sync::CancellationToken;
 

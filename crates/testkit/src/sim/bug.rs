@@ -96,7 +96,7 @@ pub enum DriverBug {
 }
 
 impl DriverBug {
-    /// All that are found within seconds: `RelayHandsLate` and `SetbackOfLinkUnnoticed` take longer.
+    /// All but two that were not found within minutes: `RelayHandsLate` and `SetbackOfLinkUnnoticed`.
     pub const ALL: &'static [Self] = &[
         Self::ReadAtBeforeRead,
         Self::HandedToldLate,
