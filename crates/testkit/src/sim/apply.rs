@@ -197,7 +197,7 @@ impl Apply {
                 continue;
             }
             if let Some((relay, facts)) = relay.as_mut().zip(self.facts.take()) {
-                relay.learn(ctx, facts);
+                relay.learn(ctx, &facts);
             }
             if let Some(relay) = relay {
                 self.applier.tell_uptime(relay.uptime_ms(ctx.now));

@@ -178,9 +178,9 @@ impl RelayNode {
     }
 
     /// What the master has told: if it is news, what is served is made anew.
-    pub(super) fn learn(&mut self, ctx: &mut Context, facts: Facts) {
+    pub(super) fn learn(&mut self, ctx: &mut Context, facts: &Facts) {
         let known = std::mem::replace(&mut self.facts, facts.clone());
-        if (Facts { source: facts.source, ..known }) != facts {
+        if (Facts { source: facts.source, ..known }) != *facts {
             self.close(ctx);
         }
         self.settle(ctx);

@@ -35,9 +35,9 @@ impl World {
         for node in 0..nodes {
             // They were started together; one of both is not there.
             if node == 0 {
-                self.slaves[node].kill(&mut self.ctx, false)
+                self.slaves[node].kill(&mut self.ctx, false);
             } else {
-                self.masters[node].kill(&mut self.ctx, false)
+                self.masters[node].kill(&mut self.ctx, false);
             }
         }
         self.ctx.after(200 * MILLI, Happening::Reorder);
