@@ -58,7 +58,6 @@ async fn copies(place: &Place<'_>, args: &args::Bench) -> anyhow::Result<Vec<Sam
         let server = Server::start(config, &place.path("redis-master"), None).await?;
         let mut client = server.client().await?;
         client.fill(Entries::new(args).take(args.entries), PIPELINE).await?;
-        let start = Instant::now();
         // The time is that of a replica that is there already, and told whom to follow.
         let replica = Server::start(config, &place.path("redis-replica"), None).await?;
         let mut there = replica.client().await?;
@@ -66,7 +65,6 @@ async fn copies(place: &Place<'_>, args: &args::Bench) -> anyhow::Result<Vec<Sam
         there.replicate(&server).await?;
         there.wait_for_size(args.entries).await?;
         let base = ui::rate(args.entries as u64, began.elapsed());
-        tracing::debug!(total = ?start.elapsed(), "the replica was started and has copied");
         samples.push(Sample::rate("redis", place.kind, format!("copy, {words}"), rate, base).goal(Some(goal)));
     }
     Ok(samples)
