@@ -133,7 +133,8 @@ async fn a_slave_whose_store_fails_goes_on_at_a_batch_boundary() -> Result<(), E
             drop(following.await);
         }
         let retried = matches!(&fault, ApplyFault::Refuse(error) if error.is_retryable());
-        assert!(if retried { failures == 0 } else { failures > 5 }, "{fault:?}: {failures}");
+        // What is kept of the first welcome is tried again with the next connection; what is applied, on this one.
+        assert!(if retried { failures <= 1 } else { failures > 5 }, "{fault:?}: {failures}");
     }
     Ok(())
 }
