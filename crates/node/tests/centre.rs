@@ -8,7 +8,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use replikv_core::{
     Batch, Durability, KeyRange, Keyspace, LinkId, Op, ReplicaStore, ReplicaStoreExt, Seq, StoreError, Subspace,
-    WriteSet,
+    WriteSet, WriteSetBuilder,
 };
 use replikv_memory::MemoryStore;
 use replikv_node::{
@@ -310,7 +310,7 @@ async fn what_another_links_failed_sync_has_taken_is_told_to_nobody_as_durable()
     let (one, other) = (link(&centre, "one").await, link(&centre, "other").await);
     let put = |key: &str| {
         let mut writes = WriteSet::builder();
-        writes.put(Keyspace::Data, key, "v").map(|writes| writes.build())
+        writes.put(Keyspace::Data, key, "v").map(WriteSetBuilder::build)
     };
     one.store().apply(put("synced")?, Durability::Synced).await?;
     one.store().apply(put("taken")?, Durability::Buffered).await?;

@@ -332,7 +332,7 @@ impl World {
         let mut standing = Vec::new();
         for n in 0..NODES {
             let cursor = self.nodes[n].store.cursor(&replikv_core::LinkId::default()).await?;
-            if let Some(cursor) = cursor.filter(|cursor| cursor.is_consistent()) {
+            if let Some(cursor) = cursor.filter(replikv_core::Cursor::is_consistent) {
                 standing.push((cursor.position.epoch.number, cursor.position.seq, n));
             }
         }
