@@ -7,4 +7,4 @@ cd "$(dirname "$0")"
 command -v cc >/dev/null 2>&1 || { apt-get update && apt-get install -y --no-install-recommends gcc libc6-dev; }
 
 cargo test --locked --release --quiet
-cargo run --locked --release --quiet -- --states "${1:-1500}"
+cargo run --locked --release --quiet -- --states "${1:-750}"
