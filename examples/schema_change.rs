@@ -111,7 +111,8 @@ async fn main() -> Result {
     }
 
     // The switch. What is written meanwhile goes to the new table, and is not overwritten by what moves.
-    master.write(Batch::new().note(BEGINS)).await?;
+    let begins = master.write(Batch::new().note(BEGINS)).await?;
+    slave.wait_applied(begins).await?;
     let migrating = tokio::spawn({
         let (people, master) = (people.clone(), master.clone());
         async move { people.migrate(&master).await }
