@@ -15,10 +15,6 @@ pub(super) async fn round(place: &Place<'_>, args: &args::Bench) -> anyhow::Resu
     if place.kind != "memory" {
         return Ok(Vec::new());
     }
-    let alone = place.master("alone").await?;
-    let (base, _) = write(&alone, Entries::new(args).take(args.entries), args.batch).await?;
-    alone.shutdown().await?;
-    drop(alone);
     let master = place.master("master").await?;
     let from = serve(&master).await?;
     let until = master.put("first", "").await?.seq.as_u64();
@@ -31,6 +27,11 @@ pub(super) async fn round(place: &Place<'_>, args: &args::Bench) -> anyhow::Resu
     let each = (resident()? - before) / f64::from(SLAVES - 1);
     let (rate, _) = write(&master, Entries::new(args).take(args.entries), args.batch).await?;
     master.shutdown().await?;
+    drop((master, peer));
+    let alone = place.master("alone").await?;
+    let (base, _) = write(&alone, Entries::new(args).take(args.entries), args.batch).await?;
+    alone.shutdown().await?;
+    drop(alone);
     let words = format!("written, with {SLAVES} idle slaves");
     Ok(vec![
         Sample::rate("idle", place.kind, words, rate, base).goal(Some(0.95)),

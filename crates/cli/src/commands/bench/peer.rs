@@ -28,7 +28,7 @@ use crate::store::{self, Store};
 pub(super) enum Order {
     /// Follow that master, if it does not yet, until it has that record. Answered with the time from here on.
     Follow { from: SocketAddr, until: u64 },
-    /// Follow no more.
+    /// Let the connection go.
     Leave,
     /// As `Follow`, but of a centre with a link to each of these masters, until each has its record.
     Gather { from: Vec<(SocketAddr, u64)> },
@@ -44,7 +44,7 @@ pub(super) enum Order {
 #[derive(Debug, Default, Clone, Serialize, Deserialize)]
 pub(super) struct Answer {
     pub(super) seconds: f64,
-    /// How often it began to copy, and to compare.
+    /// How often it began to copy, and to compare, since it was started.
     pub(super) copies: u64,
     pub(super) comparisons: u64,
     pub(super) micros: Option<Quantiles>,
@@ -158,9 +158,10 @@ impl Follower {
         match order {
             Order::Follow { from, until } => self.follow(from, until).await,
             Order::Leave => {
-                if let Some((slave, Some(following))) = self.slave.take() {
-                    slave.shutdown().await?;
-                    following.await?;
+                // As a connection that breaks: what it holds stays, also in memory.
+                if let Some(following) = self.slave.as_mut().and_then(|slave| slave.1.take()) {
+                    following.abort();
+                    drop(following.await);
                 }
                 Ok(Answer::default())
             }

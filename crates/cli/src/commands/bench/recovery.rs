@@ -14,10 +14,6 @@ use crate::store::{self, Store};
 const CHANGED: [usize; 3] = [0, 1, 10];
 
 pub(super) async fn round(place: &Place<'_>, args: &args::Bench) -> anyhow::Result<Vec<Sample>> {
-    if place.kind == "memory" {
-        // Whoever is away has lost it.
-        return Ok(Vec::new());
-    }
     let store = place.open("master")?;
     ingest(&store, Entries::sorted(args).into_iter(), 10_000).await?;
     // Hardly any log is kept: whoever is away falls behind it.
@@ -33,11 +29,11 @@ pub(super) async fn round(place: &Place<'_>, args: &args::Bench) -> anyhow::Resu
     let rate = |seconds: f64| args.entries as f64 / seconds;
     let keys: Vec<Key> = Entries::new(args).take(args.entries).map(|entry| entry.0).collect();
     let mut rng = fastrand::Rng::with_seed(11);
-    for changed in CHANGED {
+    for (before, changed) in (0..).zip(CHANGED) {
         slave.ask(&Order::Leave).await?;
         until = change(&master, &keys, changed, until, &mut rng).await?;
         let answer = slave.ask(&Order::Follow { from, until }).await?;
-        anyhow::ensure!(answer.comparisons == 1, "the slave did not compare");
+        anyhow::ensure!(answer.comparisons == before + 1, "the slave did not compare");
         let what = format!("{} % changed", f64::from(u16::try_from(changed)?) / 10.0);
         samples.push(Sample::rate("recovery", place.kind, what, rate(answer.seconds), rate(copied.seconds)));
     }
