@@ -6,6 +6,7 @@
 //! here: a file whose name is not on stable storage is lost with all that was synced in it.
 
 mod files;
+mod forward;
 mod gate;
 mod store;
 mod threaded;
@@ -13,3 +14,7 @@ mod threaded;
 pub use files::{create_directory, sync_directory};
 pub use store::BlockingStore;
 pub use threaded::{Threaded, ThreadedOptions};
+
+// What `store_on_threads` expands to names these, wherever it is used.
+#[doc(hidden)]
+pub use {async_trait::async_trait as __async_trait, bytes::Bytes as __Bytes, replikv_core as __core};

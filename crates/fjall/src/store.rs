@@ -2,24 +2,21 @@
 
 use std::path::{Path, PathBuf};
 
-use async_trait::async_trait;
-use bytes::Bytes;
 use replikv_blocking::{Threaded, ThreadedOptions};
-use replikv_core::{
-    Durability, KeyRange, Keyspace, Page, ReplicaStore, ScanOptions, StoreError, StoreLimits, StoreStats, WriteSet,
-};
+use replikv_core::StoreError;
 
 use crate::FjallOptions;
 use crate::blocking::Blocking;
 
-/// A fjall 3 database as a [`ReplicaStore`]: one file.
+/// A fjall 3 database as a [`ReplicaStore`](replikv_core::ReplicaStore): a directory.
 ///
-/// Write sets are applied one after the other on one thread, each in a transaction of its own, and never more than a few
-/// wait. Each is on stable storage on return, whatever `Durability` asks for. Reads run on a few other threads, each in a
-/// read transaction that ends with it.
+/// Write sets are applied one after the other on one thread, each as one batch of fjall's, and never more than a few wait.
+/// With `Durability::Synced` the journal is on stable storage on return; with `Durability::Buffered` the operating system has
+/// it, so that a kill takes nothing, and power loss the end of what was written. Reads run on a few other threads, each on a
+/// snapshot that ends with it.
 ///
 /// After an I/O error, a full disk too, fjall refuses everything until it is opened again: so does the store, until
-/// [`reopen`](ReplicaStore::reopen) has succeeded. Masters and slaves do that by themselves.
+/// [`reopen`](replikv_core::ReplicaStore::reopen) has succeeded. Masters and slaves do that by themselves.
 #[derive(Debug)]
 pub struct FjallStore {
     threaded: Threaded<Blocking>,
@@ -27,7 +24,7 @@ pub struct FjallStore {
 }
 
 impl FjallStore {
-    /// Opens the database in the file `path`, and creates it, with the directories above it, if it is not there.
+    /// Opens the database in the directory `path`, and creates it, with the directories above it, if it is not there.
     ///
     /// # Errors
     /// `Busy` if this or another process has it open; `Corrupt` if it is damaged, or no database of fjall's; and with the
@@ -53,41 +50,4 @@ impl FjallStore {
     }
 }
 
-#[async_trait]
-impl ReplicaStore for FjallStore {
-    async fn apply(&self, writes: WriteSet, durability: Durability) -> Result<(), StoreError> {
-        self.threaded.apply(writes, durability).await
-    }
-
-    async fn get(&self, keyspace: Keyspace, key: &[u8]) -> Result<Option<Bytes>, StoreError> {
-        self.threaded.get(keyspace, key).await
-    }
-
-    async fn scan(&self, keyspace: Keyspace, range: KeyRange, options: ScanOptions) -> Result<Page, StoreError> {
-        self.threaded.scan(keyspace, range, options).await
-    }
-
-    async fn sync(&self) -> Result<(), StoreError> {
-        self.threaded.sync().await
-    }
-
-    async fn reopen(&self) -> Result<(), StoreError> {
-        self.threaded.reopen().await
-    }
-
-    async fn close(&self) -> Result<(), StoreError> {
-        self.threaded.close().await
-    }
-
-    fn limits(&self) -> StoreLimits {
-        self.threaded.limits()
-    }
-
-    fn preferred_write_set(&self) -> usize {
-        self.threaded.preferred_write_set()
-    }
-
-    fn stats(&self) -> StoreStats {
-        self.threaded.stats()
-    }
-}
+replikv_blocking::store_on_threads!(FjallStore, threaded);

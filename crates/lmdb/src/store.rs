@@ -5,12 +5,11 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Mutex, PoisonError};
 use std::thread;
 
-use async_trait::async_trait;
 use bytes::Bytes;
 use replikv_blocking::{BlockingStore, Threaded, ThreadedOptions};
 use replikv_core::{
-    Durability, KeyRange, Keyspace, Op, OpsPart, Page, PageBuilder, ReplicaStore, ScanOptions, StoreError, StoreLimits,
-    StoreStats, WriteSet,
+    Durability, KeyRange, Keyspace, Op, OpsPart, Page, PageBuilder, ScanOptions, StoreError, StoreLimits, StoreStats,
+    WriteSet,
 };
 
 use crate::LmdbOptions;
@@ -23,7 +22,7 @@ use crate::scribe::Scribe;
 use crate::snapshot::Snapshot;
 use crate::write::{Failed, apply, settle};
 
-/// An LMDB environment as a [`ReplicaStore`].
+/// An LMDB environment as a [`ReplicaStore`](replikv_core::ReplicaStore).
 ///
 /// Write transactions run on one thread, from begin to commit. Point reads run where they are asked for: the data is
 /// mapped. Pages are read on a few threads, each in a transaction of its own that ends with the page, so that no long
@@ -62,9 +61,9 @@ impl LmdbStore {
     /// open, the application must not resize it either.
     ///
     /// What the application writes to a table in transactions of its own must go through a recorder, or reaches no
-    /// slave; [`stats`](ReplicaStore::stats) counts transactions that did not. It may read as it likes.
+    /// slave; [`stats`](replikv_core::ReplicaStore::stats) counts transactions that did not. It may read as it likes.
     ///
-    /// [`close`](ReplicaStore::close) lets go of the environment and leaves it open. In an environment whose readers belong
+    /// [`close`](replikv_core::ReplicaStore::close) lets go of the environment and leaves it open. In an environment whose readers belong
     /// to threads, LMDB wants the application's threads that have read to be gone, or to stay, while the last handle of
     /// the environment is dropped: join them first, and close the store, or drop its last handle, before your own.
     ///
@@ -310,41 +309,4 @@ fn makes_room(writes: &WriteSet) -> bool {
     !writes.chunks().iter().any(|chunk| chunk.keyspace != Keyspace::Meta && chunk.ops.parts().any(puts))
 }
 
-#[async_trait]
-impl ReplicaStore for LmdbStore {
-    async fn apply(&self, writes: WriteSet, durability: Durability) -> Result<(), StoreError> {
-        self.threaded.apply(writes, durability).await
-    }
-
-    async fn get(&self, keyspace: Keyspace, key: &[u8]) -> Result<Option<Bytes>, StoreError> {
-        self.threaded.get(keyspace, key).await
-    }
-
-    async fn scan(&self, keyspace: Keyspace, range: KeyRange, options: ScanOptions) -> Result<Page, StoreError> {
-        self.threaded.scan(keyspace, range, options).await
-    }
-
-    async fn sync(&self) -> Result<(), StoreError> {
-        self.threaded.sync().await
-    }
-
-    async fn reopen(&self) -> Result<(), StoreError> {
-        self.threaded.reopen().await
-    }
-
-    async fn close(&self) -> Result<(), StoreError> {
-        self.threaded.close().await
-    }
-
-    fn limits(&self) -> StoreLimits {
-        self.threaded.limits()
-    }
-
-    fn preferred_write_set(&self) -> usize {
-        self.threaded.preferred_write_set()
-    }
-
-    fn stats(&self) -> StoreStats {
-        self.threaded.stats()
-    }
-}
+replikv_blocking::store_on_threads!(LmdbStore, threaded);

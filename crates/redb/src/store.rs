@@ -2,24 +2,20 @@
 
 use std::path::{Path, PathBuf};
 
-use async_trait::async_trait;
-use bytes::Bytes;
 use replikv_blocking::{Threaded, ThreadedOptions};
-use replikv_core::{
-    Durability, KeyRange, Keyspace, Page, ReplicaStore, ScanOptions, StoreError, StoreLimits, StoreStats, WriteSet,
-};
+use replikv_core::StoreError;
 
 use crate::RedbOptions;
 use crate::blocking::Blocking;
 
-/// A redb 4 database as a [`ReplicaStore`]: one file.
+/// A redb 4 database as a [`ReplicaStore`](replikv_core::ReplicaStore): one file.
 ///
 /// Write sets are applied one after the other on one thread, each in a transaction of its own, and never more than a few
 /// wait. Each is on stable storage on return, whatever `Durability` asks for. Reads run on a few other threads, each in a
 /// read transaction that ends with it.
 ///
 /// After an I/O error, a full disk too, redb refuses everything until it is opened again: so does the store, until
-/// [`reopen`](ReplicaStore::reopen) has succeeded. Masters and slaves do that by themselves.
+/// [`reopen`](replikv_core::ReplicaStore::reopen) has succeeded. Masters and slaves do that by themselves.
 #[derive(Debug)]
 pub struct RedbStore {
     threaded: Threaded<Blocking>,
@@ -53,41 +49,4 @@ impl RedbStore {
     }
 }
 
-#[async_trait]
-impl ReplicaStore for RedbStore {
-    async fn apply(&self, writes: WriteSet, durability: Durability) -> Result<(), StoreError> {
-        self.threaded.apply(writes, durability).await
-    }
-
-    async fn get(&self, keyspace: Keyspace, key: &[u8]) -> Result<Option<Bytes>, StoreError> {
-        self.threaded.get(keyspace, key).await
-    }
-
-    async fn scan(&self, keyspace: Keyspace, range: KeyRange, options: ScanOptions) -> Result<Page, StoreError> {
-        self.threaded.scan(keyspace, range, options).await
-    }
-
-    async fn sync(&self) -> Result<(), StoreError> {
-        self.threaded.sync().await
-    }
-
-    async fn reopen(&self) -> Result<(), StoreError> {
-        self.threaded.reopen().await
-    }
-
-    async fn close(&self) -> Result<(), StoreError> {
-        self.threaded.close().await
-    }
-
-    fn limits(&self) -> StoreLimits {
-        self.threaded.limits()
-    }
-
-    fn preferred_write_set(&self) -> usize {
-        self.threaded.preferred_write_set()
-    }
-
-    fn stats(&self) -> StoreStats {
-        self.threaded.stats()
-    }
-}
+replikv_blocking::store_on_threads!(RedbStore, threaded);

@@ -3,18 +3,14 @@
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use async_trait::async_trait;
-use bytes::Bytes;
 use replikv_blocking::{Threaded, ThreadedOptions};
-use replikv_core::{
-    Durability, KeyRange, Keyspace, Page, ReplicaStore, ScanOptions, StoreError, StoreLimits, StoreStats, WriteSet,
-};
+use replikv_core::StoreError;
 
 use crate::SledOptions;
 use crate::blocking::Blocking;
 use crate::database::Adopted;
 
-/// A sled 0.34 database as a [`ReplicaStore`].
+/// A sled 0.34 database as a [`ReplicaStore`](replikv_core::ReplicaStore).
 ///
 /// What is replikv's own is one tree, whose keys begin with `d`, `l` or `m`; subspaces can be
 /// [`tree`](SledOptions::tree)s beside it. Write sets are applied one after the other on one thread, and never more than
@@ -59,7 +55,7 @@ impl SledStore {
     /// may read as it likes; reads of several keys may see a write set come between them. It must not drop such a tree.
     ///
     /// [`close`](ReplicaStore::close) brings everything to stable storage, and lets go of the database, which the
-    /// application goes on having open. After a failed write or sync [`reopen`](ReplicaStore::reopen) fails as well:
+    /// application goes on having open. After a failed write or sync [`reopen`](replikv_core::ReplicaStore::reopen) fails as well:
     /// memory may then show what the disk does not have, and only the application can open its database anew.
     ///
     /// ```
@@ -92,6 +88,13 @@ impl SledStore {
     pub fn path(&self) -> &Path {
         &self.path
     }
+
+    // First: the last handle of a database flushes as it goes, which the writer's thread has the time for.
+    fn release(&self) {
+        if let Some(adopted) = &self.adopted {
+            adopted.release();
+        }
+    }
 }
 
 // sled itself pushes back on nobody.
@@ -99,45 +102,4 @@ fn threads() -> ThreadedOptions {
     ThreadedOptions { queue: 16, ..ThreadedOptions::default() }
 }
 
-#[async_trait]
-impl ReplicaStore for SledStore {
-    async fn apply(&self, writes: WriteSet, durability: Durability) -> Result<(), StoreError> {
-        self.threaded.apply(writes, durability).await
-    }
-
-    async fn get(&self, keyspace: Keyspace, key: &[u8]) -> Result<Option<Bytes>, StoreError> {
-        self.threaded.get(keyspace, key).await
-    }
-
-    async fn scan(&self, keyspace: Keyspace, range: KeyRange, options: ScanOptions) -> Result<Page, StoreError> {
-        self.threaded.scan(keyspace, range, options).await
-    }
-
-    async fn sync(&self) -> Result<(), StoreError> {
-        self.threaded.sync().await
-    }
-
-    async fn reopen(&self) -> Result<(), StoreError> {
-        self.threaded.reopen().await
-    }
-
-    async fn close(&self) -> Result<(), StoreError> {
-        // First: the last handle of a database flushes as it goes, which the writer's thread has the time for.
-        if let Some(adopted) = &self.adopted {
-            adopted.release();
-        }
-        self.threaded.close().await
-    }
-
-    fn limits(&self) -> StoreLimits {
-        self.threaded.limits()
-    }
-
-    fn preferred_write_set(&self) -> usize {
-        self.threaded.preferred_write_set()
-    }
-
-    fn stats(&self) -> StoreStats {
-        self.threaded.stats()
-    }
-}
+replikv_blocking::store_on_threads!(SledStore, threaded, before close: release);

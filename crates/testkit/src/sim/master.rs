@@ -7,12 +7,11 @@ use bytes::Bytes;
 use replikv_core::{Durability, Epoch, KeyRange, Keyspace, Outcome, Position, Seq, StoreError, StoreLimits, WriteSet};
 use replikv_proto::layout::{Checkpoint, Epochs, Floor, Head, Stored, Superseded};
 use replikv_proto::{
-    Answer, CommitGroup, Committer, CommitterConfig, Intent, LogEntry, RecordKind, Retention, Step, View, Work,
+    Answer, CommitGroup, Committer, CommitterConfig, Intent, LogEntry, RecordKind, Retention, Step, Work,
 };
 
 use super::begin::begin;
 use super::context::{Context, MILLI, Moment, Node, Owner};
-use super::ring::Ring;
 use super::serving::{Served, Sessions};
 use super::session::Session;
 use super::store::{Reply, Request};
@@ -412,26 +411,8 @@ impl Process {
         if begun.is_some() {
             ctx.coverage.met(Scene::NewEpoch);
         }
-        let view = View {
-            published: head.position,
-            handed: head.position,
-            floor: floor.position,
-            log_bytes: head.log_bytes,
-            retained_bytes: head.log_bytes.saturating_sub(floor.log_bytes),
-        };
         self.open = Some(Opened {
-            served: Served {
-                source: head.position.source,
-                epochs,
-                limits,
-                view,
-                version: 0,
-                setbacks: 0,
-                ring: Ring::new(ctx.sizes.ring),
-                checkpoints,
-                damaged: None,
-                path: None,
-            },
+            served: Served::begin(ctx, (&head, &floor), (epochs, limits), checkpoints, None),
             committer: Committer::new(config, head),
             intents: VecDeque::new(),
             floor,

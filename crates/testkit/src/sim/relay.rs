@@ -2,10 +2,9 @@
 
 use replikv_core::{Durability, KeyRange, Keyspace, Position, SourceId, StoreLimits, WriteSet};
 use replikv_proto::layout::{Epochs, Floor, Head, Kept, Stored};
-use replikv_proto::{EpochStart, GroupLog, PathNode, Retention, View, Welcome};
+use replikv_proto::{EpochStart, GroupLog, PathNode, Retention, Welcome};
 
 use super::context::{Context, MILLI, Moment, Node, Owner};
-use super::ring::Ring;
 use super::serving::{Served, Sessions};
 use super::store::{Reply, Request};
 use super::{DriverBug, Scene};
@@ -148,27 +147,11 @@ impl RelayNode {
         if self.facts.source.is_some_and(|source| source != head.position.source) {
             return;
         }
-        let view = View {
-            published: head.position,
-            handed: head.position,
-            floor: floor.position,
-            log_bytes: head.log_bytes,
-            retained_bytes: head.log_bytes.saturating_sub(floor.log_bytes),
-        };
         self.generation += 1;
         self.floor = Some(floor);
-        self.served = Some(Served {
-            source: head.position.source,
-            epochs: self.facts.epochs.clone(),
-            limits,
-            view,
-            version: 0,
-            setbacks: 0,
-            ring: Ring::new(ctx.sizes.ring),
-            checkpoints,
-            damaged: None,
-            path: Some(self.facts.path.iter().cloned().chain([self.node.clone()]).collect()),
-        });
+        let path = self.facts.path.iter().cloned().chain([self.node.clone()]).collect();
+        let told = (self.facts.epochs.clone(), limits);
+        self.served = Some(Served::begin(ctx, (&head, &floor), told, checkpoints, Some(path)));
     }
 
     /// A connection begins: what an earlier one had begun and not committed is gone.

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use replikv_core::{Position, Seq, SourceId, StoreLimits};
-use replikv_proto::layout::{Checkpoint, Superseded};
+use replikv_proto::layout::{Checkpoint, Floor, Head, Superseded};
 use replikv_proto::{EpochStart, PathNode, Progress, View};
 
 use super::Scene;
@@ -31,6 +31,35 @@ pub(super) struct Served {
 }
 
 impl Served {
+    /// What a store says, to be served from now on by a master, or by a relay of that path.
+    pub(super) fn begin(
+        ctx: &Context,
+        (head, floor): (&Head, &Floor),
+        (epochs, limits): (Vec<EpochStart>, StoreLimits),
+        checkpoints: Vec<Checkpoint>,
+        path: Option<Vec<PathNode>>,
+    ) -> Self {
+        let view = View {
+            published: head.position,
+            handed: head.position,
+            floor: floor.position,
+            log_bytes: head.log_bytes,
+            retained_bytes: head.log_bytes.saturating_sub(floor.log_bytes),
+        };
+        Self {
+            source: head.position.source,
+            epochs,
+            limits,
+            view,
+            version: 0,
+            setbacks: 0,
+            ring: Ring::new(ctx.sizes.ring),
+            checkpoints,
+            damaged: None,
+            path,
+        }
+    }
+
     /// Points of the history that a slave is told to keep, oldest first.
     pub(super) fn newest_checkpoints(&self) -> Vec<Position> {
         let published = self.view.published.seq;

@@ -1,22 +1,22 @@
 //! The simulated driver of a slave: what `replikv-node` does around session and applier, step by step.
 
+mod opening;
+
 use replikv_core::{
-    Cursor, Durability, KeyRange, KeyRanges, Keyspace, LinkId, Position, ScanOptions, StoreError, StoreLimits,
-    WriteSet, meta,
+    Cursor, Durability, KeyRange, KeyRanges, Keyspace, Position, ScanOptions, StoreError, StoreLimits, WriteSet,
 };
-use replikv_proto::layout::{Epochs, Floor, Head, Identity, Kept, Role, Stored};
+use replikv_proto::layout::{Epochs, Head, Identity, Kept, Stored};
 use replikv_proto::{
-    Ack, Candidate, DecoderLimits, GoodbyeReason, Heartbeat, Hello, Message, Mode, OnDivergence, ProtocolError,
-    Refusal, RejectCode, Resync, SlaveAction, SlaveSession, SlaveSessionConfig, Subscription, Unfit, Welcome,
-    step_down,
+    Ack, DecoderLimits, GoodbyeReason, Heartbeat, Hello, Message, Mode, OnDivergence, ProtocolError, Refusal,
+    RejectCode, Resync, SlaveAction, SlaveSession, SlaveSessionConfig, Welcome,
 };
 
+use self::opening::{Opening, Promoting, is_master};
 use super::apply::{Apply, Driver, Item, Tracker};
 use super::centre::Unlinking;
 use super::context::{Context, MILLI, Moment, Node, Owner};
 use super::link::{Broken, Conn};
 use super::relay::{Facts, RelayNode};
-use super::serving::Sessions;
 use super::store::{Reply, Request};
 use super::verify::Verifying;
 use super::{DriverBug, Scene, Topology};
@@ -88,32 +88,6 @@ enum State {
     /// There is a connection, and the store is asked where it stands.
     Beginning(Conn),
     Following(Box<Follow>),
-}
-
-/// What is done when a slave is opened, one after the other.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Opening {
-    Reopen,
-    /// The log of the master that it was goes.
-    DropLog,
-    /// It stands where that master stood.
-    StepDown,
-    Sync,
-    /// The store is told of other ranges.
-    Subscribe,
-    /// What is not wanted any more goes.
-    Drop,
-    /// That it has gone is kept.
-    Settle,
-    /// The kept log ends where the slave stands, or there is none.
-    BeginLog,
-}
-
-/// What is done when a slave is promoted.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Promoting {
-    Reopen,
-    Apply,
 }
 
 /// One connection.
@@ -356,168 +330,6 @@ impl Slave {
         }
     }
 
-    // Somebody has decided that it is to be a slave; or it died while it was promoted.
-    fn was_master(&mut self, ctx: &mut Context) {
-        if !self.rejoins {
-            ctx.coverage.met(Scene::PromotionInterrupted);
-            (self.promoted, self.process) = (true, None);
-            return;
-        }
-        let Some(process) = &mut self.process else { return };
-        let mut writes = WriteSet::builder();
-        writes.delete_range(Keyspace::Log, &KeyRange::all());
-        let owner = Owner::Follow { node: self.node, life: process.life };
-        ctx.call(self.store, owner, Request::Apply(writes.build(), Durability::Buffered));
-        process.state = State::Opening(Opening::DropLog);
-    }
-
-    fn step_down(&mut self, ctx: &mut Context) {
-        let Some(process) = &mut self.process else { return };
-        let owner = Owner::Follow { node: self.node, life: process.life };
-        let head: Option<Head> = ctx.stores[self.store].head();
-        let Some(Ok(writes)) = head.map(|head| step_down(&head, &LinkId::default())) else { return };
-        ctx.call(self.store, owner, Request::Apply(writes, Durability::Synced));
-        process.state = State::Opening(Opening::StepDown);
-    }
-
-    // As `replikv-node` does it, once nobody follows any more.
-    fn promoting(&mut self, ctx: &mut Context, step: Promoting, reply: Reply) {
-        let Some(process) = &mut self.process else { return };
-        let owner = Owner::Follow { node: self.node, life: process.life };
-        match (step, reply.done()) {
-            (Promoting::Apply, Ok(())) => (self.promoted, self.process) = (true, None),
-            // What it is now is seen when it is opened.
-            (Promoting::Apply, Err(_)) => self.start(ctx),
-            (Promoting::Reopen, _) => {
-                let maps = &ctx.stores[self.store].visible;
-                let candidate = Candidate {
-                    identity: maps.stored(Identity::KEY),
-                    subscription: maps.stored(Subscription::KEY),
-                    cursor: maps.cursor().map(|cursor| (LinkId::default(), cursor)),
-                    resync: maps.stored(Resync::KEY),
-                    head: maps.stored(Head::KEY),
-                    epochs: maps.stored(Epochs::KEY),
-                    fence: None,
-                    backup: None,
-                };
-                let unix_ms = ctx.clock(self.wall_offset_ms).unix_ms;
-                match candidate.promote(ctx.top_rng.u64(..), unix_ms) {
-                    Ok(promotion) => {
-                        ctx.call(self.store, owner, Request::Apply(promotion.writes, Durability::Synced));
-                        process.state = State::Promoting(Promoting::Apply);
-                    }
-                    Err(unfit) => {
-                        match unfit {
-                            Unfit::CatchingUp => ctx.coverage.met(Scene::PromotionCatchingUp),
-                            Unfit::Filtered(_) => ctx.coverage.met(Scene::PromotionFiltered),
-                            Unfit::NoSlave | Unfit::Empty | Unfit::Fenced(_) | Unfit::Store(_) => {}
-                        }
-                        self.start(ctx);
-                    }
-                }
-            }
-        }
-    }
-
-    // The next step that there is something to do for; or else the slave is open.
-    fn opened_further(&mut self, ctx: &mut Context, done: Opening) {
-        let next = [Opening::Subscribe, Opening::Drop, Opening::Settle, Opening::BeginLog].into_iter().filter(|step| {
-            let order = |step: &Opening| *step as u8;
-            order(step) > order(&done)
-        });
-        let hello = self.hello(ctx);
-        let found = next.filter_map(|step| Some((step, self.writes_for(ctx, step)?))).next();
-        let Some(process) = &mut self.process else { return };
-        if let Some((step, (writes, durability))) = found {
-            let owner = Owner::Follow { node: self.node, life: process.life };
-            ctx.call(self.store, owner, Request::Apply(writes, durability));
-            process.state = State::Opening(step);
-            return;
-        }
-        process.tracker.rewound(hello.cursor.as_ref());
-        if self.keeps_log {
-            let sessions = Sessions::new(Node::Slave(self.node), process.life, self.store, self.sync_every.is_none());
-            process.relay = Some(RelayNode::open(ctx, sessions, &self.name, process.nonce));
-        }
-        ctx.wake(Node::Slave(self.node));
-    }
-
-    // As `replikv-node` writes it. What is dropped there in several steps goes in one here, which may be the last one
-    // before the process dies.
-    fn writes_for(&self, ctx: &mut Context, step: Opening) -> Option<(WriteSet, Durability)> {
-        let maps = &ctx.stores[self.store].visible;
-        let kept: Option<Subscription> = maps.stored(Subscription::KEY);
-        let mut writes = WriteSet::builder();
-        writes.require(Subscription::KEY, kept.as_ref().map(Stored::to_bytes));
-        let durability = match step {
-            Opening::Subscribe => {
-                if kept.as_ref().is_some_and(|kept| !kept.dropping.is_empty()) {
-                    ctx.coverage.met(Scene::DroppingResumed);
-                }
-                let cursor = maps.cursor();
-                let change = Subscription::change(kept.as_ref(), cursor.as_ref(), &self.ranges)?;
-                writes.require(meta::cursor_key(&LinkId::default()), cursor.as_ref().map(Cursor::to_bytes));
-                match &change.subscription {
-                    Some(subscription) => {
-                        writes.put(Keyspace::Meta, Subscription::KEY, subscription.to_bytes()).ok()?
-                    }
-                    None => writes.delete(Keyspace::Meta, Subscription::KEY).ok()?,
-                };
-                if let Some(cursor) = &change.cursor {
-                    writes.set_cursor(&LinkId::default(), cursor);
-                    if cursor.coverage.rest().is_some() {
-                        ctx.coverage.met(Scene::RangesAdded);
-                    }
-                }
-                Durability::Synced
-            }
-            Opening::Drop => {
-                let dropping = kept.map(|kept| kept.dropping).filter(|dropping| !dropping.is_empty())?;
-                ctx.coverage.met(Scene::RangesDropped);
-                if !ctx.planted(DriverBug::DroppedRangesStay) {
-                    for range in &dropping {
-                        writes.delete_range(Keyspace::Data, range);
-                    }
-                }
-                Durability::Buffered
-            }
-            Opening::Settle => {
-                let kept = kept.filter(|kept| !kept.dropping.is_empty())?;
-                writes.put(Keyspace::Meta, Subscription::KEY, kept.settled().to_bytes()).ok()?;
-                Durability::Synced
-            }
-            Opening::BeginLog => {
-                if !self.keeps_log {
-                    return None;
-                }
-                let head: Option<Head> = maps.stored(Head::KEY);
-                let cursor = maps.cursor();
-                let stands = cursor.as_ref().filter(|cursor| cursor.is_consistent()).map(|cursor| cursor.position);
-                if head.map(|head| head.position) == stands {
-                    return None;
-                }
-                writes.require(meta::cursor_key(&LinkId::default()), cursor.as_ref().map(Cursor::to_bytes));
-                writes.delete_range(Keyspace::Log, &KeyRange::all());
-                match stands {
-                    Some(position) => {
-                        let (log_bytes, uptime_ms) = head.map_or((0, 0), |head| (head.log_bytes, head.uptime_ms));
-                        writes.put(Keyspace::Meta, Floor::KEY, Floor { position, log_bytes }.to_bytes()).ok()?;
-                        writes
-                            .put(Keyspace::Meta, Head::KEY, Head { position, log_bytes, uptime_ms }.to_bytes())
-                            .ok()?;
-                    }
-                    None => {
-                        writes.delete(Keyspace::Meta, Floor::KEY).ok()?;
-                        writes.delete(Keyspace::Meta, Head::KEY).ok()?;
-                    }
-                }
-                Durability::Synced
-            }
-            Opening::Reopen | Opening::DropLog | Opening::StepDown | Opening::Sync => return None,
-        };
-        Some((writes.build(), durability))
-    }
-
     fn begin(&mut self, ctx: &mut Context, conn: Conn, mut hello: Hello) {
         let server = self.server();
         let used = &mut ctx.stores[self.store];
@@ -630,10 +442,6 @@ impl Slave {
             }
         }
     }
-}
-
-fn is_master(ctx: &Context, store: usize) -> bool {
-    ctx.stores[store].identity().is_some_and(|identity| identity.role == Role::Master)
 }
 
 fn failed(ctx: &mut Context, error: &StoreError) -> Result<(), Ending> {
