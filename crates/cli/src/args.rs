@@ -321,7 +321,7 @@ pub(crate) struct Promote {
     pub(crate) store: String,
     /// Fence this slave first, where it answers reads (follow --serve-reads or --serve), HOST:PORT; once for each. It then
     /// follows nobody of the old epoch any more. With enough of them fenced, every write that `replicated` has acknowledged
-    /// survives; with fewer, nobody is promoted.
+    /// survives; with fewer, nobody is promoted. Not one that follows a relay: the relay itself.
     #[arg(long = "fence", value_name = "ADDR", requires_all = ["slaves", "replicated"])]
     pub(crate) fence: Vec<String>,
     /// How many slaves there are that follow the old master itself, or may, this one among them: all that `replicated` may
@@ -573,7 +573,7 @@ impl Scenario {
     ];
 }
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum, serde::Serialize, serde::Deserialize)]
 pub(crate) enum Keys {
     Random,
     Sequential,

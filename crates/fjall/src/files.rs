@@ -1,11 +1,11 @@
 //! The directory of a database: whole, or not there.
 
-use std::ffi::OsString;
+use std::ffi::OsStr;
 use std::fs::{self, File};
 use std::io;
 use std::path::{Path, PathBuf};
 
-use fjall::{CompressionType, Database, Error, Keyspace, KeyspaceCreateOptions, LsmError};
+use fjall::{CompressionType, Database, Error, JournalRecoveryError, Keyspace, KeyspaceCreateOptions, LsmError};
 use replikv_blocking::{create_directory, sync_directory};
 use replikv_core::StoreError;
 
@@ -32,8 +32,12 @@ pub(crate) fn open(path: &Path, options: &FjallOptions) -> Result<Opened, StoreE
     let at = |what: &str, error: &dyn std::fmt::Display| {
         StoreError::backend(format!("{} cannot be {what}: {error}", path.display()))
     };
-    // Also without a slash at its end.
-    let absolute = std::path::absolute(path).map_err(|error| at("opened", &error))?;
+    // Without a slash at its end, and where a link leads to.
+    let absolute = match fs::canonicalize(path) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => std::path::absolute(path),
+        found => found,
+    };
+    let absolute = absolute.map_err(|error| at("opened", &error))?;
     let there = is_database(&absolute).map_err(|error| at("opened", &error))?;
     if !there {
         if !is_free(&absolute).map_err(|error| at("opened", &error))? {
@@ -42,7 +46,7 @@ pub(crate) fn open(path: &Path, options: &FjallOptions) -> Result<Opened, StoreE
         begin(&absolute, options).map_err(|error| at("made", &error))?;
     }
     let mut opened = open_keyspaces(&absolute, options);
-    if matches!(opened, Err(Error::JournalRecovery(_)))
+    if matches!(&opened, Err(Error::JournalRecovery(found)) if *found != JournalRecoveryError::InvalidFileName)
         && journal::cut_torn_end(&absolute).map_err(|error| at("opened", &error))?
     {
         opened = open_keyspaces(&absolute, options);
@@ -98,7 +102,7 @@ fn begin(path: &Path, options: &FjallOptions) -> Result<(), Box<dyn std::error::
     if is_database(path)? {
         return Ok(());
     }
-    let aside = aside(parent, name.into());
+    let aside = aside(parent, name);
     // What is left of an earlier beginning.
     match fs::remove_dir_all(&aside) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error.into()),
@@ -110,14 +114,16 @@ fn begin(path: &Path, options: &FjallOptions) -> Result<(), Box<dyn std::error::
         // Only there it is in the way of the new name; and it is empty.
         drop(fs::remove_dir(path));
     }
-    fs::rename(&aside, path)?;
+    fs::rename(&aside, path).map_err(|error| {
+        format!("a new database is made beside it and gets its name, which a mount point cannot give: {error}")
+    })?;
     sync_directory(parent)?;
     Ok(())
 }
 
-fn aside(parent: &Path, mut name: OsString) -> PathBuf {
-    name.push(".new");
-    parent.join(name)
+// A name that nobody gives to something of his own: what has it goes.
+fn aside(parent: &Path, name: &OsStr) -> PathBuf {
+    parent.join(format!(".{}.replikv-new", name.display()))
 }
 
 // Files too: fjall has synced what it needs to find its way, and this is done once.

@@ -14,7 +14,7 @@
 //! bytes of a value were lost, it refuses the database instead, though nothing that was synced is missing.
 
 use std::fs::{self, File};
-use std::io::{self, BufRead, BufReader, Read};
+use std::io::{self, BufRead, BufReader, Read, Seek, SeekFrom};
 use std::path::{Path, PathBuf};
 
 use xxhash_rust::xxh3::Xxh3;
@@ -23,7 +23,8 @@ const LOCK: &str = "lock";
 const MAGIC: [u8; 4] = *b"FJL\x03";
 
 /// Cuts the newest journal of the database in `path` behind its last whole batch before the first that is none. The older
-/// ones were synced before it was begun. Returns false if nothing was cut, which is so too if somebody has it open.
+/// ones were synced before it was begun: if one of them is torn, that is damage, and nothing is cut. Returns false if nothing
+/// was, which is so too if somebody has the database open.
 ///
 /// # Errors
 /// If a file cannot be read or written.
@@ -33,28 +34,49 @@ pub(crate) fn cut_torn_end(path: &Path) -> io::Result<bool> {
     if lock.try_lock().is_err() {
         return Ok(false);
     }
-    let Some(journal) = newest(path)? else { return Ok(false) };
-    let file = File::options().read(true).write(true).open(journal)?;
-    let len = file.metadata()?.len();
-    let end = whole_batches(BufReader::new(&file))?;
-    if end == len {
-        return Ok(false);
+    let mut journals = journals(path)?;
+    let Some(newest) = journals.pop() else { return Ok(false) };
+    for older in journals {
+        if torn_at(&File::open(older)?)?.is_some() {
+            return Ok(false);
+        }
     }
+    let file = File::options().read(true).write(true).open(newest)?;
+    let Some(end) = torn_at(&file)? else { return Ok(false) };
     file.set_len(end)?;
     file.sync_all()?;
     Ok(true)
 }
 
-fn newest(path: &Path) -> io::Result<Option<PathBuf>> {
-    let mut newest: Option<(u64, PathBuf)> = None;
+// Oldest first.
+fn journals(path: &Path) -> io::Result<Vec<PathBuf>> {
+    let mut journals: Vec<(u64, PathBuf)> = Vec::new();
     for entry in fs::read_dir(path)? {
         let name = entry?.file_name();
-        let number = name.to_str().and_then(|name| name.strip_suffix(".jnl")?.parse().ok());
-        if let Some(number) = number.filter(|number| newest.as_ref().is_none_or(|(newest, _)| number > newest)) {
-            newest = Some((number, path.join(name)));
+        if let Some(number) = name.to_str().and_then(|name| name.strip_suffix(".jnl")?.parse().ok()) {
+            journals.push((number, path.join(name)));
         }
     }
-    Ok(newest.map(|(_, path)| path))
+    journals.sort();
+    Ok(journals.into_iter().map(|(_, path)| path).collect())
+}
+
+// Where the last whole batch ends, if something that is none follows: zeros are what is set aside in advance.
+fn torn_at(mut journal: &File) -> io::Result<Option<u64>> {
+    let end = whole_batches(BufReader::new(journal))?;
+    journal.seek(SeekFrom::Start(end))?;
+    let mut rest = BufReader::new(journal);
+    loop {
+        let read = rest.fill_buf()?;
+        if read.is_empty() {
+            return Ok(None);
+        }
+        if read.iter().any(|&byte| byte != 0) {
+            return Ok(Some(end));
+        }
+        let read = read.len();
+        rest.consume(read);
+    }
 }
 
 /// Where the last batch ends before the first that is not whole.
@@ -171,20 +193,30 @@ mod tests {
     #[test]
     fn only_the_newest_journal_is_cut_and_only_by_whoever_has_the_lock() {
         let dir = tempfile::tempdir().unwrap();
+        let file = |name: &str| dir.path().join(name);
         let whole = batch_of(&ITEMS);
         let torn = [&whole[..], b"\x01\x01"].concat();
-        for name in ["9.jnl", "10.jnl"] {
-            fs::write(dir.path().join(name), &torn).unwrap();
-        }
-        fs::write(dir.path().join(LOCK), "").unwrap();
-        let held = File::open(dir.path().join(LOCK)).unwrap();
+        let set_aside = [&whole[..], &[0; 20_000]].concat();
+        fs::write(file("9.jnl"), &set_aside).unwrap();
+        fs::write(file("10.jnl"), &torn).unwrap();
+        fs::write(file(LOCK), "").unwrap();
+        let held = File::open(file(LOCK)).unwrap();
         held.lock().unwrap();
         assert!(!cut_torn_end(dir.path()).unwrap());
-        assert_eq!(fs::read(dir.path().join("10.jnl")).unwrap(), torn);
+        assert_eq!(fs::read(file("10.jnl")).unwrap(), torn);
         drop(held);
         assert!(cut_torn_end(dir.path()).unwrap());
-        assert_eq!(fs::read(dir.path().join("10.jnl")).unwrap(), whole);
-        assert_eq!(fs::read(dir.path().join("9.jnl")).unwrap(), torn);
+        assert_eq!(fs::read(file("10.jnl")).unwrap(), whole);
+        assert_eq!(fs::read(file("9.jnl")).unwrap(), set_aside);
         assert!(!cut_torn_end(dir.path()).unwrap());
+        // What was set aside in advance is no end that was torn.
+        fs::write(file("10.jnl"), &set_aside).unwrap();
+        assert!(!cut_torn_end(dir.path()).unwrap());
+        assert_eq!(fs::read(file("10.jnl")).unwrap(), set_aside);
+        // Damage in an older one is not made worse.
+        fs::write(file("9.jnl"), &torn).unwrap();
+        fs::write(file("10.jnl"), &torn).unwrap();
+        assert!(!cut_torn_end(dir.path()).unwrap());
+        assert_eq!(fs::read(file("10.jnl")).unwrap(), torn);
     }
 }

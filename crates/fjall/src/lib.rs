@@ -13,7 +13,7 @@
 //! batch that is not whole, the journal ends there, and what follows is given up. For fjall that is so unless the batch has
 //! its full length and wrong bytes in it, which power loss leaves of long values: then fjall refuses the database, and this
 //! crate cuts the journal there before it opens it. Neither can tell such an end from damage: a byte that rots in the
-//! journal costs what was written from there on, up to some 64 MiB that are not in tables yet. A byte that rots in a table
+//! journal costs what was written from there on, which with the default settings can be a few hundred MiB that are not in tables yet. A byte that rots in a table
 //! is found when it is read. Tables are written by threads of fjall's; if one fails, of a full disk for example, fjall takes
 //! no more writes, the next one fails as `Fatal`, and the store refuses everything until it is opened again. fjall itself
 //! would wait for ever where such a thread was to make room; this crate waits before it writes, and looks whether the

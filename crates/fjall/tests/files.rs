@@ -44,7 +44,7 @@ fn what_is_no_database_is_refused_by_name_and_left_as_it_is() {
     }
     let names: Vec<_> = fs::read_dir(&folder).unwrap().map(|entry| entry.unwrap().file_name()).collect();
     assert_eq!(names, ["one"]);
-    assert!(!dir.path().join("letters.new").exists());
+    assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 1);
     let error = FjallStore::open(folder.join("one")).unwrap_err();
     let words = format!("{:?}", std::error::Error::source(&error).map(ToString::to_string));
     assert!(words.contains("cannot be opened"), "{words}");
@@ -59,7 +59,7 @@ async fn an_empty_directory_and_what_is_left_of_a_beginning_are_no_obstacle() {
     let path = dir.path().join("store");
     fs::create_dir_all(&path).unwrap();
     // As a kill leaves it, before fjall calls it a database.
-    let aside = dir.path().join("store.new");
+    let aside = dir.path().join(".store.replikv-new");
     fs::create_dir_all(aside.join("keyspaces/0")).unwrap();
     fs::write(aside.join("0.jnl"), "half of a journal").unwrap();
     fs::write(aside.join("lock"), "").unwrap();
@@ -68,6 +68,25 @@ async fn an_empty_directory_and_what_is_left_of_a_beginning_are_no_obstacle() {
     assert!(!aside.exists());
     store.close().await.unwrap();
     assert_eq!(value(&FjallStore::open(&path).unwrap(), "k").await.as_deref(), Some("v"));
+}
+
+#[tokio::test]
+async fn what_lies_beside_it_stays_and_a_link_leads_to_it() {
+    let dir = tempfile::tempdir().unwrap();
+    let (path, beside) = (dir.path().join("store"), dir.path().join("store.new"));
+    let other = FjallStore::open(&beside).unwrap();
+    other.apply(put("k", "theirs"), Durability::Synced).await.unwrap();
+    other.close().await.unwrap();
+    FjallStore::open(&path).unwrap().close().await.unwrap();
+    assert_eq!(value(&FjallStore::open(&beside).unwrap(), "k").await.as_deref(), Some("theirs"));
+    #[cfg(unix)]
+    {
+        let (empty, link) = (dir.path().join("empty"), dir.path().join("link"));
+        fs::create_dir(&empty).unwrap();
+        std::os::unix::fs::symlink(&empty, &link).unwrap();
+        FjallStore::open(&link).unwrap().close().await.unwrap();
+        assert!(empty.join("version").exists() && link.is_symlink());
+    }
 }
 
 #[test]

@@ -330,6 +330,32 @@ async fn what_another_links_failed_sync_has_taken_is_told_to_nobody_as_durable()
 }
 
 #[tokio::test]
+async fn what_the_masters_own_failed_sync_has_taken_is_told_by_no_link_as_durable() -> Result<(), Error> {
+    let central = store();
+    let config = MasterConfig::default().commit(Commit::Buffered { sync_every: Duration::from_millis(20) });
+    let centre = Centre::open_master(central.clone(), config).await?;
+    let one = link(&centre, "one").await;
+    one.store().sync().await?;
+    let mut writes = WriteSet::builder();
+    writes.put(Keyspace::Data, "taken", "v")?;
+    central.faults().fail_sync(Lost::Unsynced);
+    one.store().apply(writes.build(), Durability::Buffered).await?;
+    until(|| central.faults().calls().reopens > 0).await;
+    soon(async {
+        while one.store().get(Keyspace::Data, b"taken").await.is_ok_and(|value| value.is_some()) {
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+    })
+    .await;
+    // The master has made the store well again. The link does not know yet what it has lost.
+    one.store().sync().await.expect_err("it looks again first");
+    one.store().reopen().await?;
+    assert_eq!(one.store().get(Keyspace::Data, b"taken").await?, None);
+    one.store().sync().await?;
+    Ok(())
+}
+
+#[tokio::test]
 async fn links_survive_a_store_whose_outcome_is_unknown() -> Result<(), Error> {
     for fault in [ApplyFault::UnknownButApplied, ApplyFault::UnknownAndAbsent] {
         let central = store();

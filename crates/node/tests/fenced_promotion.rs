@@ -7,7 +7,9 @@ use std::io;
 use std::pin::Pin;
 use std::time::Duration;
 
-use replikv_core::{Batch, Durability, Epoch, KeyRange, Keyspace, LinkId, Position, ReplicaStore, SourceId};
+use replikv_core::{
+    Batch, Durability, Epoch, KeyRange, Keyspace, LinkId, Position, ReplicaStore, SourceId, StoreError,
+};
 use replikv_node::{
     Ending, Fence, FenceConfig, FenceRefusal, FenceRequest, FencedPromoteError, FollowError, HealthState, KeepLog,
     Master, MasterConfig, PromoteError, Slave, SlaveConfig, WriteError, backup, fence, lift_fence, promote,
@@ -441,6 +443,50 @@ async fn a_copy_of_the_slave_that_was_to_be_promoted_cannot_begin_its_epoch() ->
     opened.shutdown().await?;
     assert!(matches!(promote(&again(&copy)).await, Err(PromoteError::Fenced { .. })));
     promote(&again(&stores[0])).await?;
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_backup_fences_nobody_for_an_epoch_that_it_could_not_begin() -> Result<(), Error> {
+    let Four { stores, slaves: [a, b, _], .. } = four().await;
+    a.shutdown().await?;
+    let copy = store();
+    backup(&again(&stores[0]), &copy, |_| {}).await?;
+    let config = FenceConfig::new(2, 1);
+    let refused = soon(promote_fenced(&copy, &config, &names(&["b"]), dial(&[&b]))).await;
+    assert!(matches!(refused, Err(FencedPromoteError::Promote(PromoteError::Backup))), "{refused:?}");
+    assert_eq!(b.fenced(), None);
+    assert_eq!(fence(&copy).await?, None);
+    // Opened as a slave it is one like any other.
+    slave(&copy, "copy").await.shutdown().await?;
+    soon(promote_fenced(&again(&copy), &config, &names(&["b"]), dial(&[&b]))).await?;
+    assert!(b.fenced().is_some());
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_fence_that_is_lifted_while_others_are_asked_is_not_promoted_to_another_epoch() -> Result<(), Error> {
+    let Four { stores, slaves: [a, b, _], .. } = four().await;
+    a.shutdown().await?;
+    let kept = again(&stores[0]);
+    let (own, dial) = (kept.clone(), dial(&[&b]));
+    // While the other one is asked, somebody takes this one's promise back.
+    let connect = move |name: String| -> Connecting {
+        let (own, connecting) = (own.clone(), dial(name));
+        Box::pin(async move {
+            lift_fence(&own).await.map_err(io::Error::other)?;
+            connecting.await
+        })
+    };
+    let failed = soon(promote_fenced(&kept, &FenceConfig::new(2, 1), &names(&["b"]), connect)).await;
+    assert!(
+        matches!(&failed, Err(FencedPromoteError::Promote(PromoteError::Store(StoreError::HeadMoved)))),
+        "{failed:?}"
+    );
+    // A slave that is being promoted lifts nothing.
+    let c = slave(&kept, "c").await;
+    c.shutdown().await?;
+    assert!(matches!(c.lift_fence().await, Err(StoreError::Closed)));
     Ok(())
 }
 

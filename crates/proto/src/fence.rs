@@ -51,6 +51,11 @@ impl Fence {
         position.source == self.source && position.epoch.number >= self.epoch.number && cursor.is_consistent()
     }
 
+    /// Whether it holds for a slave that stands there: it has not come to that epoch, and has not left that history.
+    pub fn binds(&self, cursor: &Cursor) -> bool {
+        self.source == cursor.position.source && !self.is_over(cursor)
+    }
+
     /// What it waits for, in words.
     pub fn words(&self) -> String {
         let Self { epoch, by, .. } = self;
@@ -197,9 +202,9 @@ impl Pledger<'_> {
             return Err(FenceRefusal::Newer { position });
         }
         match self.held() {
-            Some(held) if held.source == request.source && held.epoch == request.epoch => return Ok(None),
+            Some(held) if held.epoch == request.epoch => return Ok(None),
             // Once for each number: the next one is asked for by whoever knows of this one.
-            Some(held) if held.source != request.source || held.epoch.number >= request.epoch.number => {
+            Some(held) if held.epoch.number >= request.epoch.number => {
                 return Err(FenceRefusal::Promised { epoch: held.epoch, by: held.by.clone() });
             }
             _ => {}
@@ -235,7 +240,7 @@ impl Pledger<'_> {
     }
 
     fn held(&self) -> Option<&Fence> {
-        self.held.filter(|held| self.cursor.is_none_or(|cursor| !held.is_over(cursor)))
+        self.held.filter(|held| self.cursor.is_none_or(|cursor| held.binds(cursor)))
     }
 }
 
@@ -385,6 +390,21 @@ mod tests {
         assert_eq!(of(Pledger { resyncs: true, ..slave }), Err(FenceRefusal::CatchingUp));
         let foreign = FenceRequest { source: SourceId::from_bytes([8; 16]), ..asks(A) };
         assert_eq!(slave.promise(&foreign, 5), Err(FenceRefusal::ForeignSource { source_id: source() }));
+    }
+
+    #[test]
+    fn what_was_promised_in_another_history_binds_nobody_in_this_one() {
+        let elsewhere = SourceId::from_bytes([8; 16]);
+        let late = Epoch { number: 5, nonce: 50 };
+        let cursor = Cursor::at(at(late, 9));
+        for own in [true, false] {
+            let held = Fence { source: elsewhere, epoch: A, store: 77, own, by: "next".into() };
+            assert!(!held.binds(&cursor));
+            assert_eq!(begins(&cursor, Some(&held), None), Ok(Epoch { number: 6, nonce: 99 }));
+            let six = Epoch { number: 6, nonce: 60 };
+            let anew = promise(&cursor, Some(&held), six).unwrap().unwrap();
+            assert_eq!((anew.source, anew.epoch, anew.store), (source(), six, 77));
+        }
     }
 
     #[test]

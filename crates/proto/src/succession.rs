@@ -88,7 +88,7 @@ impl Candidate {
             return Err(Unfit::CatchingUp);
         }
         let last = cursor.position;
-        let epoch = match self.fence.as_ref().filter(|fence| !fence.is_over(&cursor)) {
+        let epoch = match self.fence.as_ref().filter(|fence| fence.binds(&cursor)) {
             Some(fence) if fence.own && self.backup.is_none() => fence.epoch,
             Some(fence) => return Err(Unfit::Fenced(fence.clone())),
             None => epoch_after(&last, nonce)?,
@@ -183,4 +183,45 @@ pub fn step_down(head: &Head, link: &LinkId) -> Result<WriteSet, StoreError> {
     writes.put(Keyspace::Meta, Identity::KEY, Identity::slave().to_bytes())?;
     writes.set_cursor(link, &Cursor::at(head.position));
     Ok(writes.build())
+}
+
+#[cfg(test)]
+mod tests {
+    use replikv_core::{Digest, SourceId};
+
+    use super::*;
+
+    fn candidate(source: u8, fence: Fence) -> Candidate {
+        let epoch = Epoch { number: 5, nonce: 1 };
+        let source = SourceId::from_bytes([source; 16]);
+        let position = Position { source, epoch, seq: Seq::new(9), digest: Digest::from_bytes([9; 16]) };
+        Candidate {
+            identity: Some(Identity::slave()),
+            cursor: Some((LinkId::default(), Cursor::at(position))),
+            fence: Some(fence),
+            ..Candidate::default()
+        }
+    }
+
+    fn fence(own: bool) -> Fence {
+        let epoch = Epoch { number: 7, nonce: 70 };
+        Fence { source: SourceId::from_bytes([1; 16]), epoch, store: 3, own, by: "next".into() }
+    }
+
+    #[test]
+    fn the_epoch_that_others_wait_for_is_begun_by_its_own_store_alone() {
+        let begun = candidate(1, fence(true)).promote(99, 0).unwrap();
+        assert_eq!(begun.first.epoch, fence(true).epoch);
+        assert!(matches!(candidate(1, fence(false)).promote(99, 0), Err(Unfit::Fenced(held)) if held == fence(false)));
+        let copy = Candidate { backup: Some(Backup { taken_unix_ms: Some(1) }), ..candidate(1, fence(true)) };
+        assert!(matches!(copy.promote(99, 0), Err(Unfit::Fenced(_))));
+    }
+
+    #[test]
+    fn a_fence_of_another_history_is_no_epoch_of_this_one() {
+        for own in [true, false] {
+            let begun = candidate(2, fence(own)).promote(99, 0).unwrap();
+            assert_eq!(begun.first.epoch, Epoch { number: 6, nonce: 99 });
+        }
+    }
 }

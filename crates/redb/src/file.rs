@@ -1,6 +1,5 @@
 //! The file of a database: whole, or not there.
 
-use std::ffi::OsString;
 use std::io;
 use std::path::{Path, PathBuf};
 
@@ -48,7 +47,7 @@ fn builder(options: &RedbOptions) -> Builder {
 fn begin(path: &Path, builder: &Builder) -> Result<(), Box<dyn std::error::Error>> {
     let directory = path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
     create_directory(directory)?;
-    let aside = aside(path);
+    let aside = aside(directory, path).ok_or("name a file")?;
     // What is left of an earlier beginning.
     match std::fs::remove_file(&aside) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error.into()),
@@ -61,10 +60,9 @@ fn begin(path: &Path, builder: &Builder) -> Result<(), Box<dyn std::error::Error
     Ok(())
 }
 
-fn aside(path: &Path) -> PathBuf {
-    let mut name = OsString::from(path);
-    name.push(".new");
-    name.into()
+// A name that nobody gives to something of his own: what has it goes.
+fn aside(directory: &Path, path: &Path) -> Option<PathBuf> {
+    Some(directory.join(format!(".{}.replikv-new", path.file_name()?.display())))
 }
 
 fn make_tables(database: &Database) -> Result<(), redb::Error> {

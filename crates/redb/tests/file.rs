@@ -42,8 +42,11 @@ fn what_is_no_database_is_refused_by_name_and_left_as_it_is() {
 async fn what_is_left_of_a_beginning_is_no_obstacle() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("store.redb");
-    std::fs::write(dir.path().join("store.redb.new"), "half of a database").unwrap();
+    let aside = dir.path().join(".store.redb.replikv-new");
+    std::fs::write(&aside, "half of a database").unwrap();
+    std::fs::write(dir.path().join("store.redb.new"), "somebody's own").unwrap();
     let store = RedbStore::open(&path).unwrap();
     store.apply(put("k", "v"), Durability::Buffered).await.unwrap();
-    assert!(!dir.path().join("store.redb.new").exists());
+    assert!(!aside.exists());
+    assert_eq!(std::fs::read_to_string(dir.path().join("store.redb.new")).unwrap(), "somebody's own");
 }

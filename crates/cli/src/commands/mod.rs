@@ -38,10 +38,16 @@ const NO: u8 = 1;
 
 /// Looks a name up: what cannot be an address is said to be none.
 async fn check_address(address: &str) -> anyhow::Result<()> {
-    let port = address.rsplit_once(':').and_then(|(_, port)| port.parse::<u16>().ok());
-    anyhow::ensure!(port.is_some(), "{address:?} is no address: use HOST:PORT");
+    check_port(address)?;
     let mut found = tokio::net::lookup_host(address).await.with_context(|| format!("{address} cannot be looked up"))?;
     anyhow::ensure!(found.next().is_some(), "{address} has no address");
+    Ok(())
+}
+
+/// Whether an address has the shape of one.
+fn check_port(address: &str) -> anyhow::Result<()> {
+    let port = address.rsplit_once(':').and_then(|(_, port)| port.parse::<u16>().ok());
+    anyhow::ensure!(port.is_some(), "{address:?} is no address: use HOST:PORT");
     Ok(())
 }
 

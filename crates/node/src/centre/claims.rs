@@ -91,12 +91,12 @@ impl Claims {
         }
         // The claim goes once nothing of what it has claimed can come back.
         loop {
-            let setbacks = centre.setbacks.count();
+            let setbacks = centre.setbacks();
             unlink::empty(centre, link, &leaving).await?;
             let synced = centre.store.sync().await;
             centre.setbacks.note(&synced);
             synced?;
-            if centre.setbacks.count() == setbacks {
+            if centre.setbacks() == setbacks {
                 break;
             }
         }

@@ -66,6 +66,15 @@ pub(super) struct Inner<S> {
 }
 
 impl<S: ReplicaStore> Inner<S> {
+    /// How often the store was opened anew after a failure, by a link or by the master that the centre may be.
+    fn setbacks(&self) -> u64 {
+        let by_master = match &self.writer {
+            Writer::Master(master) => master.inner().reopened(),
+            Writer::Gathering { .. } => 0,
+        };
+        self.setbacks.count.load(Ordering::Acquire) + by_master
+    }
+
     /// What fits into the store, and into a record of the master that it may be.
     fn limits(&self) -> StoreLimits {
         match &self.writer {
@@ -75,7 +84,7 @@ impl<S: ReplicaStore> Inner<S> {
     }
 }
 
-/// How often the store was opened anew after a failure: what any link had not synced may be gone since.
+/// How often links have opened the store anew after a failure: what any link had not synced may be gone since.
 #[derive(Debug, Default)]
 struct Setbacks {
     count: AtomicU64,
@@ -83,10 +92,6 @@ struct Setbacks {
 }
 
 impl Setbacks {
-    fn count(&self) -> u64 {
-        self.count.load(Ordering::Acquire)
-    }
-
     /// A call has come to `result`.
     fn note<R>(&self, result: &Result<R, StoreError>) {
         if result.as_ref().is_err_and(|error| error.outcome() == Outcome::Unknown) {

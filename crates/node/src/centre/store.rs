@@ -55,7 +55,7 @@ impl<S: ReplicaStore> LinkStore<S> {
             lease: Mutex::new(Some(lease)),
             abandoned: AtomicU64::new(0),
             decided: AtomicU64::new(0),
-            setbacks: AtomicU64::new(shared.setbacks.count()),
+            setbacks: AtomicU64::new(shared.setbacks()),
         }
     }
 
@@ -99,7 +99,7 @@ impl<S: ReplicaStore> LinkStore<S> {
 
     // Another link's failure may have taken what this one had not synced: it looks again where it stands before it goes on.
     fn check_setbacks(&self) -> Result<(), StoreError> {
-        if self.setbacks.load(Ordering::Acquire) == self.shared.setbacks.count() {
+        if self.setbacks.load(Ordering::Acquire) == self.shared.setbacks() {
             return Ok(());
         }
         let reason = "the store was opened anew after another link's failure, and may have lost what was not synced";
@@ -176,7 +176,7 @@ impl<S: ReplicaStore> ReplicaStore for LinkStore<S> {
     async fn reopen(&self) -> Result<(), StoreError> {
         self.ready().await?;
         self.shared.setbacks.reopening();
-        let count = self.shared.setbacks.count();
+        let count = self.shared.setbacks();
         self.shared.store.reopen().await?;
         self.setbacks.store(count, Ordering::Release);
         Ok(())

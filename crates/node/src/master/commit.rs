@@ -1,5 +1,6 @@
 //! The task that commits: the committer decides, this loop executes.
 
+use std::sync::atomic::Ordering;
 use std::sync::{Arc, PoisonError};
 use std::time::Duration;
 
@@ -518,6 +519,7 @@ impl<S: ReplicaStore> CommitTask<S> {
 
     async fn reopen(&mut self) -> Option<(Head, LogParts)> {
         let inner = self.inner.clone();
+        inner.reopened.fetch_add(1, Ordering::AcqRel);
         loop {
             match inner.store.reopen().await {
                 Ok(()) => match head_and_parts(&inner.store).await {

@@ -23,6 +23,7 @@ mod throttle;
 mod write;
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use arc_swap::{ArcSwap, ArcSwapOption};
 use async_trait::async_trait;
@@ -87,6 +88,8 @@ pub(crate) struct Inner<S> {
     counters: status::Counters,
     workbench: compact::Workbench,
     queue: Arc<Semaphore>,
+    /// How often the store was opened anew: what was not synced may be gone since.
+    reopened: AtomicU64,
     /// Held by the writer who waits for a slave; the others wait behind it, in order.
     throttle: AsyncMutex<()>,
     /// What belongs to links of the centre that this master is, if it is one.
@@ -99,6 +102,13 @@ pub(crate) struct Inner<S> {
     handed_over: AsyncMutex<Option<handover::Begun>>,
     committing: AsyncMutex<Option<JoinHandle<()>>>,
     runtime: tokio::runtime::Handle,
+}
+
+impl<S> Inner<S> {
+    /// How often the store was opened anew, or is about to be.
+    pub(crate) fn reopened(&self) -> u64 {
+        self.reopened.load(Ordering::Acquire)
+    }
 }
 
 impl<S> std::ops::Deref for Inner<S> {
@@ -168,6 +178,7 @@ impl<S: ReplicaStore> Master<S> {
             counters: status::Counters::default(),
             workbench: compact::Workbench::default(),
             queue: Arc::new(Semaphore::new(write::permits(config.queue_bytes))),
+            reopened: AtomicU64::new(0),
             throttle: AsyncMutex::new(()),
             claims: ArcSwap::default(),
             superseded: ArcSwapOption::default(),

@@ -165,7 +165,7 @@ where
 {
     let (mut place, mut reading) = (Some(permit), None);
     let admit = |wish| {
-        // A fence is put up with all places taken, too.
+        // A fence is put up with all places of readers taken, too.
         if wish == Wish::Fence {
             return Ok(());
         }

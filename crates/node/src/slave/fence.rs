@@ -99,6 +99,10 @@ impl<S: ReplicaStore> Slave<S> {
     /// What the store reports.
     pub async fn lift_fence(&self) -> Result<Option<Fence>, StoreError> {
         let _alone = self.inner.gate.entrance.lock().await;
+        // It may be being promoted to the very epoch that others wait for.
+        if self.inner.closing.is_cancelled() {
+            return Err(StoreError::Closed);
+        }
         let lifted = lift_fence(&*self.inner.store).await?;
         self.inner.tracker.fenced(None);
         Ok(lifted)
@@ -160,6 +164,8 @@ pub(super) struct Standing {
     pub(super) fence: Option<Fence>,
     filtered: bool,
     resyncs: bool,
+    /// It is a copy of a slave's store, and was not opened since.
+    pub(super) copied: bool,
     /// Where it is a master.
     reigns: bool,
 }
@@ -180,6 +186,7 @@ impl Standing {
             cursor,
             fence: if copied { fence.map(Fence::of_copy) } else { fence },
             filtered: super::subscription(store).await?.is_some(),
+            copied,
             resyncs: stored::read::<S, Resync>(store, Resync::KEY).await?.is_some(),
             reigns: identity.is_some_and(|identity| identity.role != Role::Slave),
         })

@@ -11,7 +11,8 @@ use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::time::timeout;
 
 use super::fence::{Standing, failed, promise, random};
-use super::{PromoteError, Promoted, Slave, promote};
+use super::promote::promote_as;
+use super::{PromoteError, Promoted, Slave};
 use crate::ServeError;
 use crate::reads::ask;
 
@@ -31,7 +32,8 @@ pub struct FenceConfig {
 impl FenceConfig {
     /// `slaves` slaves may follow the old master itself, with all keys, the one that is promoted among them, and those
     /// that are away, and any that a master would count later: each that [`replicated`](crate::Write::replicated) may
-    /// ever have counted, or may count from now on. Writes are acknowledged by `replicated` of them.
+    /// ever have counted, or may count from now on. Slaves below a relay are none of them, and must not be fenced for it
+    /// either: the relay is. Writes are acknowledged by `replicated` of them.
     ///
     /// # Hazard
     /// Both are promises of whoever says them. With fewer slaves than there are, or more copies than writers wait for,
@@ -215,7 +217,7 @@ impl<S: ReplicaStore> Slave<S> {
 /// store stays open.
 ///
 /// A fenced slave follows nobody of an epoch before the new one, and acknowledges nothing there beyond where it stands. It
-/// stays so if this comes to nothing: run it again, which asks for the same epoch; or [`promote`] the slave without the
+/// stays so if this comes to nothing: run it again, which asks for the same epoch; or [`promote`](super::promote()) the slave without the
 /// promise; or [lift](super::lift_fence) the fences, on this store first.
 ///
 /// # Durability
@@ -245,7 +247,7 @@ where
     let mut rounds = ROUNDS;
     loop {
         let (fence, own) = fence_own(store, config, above).await?;
-        let request = FenceRequest { source: fence.source, epoch: fence.epoch, by: fence.by };
+        let request = FenceRequest { source: fence.source, epoch: fence.epoch, by: fence.by.clone() };
         let answers = join_all(others.iter().map(|address| {
             let (connect, request) = (&connect, &request);
             async move {
@@ -284,7 +286,7 @@ where
         if !tally.is_enough() {
             return Err(FencedPromoteError::TooFew { fenced, unfenced, needed });
         }
-        let promoted = promote(store).await?;
+        let promoted = promote_as(store, Some(&fence)).await?;
         return Ok(FencedPromotion { promoted, fenced, unfenced, needed });
     }
 }
@@ -326,6 +328,10 @@ async fn fence_own<S: ReplicaStore>(
     let standing = Standing::read(store).await?;
     if !standing.is_slave() {
         return Err(PromoteError::NoSlave.into());
+    }
+    // It could fence others, and never begin the epoch that they wait for.
+    if standing.copied {
+        return Err(PromoteError::Backup.into());
     }
     let fencing = async {
         let epoch = standing.candidate().begins(above, random().map_err(failed)?)?;

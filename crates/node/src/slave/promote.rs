@@ -29,6 +29,9 @@ pub enum PromoteError {
         /// What it subscribes to.
         ranges: KeyRanges,
     },
+    /// It is a backup, which has no name of its own yet: let it follow first, or promote it without fencing others.
+    #[error("the store is a backup: open it as a slave first, with a name of its own")]
+    Backup,
     /// It has promised itself to the promotion of another slave: promote that one. If that was given up, fence with
     /// [`FenceConfig::anew`](super::FenceConfig::anew), or [lift](super::lift_fence) the fence.
     #[error("the slave is fenced: it waits for epoch {epoch}, which begins when {by} is promoted")]
@@ -104,6 +107,11 @@ impl<S: ReplicaStore> Slave<S> {
 /// # Errors
 /// [`PromoteError`]: nothing was changed.
 pub async fn promote<S: ReplicaStore>(store: &S) -> Result<Promoted, PromoteError> {
+    promote_as(store, None).await
+}
+
+// As it was promised with this fence, if there is one: whoever waits for that epoch must not wait in vain.
+pub(super) async fn promote_as<S: ReplicaStore>(store: &S, promised: Option<&Fence>) -> Result<Promoted, PromoteError> {
     let link = super::only_link(store).await?;
     let cursor = match link {
         Some(link) => store.cursor(&link).await?.map(|cursor| (link, cursor)),
@@ -119,6 +127,9 @@ pub async fn promote<S: ReplicaStore>(store: &S) -> Result<Promoted, PromoteErro
         fence: stored::read(store, Fence::KEY).await?,
         backup: stored::read(store, Backup::KEY).await?,
     };
+    if promised.is_some_and(|promised| candidate.fence.as_ref() != Some(promised)) {
+        return Err(StoreError::HeadMoved.into());
+    }
     let Promotion { writes, last, first } = candidate.promote(epoch_nonce()?, unix_ms())?;
     store.apply(writes, Durability::Synced).await?;
     Ok(Promoted { last, first })

@@ -6,10 +6,11 @@ use super::figure::Sample;
 use super::peer::{Order, Peer};
 use super::workload::{Entries, ingest, write};
 use super::{Place, serve};
-use crate::args;
+use crate::{args, store};
 
 const RAW: usize = 1_000;
 const LOAD: usize = 10_000;
+const RING: usize = 64 << 10;
 
 pub(super) async fn round(place: &Place<'_>, args: &args::Bench) -> anyhow::Result<Vec<Sample>> {
     let mut before: Vec<_> = Entries::part(args, 1).take(args.entries / 2 + 1).collect();
@@ -22,7 +23,9 @@ pub(super) async fn round(place: &Place<'_>, args: &args::Bench) -> anyhow::Resu
     place.remove("raw")?;
     let store = place.open("master")?;
     ingest(&store, before.into_iter(), LOAD).await?;
-    let master = super::master_of(store, place.kind).await?;
+    // What a ring in memory holds would be served from there.
+    let config = super::keeping().ring_bytes(RING);
+    let master = store::open_master(store, place.kind, config).await?;
     let from = serve(&master).await?;
     // It holds what was there, and misses what follows.
     let first = master.put("first", "").await?;
@@ -34,6 +37,7 @@ pub(super) async fn round(place: &Place<'_>, args: &args::Bench) -> anyhow::Resu
     let answer = slave.ask(&Order::Follow { from, until }).await?;
     let same = (answer.copies, answer.comparisons) == (there.copies, there.comparisons);
     anyhow::ensure!(same, "the slave did not go through the log");
+    slave.end().await?;
     master.shutdown().await?;
     #[allow(clippy::cast_precision_loss, reason = "a figure for people")]
     let rate = args.entries as f64 / answer.seconds;

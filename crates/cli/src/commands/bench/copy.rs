@@ -29,6 +29,7 @@ pub(super) async fn round(place: &Place<'_>, args: &args::Bench) -> anyhow::Resu
     let mut slave = Peer::start(&place.url("slave"))?;
     let answer = slave.ask(&Order::Follow { from, until }).await?;
     anyhow::ensure!(answer.copies == 1, "the slave did not copy");
+    slave.end().await?;
     master.shutdown().await?;
     #[allow(clippy::cast_precision_loss, reason = "a figure for people")]
     let rate = args.entries as f64 / answer.seconds;

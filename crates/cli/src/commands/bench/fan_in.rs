@@ -11,20 +11,21 @@ use crate::{args, ui};
 const MASTERS: [usize; 2] = [4, 16];
 
 pub(super) async fn round(place: &Place<'_>, args: &args::Bench) -> anyhow::Result<Vec<Sample>> {
-    let base = gather(place, 1, args).await?;
     let mut samples = Vec::new();
     for masters in MASTERS {
-        let rate = gather(place, masters, args).await?;
+        // As many writers.
+        let base = gather(place, 1, masters, args).await?;
+        let rate = gather(place, masters, 1, args).await?;
         let goal = (masters == 16).then_some(0.9);
         samples.push(Sample::rate("fan-in", place.kind, format!("{masters} masters"), rate, base).goal(goal));
     }
     Ok(samples)
 }
 
-async fn gather(place: &Place<'_>, count: usize, args: &args::Bench) -> anyhow::Result<f64> {
-    let name = format!("centre-{count}");
-    let mut centre = Peer::start(&place.url(&name))?;
-    let sources = Place::new("memory", args)?;
+async fn gather(place: &Place<'_>, count: usize, writers: usize, args: &args::Bench) -> anyhow::Result<f64> {
+    let name = "centre";
+    let mut centre = Peer::start(&place.url(name))?;
+    let sources = Place::new("memory", 0, args)?;
     let mut masters = Vec::new();
     let mut from = Vec::new();
     for _ in 0..count {
@@ -35,21 +36,22 @@ async fn gather(place: &Place<'_>, count: usize, args: &args::Bench) -> anyhow::
     centre.ask(&Order::Gather { from: from.clone() }).await?;
     let mut writing = tokio::task::JoinSet::new();
     let start = Instant::now();
-    for (index, master) in masters.iter().cloned().enumerate() {
-        let (entries, batch) = (Entries::part(args, index), args.batch);
-        let share = args.entries / count;
+    let share = args.entries / (count * writers);
+    for number in 0..count * writers {
+        let index = number % count;
+        let (master, entries, batch) = (masters[index].clone(), Entries::part(args, number), args.batch);
         writing.spawn(async move { anyhow::Ok((index, write(&master, entries.take(share), batch).await?.1)) });
     }
     while let Some(ended) = writing.join_next().await {
         let (index, last) = ended??;
-        from[index].1 = last.map_or(0, |last| last.seq.as_u64());
+        from[index].1 = from[index].1.max(last.map_or(0, |last| last.seq.as_u64()));
     }
     centre.ask(&Order::Gather { from }).await?;
-    let rate = ui::rate((args.entries / count * count) as u64, start.elapsed());
+    let rate = ui::rate((share * count * writers) as u64, start.elapsed());
     for master in masters {
         master.shutdown().await?;
     }
-    drop(centre);
-    place.remove(&name)?;
+    centre.end().await?;
+    place.remove(name)?;
     Ok(rate)
 }

@@ -34,6 +34,7 @@ pub(super) async fn round(place: &Place<'_>, args: &args::Bench) -> anyhow::Resu
         let rate = ui::rate((count * slaves) as u64, start.elapsed());
         let base = *base.get_or_insert(rate);
         samples.push(Sample::rate("fan-out", place.kind, format!("delivered to {slaves}"), rate, base));
+        peer.end().await?;
         master.shutdown().await?;
     }
     Ok(samples)

@@ -1,37 +1,21 @@
 //! A thousand slaves that subscribe to keys that nobody writes: what each costs the master in memory, and all of them its
-//! writers.
+//! writers. The master is in a process of its own, and so are the slaves: memory that was used before would hide theirs.
 
 use anyhow::Context;
 
+use super::Place;
 use super::figure::Sample;
 use super::peer::{Order, Peer};
-use super::workload::{Entries, write};
-use super::{Place, serve};
 use crate::args;
 
-const SLAVES: u32 = 1_000;
+const SLAVES: usize = 1_000;
 
 pub(super) async fn round(place: &Place<'_>, args: &args::Bench) -> anyhow::Result<Vec<Sample>> {
     if place.kind != "memory" {
         return Ok(Vec::new());
     }
-    let master = place.master("master").await?;
-    let from = serve(&master).await?;
-    let until = master.put("first", "").await?.seq.as_u64();
-    let mut peer = Peer::start(&place.url("slave"))?;
-    // The first one warms up what all of them share.
-    let prefix = Some("nobody/".to_string());
-    peer.ask(&Order::Fan { from, slaves: 1, until, prefix: prefix.clone() }).await?;
-    let before = resident()?;
-    peer.ask(&Order::Fan { from, slaves: SLAVES as usize, until, prefix }).await?;
-    let each = (resident()? - before) / f64::from(SLAVES - 1);
-    let (rate, _) = write(&master, Entries::new(args).take(args.entries), args.batch).await?;
-    master.shutdown().await?;
-    drop((master, peer));
-    let alone = place.master("alone").await?;
-    let (base, _) = write(&alone, Entries::new(args).take(args.entries), args.batch).await?;
-    alone.shutdown().await?;
-    drop(alone);
+    let (base, _) = written(args, None).await?;
+    let (rate, each) = written(args, Some("nobody/")).await?;
     let words = format!("written, with {SLAVES} idle slaves");
     Ok(vec![
         Sample::rate("idle", place.kind, words, rate, base).goal(Some(0.95)),
@@ -39,11 +23,31 @@ pub(super) async fn round(place: &Place<'_>, args: &args::Bench) -> anyhow::Resu
     ])
 }
 
-/// Bytes of memory that this process has.
-fn resident() -> anyhow::Result<f64> {
-    let status =
-        std::fs::read_to_string("/proc/self/status").context("this system does not tell how much memory is used")?;
-    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"));
-    let words = line.and_then(|line| line.split_whitespace().next()).context("no VmRSS in /proc/self/status")?;
-    Ok(words.parse::<f64>()? * 1024.0)
+// Entries that a fresh master writes a second, with slaves of that prefix or without any; and what each of them weighs.
+async fn written(args: &args::Bench, prefix: Option<&str>) -> anyhow::Result<(f64, f64)> {
+    let mut master = Peer::start("memory:")?;
+    let from = master.ask(&Order::Host).await?.address.context("the master has no address")?;
+    let mut slaves = Peer::start("memory:")?;
+    let mut each = 0.0;
+    if let Some(prefix) = prefix {
+        // Its first record is the beginning of its epoch.
+        let mut fan = async |slaves_in_all| {
+            let prefix = Some(prefix.to_owned());
+            slaves.ask(&Order::Fan { from, slaves: slaves_in_all, until: 1, prefix }).await
+        };
+        // The first one warms up what all of them share.
+        fan(1).await?;
+        let before = master.ask(&Order::Weigh).await?.resident;
+        fan(SLAVES).await?;
+        #[allow(clippy::cast_precision_loss, reason = "a thousand")]
+        let others = (SLAVES - 1) as f64;
+        each = (master.ask(&Order::Weigh).await?.resident - before) / others;
+    }
+    let order = Order::Write { entries: args.entries, batch: args.batch, value: args.value, keys: args.keys };
+    let seconds = master.ask(&order).await?.seconds;
+    slaves.end().await?;
+    master.end().await?;
+    #[allow(clippy::cast_precision_loss, reason = "a figure for people")]
+    let rate = args.entries as f64 / seconds;
+    Ok((rate, each))
 }

@@ -36,6 +36,7 @@ pub(super) async fn round(place: &Place<'_>, args: &args::Bench) -> anyhow::Resu
     slave.tell(&Order::Watch { first, last: first + WRITES - 1 }).await?;
     open_loop(&master, first, args).await?;
     tell("open loop, readable", slave.hear().await?.micros.unwrap_or_default());
+    slave.end().await?;
     master.shutdown().await?;
     Ok(samples)
 }
@@ -44,6 +45,7 @@ pub(super) async fn round(place: &Place<'_>, args: &args::Bench) -> anyhow::Resu
 pub(super) async fn closed_loop(place: &Place<'_>, args: &args::Bench, writes: u64) -> anyhow::Result<Quantiles> {
     let (master, mut slave, first) = pair(place).await?;
     let (readable, _) = closed(&master, &mut slave, first, writes, args).await?;
+    slave.end().await?;
     master.shutdown().await?;
     Ok(readable)
 }

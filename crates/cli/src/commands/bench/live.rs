@@ -9,12 +9,31 @@ use super::{Place, serve};
 use crate::{args, ui};
 
 pub(super) async fn round(place: &Place<'_>, args: &args::Bench) -> anyhow::Result<Vec<Sample>> {
+    let (base, (rate, both)) = if place.base_first {
+        let base = alone(place, args).await?;
+        (base, with_slave(place, args).await?)
+    } else {
+        let rates = with_slave(place, args).await?;
+        (alone(place, args).await?, rates)
+    };
+    let goal = (place.kind == "memory").then_some(0.9);
+    Ok(vec![
+        Sample::rate("live", place.kind, "written, with a slave", rate, base).goal(goal),
+        Sample::rate("live", place.kind, "until the slave has all", both, base),
+    ])
+}
+
+async fn alone(place: &Place<'_>, args: &args::Bench) -> anyhow::Result<f64> {
     let alone = place.master("alone").await?;
-    let (base, _) = write(&alone, Entries::new(args).take(args.entries), args.batch).await?;
+    let (rate, _) = write(&alone, Entries::new(args).take(args.entries), args.batch).await?;
     alone.shutdown().await?;
     drop(alone);
     place.remove("alone")?;
+    Ok(rate)
+}
 
+// Until all is written, and until the slave has it.
+async fn with_slave(place: &Place<'_>, args: &args::Bench) -> anyhow::Result<(f64, f64)> {
     let master = place.master("master").await?;
     let from = serve(&master).await?;
     let until = master.put("first", "").await?.seq.as_u64();
@@ -25,10 +44,10 @@ pub(super) async fn round(place: &Place<'_>, args: &args::Bench) -> anyhow::Resu
     let until = last.map_or(0, |last| last.seq.as_u64());
     slave.ask(&Order::Follow { from, until }).await?;
     let both = ui::rate(args.entries as u64, start.elapsed());
+    slave.end().await?;
     master.shutdown().await?;
-    let goal = (place.kind == "memory").then_some(0.9);
-    Ok(vec![
-        Sample::rate("live", place.kind, "written, with a slave", rate, base).goal(goal),
-        Sample::rate("live", place.kind, "until the slave has all", both, base),
-    ])
+    drop(master);
+    place.remove("master")?;
+    place.remove("slave")?;
+    Ok((rate, both))
 }

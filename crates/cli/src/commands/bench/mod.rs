@@ -58,10 +58,11 @@ async fn measure(args: &args::Bench, json: bool) -> anyhow::Result<()> {
     let mut rows: Vec<Row> = Vec::new();
     for &scenario in scenarios {
         let mut samples = Vec::new();
-        for _ in 0..args.rounds {
-            samples.extend(round(scenario, &kinds, args).await.with_context(|| format!("{scenario:?}"))?);
+        for number in 0..args.rounds {
+            samples.extend(round(scenario, &kinds, number, args).await.with_context(|| format!("{scenario:?}"))?);
             bar.inc(1);
         }
+        ensure!(args.all || !samples.is_empty(), "{scenario:?} is not measured on {}", kinds.join(", "));
         rows.extend(Row::medians(samples));
     }
     bar.finish_and_clear();
@@ -85,10 +86,10 @@ fn kinds(args: &args::Bench) -> anyhow::Result<Vec<&str>> {
     Ok(if args.stores.is_empty() { all.into() } else { args.stores.iter().map(String::as_str).collect() })
 }
 
-async fn round(scenario: Scenario, kinds: &[&str], args: &args::Bench) -> anyhow::Result<Vec<Sample>> {
+async fn round(scenario: Scenario, kinds: &[&str], number: usize, args: &args::Bench) -> anyhow::Result<Vec<Sample>> {
     let mut samples = Vec::new();
     for kind in kinds {
-        let place = Place::new(kind, args)?;
+        let place = Place::new(kind, number, args)?;
         samples.extend(match scenario {
             Scenario::Write => write::round(&place, args).await?,
             Scenario::Writers => writers::round(&place, args).await?,
@@ -110,14 +111,16 @@ async fn round(scenario: Scenario, kinds: &[&str], args: &args::Bench) -> anyhow
 #[derive(Debug)]
 struct Place<'a> {
     kind: &'a str,
+    /// What is compared with what: the one is measured first in every other round, since the first one warms up the other.
+    base_first: bool,
     dir: tempfile::TempDir,
 }
 
 impl<'a> Place<'a> {
-    fn new(kind: &'a str, args: &args::Bench) -> anyhow::Result<Self> {
+    fn new(kind: &'a str, round: usize, args: &args::Bench) -> anyhow::Result<Self> {
         let parent = args.dir.clone().unwrap_or_else(std::env::temp_dir);
         let dir = tempfile::Builder::new().prefix("replikv-bench-").tempdir_in(&parent);
-        Ok(Self { kind, dir: dir.context("no place to measure")? })
+        Ok(Self { kind, base_first: round.is_multiple_of(2), dir: dir.context("no place to measure")? })
     }
 
     fn url(&self, name: &str) -> String {
@@ -144,8 +147,13 @@ impl<'a> Place<'a> {
 }
 
 async fn master_of(store: Store, kind: &str) -> anyhow::Result<Master<Store>> {
+    store::open_master(store, kind, keeping()).await
+}
+
+// The whole log is kept.
+fn keeping() -> MasterConfig {
     let retention = Retention { max_bytes: u64::MAX, max_age_ms: None, hold_back_bytes: u64::MAX };
-    store::open_master(store, kind, MasterConfig::default().retention(retention)).await
+    MasterConfig::default().retention(retention)
 }
 
 fn remove(path: &Path) -> std::io::Result<()> {

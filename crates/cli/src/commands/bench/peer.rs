@@ -10,7 +10,7 @@ use std::time::{Instant, SystemTime};
 
 use anyhow::{Context, anyhow, bail};
 use hdrhistogram::Histogram;
-use replikv::{Centre, KeyRange, LinkConfig, LinkId, LinkStore, ReplicaStore, Seq, Slave, SlaveConfig};
+use replikv::{Centre, KeyRange, LinkConfig, LinkId, LinkStore, Master, ReplicaStore, Seq, Slave, SlaveConfig};
 use serde::{Deserialize, Serialize};
 use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader};
 use tokio::process::{Child, ChildStdin, ChildStdout, Command};
@@ -19,7 +19,8 @@ use tokio::task::JoinHandle;
 
 use super::discard::DiscardStore;
 use super::redis::Drain;
-use crate::args;
+use super::workload::{Entries, write};
+use crate::args::{self, Keys};
 use crate::store::{self, Store};
 
 /// What a peer can be told.
@@ -36,6 +37,12 @@ pub(super) enum Order {
     Fan { from: SocketAddr, slaves: usize, until: u64, prefix: Option<String> },
     /// Let so many replica connections to a Redis server read what they are sent, until each has had so many bytes.
     Drain { from: SocketAddr, receivers: usize, bytes: u64 },
+    /// Serve a master in memory. Answered with its address, and the memory that the process has.
+    Host,
+    /// Let that master write so many entries. Answered with the time that took.
+    Write { entries: usize, batch: usize, value: usize, keys: Keys },
+    /// Answered with the memory that the process has.
+    Weigh,
     /// Answered when these records are applied, with quantiles of the time since what their values say they were written
     /// at.
     Watch { first: u64, last: u64 },
@@ -48,6 +55,9 @@ pub(super) struct Answer {
     pub(super) copies: u64,
     pub(super) comparisons: u64,
     pub(super) micros: Option<Quantiles>,
+    pub(super) address: Option<SocketAddr>,
+    /// Bytes of memory that the process has.
+    pub(super) resident: f64,
 }
 
 /// Microseconds.
@@ -80,7 +90,7 @@ pub(super) fn now() -> u64 {
 /// A peer, seen from whom it belongs to. It is killed when this goes.
 #[derive(Debug)]
 pub(super) struct Peer {
-    _process: Child,
+    process: Child,
     orders: ChildStdin,
     answers: tokio::io::Lines<BufReader<ChildStdout>>,
 }
@@ -96,7 +106,7 @@ impl Peer {
             .spawn()
             .context("a second process cannot be started")?;
         let pipes = process.stdin.take().zip(process.stdout.take()).context("a second process has no pipes")?;
-        Ok(Self { _process: process, orders: pipes.0, answers: BufReader::new(pipes.1).lines() })
+        Ok(Self { process, orders: pipes.0, answers: BufReader::new(pipes.1).lines() })
     }
 
     pub(super) async fn ask(&mut self, order: &Order) -> anyhow::Result<Answer> {
@@ -108,6 +118,11 @@ impl Peer {
     pub(super) async fn tell(&mut self, order: &Order) -> anyhow::Result<()> {
         let line = serde_json::to_string(order)? + "\n";
         self.orders.write_all(line.as_bytes()).await.context("the second process has ended")
+    }
+
+    /// Ends the process, and waits until it is gone: nothing of it is left to disturb what is measured next.
+    pub(super) async fn end(mut self) -> anyhow::Result<()> {
+        self.process.kill().await.context("the second process cannot be ended")
     }
 
     pub(super) async fn hear(&mut self) -> anyhow::Result<Answer> {
@@ -129,7 +144,7 @@ pub(crate) async fn run(args: args::BenchPeer) -> anyhow::Result<ExitCode> {
         }
     });
     let mut follower =
-        Follower { url: args.store, slave: None, centre: None, fan: Vec::new(), drain: Drain::default() };
+        Follower { url: args.store, slave: None, centre: None, fan: Vec::new(), drain: Drain::default(), master: None };
     while let Some(line) = orders.recv().await {
         let answer = match serde_json::from_str(&line) {
             Ok(order) => follower.obey(order).await.map_err(|error| format!("{error:#}")),
@@ -146,6 +161,7 @@ struct Follower {
     centre: Option<Links>,
     fan: Vec<Slave<DiscardStore>>,
     drain: Drain,
+    master: Option<Master<Store>>,
 }
 
 struct Links {
@@ -171,6 +187,19 @@ impl Follower {
                 self.drain.drain(from, receivers, bytes).await?;
                 Ok(Answer::default())
             }
+            Order::Host => {
+                let master = super::master_of(store::open("memory:")?, "memory").await?;
+                let address = Some(super::serve(&master).await?);
+                self.master = Some(master);
+                Ok(Answer { address, resident: resident()?, ..Answer::default() })
+            }
+            Order::Write { entries, batch, value, keys } => {
+                let master = self.master.as_ref().context("it hosts no master")?;
+                let start = Instant::now();
+                write(master, Entries::seeded(keys, value, 0).take(entries), batch).await?;
+                Ok(Answer { seconds: start.elapsed().as_secs_f64(), ..Answer::default() })
+            }
+            Order::Weigh => Ok(Answer { resident: resident()?, ..Answer::default() }),
             Order::Watch { first, last } => self.watch(first, last).await,
         }
     }
@@ -189,7 +218,7 @@ impl Follower {
         }
         slave.wait_applied(Seq::new(until)).await?;
         let (seconds, status) = (start.elapsed().as_secs_f64(), slave.status());
-        Ok(Answer { seconds, copies: status.copies, comparisons: status.comparisons, micros: None })
+        Ok(Answer { seconds, copies: status.copies, comparisons: status.comparisons, ..Answer::default() })
     }
 
     async fn gather(&mut self, from: Vec<(SocketAddr, u64)>) -> anyhow::Result<Answer> {
@@ -265,4 +294,13 @@ async fn follow<S: ReplicaStore>(slave: Slave<S>, from: SocketAddr) {
         // Nobody would answer whoever waits for it.
         std::process::exit(i32::from(crate::FAILED));
     }
+}
+
+/// Bytes of memory that this process has.
+fn resident() -> anyhow::Result<f64> {
+    let status =
+        std::fs::read_to_string("/proc/self/status").context("this system does not tell how much memory is used")?;
+    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"));
+    let words = line.and_then(|line| line.split_whitespace().next()).context("no VmRSS in /proc/self/status")?;
+    Ok(words.parse::<f64>()? * 1024.0)
 }

@@ -29,14 +29,16 @@ pub(super) async fn round(place: &Place<'_>, args: &args::Bench) -> anyhow::Resu
     let rate = |seconds: f64| args.entries as f64 / seconds;
     let keys: Vec<Key> = Entries::new(args).take(args.entries).map(|entry| entry.0).collect();
     let mut rng = fastrand::Rng::with_seed(11);
+    let mut others = Entries::part(args, 2);
     for (before, changed) in (0..).zip(CHANGED) {
         slave.ask(&Order::Leave).await?;
-        until = change(&master, &keys, changed, until, &mut rng).await?;
+        until = change(&master, &keys, changed, until, (&mut rng, &mut others)).await?;
         let answer = slave.ask(&Order::Follow { from, until }).await?;
         anyhow::ensure!(answer.comparisons == before + 1, "the slave did not compare");
         let what = format!("{} % changed", f64::from(u16::try_from(changed)?) / 10.0);
         samples.push(Sample::rate("recovery", place.kind, what, rate(answer.seconds), rate(copied.seconds)));
     }
+    slave.end().await?;
     master.shutdown().await?;
     Ok(samples)
 }
@@ -47,11 +49,12 @@ async fn change(
     keys: &[Key],
     changed: usize,
     before: u64,
-    rng: &mut fastrand::Rng,
+    (rng, others): (&mut fastrand::Rng, &mut Entries),
 ) -> anyhow::Result<u64> {
     let mut batch = Batch::new();
     for _ in 0..keys.len() * changed / 1_000 {
-        batch = batch.put(keys[rng.usize(..keys.len())], rng.u128(..).to_be_bytes());
+        let value = others.next().map(|entry| entry.1).unwrap_or_default();
+        batch = batch.put(keys[rng.usize(..keys.len())], value);
     }
     master.write(batch.put("last", before.to_be_bytes())).await?;
     while master.status().floor.seq.as_u64() <= before {

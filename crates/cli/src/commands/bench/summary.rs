@@ -13,6 +13,8 @@ use crate::ui;
 
 /// How many writes the latency is the median of.
 const WRITES: usize = 201;
+/// A slave that catches up is to be served from the log, and not from memory.
+const RING: usize = 64 << 10;
 
 pub(super) async fn run(args: &args::Bench, kinds: &[&str], json: bool) -> anyhow::Result<()> {
     let parent = args.dir.clone().unwrap_or_else(std::env::temp_dir);
@@ -94,7 +96,7 @@ async fn round(kind: &str, dir: &Path, args: &args::Bench) -> anyhow::Result<Row
     };
     let raw = raw(&open("raw")?, args).await?;
 
-    let master = store::open_master(open("master")?, kind, MasterConfig::default()).await?;
+    let master = store::open_master(open("master")?, kind, MasterConfig::default().ring_bytes(RING)).await?;
     // The slave knows the beginning, and misses everything that follows.
     let listener = TcpListener::bind("127.0.0.1:0").await?;
     let address = listener.local_addr()?;

@@ -26,9 +26,13 @@ impl Entries {
 
     /// Others for each number.
     pub(super) fn part(args: &args::Bench, number: usize) -> Self {
+        Self::seeded(args.keys, args.value, number)
+    }
+
+    pub(super) fn seeded(keys: Keys, value: usize, number: usize) -> Self {
         let mut rng = fastrand::Rng::with_seed(7 + number as u64);
-        let noise = (0..args.value + 4096).map(|_| rng.u8(..)).collect();
-        Self { rng, keys: args.keys, next: (number as u128) << 64, noise, value: args.value }
+        let noise = (0..value + 4096).map(|_| rng.u8(..)).collect();
+        Self { rng, keys, next: (number as u128) << 64, noise, value }
     }
 
     /// The same ones sorted by key.

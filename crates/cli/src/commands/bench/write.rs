@@ -13,20 +13,35 @@ pub(super) async fn round(place: &Place<'_>, args: &args::Bench) -> anyhow::Resu
     let mut samples = Vec::new();
     for batch in BATCHES {
         let count = args.entries.min(batch * MOST);
-        let raw = place.open("raw")?;
-        let base = ingest(&raw, Entries::new(args).take(count), batch).await?;
-        raw.close().await?;
-        drop(raw);
-        place.remove("raw")?;
-        let master = place.master("master").await?;
-        let (rate, _) = write(&master, Entries::new(args).take(count), batch).await?;
-        master.shutdown().await?;
-        drop(master);
-        place.remove("master")?;
+        let (base, rate) = if place.base_first {
+            let base = raw(place, count, batch, args).await?;
+            (base, logged(place, count, batch, args).await?)
+        } else {
+            let rate = logged(place, count, batch, args).await?;
+            (raw(place, count, batch, args).await?, rate)
+        };
         let goal = (batch >= 100).then(|| goal(place.kind)).flatten();
         samples.push(Sample::rate("write", place.kind, format!("batches of {batch}"), rate, base).goal(goal));
     }
     Ok(samples)
+}
+
+async fn raw(place: &Place<'_>, count: usize, batch: usize, args: &args::Bench) -> anyhow::Result<f64> {
+    let raw = place.open("raw")?;
+    let rate = ingest(&raw, Entries::new(args).take(count), batch).await?;
+    raw.close().await?;
+    drop(raw);
+    place.remove("raw")?;
+    Ok(rate)
+}
+
+async fn logged(place: &Place<'_>, count: usize, batch: usize, args: &args::Bench) -> anyhow::Result<f64> {
+    let master = place.master("master").await?;
+    let (rate, _) = write(&master, Entries::new(args).take(count), batch).await?;
+    master.shutdown().await?;
+    drop(master);
+    place.remove("master")?;
+    Ok(rate)
 }
 
 fn goal(kind: &str) -> Option<f64> {

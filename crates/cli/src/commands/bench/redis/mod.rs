@@ -46,8 +46,9 @@ async fn copies(place: &Place<'_>, args: &args::Bench) -> anyhow::Result<Vec<Sam
     let mut slave = Peer::start(&place.url("slave"))?;
     let copied = slave.ask(&Order::Follow { from, until }).await?;
     ensure!(copied.copies == 1, "the slave did not copy");
+    slave.end().await?;
     master.shutdown().await?;
-    drop((master, slave));
+    drop(master);
     #[allow(clippy::cast_precision_loss, reason = "a figure for people")]
     let rate = args.entries as f64 / copied.seconds;
     let mut samples = Vec::new();
@@ -65,6 +66,8 @@ async fn copies(place: &Place<'_>, args: &args::Bench) -> anyhow::Result<Vec<Sam
         there.replicate(&server).await?;
         there.wait_for_size(args.entries).await?;
         let base = ui::rate(args.entries as u64, began.elapsed());
+        replica.end().await?;
+        server.end().await?;
         samples.push(Sample::rate("redis", place.kind, format!("copy, {words}"), rate, base).goal(Some(goal)));
     }
     Ok(samples)
@@ -89,6 +92,8 @@ async fn latencies(place: &Place<'_>, args: &args::Bench) -> anyhow::Result<Vec<
         histogram.record(now() - start)?;
         writer.skip_replies(1).await?;
     }
+    replica.end().await?;
+    server.end().await?;
     let theirs = Quantiles::of(&histogram);
     let pairs = ours.named().into_iter().zip(theirs.named());
     Ok(pairs
@@ -115,8 +120,8 @@ async fn receivers(place: &Place<'_>, args: &args::Bench) -> anyhow::Result<Samp
     let until = last.map_or(0, |last| last.seq.as_u64());
     peer.ask(&Order::Fan { from, slaves: RECEIVERS, until, prefix: None }).await?;
     let ours = ui::rate((DELIVERED * RECEIVERS) as u64, start.elapsed());
+    peer.end().await?;
     master.shutdown().await?;
-    drop(peer);
 
     let server = Server::start(Config::Quickest, &place.path("redis-master"), None).await?;
     let mut writer = server.client().await?;
@@ -128,6 +133,8 @@ async fn receivers(place: &Place<'_>, args: &args::Bench) -> anyhow::Result<Samp
     writer.fill(entries(), PIPELINE).await?;
     peer.ask(&Order::Drain { from: server.address(), receivers: RECEIVERS, bytes: each }).await?;
     let theirs = ui::rate((DELIVERED * RECEIVERS) as u64, start.elapsed());
+    peer.end().await?;
+    server.end().await?;
     Ok(Sample::rate("redis", place.kind, format!("delivered to {RECEIVERS} receivers"), ours, theirs).goal(Some(2.0)))
 }
 

@@ -30,7 +30,7 @@ pub(super) enum Config {
 /// It is killed when this goes.
 #[derive(Debug)]
 pub(super) struct Server {
-    _process: Child,
+    process: Child,
     address: SocketAddr,
 }
 
@@ -52,13 +52,18 @@ impl Server {
             command.args(["--notify-keyspace-events", events]);
         }
         let process = command.stdin(Stdio::null()).stdout(Stdio::null()).kill_on_drop(true).spawn();
-        let server = Self { _process: process.context("redis-server cannot be started: is it installed?")?, address };
+        let server = Self { process: process.context("redis-server cannot be started: is it installed?")?, address };
         let until = Instant::now() + PATIENCE;
         while server.client().await.is_err() {
             ensure!(Instant::now() < until, "redis-server does not answer");
             sleep(Duration::from_millis(10)).await;
         }
         Ok(server)
+    }
+
+    /// Ends it, and waits until it is gone.
+    pub(super) async fn end(mut self) -> anyhow::Result<()> {
+        self.process.kill().await.context("redis-server cannot be ended")
     }
 
     pub(super) fn address(&self) -> SocketAddr {
