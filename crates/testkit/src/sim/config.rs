@@ -116,7 +116,7 @@ impl Config {
         }
         config.quiet = std::env::var_os("REPLIKV_SIM_QUIET").is_some();
         if let Ok(name) = std::env::var("REPLIKV_SIM_BUG") {
-            let bug = Bug::all().into_iter().find(|bug| bug.to_string() == name);
+            let bug = Bug::named(&name);
             config = config.bug(bug.ok_or_else(|| format!("REPLIKV_SIM_BUG: {name} cannot be planted in this build"))?);
         }
         let off = std::env::var("REPLIKV_SIM_OFF").unwrap_or_default();

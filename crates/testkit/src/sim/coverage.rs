@@ -2,6 +2,8 @@
 
 use std::collections::BTreeMap;
 
+use super::Topology;
+
 macro_rules! named {
     ($(#[$doc:meta])* $name:ident { $($(#[$variant_doc:meta])* $variant:ident = $word:literal,)* }) => {
         $(#[$doc])*
@@ -325,6 +327,12 @@ impl Coverage {
     /// All faults that were injected.
     pub fn injected(&self) -> u64 {
         self.faults.values().sum()
+    }
+
+    /// Which faults never struck, of those that runs of this kind know.
+    pub fn missing_of(&self, topology: Topology) -> Vec<&'static str> {
+        let known = Fault::ALL.iter().filter(|fault| topology.knows(**fault));
+        known.filter(|fault| self.fault(**fault) == 0).map(|fault| fault.word()).collect()
     }
 
     /// What never happened.

@@ -30,7 +30,7 @@ impl Topology {
     }
 
     /// Whether a run of it knows this kind of fault.
-    pub(super) fn knows(self, fault: Fault) -> bool {
+    pub fn knows(self, fault: Fault) -> bool {
         let moves = matches!(fault, Fault::Promotion | Fault::Demotion | Fault::Moved);
         let single = !matches!(
             fault,
