@@ -54,9 +54,10 @@ impl SledStore {
     /// written to them must go through the master: what the application writes to a tree itself reaches no slave. It
     /// may read as it likes; reads of several keys may see a write set come between them. It must not drop such a tree.
     ///
-    /// [`close`](ReplicaStore::close) brings everything to stable storage, and lets go of the database, which the
-    /// application goes on having open. After a failed write or sync [`reopen`](replikv_core::ReplicaStore::reopen) fails as well:
-    /// memory may then show what the disk does not have, and only the application can open its database anew.
+    /// [`close`](replikv_core::ReplicaStore::close) brings everything to stable storage, and lets go of the database,
+    /// which the application goes on having open. After a failed write or sync
+    /// [`reopen`](replikv_core::ReplicaStore::reopen) fails as well: memory may then show what the disk does not have,
+    /// and only the application can open its database anew.
     ///
     /// ```
     /// # fn main() -> Result<(), Box<dyn std::error::Error>> {
