@@ -55,6 +55,8 @@ pub enum Bug {
     FilterForgotten,
     /// And pages of everything.
     FilterForgottenOnPages,
+    /// A record that concerns a slave of a part of the keys wakes nobody.
+    ConcernUnnoticed,
     /// What a slave newly subscribes to counts as there.
     NewRangesForgotten,
     /// A slave is promoted whatever it is in the middle of.
@@ -100,6 +102,7 @@ impl Bug {
         Self::ContentIsAdded,
         Self::FilterForgotten,
         Self::FilterForgottenOnPages,
+        Self::ConcernUnnoticed,
         Self::NewRangesForgotten,
         Self::PromotedInMidCopy,
         Self::EpochsForgotten,

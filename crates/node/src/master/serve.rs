@@ -10,8 +10,9 @@ use futures_util::future::BoxFuture;
 use replikv_core::{Epoch, KeyRange, Keyspace, Position, ReplicaStore, ScanOptions, Seq, StoreError};
 use replikv_proto::layout::{Head, Superseded};
 use replikv_proto::{
-    Content, DecoderLimits, FenceRefusal, FenceRequest, Fenced, Goodbye, GoodbyeReason, MasterAction, MasterSession,
-    MasterSessionConfig, Message, Refusal, Reject, RejectCode, Relay, Request, RequestBody, Response, SlotName, View,
+    Content, DecoderLimits, FenceRefusal, FenceRequest, Fenced, Goodbye, GoodbyeReason, LogAnswer, MasterAction,
+    MasterSession, MasterSessionConfig, Message, Refusal, Reject, RejectCode, Relay, Request, RequestBody, Response,
+    SlotName, View,
 };
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::sync::{OwnedSemaphorePermit, watch};
@@ -19,6 +20,7 @@ use tokio::time::{Instant, sleep_until, timeout};
 use tokio_util::sync::CancellationToken;
 
 use super::history::{History, Rooms};
+use super::listening::Listening;
 use super::sessions::Entered;
 use super::{Master, ServeError};
 use crate::reads::serve::{Asked, Ended as Asking, Refused, Wish, answer_all, tell};
@@ -90,7 +92,7 @@ where
     if let Some(reject) = refused {
         session.refuse(reject.into());
     }
-    let driver = Driver { node, inner: history, views, entered: None, slot: None, ending: None };
+    let driver = Driver { node, inner: history, views, entered: None, listening: None, slot: None, ending: None };
     let result = driver.run(connection, &mut session, hello).await;
     if let Err(ServeError::Refused(refusal)) = &result {
         history.metrics.session_refused(refusal.code);
@@ -223,6 +225,8 @@ struct Driver<'a, N, S> {
     inner: &'a History<S>,
     views: watch::Receiver<View>,
     entered: Option<Entered>,
+    /// Of a slave that subscribes to a part of the keys.
+    listening: Option<Listening<'a>>,
     /// The slot of the slave, if it is to have one.
     slot: Option<SlotName>,
     ending: Option<Ending>,
@@ -279,7 +283,9 @@ impl<N: Serves<S>, S: ReplicaStore> Driver<'_, N, S> {
             }
             // What was decided by these messages is done before anything is waited for.
             let mut wake_now = false;
-            if self.views.has_changed().unwrap_or(false) {
+            // What is published for others is told when there is something to be told, or the time has come.
+            let listening = self.listening.as_ref().filter(|_| session.is_quiet());
+            if listening.is_none() && self.views.has_changed().unwrap_or(false) {
                 session.handle_view(*self.views.borrow_and_update());
                 wake_now = true;
             }
@@ -304,10 +310,14 @@ impl<N: Serves<S>, S: ReplicaStore> Driver<'_, N, S> {
                     return Ok(self.ending.take().unwrap_or(Ending::Shutdown));
                 }
                 driven = connection.drive(true) => drop(driven?),
-                changed = self.views.changed() => if changed.is_ok() {
+                changed = self.views.changed(), if listening.is_none() => if changed.is_ok() {
                     session.handle_view(*self.views.borrow_and_update());
                 },
+                () = heard(listening), if listening.is_some() => {
+                    session.handle_view(*self.views.borrow_and_update());
+                }
                 () = sleep_until(deadline.unwrap_or_else(Instant::now)), if deadline.is_some() => {
+                    session.handle_view(*self.views.borrow_and_update());
                     session.handle_timeout(inner.clock.now())?;
                 }
                 () = tokio::task::yield_now(), if more => {}
@@ -340,8 +350,12 @@ impl<N: Serves<S>, S: ReplicaStore> Driver<'_, N, S> {
                 let bytes = self.stored(session, inner.measure_data(at_most).await)?;
                 session.handle_data_size(bytes);
             }
-            MasterAction::ReadRecords { after, max_bytes } => {
-                let answer = self.stored(session, inner.read_records(after, max_bytes).await)?;
+            MasterAction::ReadRecords { after, max_bytes, may_pass } => {
+                let listening = self.listening.as_ref().filter(|_| may_pass);
+                let answer = match listening.and_then(|listening| inner.passed(listening, after)) {
+                    Some(runs) => LogAnswer::Passed(runs),
+                    None => self.stored(session, inner.read_records(after, max_bytes).await)?,
+                };
                 session.handle_records(answer);
             }
             MasterAction::ReadPage { range, max_bytes } => {
@@ -368,6 +382,7 @@ impl<N: Serves<S>, S: ReplicaStore> Driver<'_, N, S> {
                 inner.metrics.session_accepted();
                 // A question of a comparison is the longest that a slave has to say.
                 connection.set_limits(DecoderLimits { control: 2 << 20, data: 1 << 20 });
+                self.listening = (!ranges.is_all()).then(|| inner.listen(&ranges));
                 self.entered =
                     Some(inner.sessions.enter(&slave, temporary, ranges, start, inner.clock.now().monotonic));
                 if !temporary {
@@ -408,6 +423,13 @@ impl<N: Serves<S>, S: ReplicaStore> Driver<'_, N, S> {
             session.shut(GoodbyeReason::Closing, "the master's store failed");
             error.into()
         })
+    }
+}
+
+async fn heard(listening: Option<&Listening<'_>>) {
+    match listening {
+        Some(listening) => listening.concerned().await,
+        None => std::future::pending().await,
     }
 }
 

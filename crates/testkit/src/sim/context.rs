@@ -143,6 +143,8 @@ pub(super) struct Sizes {
     pub(super) group_bytes: usize,
     pub(super) apply_bytes: usize,
     pub(super) ring: usize,
+    /// From how many records on a session whose slave they do not concern passes them by.
+    pub(super) least_passed: u64,
     pub(super) high_water: usize,
     pub(super) socket: usize,
     pub(super) max_batch: usize,
@@ -166,6 +168,7 @@ impl Sizes {
             group_bytes: rng.usize(200..8_000),
             apply_bytes: rng.usize(100..4_000),
             ring: rng.usize(0..20_000),
+            least_passed: 1 + retention % 6,
             high_water: rng.usize(100..2_000),
             socket: rng.usize(64..4_000),
             max_batch: 4_096,
