@@ -21,6 +21,7 @@ use tokio_util::sync::CancellationToken;
 use super::history::{History, Rooms};
 use super::sessions::Entered;
 use super::{Master, ServeError};
+use crate::reads::ask_for_json;
 use crate::reads::serve::{Asked, Ended as Asking, Refused, Wish, answer_all, tell};
 use crate::slave::Ending;
 use crate::stored;
@@ -504,21 +505,7 @@ pub async fn remote_status<T>(stream: T) -> Result<Bytes, ServeError>
 where
     T: AsyncRead + AsyncWrite + Send,
 {
-    use replikv_proto::Message;
-    let mut connection = Connection::new(stream, DecoderLimits { data: 16 << 20, control: 1 << 20 });
-    connection.send(&Message::Request(Request { id: 1, body: RequestBody::Status }))?;
-    loop {
-        match connection.next_message()? {
-            Some(Message::Response(response)) => {
-                let refused =
-                    |words| ServeError::Refused(Reject { code: RejectCode::Unsupported, words, retry: false }.into());
-                return response.body.map_err(refused);
-            }
-            Some(Message::Reject(reject)) => return Err(ServeError::Refused(Refusal::from(reject))),
-            Some(_) => {}
-            None => drop(connection.drive(true).await?),
-        }
-    }
+    ask_for_json(stream, RequestBody::Status, 16 << 20).await
 }
 
 impl From<std::io::Error> for ServeError {
