@@ -37,17 +37,25 @@ fn config_for(bug: Bug) -> Config {
         "SilenceUnnoticed" => default.only(&[Fault::HalfOpen, Fault::MasterPower, Fault::SlavePower]),
         "WentOnAfterFailure" => default.only(&[Fault::Full, Fault::Transient, Fault::Wiped]),
         "PageNotChecked" => default.only(&[Fault::LostMessage, Fault::DuplicateMessage, Fault::Wiped]).pace(20),
-        "MarkNotKept" | "QuarantinedTooLate" | "PromotedInMidCopy" | "EpochsForgotten" | "ChangedIsNotDisplaced" => {
-            default.topology(Topology::Failover)
-        }
+        "VerdictsOfAnyRange"
+        | "MarkNotKept"
+        | "QuarantinedTooLate"
+        | "PromotedInMidCopy"
+        | "EpochsForgotten"
+        | "ChangedIsNotDisplaced" => default.topology(Topology::Failover),
         "GroupedFailureUnseen" | "RangeOutOfLink" | "UnlinkedDataStays" | "NestedClaimFree" => {
             default.topology(Topology::Centre)
         }
-        "SetbackOfLinkUnnoticed" => default.topology(Topology::Centre).only(&[Fault::SyncFailure]).pace(30),
-        "EpochsByNumber" => default.topology(Topology::Failover).pace(100).millis(6_000),
-        "RelayHandsLate" => {
-            default.topology(Topology::Tree).only(&[Fault::Wiped, Fault::Reparented]).pace(20).millis(5_000)
+        // Syncs must succeed in between: what was lost is acknowledged by one of these.
+        "SetbackOfLinkUnnoticed" => {
+            default.topology(Topology::Centre).only(&[Fault::SyncFailure]).pace(100).millis(3_000)
         }
+        "VerdictsOfAnyRange" => {
+            let moves = [Fault::LostMessage, Fault::Promotion, Fault::Demotion, Fault::Moved];
+            default.topology(Topology::Failover).only(&moves).pace(50).millis(5_000)
+        }
+        "EpochsByNumber" => default.topology(Topology::Failover).pace(100).millis(6_000),
+        "RelayHandsLate" => default.topology(Topology::Tree).only(&[Fault::Wiped]).pace(60).millis(4_000),
         "RelayServesOn" | "RelayedBeforeCommitted" | "KeptAcrossGap" | "NobodyWaits" | "CircleUnnoticed" => {
             default.topology(Topology::Tree)
         }

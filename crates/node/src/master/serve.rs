@@ -11,7 +11,7 @@ use replikv_core::{Epoch, KeyRange, Keyspace, Position, ReplicaStore, ScanOption
 use replikv_proto::layout::{Head, Superseded};
 use replikv_proto::{
     Content, DecoderLimits, FenceRefusal, FenceRequest, Fenced, Goodbye, GoodbyeReason, MasterAction, MasterSession,
-    MasterSessionConfig, Message, Refusal, Reject, RejectCode, Relay, Request, RequestBody, Response, SlotName, View,
+    MasterSessionConfig, Message, Reject, RejectCode, Relay, Request, RequestBody, Response, SlotName, View,
 };
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::sync::{OwnedSemaphorePermit, watch};
@@ -500,7 +500,7 @@ impl<S: ReplicaStore> History<S> {
 /// Asks the node at the other end of `stream` for its status, as JSON.
 ///
 /// # Errors
-/// [`ConnectionError`] if the connection fails; [`Refusal`] words come as [`ServeError::Refused`].
+/// [`ConnectionError`] if the connection fails; [`Refusal`](replikv_proto::Refusal) words come as [`ServeError::Refused`].
 pub async fn remote_status<T>(stream: T) -> Result<Bytes, ServeError>
 where
     T: AsyncRead + AsyncWrite + Send,
