@@ -37,14 +37,13 @@ fn config_for(bug: Bug) -> Config {
         "SilenceUnnoticed" => default.only(&[Fault::HalfOpen, Fault::MasterPower, Fault::SlavePower]),
         "WentOnAfterFailure" => default.only(&[Fault::Full, Fault::Transient, Fault::Wiped]),
         "PageNotChecked" => default.only(&[Fault::LostMessage, Fault::DuplicateMessage, Fault::Wiped]).pace(20),
-        "VerdictsOfAnyRange"
-        | "MarkNotKept"
-        | "QuarantinedTooLate"
-        | "PromotedInMidCopy"
-        | "EpochsForgotten"
-        | "ChangedIsNotDisplaced" => default.topology(Topology::Failover),
-        "GroupedFailureUnseen" | "RangeOutOfLink" | "UnlinkedDataStays" | "NestedClaimFree" => {
-            default.topology(Topology::Centre)
+        "MarkNotKept" | "QuarantinedTooLate" | "PromotedInMidCopy" | "EpochsForgotten" | "ChangedIsNotDisplaced" => {
+            default.topology(Topology::Failover)
+        }
+        "RangeOutOfLink" | "UnlinkedDataStays" | "NestedClaimFree" => default.topology(Topology::Centre),
+        "GroupedFailureUnseen" => {
+            let refused = [Fault::Transient, Fault::Full, Fault::UnknownOutcome];
+            default.topology(Topology::Centre).only(&refused).pace(60).millis(3_000)
         }
         // Syncs must succeed in between: what was lost is acknowledged by one of these.
         "SetbackOfLinkUnnoticed" => {
