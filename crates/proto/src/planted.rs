@@ -49,6 +49,8 @@ pub enum Bug {
     HandedNotTakenBack,
     /// Ranges with as many entries are equal, whatever these are.
     CountsAlone,
+    /// What is said of ranges is taken for the next ones, whichever it is about.
+    VerdictsOfAnyRange,
     /// Content is added to what its range held before.
     ContentIsAdded,
     /// A slave that subscribes to key ranges is sent whole records.
@@ -99,6 +101,7 @@ impl Bug {
         Self::LastBodyLost,
         Self::HandedNotTakenBack,
         Self::CountsAlone,
+        Self::VerdictsOfAnyRange,
         Self::ContentIsAdded,
         Self::FilterForgotten,
         Self::FilterForgottenOnPages,

@@ -26,7 +26,7 @@ fn figures(rows: &[serde_json::Value]) -> Vec<String> {
 
 #[test]
 fn each_scenario_has_its_figures() {
-    let rows = rows(&["--stores", "lmdb,memory", "write", "catch-up", "copy", "recovery", "live", "fan-in"]);
+    let rows = rows(&["--stores", "lmdb,memory", "write", "catch-up", "copy", "recovery", "live", "fan-in", "derive"]);
     let expected = [
         "write lmdb batches of 1",
         "write lmdb batches of 10",
@@ -54,6 +54,12 @@ fn each_scenario_has_its_figures() {
         "fan-in lmdb 16 masters",
         "fan-in memory 4 masters",
         "fan-in memory 16 masters",
+        "derive lmdb a count of 256 groups",
+        "derive lmdb an index",
+        "derive lmdb the greatest of 256 groups",
+        "derive memory a count of 256 groups",
+        "derive memory an index",
+        "derive memory the greatest of 256 groups",
     ];
     assert_eq!(figures(&rows), expected);
 }

@@ -11,8 +11,8 @@ use replikv_core::{Epoch, KeyRange, Keyspace, Position, ReplicaStore, ScanOption
 use replikv_proto::layout::{Head, Superseded};
 use replikv_proto::{
     Content, DecoderLimits, FenceRefusal, FenceRequest, Fenced, Goodbye, GoodbyeReason, LogAnswer, MasterAction,
-    MasterSession, MasterSessionConfig, Message, Refusal, Reject, RejectCode, Relay, Request, RequestBody, Response,
-    SlotName, View,
+    MasterSession, MasterSessionConfig, Message, Reject, RejectCode, Relay, Request, RequestBody, Response, SlotName,
+    View,
 };
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::sync::{OwnedSemaphorePermit, watch};
@@ -23,6 +23,7 @@ use super::history::{History, Rooms};
 use super::listening::Listening;
 use super::sessions::Entered;
 use super::{Master, ServeError};
+use crate::reads::ask_for_json;
 use crate::reads::serve::{Asked, Ended as Asking, Refused, Wish, answer_all, tell};
 use crate::slave::Ending;
 use crate::stored;
@@ -521,26 +522,12 @@ impl<S: ReplicaStore> History<S> {
 /// Asks the node at the other end of `stream` for its status, as JSON.
 ///
 /// # Errors
-/// [`ConnectionError`] if the connection fails; [`Refusal`] words come as [`ServeError::Refused`].
+/// [`ConnectionError`] if the connection fails; [`Refusal`](replikv_proto::Refusal) words come as [`ServeError::Refused`].
 pub async fn remote_status<T>(stream: T) -> Result<Bytes, ServeError>
 where
     T: AsyncRead + AsyncWrite + Send,
 {
-    use replikv_proto::Message;
-    let mut connection = Connection::new(stream, DecoderLimits { data: 16 << 20, control: 1 << 20 });
-    connection.send(&Message::Request(Request { id: 1, body: RequestBody::Status }))?;
-    loop {
-        match connection.next_message()? {
-            Some(Message::Response(response)) => {
-                let refused =
-                    |words| ServeError::Refused(Reject { code: RejectCode::Unsupported, words, retry: false }.into());
-                return response.body.map_err(refused);
-            }
-            Some(Message::Reject(reject)) => return Err(ServeError::Refused(Refusal::from(reject))),
-            Some(_) => {}
-            None => drop(connection.drive(true).await?),
-        }
-    }
+    ask_for_json(stream, RequestBody::Status, 16 << 20).await
 }
 
 impl From<std::io::Error> for ServeError {
