@@ -32,24 +32,36 @@ const AHEAD = 1_000
 const PATIENCE = 600_000
 
 async function measure (entries, batch, value) {
+  const rate = milliseconds => entries / milliseconds * 1000
+  const figures = { catch_up: rate(await catchUp(entries, batch, value)), live: rate(await live(entries, batch, value)) }
+  process.stdout.write(JSON.stringify(figures) + '\n', () => process.exit())
+}
+
+// A slave that begins when everything is written.
+async function catchUp (entries, batch, value) {
   const master = await serve(path.join(directory, 'master'))
   await write(master.db, batches(entries, batch, value))
   const slave = follower(path.join(directory, 'slave'))
-  const catchUp = await slave.follow(master.port, entries + 1)
-  slave.end()
+  const milliseconds = await slave.follow(master.port, entries + 1)
+  await slave.end()
+  await master.end()
+  return milliseconds
+}
 
-  const tailed = await serve(path.join(directory, 'live-master'))
-  const tailing = follower(path.join(directory, 'live-slave'))
+// A slave that is there before anything is written.
+async function live (entries, batch, value) {
+  const master = await serve(path.join(directory, 'live-master'))
+  const slave = follower(path.join(directory, 'live-slave'))
   const all = batches(entries, batch, value)
-  const followed = tailing.follow(tailed.port, entries + 1)
-  await tailed.connected
+  const followed = slave.follow(master.port, entries + 1)
+  await master.connected
   const start = performance.now()
-  await write(tailed.db, all, tailed.sent)
+  await write(master.db, all, master.sent)
   await followed
-  const live = performance.now() - start
-  tailing.end()
-  const rate = milliseconds => entries / milliseconds * 1000
-  process.stdout.write(JSON.stringify({ catch_up: rate(catchUp), live: rate(live) }) + '\n', () => process.exit())
+  const milliseconds = performance.now() - start
+  await slave.end()
+  await master.end()
+  return milliseconds
 }
 
 async function serve (directory) {
@@ -59,12 +71,18 @@ async function serve (directory) {
   const server = net.createServer(stream => {
     const log = master.createStream({ tail: true })
     log.on('data', () => sent++)
+    // Slaves are killed.
+    stream.on('error', () => {})
     stream.pipe(log).pipe(stream)
   })
   const connected = once(server, 'connection')
   server.listen(0, '127.0.0.1')
   await once(server, 'listening')
-  return { db, port: server.address().port, connected, sent: () => sent }
+  const end = () => {
+    server.close()
+    return promisify(db.close).call(db)
+  }
+  return { db, port: server.address().port, connected, sent: () => sent, end }
 }
 
 // Made before anything is measured. Keys of 16 bytes; keys and values are text, since others do not survive.
@@ -107,7 +125,10 @@ function follower (directory) {
       if (answer.error) throw new Error(answer.error)
       return answer.milliseconds
     },
-    end: () => child.removeAllListeners('exit').kill('SIGKILL')
+    end: () => {
+      child.removeAllListeners('exit').kill('SIGKILL')
+      return once(child, 'exit')
+    }
   }
 }
 

@@ -197,12 +197,20 @@ impl Client {
         Ok(())
     }
 
-    /// Until the replica is up and holds so many entries.
+    /// Until the replica is up and holds so many entries. It answers when what came before is in its append-only file, and
+    /// synced if it always is.
     pub(super) async fn wait_for_size(&mut self, entries: usize) -> anyhow::Result<()> {
         self.wait_for_link().await?;
-        let found = self.command(&["DBSIZE"]).await?;
-        ensure!(found == entries.to_string(), "the replica holds {found} entries, and not {entries}");
-        Ok(())
+        let until = Instant::now() + PATIENCE;
+        loop {
+            let found: usize = self.command(&["DBSIZE"]).await?.parse()?;
+            if found == entries {
+                return Ok(());
+            }
+            ensure!(found < entries, "the replica holds {found} entries, and not {entries}");
+            ensure!(Instant::now() < until, "the replica does not get beyond {found} entries of {entries}");
+            sleep(Duration::from_millis(2)).await;
+        }
     }
 
     /// Until the replica has an append-only file of its own, if it is to have one.
@@ -217,13 +225,6 @@ impl Client {
             ensure!(Instant::now() < until, "the replica does not finish its append-only file");
             sleep(Duration::from_millis(2)).await;
         }
-    }
-
-    /// Until a replica has said that it has all that this connection has written.
-    pub(super) async fn wait_for_replica(&mut self) -> anyhow::Result<()> {
-        let replicas = self.command(&["WAIT", "1", &PATIENCE.as_millis().to_string()]).await?;
-        ensure!(replicas == "1", "the replica falls behind");
-        Ok(())
     }
 
     /// From now on it is told of each SET, once it is carried out.
