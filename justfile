@@ -19,13 +19,16 @@ deny:
 bench:
     cargo run --release -p replikv-cli -- bench
 
-# The figures and charts of docs/performance.md: every scenario, masters and slaves in processes of their own.
-bench-all ENTRIES="100000" ROUNDS="5":
-    cargo run --release -p replikv-cli -- bench --all --entries {{ENTRIES}} --rounds {{ROUNDS}} --plot docs/charts
+# Every scenario, on every store, masters and slaves in processes of their own, with charts in target/charts. Takes long:
+# docs/performance.md says which of them its figures are of.
+bench-all ENTRIES="100000" ROUNDS="3":
+    cargo run --release -p replikv-cli -- bench --all --entries {{ENTRIES}} --rounds {{ROUNDS}} --plot target/charts
 
-# The same work beside Redis, which must be installed (Debian: redis-server).
-compare ENTRIES="1000000" ROUNDS="5":
-    cargo run --release -p replikv-cli -- bench redis --stores lmdb,memory --entries {{ENTRIES}} --rounds {{ROUNDS}}
+# The same work by Redis, NATS JetStream and level-master, in one table: the one of docs/performance.md. Installs what is missing
+# (Debian), level-master below target/compare.
+compare ENTRIES="300000" ROUNDS="3":
+    compare/install.sh
+    cargo run --release -p replikv-cli -- bench redis nats level-master --stores lmdb,fjall,memory --entries {{ENTRIES}} --rounds {{ROUNDS}}
 
 # What a comparison costs at a million entries: bytes and rounds, asserted; then the table of docs/recovery.md.
 recovery:

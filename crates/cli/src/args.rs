@@ -556,8 +556,14 @@ pub(crate) enum Scenario {
     FanIn,
     /// A master that derives a count, an index, what is greatest in each group, against one that derives nothing.
     Derive,
-    /// Copies, latency and fan-out against Redis; `redis-server` must be installed. Not part of --all.
+    /// Copies, live replication, latency and fan-out against Redis; `redis-server` must be installed. Not part of --all.
     Redis,
+    /// Catch-up, live replication and fan-in against mirrors of NATS JetStream; `nats-server` must be installed. Not part of
+    /// --all.
+    Nats,
+    /// Catch-up and live replication against level-master on Node.js, of at most 100,000 entries; see --level-master. Not
+    /// part of --all.
+    LevelMaster,
 }
 
 impl Scenario {
@@ -574,6 +580,11 @@ impl Scenario {
         Self::FanIn,
         Self::Derive,
     ];
+
+    /// True if it measures another system beside this one.
+    pub(crate) fn is_comparison(self) -> bool {
+        matches!(self, Self::Redis | Self::Nats | Self::LevelMaster)
+    }
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum, serde::Serialize, serde::Deserialize)]
@@ -586,9 +597,12 @@ pub(crate) enum Keys {
 pub(crate) struct BenchPeer {
     #[arg(long)]
     pub(crate) store: String,
+    /// Sync every second, and not with every commit.
+    #[arg(long)]
+    pub(crate) buffered: bool,
 }
 
-#[derive(Debug, Group)]
+#[derive(Debug, Clone, Group)]
 pub(crate) struct Bench {
     /// Measure these. By default a summary: writing, catching up, and the latency, in one process.
     #[arg(value_enum, conflicts_with = "all")]
@@ -620,6 +634,9 @@ pub(crate) struct Bench {
     /// Where the stores are put. By default the directory for temporary files.
     #[arg(long, value_name = "DIR")]
     pub(crate) dir: Option<PathBuf>,
+    /// Where level-master is installed, by `npm ci` in a copy of compare/level-master.
+    #[arg(long, value_name = "DIR", default_value = "target/compare/level-master")]
+    pub(crate) level_master: PathBuf,
 }
 
 fn link(words: &str) -> Result<Link, String> {

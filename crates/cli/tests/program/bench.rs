@@ -101,18 +101,74 @@ fn charts_are_drawn_where_they_are_wanted() {
 }
 
 #[test]
-fn without_redis_it_says_so() {
-    let ended = program()
-        .args(["bench", "redis", "--stores", "memory", "--rounds", "1", "--entries", "100"])
-        .env("PATH", "")
-        .output();
-    let ended = ended.unwrap();
-    let words = String::from_utf8(ended.stderr).unwrap();
-    assert_eq!(ended.status.code(), Some(2), "{words}");
-    assert!(
-        words.contains("redis-server cannot be started: is it installed?") && words.lines().count() == 1,
-        "{words}"
-    );
+fn without_the_other_system_it_says_so() {
+    let place = Place::new();
+    let empty = place.name("empty");
+    for (scenario, expected) in [
+        ("redis", "redis-server cannot be started: is it installed?"),
+        ("nats", "nats-server cannot be started: is it installed?"),
+        ("level-master", "level-master is not installed there: compare/install.sh does that"),
+    ] {
+        let mut command = program();
+        command.args(["bench", scenario, "--stores", "memory", "--rounds", "1", "--entries", "100"]);
+        let ended = command.args(["--level-master", &empty]).env("PATH", "").output().unwrap();
+        let words = String::from_utf8(ended.stderr).unwrap();
+        assert_eq!(ended.status.code(), Some(2), "{words}");
+        assert!(words.contains(expected) && words.lines().count() == 1, "{words}");
+    }
+}
+
+#[test]
+#[ignore = "needs redis-server and nats-server, which compare/install.sh installs: run by .ci/run"]
+fn redis_and_nats_do_the_same_work() {
+    let found = rows(&["--stores", "lmdb,fjall,memory", "redis", "nats"]);
+    let expected = [
+        "redis lmdb, synced copy; Redis in memory, quickest full sync",
+        "redis lmdb, synced copy; Redis with AOF, synced every second, quickest full sync",
+        "redis lmdb, synced copy; Redis in memory, default full sync",
+        "redis lmdb, synced copy; Redis with AOF, synced every second, default full sync",
+        "redis lmdb, synced live; Redis with AOF, always synced",
+        "redis lmdb, synced live; Redis with AOF, synced every second",
+        "redis fjall, synced every second live; Redis with AOF, synced every second",
+        "redis memory live; Redis in memory",
+        "redis memory write to readable, p50; Redis in memory",
+        "redis memory write to readable, p99; Redis in memory",
+        "redis memory delivered to 64 receivers; Redis in memory",
+        "nats lmdb, synced catch-up; NATS in files, not synced, a mirror in the same server",
+        "nats lmdb, synced catch-up; NATS in files, not synced, a mirror across a leaf node",
+        "nats lmdb, synced live; NATS in files, not synced, a mirror in the same server",
+        "nats lmdb, synced live; NATS in files, not synced, a mirror across a leaf node",
+        "nats fjall, synced every second catch-up; NATS in files, not synced, a mirror in the same server",
+        "nats fjall, synced every second catch-up; NATS in files, not synced, a mirror across a leaf node",
+        "nats fjall, synced every second live; NATS in files, not synced, a mirror in the same server",
+        "nats fjall, synced every second live; NATS in files, not synced, a mirror across a leaf node",
+        "nats memory catch-up; NATS in memory, a mirror in the same server",
+        "nats memory catch-up; NATS in memory, a mirror across a leaf node",
+        "nats memory live; NATS in memory, a mirror in the same server",
+        "nats memory live; NATS in memory, a mirror across a leaf node",
+        "nats memory fan-in; NATS in memory, 4 streams into one",
+    ];
+    assert_eq!(figures(&found), expected);
+    let each_has = |name: &str| found.iter().all(|row| row[name].as_f64().is_some_and(f64::is_normal));
+    assert!(each_has("base") && each_has("ratio"), "{found:?}");
+}
+
+#[test]
+#[ignore = "needs level-master, which compare/install.sh installs: run by .ci/run"]
+fn level_master_does_the_same_work() {
+    let there = concat!(env!("CARGO_MANIFEST_DIR"), "/../../target/compare/level-master");
+    let found = rows(&["--stores", "lmdb,fjall,memory", "level-master", "--level-master", there]);
+    let expected = [
+        "level-master lmdb, synced catch-up; level-master on disk, not synced",
+        "level-master lmdb, synced live; level-master on disk, not synced",
+        "level-master fjall, synced every second catch-up; level-master on disk, not synced",
+        "level-master fjall, synced every second live; level-master on disk, not synced",
+        "level-master memory catch-up; level-master in memory",
+        "level-master memory live; level-master in memory",
+    ];
+    assert_eq!(figures(&found), expected);
+    let goals: Vec<_> = found.iter().map(|row| row["goal"].as_f64().unwrap()).collect();
+    assert_eq!(goals, [20.0, 20.0, 20.0, 20.0, 5.0, 5.0]);
 }
 
 #[test]

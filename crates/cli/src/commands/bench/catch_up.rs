@@ -2,9 +2,11 @@
 //! they come. Both begin with half as many other entries: a slave that misses more than there is data would not go through
 //! the log.
 
+use bytes::Bytes;
+
 use super::figure::Sample;
-use super::peer::{Order, Peer};
-use super::workload::{Entries, ingest, write};
+use super::peer::Order;
+use super::workload::{Entries, Key, ingest, write};
 use super::{Place, serve};
 use crate::{args, store};
 
@@ -13,23 +15,39 @@ const LOAD: usize = 10_000;
 const RING: usize = 64 << 10;
 
 pub(super) async fn round(place: &Place<'_>, args: &args::Bench) -> anyhow::Result<Vec<Sample>> {
-    let mut before: Vec<_> = Entries::part(args, 1).take(args.entries / 2 + 1).collect();
-    before.sort_unstable_by_key(|entry| entry.0);
     let raw = place.open("raw")?;
-    ingest(&raw, before.iter().cloned(), LOAD).await?;
+    ingest(&raw, before(args).into_iter(), LOAD).await?;
     let base = ingest(&raw, Entries::new(args).take(args.entries), RAW).await?;
     raw.close().await?;
     drop(raw);
     place.remove("raw")?;
+    let rate = through_log(place, args).await?;
+    let goal = match place.kind {
+        "lmdb" => Some(6.0),
+        "redb" => Some(4.0),
+        "fjall" | "memory" => Some(2.0),
+        _ => Some(1.0),
+    };
+    Ok(vec![Sample::rate("catch-up", place.kind, format!("batches of {}", args.batch), rate, base).goal(goal)])
+}
+
+fn before(args: &args::Bench) -> Vec<(Key, Bytes)> {
+    let mut before: Vec<_> = Entries::part(args, 1).take(args.entries / 2 + 1).collect();
+    before.sort_unstable_by_key(|entry| entry.0);
+    before
+}
+
+/// How many entries a second a slave gets through that was away.
+pub(super) async fn through_log(place: &Place<'_>, args: &args::Bench) -> anyhow::Result<f64> {
     let store = place.open("master")?;
-    ingest(&store, before.into_iter(), LOAD).await?;
+    ingest(&store, before(args).into_iter(), LOAD).await?;
     // What a ring in memory holds would be served from there.
-    let config = super::keeping().ring_bytes(RING);
+    let config = place.config().ring_bytes(RING);
     let master = store::open_master(store, place.kind, config).await?;
     let from = serve(&master).await?;
     // It holds what was there, and misses what follows.
     let first = master.put("first", "").await?;
-    let mut slave = Peer::start(&place.url("slave"))?;
+    let mut slave = place.peer("slave")?;
     let there = slave.ask(&Order::Follow { from, until: first.seq.as_u64() }).await?;
     slave.ask(&Order::Leave).await?;
     let (_, last) = write(&master, Entries::new(args).take(args.entries), args.batch).await?;
@@ -39,13 +57,9 @@ pub(super) async fn round(place: &Place<'_>, args: &args::Bench) -> anyhow::Resu
     anyhow::ensure!(same, "the slave did not go through the log");
     slave.end().await?;
     master.shutdown().await?;
+    drop(master);
+    place.remove("master")?;
+    place.remove("slave")?;
     #[allow(clippy::cast_precision_loss, reason = "a figure for people")]
-    let rate = args.entries as f64 / answer.seconds;
-    let goal = match place.kind {
-        "lmdb" => Some(6.0),
-        "redb" => Some(4.0),
-        "fjall" | "memory" => Some(2.0),
-        _ => Some(1.0),
-    };
-    Ok(vec![Sample::rate("catch-up", place.kind, format!("batches of {}", args.batch), rate, base).goal(goal)])
+    Ok(args.entries as f64 / answer.seconds)
 }

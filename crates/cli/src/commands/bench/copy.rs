@@ -2,7 +2,7 @@
 //! takes fastest.
 
 use super::figure::Sample;
-use super::peer::{Order, Peer};
+use super::peer::Order;
 use super::workload::{Entries, ingest};
 use super::{Place, serve};
 use crate::args;
@@ -23,10 +23,10 @@ pub(super) async fn round(place: &Place<'_>, args: &args::Bench) -> anyhow::Resu
     let store = place.open("master")?;
     ingest(&store, entries.iter().cloned(), 10_000).await?;
     drop(entries);
-    let master = super::master_of(store, place.kind).await?;
+    let master = place.master_of(store).await?;
     let from = serve(&master).await?;
     let until = master.put("last", "").await?.seq.as_u64();
-    let mut slave = Peer::start(&place.url("slave"))?;
+    let mut slave = place.peer("slave")?;
     let answer = slave.ask(&Order::Follow { from, until }).await?;
     anyhow::ensure!(answer.copies == 1, "the slave did not copy");
     slave.end().await?;

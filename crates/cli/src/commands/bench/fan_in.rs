@@ -3,7 +3,7 @@
 use std::time::Instant;
 
 use super::figure::Sample;
-use super::peer::{Order, Peer};
+use super::peer::Order;
 use super::workload::{Entries, write};
 use super::{Place, serve};
 use crate::{args, ui};
@@ -22,9 +22,10 @@ pub(super) async fn round(place: &Place<'_>, args: &args::Bench) -> anyhow::Resu
     Ok(samples)
 }
 
-async fn gather(place: &Place<'_>, count: usize, writers: usize, args: &args::Bench) -> anyhow::Result<f64> {
+/// Entries a second from so many masters in memory, each with so many writers, until the centre has all.
+pub(super) async fn gather(place: &Place<'_>, count: usize, writers: usize, args: &args::Bench) -> anyhow::Result<f64> {
     let name = "centre";
-    let mut centre = Peer::start(&place.url(name))?;
+    let mut centre = place.peer(name)?;
     let sources = Place::new("memory", 0, args)?;
     let mut masters = Vec::new();
     let mut from = Vec::new();

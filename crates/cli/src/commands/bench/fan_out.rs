@@ -4,7 +4,7 @@
 use std::time::Instant;
 
 use super::figure::Sample;
-use super::peer::{Order, Peer};
+use super::peer::Order;
 use super::workload::{Entries, write};
 use super::{Place, serve};
 use crate::{args, ui};
@@ -25,7 +25,7 @@ pub(super) async fn round(place: &Place<'_>, args: &args::Bench) -> anyhow::Resu
         let master = place.master("master").await?;
         let from = serve(&master).await?;
         let until = master.put("first", "").await?.seq.as_u64();
-        let mut peer = Peer::start(&place.url("slave"))?;
+        let mut peer = place.peer("slave")?;
         peer.ask(&Order::Fan { from, slaves, until, prefix: None }).await?;
         let start = Instant::now();
         let (_, last) = write(&master, Entries::new(args).take(count), args.batch).await?;

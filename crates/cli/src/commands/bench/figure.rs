@@ -120,7 +120,16 @@ pub(super) fn median(mut values: Vec<f64>) -> Option<f64> {
 
 /// A table for a terminal, or for a page.
 pub(super) fn table(rows: &[Row]) -> comfy_table::Table {
-    let mut table = ui::table(["scenario", "store", "what", "figure", "compared with", "ratio", "from", "to", "goal"]);
+    table_of(rows, ["scenario", "store", "what", "figure", "compared with", "ratio", "from", "to", "goal"])
+}
+
+/// The same, of scenarios that are names of other systems.
+pub(super) fn table_beside(rows: &[Row]) -> comfy_table::Table {
+    table_of(rows, ["beside", "replikv in", "what", "replikv", "the other", "ratio", "from", "to", "goal"])
+}
+
+fn table_of(rows: &[Row], header: [&str; 9]) -> comfy_table::Table {
+    let mut table = ui::table(header);
     let ratio = |ratio: Option<f64>| ratio.map_or_else(String::new, |ratio| format!("{ratio:.2}"));
     for row in rows {
         table.add_row([

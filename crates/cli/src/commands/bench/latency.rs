@@ -55,7 +55,7 @@ async fn pair(place: &Place<'_>) -> anyhow::Result<(Master<Store>, Peer, u64)> {
     let master = place.master("master").await?;
     let from = serve(&master).await?;
     let until = master.put("first", "").await?.seq.as_u64();
-    let mut slave = Peer::start(&place.url("slave"))?;
+    let mut slave = place.peer("slave")?;
     slave.ask(&Order::Follow { from, until }).await?;
     Ok((master, slave, until + 1))
 }

@@ -3,7 +3,7 @@
 use std::time::Instant;
 
 use super::figure::Sample;
-use super::peer::{Order, Peer};
+use super::peer::Order;
 use super::workload::{Entries, write};
 use super::{Place, serve};
 use crate::{args, ui};
@@ -32,12 +32,12 @@ async fn alone(place: &Place<'_>, args: &args::Bench) -> anyhow::Result<f64> {
     Ok(rate)
 }
 
-// Until all is written, and until the slave has it.
-async fn with_slave(place: &Place<'_>, args: &args::Bench) -> anyhow::Result<(f64, f64)> {
+/// Entries a second until all is written, and until the slave has it.
+pub(super) async fn with_slave(place: &Place<'_>, args: &args::Bench) -> anyhow::Result<(f64, f64)> {
     let master = place.master("master").await?;
     let from = serve(&master).await?;
     let until = master.put("first", "").await?.seq.as_u64();
-    let mut slave = Peer::start(&place.url("slave"))?;
+    let mut slave = place.peer("slave")?;
     slave.ask(&Order::Follow { from, until }).await?;
     let start = Instant::now();
     let (rate, last) = write(&master, Entries::new(args).take(args.entries), args.batch).await?;

@@ -12,7 +12,9 @@ mod fan_out;
 mod figure;
 mod idle;
 mod latency;
+mod level_master;
 mod live;
+mod nats;
 mod peer;
 mod plot;
 mod recovery;
@@ -22,15 +24,18 @@ mod workload;
 mod write;
 mod writers;
 
+use std::net::{Ipv4Addr, SocketAddr};
 use std::path::Path;
 use std::process::ExitCode;
+use std::time::Duration;
 
 use anyhow::{Context, ensure};
-use replikv::{Master, MasterConfig, Retention};
+use replikv::{Commit, Master, MasterConfig, Retention};
 
 pub(crate) use self::peer::run as peer;
 
 use self::figure::{Row, Sample};
+use self::peer::Peer;
 use crate::args::{self, Scenario};
 use crate::interrupt::{INTERRUPTED, Interrupt};
 use crate::store::{self, Store};
@@ -74,8 +79,10 @@ async fn measure(args: &args::Bench, json: bool) -> anyhow::Result<()> {
         say!("{}", serde_json::to_string(&rows)?)?;
         return Ok(());
     }
-    say!("{}, synced; medians of {} rounds", workload::words(args), args.rounds)?;
-    say!("{}", figure::table(&rows))?;
+    let beside = scenarios.iter().all(|scenario| scenario.is_comparison());
+    let synced = if beside { "" } else { ", synced" };
+    say!("{}{synced}; medians of {} rounds", workload::words(args), args.rounds)?;
+    say!("{}", if beside { figure::table_beside(&rows) } else { figure::table(&rows) })?;
     Ok(())
 }
 
@@ -90,7 +97,9 @@ fn kinds(args: &args::Bench) -> anyhow::Result<Vec<&str>> {
 async fn round(scenario: Scenario, kinds: &[&str], number: usize, args: &args::Bench) -> anyhow::Result<Vec<Sample>> {
     let mut samples = Vec::new();
     for kind in kinds {
-        let place = Place::new(kind, number, args)?;
+        let mut place = Place::new(kind, number, args)?;
+        // Most of what this is compared with syncs now and then. fjall gains most by doing so as well.
+        place.buffered = scenario.is_comparison() && *kind == "fjall";
         samples.extend(match scenario {
             Scenario::Write => write::round(&place, args).await?,
             Scenario::Writers => writers::round(&place, args).await?,
@@ -103,6 +112,8 @@ async fn round(scenario: Scenario, kinds: &[&str], number: usize, args: &args::B
             Scenario::Idle => idle::round(&place, args).await?,
             Scenario::Derive => derive::round(&place, args).await?,
             Scenario::Redis => redis::round(&place, args).await?,
+            Scenario::Nats => nats::round(&place, args).await?,
+            Scenario::LevelMaster => level_master::round(&place, args).await?,
             Scenario::FanIn => fan_in::round(&place, args).await?,
         });
     }
@@ -115,6 +126,8 @@ struct Place<'a> {
     kind: &'a str,
     /// What is compared with what: the one is measured first in every other round, since the first one warms up the other.
     base_first: bool,
+    /// Master and slave sync every second, and a slave is sent what is not synced yet.
+    buffered: bool,
     dir: tempfile::TempDir,
 }
 
@@ -122,7 +135,12 @@ impl<'a> Place<'a> {
     fn new(kind: &'a str, round: usize, args: &args::Bench) -> anyhow::Result<Self> {
         let parent = args.dir.clone().unwrap_or_else(std::env::temp_dir);
         let dir = tempfile::Builder::new().prefix("replikv-bench-").tempdir_in(&parent);
-        Ok(Self { kind, base_first: round.is_multiple_of(2), dir: dir.context("no place to measure")? })
+        Ok(Self {
+            kind,
+            base_first: round.is_multiple_of(2),
+            buffered: false,
+            dir: dir.context("no place to measure")?,
+        })
     }
 
     fn url(&self, name: &str) -> String {
@@ -139,17 +157,38 @@ impl<'a> Place<'a> {
 
     /// A master that keeps its whole log.
     async fn master(&self, name: &str) -> anyhow::Result<Master<Store>> {
-        master_of(self.open(name)?, self.kind).await
+        self.master_of(self.open(name)?).await
+    }
+
+    async fn master_of(&self, store: Store) -> anyhow::Result<Master<Store>> {
+        store::open_master(store, self.kind, self.config()).await
+    }
+
+    fn config(&self) -> MasterConfig {
+        if !self.buffered {
+            return keeping();
+        }
+        keeping().commit(Commit::Buffered { sync_every: Duration::from_secs(1) }).ship_unsynced(true)
+    }
+
+    /// Whoever follows, with a store of that name, in a process of its own.
+    fn peer(&self, name: &str) -> anyhow::Result<Peer> {
+        Peer::start(&self.url(name), self.buffered)
+    }
+
+    /// The store, and when it is on disk, where something else stands beside it.
+    fn words(&self) -> String {
+        match self.kind {
+            "memory" => "memory".into(),
+            kind if self.buffered => format!("{kind}, synced every second"),
+            kind => format!("{kind}, synced"),
+        }
     }
 
     /// Makes room for the next measurement of the round.
     fn remove(&self, name: &str) -> anyhow::Result<()> {
         remove(&self.path(name)).with_context(|| format!("{} cannot be removed", self.path(name).display()))
     }
-}
-
-async fn master_of(store: Store, kind: &str) -> anyhow::Result<Master<Store>> {
-    store::open_master(store, kind, keeping()).await
 }
 
 // The whole log is kept.
@@ -167,9 +206,15 @@ fn remove(path: &Path) -> std::io::Result<()> {
 }
 
 /// Serves a master on the loopback interface, as long as its listener lives.
-async fn serve(master: &Master<Store>) -> anyhow::Result<std::net::SocketAddr> {
+async fn serve(master: &Master<Store>) -> anyhow::Result<SocketAddr> {
     let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await?;
     let address = listener.local_addr()?;
     tokio::spawn(master.clone().serve_tcp(listener));
     Ok(address)
+}
+
+/// An address for a server that is a process of its own. It was free a moment ago; if somebody was quicker, the server does
+/// not start, and says so.
+fn free_address() -> std::io::Result<SocketAddr> {
+    std::net::TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?.local_addr()
 }

@@ -10,7 +10,9 @@ use std::time::{Instant, SystemTime};
 
 use anyhow::{Context, anyhow, bail};
 use hdrhistogram::Histogram;
-use replikv::{Centre, KeyRange, LinkConfig, LinkId, LinkStore, Master, ReplicaStore, Seq, Slave, SlaveConfig};
+use replikv::{
+    Centre, Durability, KeyRange, LinkConfig, LinkId, LinkStore, Master, ReplicaStore, Seq, Slave, SlaveConfig,
+};
 use serde::{Deserialize, Serialize};
 use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader};
 use tokio::process::{Child, ChildStdin, ChildStdout, Command};
@@ -96,10 +98,11 @@ pub(super) struct Peer {
 }
 
 impl Peer {
-    pub(super) fn start(url: &str) -> anyhow::Result<Self> {
+    pub(super) fn start(url: &str, buffered: bool) -> anyhow::Result<Self> {
         let program = std::env::current_exe().context("the program cannot find itself")?;
         let mut process = Command::new(program)
             .args(["bench-peer", "--store", url])
+            .args(buffered.then_some("--buffered"))
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .kill_on_drop(true)
@@ -143,8 +146,16 @@ pub(crate) async fn run(args: args::BenchPeer) -> anyhow::Result<ExitCode> {
             }
         }
     });
-    let mut follower =
-        Follower { url: args.store, slave: None, centre: None, fan: Vec::new(), drain: Drain::default(), master: None };
+    let durability = if args.buffered { Durability::Buffered } else { Durability::Synced };
+    let mut follower = Follower {
+        url: args.store,
+        durability,
+        slave: None,
+        centre: None,
+        fan: Vec::new(),
+        drain: Drain::default(),
+        master: None,
+    };
     while let Some(line) = orders.recv().await {
         let answer = match serde_json::from_str(&line) {
             Ok(order) => follower.obey(order).await.map_err(|error| format!("{error:#}")),
@@ -157,6 +168,7 @@ pub(crate) async fn run(args: args::BenchPeer) -> anyhow::Result<ExitCode> {
 
 struct Follower {
     url: String,
+    durability: Durability,
     slave: Option<(Slave<Store>, Option<JoinHandle<()>>)>,
     centre: Option<Links>,
     fan: Vec<Slave<DiscardStore>>,
@@ -188,7 +200,7 @@ impl Follower {
                 Ok(Answer::default())
             }
             Order::Host => {
-                let master = super::master_of(store::open("memory:")?, "memory").await?;
+                let master = store::open_master(store::open("memory:")?, "memory", super::keeping()).await?;
                 let address = Some(super::serve(&master).await?);
                 self.master = Some(master);
                 Ok(Answer { address, resident: resident()?, ..Answer::default() })
@@ -208,7 +220,8 @@ impl Follower {
         let (slave, following) = match &mut self.slave {
             Some(slave) => slave,
             None => {
-                let slave = Slave::open(store::open(&self.url)?, SlaveConfig::new("bench")).await?;
+                let config = SlaveConfig::new("bench").durability(self.durability);
+                let slave = Slave::open(store::open(&self.url)?, config).await?;
                 self.slave.insert((slave, None))
             }
         };

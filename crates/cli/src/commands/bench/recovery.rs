@@ -4,7 +4,7 @@
 use replikv::{Batch, Master, MasterConfig, Retention};
 
 use super::figure::Sample;
-use super::peer::{Order, Peer};
+use super::peer::Order;
 use super::workload::{Entries, Key, ingest};
 use super::{Place, serve};
 use crate::args;
@@ -21,7 +21,7 @@ pub(super) async fn round(place: &Place<'_>, args: &args::Bench) -> anyhow::Resu
     let master = store::open_master(store, place.kind, MasterConfig::default().retention(retention)).await?;
     let from = serve(&master).await?;
     let mut until = master.put("last", "").await?.seq.as_u64();
-    let mut slave = Peer::start(&place.url("slave"))?;
+    let mut slave = place.peer("slave")?;
     let copied = slave.ask(&Order::Follow { from, until }).await?;
     anyhow::ensure!(copied.copies == 1, "the slave did not copy");
     let mut samples = Vec::new();

@@ -1,6 +1,6 @@
 //! A Redis server as a child, and as much of its protocol as is needed to measure it.
 
-use std::net::{Ipv4Addr, SocketAddr};
+use std::net::SocketAddr;
 use std::path::Path;
 use std::process::Stdio;
 use std::time::{Duration, Instant};
@@ -13,18 +13,52 @@ use tokio::net::tcp::{OwnedReadHalf, OwnedWriteHalf};
 use tokio::process::{Child, Command};
 use tokio::time::{sleep, timeout};
 
+use super::super::free_address;
 use super::super::workload::Key;
 
 /// How long a server may take to do anything.
 const PATIENCE: Duration = Duration::from_secs(120);
 
-/// How a server is set up. Neither writes anything to disk while it is written to.
+/// How a server is set up. Without files it writes nothing to disk while it is written to.
 #[derive(Debug, Clone, Copy)]
-pub(super) enum Config {
+pub(super) struct Config {
+    pub(super) sync: FullSync,
+    pub(super) files: Files,
+}
+
+#[derive(Debug, Clone, Copy)]
+pub(super) enum FullSync {
     /// As it comes.
     Default,
     /// Replicas are sent a snapshot over the socket at once, without compression and checksums, and load it from there.
     Quickest,
+}
+
+/// Whether changes are written to an append-only file, and when that is synced.
+#[derive(Debug, Clone, Copy)]
+pub(super) enum Files {
+    None,
+    EverySecond,
+    Always,
+}
+
+impl Files {
+    /// What holds on both sides.
+    pub(super) fn words(self) -> &'static str {
+        match self {
+            Self::None => "in memory",
+            Self::EverySecond => "with AOF, synced every second",
+            Self::Always => "with AOF, always synced",
+        }
+    }
+
+    fn args(self) -> &'static [&'static str] {
+        match self {
+            Self::None => &[],
+            Self::EverySecond => &["--appendonly", "yes", "--appendfsync", "everysec"],
+            Self::Always => &["--appendonly", "yes", "--appendfsync", "always"],
+        }
+    }
 }
 
 /// It is killed when this goes.
@@ -37,13 +71,13 @@ pub(super) struct Server {
 impl Server {
     pub(super) async fn start(config: Config, dir: &Path, events: Option<&str>) -> anyhow::Result<Self> {
         std::fs::create_dir_all(dir)?;
-        // Free a moment ago. If somebody was quicker, the server does not start, and says so.
-        let address = std::net::TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?.local_addr()?;
+        let address = free_address()?;
         let mut command = Command::new("redis-server");
         command.args(["--bind", "127.0.0.1", "--port", &address.port().to_string(), "--save", "", "--dir"]).arg(dir);
         // Replicas that are slow are not cut off: what is measured is how long they take.
         command.args(["--client-output-buffer-limit", "replica 0 0 0"]);
-        if matches!(config, Config::Quickest) {
+        command.args(config.files.args());
+        if matches!(config.sync, FullSync::Quickest) {
             command.args(["--repl-diskless-sync", "yes", "--repl-diskless-sync-delay", "0"]);
             command.args(["--repl-diskless-load", "swapdb", "--rdbcompression", "no", "--rdbchecksum", "no"]);
             command.args(["--repl-disable-tcp-nodelay", "no"]);
@@ -163,12 +197,34 @@ impl Client {
         Ok(())
     }
 
-    /// Until the replica is up and holds so many entries.
+    /// Until the replica is up and holds so many entries. It answers when what came before is in its append-only file, and
+    /// synced if it always is.
     pub(super) async fn wait_for_size(&mut self, entries: usize) -> anyhow::Result<()> {
         self.wait_for_link().await?;
-        let found = self.command(&["DBSIZE"]).await?;
-        ensure!(found == entries.to_string(), "the replica holds {found} entries, and not {entries}");
-        Ok(())
+        let until = Instant::now() + PATIENCE;
+        loop {
+            let found: usize = self.command(&["DBSIZE"]).await?.parse()?;
+            if found == entries {
+                return Ok(());
+            }
+            ensure!(found < entries, "the replica holds {found} entries, and not {entries}");
+            ensure!(Instant::now() < until, "the replica does not get beyond {found} entries of {entries}");
+            sleep(Duration::from_millis(2)).await;
+        }
+    }
+
+    /// Until the replica has an append-only file of its own, if it is to have one.
+    pub(super) async fn wait_for_files(&mut self) -> anyhow::Result<()> {
+        let until = Instant::now() + PATIENCE;
+        loop {
+            let found = self.command(&["INFO", "persistence"]).await?;
+            ensure!(found.contains("aof_last_bgrewrite_status:ok"), "the replica cannot write its append-only file");
+            if found.contains("aof_rewrite_in_progress:0") && found.contains("aof_rewrite_scheduled:0") {
+                return Ok(());
+            }
+            ensure!(Instant::now() < until, "the replica does not finish its append-only file");
+            sleep(Duration::from_millis(2)).await;
+        }
     }
 
     /// From now on it is told of each SET, once it is carried out.
