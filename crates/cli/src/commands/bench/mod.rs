@@ -17,6 +17,7 @@ mod live;
 mod nats;
 mod peer;
 mod plot;
+mod receive;
 mod recovery;
 mod redis;
 mod summary;
