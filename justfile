@@ -76,6 +76,10 @@ crash STATES="100000" *ARGS:
 kill-loop CYCLES="1000":
     REPLIKV_KILLS={{CYCLES}} cargo test --release --all-features --test kill -- --nocapture
 
+# Aggregates of a hundred masters and their centre, killed all the while, against a recomputation, after so many operations.
+aggregates OPERATIONS="1000000":
+    REPLIKV_OPERATIONS={{OPERATIONS}} cargo test --release -p replikv-node --all-features --test aggregate -- --nocapture a_hundred_masters
+
 # What compaction by key costs the writer, and what it leaves.
 compaction OVERWRITES="10000000" KEYS="100000" STORE="lmdb":
     cargo run --release --all-features --example compaction_cost -- {{OVERWRITES}} {{KEYS}} {{STORE}}

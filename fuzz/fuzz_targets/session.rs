@@ -79,7 +79,8 @@ enum Word {
     Goodbye,
     Opaque(u8),
     Compare(Vec<(u8, Option<u8>, u32)>),
-    Compared(Place, Vec<(bool, u32)>),
+    /// From this key on, or from where something is missing.
+    Compared(Place, Vec<(bool, u32)>, Option<u8>),
     Probe(u8, Option<u8>, u32, bool),
     Probed(Page, Place, bool),
     Touched { read_at: Place, end: Option<Place>, key: u8 },
@@ -197,12 +198,16 @@ impl Word {
                 let run = run.map(|through| Passage::Skipped(Skipped { through: through.position(), log_bytes: 1, time: 1 }));
                 Message::Filtered(Filtered { passages: run.into_iter().chain((from..to).map(share)).collect() })
             }
-            Self::Compared(read_at, verdicts) => Message::Compared(Compared {
+            Self::Compared(read_at, verdicts, start) => Message::Compared(Compared {
                 read_at: read_at.position(),
                 verdicts: verdicts
                     .into_iter()
                     .map(|(equal, n)| if equal { Verdict::Equal(n) } else { Verdict::Split(n) })
                     .collect(),
+                start: match start {
+                    Some(start) => vec![start].into(),
+                    None => coverage.rest().map(|rest| rest.start().clone()).unwrap_or_default(),
+                },
             }),
         }
     }

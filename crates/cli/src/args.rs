@@ -554,6 +554,8 @@ pub(crate) enum Scenario {
     Idle,
     /// 4 and 16 masters into one centre, against one master.
     FanIn,
+    /// A master that derives a count, an index, what is greatest in each group, against one that derives nothing.
+    Derive,
     /// Copies, live replication, latency and fan-out against Redis; `redis-server` must be installed. Not part of --all.
     Redis,
     /// Catch-up, live replication and fan-in against mirrors of NATS JetStream; `nats-server` must be installed. Not part of
@@ -576,6 +578,7 @@ impl Scenario {
         Self::FanOut,
         Self::Idle,
         Self::FanIn,
+        Self::Derive,
     ];
 
     /// True if it measures another system beside this one.

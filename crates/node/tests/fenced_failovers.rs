@@ -410,6 +410,9 @@ async fn no_acknowledged_write_is_lost_whatever_fails_while_slaves_are_promoted(
         {
             assert!(seen.contains_key(what), "{what} never was: {seen:?}");
         }
+        // Not every world can be mended; most of them are, or what is compared in the end is compared for nothing.
+        let healed = seen.get("healed").copied().unwrap_or(0);
+        assert!(u64::from(healed) * 4 >= runs * 3, "only {healed} of {runs} ended equal: {seen:?}");
     }
     Ok(())
 }

@@ -22,6 +22,7 @@ use support::{
     store,
 };
 use tokio::io::DuplexStream;
+use tokio::time::timeout;
 
 /// The same store, as another process would open it.
 fn again(store: &Store) -> Store {
@@ -44,6 +45,13 @@ async fn ends((serving, following): (Serving, Following)) {
     following.abort();
     drop(soon(following).await);
     drop(soon(serving).await);
+}
+
+/// Whatever can go on without anything from outside has done so.
+async fn settle() {
+    for _ in 0..100 {
+        tokio::task::yield_now().await;
+    }
 }
 
 type Connecting = Pin<Box<dyn Future<Output = io::Result<DuplexStream>> + Send>>;
@@ -169,9 +177,7 @@ async fn after_the_answer_nothing_more_is_acknowledged_and_what_is_in_flight_is_
         let b = b.clone();
         async move { b.fence(&asks(before, 7)).await }
     });
-    for _ in 0..100 {
-        tokio::task::yield_now().await;
-    }
+    settle().await;
     assert!(!fencing.is_finished(), "it is not answered before that is decided");
     held.release();
     let position = soon(fencing).await??.position;
@@ -199,24 +205,26 @@ async fn a_connection_that_begins_while_a_fence_is_put_up_is_judged_by_it() -> R
         let b = b.clone();
         async move { b.fence(&asks(position, 7)).await }
     });
-    // Nobody polls the first one any more, and the next ones come at once, again and again.
+    settle().await;
+    // What is in flight is not decided, and nobody else gets in: not even one who would lift the fence.
+    assert!(!fencing.is_finished());
+    assert!(timeout(Duration::ZERO, b.lift_fence()).await.is_err(), "it is being put up");
+    // Nobody polls the first one any more, and the next ones come at once, one after the other.
     first.abort();
-    let mut next = Vec::new();
+    drop(soon(first).await);
+    let mut next = connect(&old, &b);
     for _ in 0..20 {
-        let (here, there) = tokio::io::duplex(64 << 10);
-        support::serve(&old, there);
-        next.push(follow(&b, here));
-        tokio::task::yield_now().await;
+        settle().await;
+        assert!(!next.1.is_finished(), "it waits, and is neither served nor refused");
+        ends(next).await;
+        next = connect(&old, &b);
     }
+    settle().await;
+    old.put("late", "v").await?;
+    assert!(!fencing.is_finished() && !next.1.is_finished());
     held.release();
     let fenced = soon(fencing).await??;
-    for following in next {
-        match soon(following).await? {
-            Err(FollowError::AlreadyFollowing) => {}
-            ended => assert_eq!(refusal(ended), RejectCode::Fenced),
-        }
-    }
-    old.put("late", "v").await?;
+    assert_eq!(refusal(soon(next.1).await?), RejectCode::Fenced);
     assert_eq!(refused(&old, &b).await, RejectCode::Fenced);
     assert_eq!(b.status().position, Some(fenced.position));
     Ok(())

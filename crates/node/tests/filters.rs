@@ -659,3 +659,30 @@ async fn a_relay_serves_slaves_of_a_part_from_its_log_and_by_a_copy() -> Result<
     assert_eq!(contents(leaf.store()).await.len(), 101);
     Ok(())
 }
+
+#[tokio::test]
+async fn what_does_not_concern_a_slave_is_not_read_for_it() -> Result<(), Error> {
+    // Nothing is told by heartbeats, and no record stays in memory: whoever looks at one reads the log.
+    let (source, config) = (store(), MasterConfig::default().heartbeat(Duration::from_secs(3600)).ring_bytes(0));
+    let master = master(&source, config).await;
+    let (received, ranges) = (Received::default(), prefixes(&["loud/"]));
+    let slave = open(&store(), ranges.clone()).await?;
+    let (_serving, _following) = connect(&master, &slave, &received);
+    let first = master.put("loud/1", "1").await?;
+    soon(slave.wait_applied(first)).await?;
+    until(|| master.status().slaves.iter().all(|seen| seen.consistent && seen.applied == first.seq)).await;
+    for round in 0..3 {
+        let before = source.faults().calls().scans;
+        for n in 0..500 {
+            master.put(format!("quiet/{n}"), "SECRET").await?;
+        }
+        let loud = master.put("loud/2", format!("{round}")).await?;
+        soon(slave.wait_applied(loud)).await?;
+        let looks = source.faults().calls().scans - before;
+        // Its own trimming looks as well, now and then.
+        assert!(looks < 50, "{looks} looks at the log for one record");
+        assert_holds(&master, &slave, &ranges).await;
+    }
+    received.holds_no_secret();
+    Ok(())
+}

@@ -17,7 +17,7 @@ use crate::wire::LONG;
 use crate::{Filtered, LogAnswer, Passage, Record, RecordError, Share, Skipped, Stretch};
 
 /// So many headers of records that touch nothing are kept until they are told; those of a longer run are not.
-const MAX_HEADERS: usize = 64;
+pub(crate) const MAX_HEADERS: usize = 64;
 /// So many bytes of them.
 const MAX_HEADER_BYTES: usize = 8 << 10;
 /// So many passages wait, however quiet it is.
@@ -67,6 +67,21 @@ impl Filter {
             }
         }
         Ok(())
+    }
+
+    /// The history went on, and nothing of it touches the ranges.
+    pub(crate) fn pass_by(&mut self, runs: Vec<Skipped>) {
+        runs.into_iter().for_each(|run| self.skip(run));
+    }
+
+    /// True if runs may be passed after `sent` that were not read.
+    pub(crate) fn may_pass_by(&self, sent: Seq) -> bool {
+        self.stops_at.is_none_or(|stop| stop <= sent)
+    }
+
+    /// What waits is told with the next that is read.
+    pub(crate) fn tell_soon(&mut self) {
+        self.urgent = true;
     }
 
     /// A stretch of the compacted log was read.
@@ -236,8 +251,16 @@ fn check_run(before: &Position, through: &Position) -> Result<(), ProtocolError>
 
 /// The answer of the log, for a slave with or without a filter: what of it is to be sent as it is.
 pub(crate) fn filtered(filter: Option<&mut Filter>, answer: LogAnswer) -> Result<Option<LogAnswer>, RecordError> {
-    let Some(filter) = filter else { return Ok(Some(answer)) };
+    let Some(filter) = filter else {
+        // Only a slave with a filter is passed by.
+        let passed = matches!(answer, LogAnswer::Passed(_));
+        return if passed { Err(RecordError::Malformed { what: "it was left out" }) } else { Ok(Some(answer)) };
+    };
     match answer {
+        LogAnswer::Passed(runs) => {
+            filter.pass_by(runs);
+            Ok(None)
+        }
         LogAnswer::Records { parts, .. } => filter.pass(parts).map(|()| None),
         LogAnswer::Compacted(stretch) => Ok(Some(LogAnswer::Compacted(filter.stretch(stretch)))),
         LogAnswer::Trimmed => Ok(Some(LogAnswer::Trimmed)),

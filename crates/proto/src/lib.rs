@@ -27,6 +27,7 @@ mod record;
 mod retention;
 mod session;
 mod slots;
+mod subscribers;
 mod subscription;
 mod succession;
 mod time;
@@ -60,6 +61,7 @@ pub use session::{
     SlaveAction, SlaveSession, SlaveSessionConfig, SourceFacts, View,
 };
 pub use slots::{Slot, SlotKind, SlotLimits, SlotName, SlotState, SlotTime, SlotView, Slots};
+pub use subscribers::{SubscriberId, Subscribers};
 pub use subscription::{InvalidSubscription, Resubscribing, Subscription};
 pub use succession::{Candidate, Promotion, Unfit, epoch_after, next_epoch, step_down};
 pub use time::Now;

@@ -49,12 +49,16 @@ pub enum Bug {
     HandedNotTakenBack,
     /// Ranges with as many entries are equal, whatever these are.
     CountsAlone,
+    /// What is said of ranges is taken for the next ones, whichever it is about.
+    VerdictsOfAnyRange,
     /// Content is added to what its range held before.
     ContentIsAdded,
     /// A slave that subscribes to key ranges is sent whole records.
     FilterForgotten,
     /// And pages of everything.
     FilterForgottenOnPages,
+    /// A record that concerns a slave of a part of the keys wakes nobody.
+    ConcernUnnoticed,
     /// What a slave newly subscribes to counts as there.
     NewRangesForgotten,
     /// A slave is promoted whatever it is in the middle of.
@@ -97,9 +101,11 @@ impl Bug {
         Self::LastBodyLost,
         Self::HandedNotTakenBack,
         Self::CountsAlone,
+        Self::VerdictsOfAnyRange,
         Self::ContentIsAdded,
         Self::FilterForgotten,
         Self::FilterForgottenOnPages,
+        Self::ConcernUnnoticed,
         Self::NewRangesForgotten,
         Self::PromotedInMidCopy,
         Self::EpochsForgotten,

@@ -210,6 +210,7 @@ fn messages() -> Vec<(&'static str, Message)> {
             Message::Compared(Compared {
                 read_at: position(1000),
                 verdicts: vec![Verdict::Equal(300), Verdict::Split(2), Verdict::Equal(1)],
+                start: Bytes::from_static(b"users/m"),
             }),
         ),
         (

@@ -40,14 +40,21 @@ fn config_for(bug: Bug) -> Config {
         "MarkNotKept" | "QuarantinedTooLate" | "PromotedInMidCopy" | "EpochsForgotten" | "ChangedIsNotDisplaced" => {
             default.topology(Topology::Failover)
         }
-        "GroupedFailureUnseen" | "RangeOutOfLink" | "UnlinkedDataStays" | "NestedClaimFree" => {
-            default.topology(Topology::Centre)
+        "RangeOutOfLink" | "UnlinkedDataStays" | "NestedClaimFree" => default.topology(Topology::Centre),
+        "GroupedFailureUnseen" => {
+            let refused = [Fault::Transient, Fault::Full, Fault::UnknownOutcome];
+            default.topology(Topology::Centre).only(&refused).pace(60).millis(3_000)
         }
-        "SetbackOfLinkUnnoticed" => default.topology(Topology::Centre).only(&[Fault::SyncFailure]).pace(30),
+        // Syncs must succeed in between: what was lost is acknowledged by one of these.
+        "SetbackOfLinkUnnoticed" => {
+            default.topology(Topology::Centre).only(&[Fault::SyncFailure]).pace(100).millis(3_000)
+        }
+        "VerdictsOfAnyRange" => {
+            let moves = [Fault::LostMessage, Fault::Promotion, Fault::Demotion, Fault::Moved];
+            default.topology(Topology::Failover).only(&moves).pace(50).millis(5_000)
+        }
         "EpochsByNumber" => default.topology(Topology::Failover).pace(100).millis(6_000),
-        "RelayHandsLate" => {
-            default.topology(Topology::Tree).only(&[Fault::Wiped, Fault::Reparented]).pace(20).millis(5_000)
-        }
+        "RelayHandsLate" => default.topology(Topology::Tree).only(&[Fault::Wiped]).pace(60).millis(4_000),
         "RelayServesOn" | "RelayedBeforeCommitted" | "KeptAcrossGap" | "NobodyWaits" | "CircleUnnoticed" => {
             default.topology(Topology::Tree)
         }

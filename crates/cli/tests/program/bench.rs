@@ -26,7 +26,7 @@ fn figures(rows: &[serde_json::Value]) -> Vec<String> {
 
 #[test]
 fn each_scenario_has_its_figures() {
-    let rows = rows(&["--stores", "lmdb,memory", "write", "catch-up", "copy", "recovery", "live", "fan-in"]);
+    let rows = rows(&["--stores", "lmdb,memory", "write", "catch-up", "copy", "recovery", "live", "fan-in", "derive"]);
     let expected = [
         "write lmdb batches of 1",
         "write lmdb batches of 10",
@@ -54,6 +54,12 @@ fn each_scenario_has_its_figures() {
         "fan-in lmdb 16 masters",
         "fan-in memory 4 masters",
         "fan-in memory 16 masters",
+        "derive lmdb a count of 256 groups",
+        "derive lmdb an index",
+        "derive lmdb the greatest of 256 groups",
+        "derive memory a count of 256 groups",
+        "derive memory an index",
+        "derive memory the greatest of 256 groups",
     ];
     assert_eq!(figures(&rows), expected);
 }
@@ -128,6 +134,7 @@ fn redis_and_nats_do_the_same_work() {
         "redis memory write to readable, p50; Redis in memory",
         "redis memory write to readable, p99; Redis in memory",
         "redis memory delivered to 64 receivers; Redis in memory",
+        "redis memory delivered to 64 slaves that check it, against receivers; Redis in memory",
         "nats lmdb, synced catch-up; NATS in files, not synced, a mirror in the same server",
         "nats lmdb, synced catch-up; NATS in files, not synced, a mirror across a leaf node",
         "nats lmdb, synced live; NATS in files, not synced, a mirror in the same server",

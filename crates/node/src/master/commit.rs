@@ -513,7 +513,7 @@ impl<S: ReplicaStore> CommitTask<S> {
         self.inner.with_checkpoints(|kept| kept.retain(|checkpoint| checkpoint.position.seq <= position.seq));
         if self.inner.seen.load().published.seq > position.seq {
             self.inner.with_ring(|ring| ring.truncate(position.seq));
-            self.inner.change_view(|view| view.published = position);
+            self.inner.history.unpublish(position);
         }
     }
 
@@ -555,9 +555,9 @@ impl<S: ReplicaStore> CommitTask<S> {
         let fresh = entries.iter().filter(|entry| entry.position.seq > published);
         let Some(last) = entries.last().filter(|last| last.position.seq > published) else { return };
         let (position, log_bytes) = (last.position, last.log_bytes);
-        self.inner.with_ring(|ring| fresh.for_each(|entry| ring.push(entry.clone())));
+        self.inner.with_ring(|ring| fresh.clone().for_each(|entry| ring.push(entry.clone())));
         let missing_bytes = self.inner.parts().missing_bytes();
-        self.inner.change_view(|view| {
+        self.inner.history.publish(fresh, |view| {
             view.published = position;
             view.log_bytes = log_bytes;
             view.retained_bytes = log_bytes.saturating_sub(missing_bytes);

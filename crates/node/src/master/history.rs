@@ -15,6 +15,7 @@ use replikv_proto::{EpochStart, GroupLog, LogParts, PathNode, View};
 use tokio::sync::{Mutex as AsyncMutex, Notify, Semaphore, watch};
 use tokio_util::sync::CancellationToken;
 
+use super::listening::Audience;
 use super::log::Measured;
 use super::ring::Ring;
 use super::sessions::Sessions;
@@ -82,6 +83,7 @@ pub(crate) struct History<S> {
     pub(super) ring: Mutex<Ring>,
     pub(super) checkpoints: Mutex<Vec<Checkpoint>>,
     pub(super) sessions: Arc<Sessions>,
+    pub(super) audience: Audience,
     pub(super) slots: Arc<SlotBook>,
     /// How long nodes had run on this store when this one was opened, in milliseconds.
     pub(super) uptime_before: u64,
@@ -137,6 +139,7 @@ impl<S> History<S> {
             ring: Mutex::new(Ring::new(means.ring_bytes)),
             checkpoints: Mutex::new(checkpoints),
             sessions: Arc::new(Sessions::new()),
+            audience: Audience::default(),
             slots: means.slots,
             uptime_before,
             rooms: means.rooms,
@@ -184,9 +187,9 @@ impl<S> History<S> {
     pub(crate) fn append(&self, log: GroupLog) {
         let GroupLog { head, entries, checkpoints, .. } = log;
         self.keep_checkpoints(checkpoints);
-        self.with_ring(|ring| entries.into_iter().for_each(|entry| ring.push(entry)));
+        self.with_ring(|ring| entries.iter().for_each(|entry| ring.push(entry.clone())));
         let missing_bytes = self.parts().missing_bytes();
-        self.change_view(|view| {
+        self.publish(entries.iter(), |view| {
             (view.published, view.handed) = (head.position, head.position);
             view.log_bytes = head.log_bytes;
             view.retained_bytes = head.log_bytes.saturating_sub(missing_bytes);

@@ -8,6 +8,7 @@ mod error;
 mod exact;
 mod handover;
 pub(crate) mod history;
+mod listening;
 mod log;
 mod open;
 mod reads;

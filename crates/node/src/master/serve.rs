@@ -10,8 +10,9 @@ use futures_util::future::BoxFuture;
 use replikv_core::{Epoch, KeyRange, Keyspace, Position, ReplicaStore, ScanOptions, Seq, StoreError};
 use replikv_proto::layout::{Head, Superseded};
 use replikv_proto::{
-    Content, DecoderLimits, FenceRefusal, FenceRequest, Fenced, Goodbye, GoodbyeReason, MasterAction, MasterSession,
-    MasterSessionConfig, Message, Refusal, Reject, RejectCode, Relay, Request, RequestBody, Response, SlotName, View,
+    Content, DecoderLimits, FenceRefusal, FenceRequest, Fenced, Goodbye, GoodbyeReason, LogAnswer, MasterAction,
+    MasterSession, MasterSessionConfig, Message, Reject, RejectCode, Relay, Request, RequestBody, Response, SlotName,
+    View,
 };
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::sync::{OwnedSemaphorePermit, watch};
@@ -19,8 +20,10 @@ use tokio::time::{Instant, sleep_until, timeout};
 use tokio_util::sync::CancellationToken;
 
 use super::history::{History, Rooms};
+use super::listening::Listening;
 use super::sessions::Entered;
 use super::{Master, ServeError};
+use crate::reads::ask_for_json;
 use crate::reads::serve::{Asked, Ended as Asking, Refused, Wish, answer_all, tell};
 use crate::slave::Ending;
 use crate::stored;
@@ -90,7 +93,7 @@ where
     if let Some(reject) = refused {
         session.refuse(reject.into());
     }
-    let driver = Driver { node, inner: history, views, entered: None, slot: None, ending: None };
+    let driver = Driver { node, inner: history, views, entered: None, listening: None, slot: None, ending: None };
     let result = driver.run(connection, &mut session, hello).await;
     if let Err(ServeError::Refused(refusal)) = &result {
         history.metrics.session_refused(refusal.code);
@@ -223,6 +226,8 @@ struct Driver<'a, N, S> {
     inner: &'a History<S>,
     views: watch::Receiver<View>,
     entered: Option<Entered>,
+    /// Of a slave that subscribes to a part of the keys.
+    listening: Option<Listening<'a>>,
     /// The slot of the slave, if it is to have one.
     slot: Option<SlotName>,
     ending: Option<Ending>,
@@ -279,7 +284,9 @@ impl<N: Serves<S>, S: ReplicaStore> Driver<'_, N, S> {
             }
             // What was decided by these messages is done before anything is waited for.
             let mut wake_now = false;
-            if self.views.has_changed().unwrap_or(false) {
+            // What is published for others is told when there is something to be told, or the time has come.
+            let listening = self.listening.as_ref().filter(|_| session.is_quiet());
+            if listening.is_none() && self.views.has_changed().unwrap_or(false) {
                 session.handle_view(*self.views.borrow_and_update());
                 wake_now = true;
             }
@@ -304,10 +311,14 @@ impl<N: Serves<S>, S: ReplicaStore> Driver<'_, N, S> {
                     return Ok(self.ending.take().unwrap_or(Ending::Shutdown));
                 }
                 driven = connection.drive(true) => drop(driven?),
-                changed = self.views.changed() => if changed.is_ok() {
+                changed = self.views.changed(), if listening.is_none() => if changed.is_ok() {
                     session.handle_view(*self.views.borrow_and_update());
                 },
+                () = heard(listening), if listening.is_some() => {
+                    session.handle_view(*self.views.borrow_and_update());
+                }
                 () = sleep_until(deadline.unwrap_or_else(Instant::now)), if deadline.is_some() => {
+                    session.handle_view(*self.views.borrow_and_update());
                     session.handle_timeout(inner.clock.now())?;
                 }
                 () = tokio::task::yield_now(), if more => {}
@@ -340,8 +351,12 @@ impl<N: Serves<S>, S: ReplicaStore> Driver<'_, N, S> {
                 let bytes = self.stored(session, inner.measure_data(at_most).await)?;
                 session.handle_data_size(bytes);
             }
-            MasterAction::ReadRecords { after, max_bytes } => {
-                let answer = self.stored(session, inner.read_records(after, max_bytes).await)?;
+            MasterAction::ReadRecords { after, max_bytes, may_pass } => {
+                let listening = self.listening.as_ref().filter(|_| may_pass);
+                let answer = match listening.and_then(|listening| inner.passed(listening, after)) {
+                    Some(runs) => LogAnswer::Passed(runs),
+                    None => self.stored(session, inner.read_records(after, max_bytes).await)?,
+                };
                 session.handle_records(answer);
             }
             MasterAction::ReadPage { range, max_bytes } => {
@@ -368,6 +383,7 @@ impl<N: Serves<S>, S: ReplicaStore> Driver<'_, N, S> {
                 inner.metrics.session_accepted();
                 // A question of a comparison is the longest that a slave has to say.
                 connection.set_limits(DecoderLimits { control: 2 << 20, data: 1 << 20 });
+                self.listening = (!ranges.is_all()).then(|| inner.listen(&ranges));
                 self.entered =
                     Some(inner.sessions.enter(&slave, temporary, ranges, start, inner.clock.now().monotonic));
                 if !temporary {
@@ -408,6 +424,13 @@ impl<N: Serves<S>, S: ReplicaStore> Driver<'_, N, S> {
             session.shut(GoodbyeReason::Closing, "the master's store failed");
             error.into()
         })
+    }
+}
+
+async fn heard(listening: Option<&Listening<'_>>) {
+    match listening {
+        Some(listening) => listening.concerned().await,
+        None => std::future::pending().await,
     }
 }
 
@@ -499,26 +522,12 @@ impl<S: ReplicaStore> History<S> {
 /// Asks the node at the other end of `stream` for its status, as JSON.
 ///
 /// # Errors
-/// [`ConnectionError`] if the connection fails; [`Refusal`] words come as [`ServeError::Refused`].
+/// [`ConnectionError`] if the connection fails; [`Refusal`](replikv_proto::Refusal) words come as [`ServeError::Refused`].
 pub async fn remote_status<T>(stream: T) -> Result<Bytes, ServeError>
 where
     T: AsyncRead + AsyncWrite + Send,
 {
-    use replikv_proto::Message;
-    let mut connection = Connection::new(stream, DecoderLimits { data: 16 << 20, control: 1 << 20 });
-    connection.send(&Message::Request(Request { id: 1, body: RequestBody::Status }))?;
-    loop {
-        match connection.next_message()? {
-            Some(Message::Response(response)) => {
-                let refused =
-                    |words| ServeError::Refused(Reject { code: RejectCode::Unsupported, words, retry: false }.into());
-                return response.body.map_err(refused);
-            }
-            Some(Message::Reject(reject)) => return Err(ServeError::Refused(Refusal::from(reject))),
-            Some(_) => {}
-            None => drop(connection.drive(true).await?),
-        }
-    }
+    ask_for_json(stream, RequestBody::Status, 16 << 20).await
 }
 
 impl From<std::io::Error> for ServeError {

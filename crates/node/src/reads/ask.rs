@@ -1,5 +1,6 @@
 //! One question on a connection of its own, with an answer as JSON.
 
+use bytes::Bytes;
 use replikv_proto::{DecoderLimits, Message, Refusal, Reject, RejectCode, Request, RequestBody};
 use serde::de::DeserializeOwned;
 use tokio::io::{AsyncRead, AsyncWrite};
@@ -13,19 +14,27 @@ where
     T: AsyncRead + AsyncWrite + Send,
     A: DeserializeOwned,
 {
-    let mut connection = Connection::new(stream, DecoderLimits { data: 1 << 20, control: 1 << 20 });
+    let answer = ask_for_json(stream, body, 1 << 20).await?;
+    serde_json::from_slice(&answer).map_err(|error| refused(error.to_string()))
+}
+
+/// As [`ask`], for the answer as it comes, of so many bytes at most.
+pub(crate) async fn ask_for_json<T>(stream: T, body: RequestBody, most: usize) -> Result<Bytes, ServeError>
+where
+    T: AsyncRead + AsyncWrite + Send,
+{
+    let mut connection = Connection::new(stream, DecoderLimits { data: most, control: 1 << 20 });
     connection.send(&Message::Request(Request { id: 1, body }))?;
-    let refused =
-        |words: String| ServeError::Refused(Reject { code: RejectCode::Unsupported, words, retry: false }.into());
     loop {
         match connection.next_message()? {
-            Some(Message::Response(response)) => {
-                let answer = response.body.map_err(refused)?;
-                return serde_json::from_slice(&answer).map_err(|error| refused(error.to_string()));
-            }
+            Some(Message::Response(response)) => return response.body.map_err(refused),
             Some(Message::Reject(reject)) => return Err(ServeError::Refused(Refusal::from(reject))),
             Some(_) => {}
             None => drop(connection.drive(true).await?),
         }
     }
+}
+
+fn refused(words: String) -> ServeError {
+    ServeError::Refused(Reject { code: RejectCode::Unsupported, words, retry: false }.into())
 }

@@ -3,11 +3,12 @@
 use std::sync::{Mutex, PoisonError};
 
 use replikv_core::{Cursor, Durability, Keyspace, LinkId, Outcome, Position, ReplicaStore, StoreError, WriteSet, meta};
-use replikv_proto::layout::{Backup, Identity, Role, Stored};
-use replikv_proto::{Fence, FenceRefusal, FenceRequest, Fenced, Pledger, Resync};
+use replikv_proto::layout::{Role, Stored};
+use replikv_proto::{Candidate, Fence, FenceRefusal, FenceRequest, Fenced, Pledger};
 use tokio::sync::Mutex as AsyncMutex;
 use tokio_util::sync::CancellationToken;
 
+use super::promote::candidate;
 use super::{Inner, Slave};
 use crate::{OpenError, stored};
 
@@ -172,22 +173,17 @@ pub(super) struct Standing {
 
 impl Standing {
     pub(super) async fn read<S: ReplicaStore>(store: &S) -> Result<Self, StoreError> {
-        let identity: Option<Identity> = stored::read(store, Identity::KEY).await?;
-        let link = super::only_link(store).await?;
-        let cursor = match &link {
-            Some(link) => store.cursor(link).await?,
-            None => None,
-        };
-        let fence: Option<Fence> = stored::read(store, Fence::KEY).await?;
+        let Candidate { identity, subscription, cursor, resync, fence, backup, .. } = candidate(store).await?;
+        let (link, cursor) = cursor.unzip();
         // A copy has promised what the original has; only that one may be promoted.
-        let copied = stored::read::<S, Backup>(store, Backup::KEY).await?.is_some();
+        let copied = backup.is_some();
         Ok(Self {
             link,
             cursor,
             fence: if copied { fence.map(Fence::of_copy) } else { fence },
-            filtered: super::subscription(store).await?.is_some(),
+            filtered: subscription.is_some(),
             copied,
-            resyncs: stored::read::<S, Resync>(store, Resync::KEY).await?.is_some(),
+            resyncs: resync.is_some(),
             reigns: identity.is_some_and(|identity| identity.role != Role::Slave),
         })
     }

@@ -112,12 +112,23 @@ pub async fn promote<S: ReplicaStore>(store: &S) -> Result<Promoted, PromoteErro
 
 // As it was promised with this fence, if there is one: whoever waits for that epoch must not wait in vain.
 pub(super) async fn promote_as<S: ReplicaStore>(store: &S, promised: Option<&Fence>) -> Result<Promoted, PromoteError> {
+    let candidate = candidate(store).await?;
+    if promised.is_some_and(|promised| candidate.fence.as_ref() != Some(promised)) {
+        return Err(StoreError::HeadMoved.into());
+    }
+    let Promotion { writes, last, first } = candidate.promote(epoch_nonce()?, unix_ms())?;
+    store.apply(writes, Durability::Synced).await?;
+    Ok(Promoted { last, first })
+}
+
+/// What a store says of itself that matters to a promotion.
+pub(super) async fn candidate<S: ReplicaStore>(store: &S) -> Result<Candidate, StoreError> {
     let link = super::only_link(store).await?;
     let cursor = match link {
         Some(link) => store.cursor(&link).await?.map(|cursor| (link, cursor)),
         None => None,
     };
-    let candidate = Candidate {
+    Ok(Candidate {
         identity: stored::read(store, Identity::KEY).await?,
         subscription: stored::read(store, Subscription::KEY).await?,
         cursor,
@@ -126,13 +137,7 @@ pub(super) async fn promote_as<S: ReplicaStore>(store: &S, promised: Option<&Fen
         epochs: stored::read(store, Epochs::KEY).await?,
         fence: stored::read(store, Fence::KEY).await?,
         backup: stored::read(store, Backup::KEY).await?,
-    };
-    if promised.is_some_and(|promised| candidate.fence.as_ref() != Some(promised)) {
-        return Err(StoreError::HeadMoved.into());
-    }
-    let Promotion { writes, last, first } = candidate.promote(epoch_nonce()?, unix_ms())?;
-    store.apply(writes, Durability::Synced).await?;
-    Ok(Promoted { last, first })
+    })
 }
 
 impl From<Unfit> for PromoteError {

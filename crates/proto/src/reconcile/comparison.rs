@@ -2,6 +2,7 @@
 
 use std::collections::VecDeque;
 
+use bytes::Bytes;
 use replikv_core::{EncodedOps, KeyRange};
 
 use super::pieces::Pieces;
@@ -9,6 +10,7 @@ use super::{
     FAN_OUT, GATHER_ENTRIES, GATHER_RANGES, MAX_BOUND_BYTES, MAX_ENTRIES, MAX_PIECES, MAX_RANGES, PIECE_BYTES,
     PIECE_ENTRIES, RangeSummary, Verdict, bound_len, ends_by, joins,
 };
+use crate::planted::{self, Bug};
 
 /// Asks about everything that is not covered, until all of it is.
 ///
@@ -147,8 +149,14 @@ impl Comparison {
         Some(question)
     }
 
-    /// What the master says of the next ranges. Returns those that are equal, adjacent ones as one.
-    pub(crate) fn answered(&mut self, verdicts: &[Verdict]) -> Result<Vec<KeyRange>, Unexpected> {
+    /// What the master says of the next ranges, of which the first one begins at `start`. Returns those that are equal,
+    /// adjacent ones as one.
+    pub(crate) fn answered(&mut self, start: &Bytes, verdicts: &[Verdict]) -> Result<Vec<KeyRange>, Unexpected> {
+        // An answer before this one that did not arrive would make it one about other ranges.
+        let is_next = self.asked.front().is_some_and(|next| next.range.start() == start);
+        if !is_next && !planted::is(Bug::VerdictsOfAnyRange) {
+            return Err(Unexpected);
+        }
         let mut equal: Vec<KeyRange> = Vec::new();
         let mut split: VecDeque<Uncut> = VecDeque::new();
         for verdict in verdicts {

@@ -49,7 +49,8 @@ struct Seen {
 /// One part of an answer.
 #[derive(Debug)]
 pub(crate) enum Part {
-    Verdict(Verdict),
+    /// On ranges of which the first one begins here.
+    Verdict(Bytes, Verdict),
     Content(KeyRange, Box<Entries>),
 }
 
@@ -168,21 +169,23 @@ impl Examination {
         let same = seen.hash.finish() == *fingerprint || planted::is(Bug::CountsAlone);
         let equal = !asked.begun && seen.count == *count && same;
         match seen.content {
-            _ if equal => self.push_verdict(Verdict::Equal(1)),
-            Some(entries) if asked.begun || *count <= 1 || seen.bytes <= LEAF_BYTES => {
+            Some(entries) if !equal && (asked.begun || *count <= 1 || seen.bytes <= LEAF_BYTES) => {
                 let range = range.clone();
                 self.push_content(range, entries);
             }
-            _ => self.push_verdict(Verdict::Split(1)),
+            _ => {
+                let start = range.start().clone();
+                self.push_verdict(start, if equal { Verdict::Equal(1) } else { Verdict::Split(1) });
+            }
         }
         self.next += 1;
     }
 
-    fn push_verdict(&mut self, verdict: Verdict) {
+    fn push_verdict(&mut self, start: Bytes, verdict: Verdict) {
         match (self.parts.last_mut(), verdict) {
-            (Some(Part::Verdict(Verdict::Equal(last))), Verdict::Equal(more))
-            | (Some(Part::Verdict(Verdict::Split(last))), Verdict::Split(more)) => *last += more,
-            _ => self.parts.push(Part::Verdict(verdict)),
+            (Some(Part::Verdict(_, Verdict::Equal(last))), Verdict::Equal(more))
+            | (Some(Part::Verdict(_, Verdict::Split(last))), Verdict::Split(more)) => *last += more,
+            _ => self.parts.push(Part::Verdict(start, verdict)),
         }
     }
 
@@ -268,9 +271,9 @@ impl Answer {
         let mut messages = Vec::new();
         for part in self.parts {
             match (messages.last_mut(), part) {
-                (Some(Message::Compared(compared)), Part::Verdict(verdict)) => compared.verdicts.push(verdict),
-                (_, Part::Verdict(verdict)) => {
-                    messages.push(Message::Compared(Compared { read_at, verdicts: vec![verdict] }));
+                (Some(Message::Compared(compared)), Part::Verdict(_, verdict)) => compared.verdicts.push(verdict),
+                (_, Part::Verdict(start, verdict)) => {
+                    messages.push(Message::Compared(Compared { read_at, verdicts: vec![verdict], start }));
                 }
                 (_, Part::Content(range, entries)) => {
                     let (entries, _) = entries.finish();

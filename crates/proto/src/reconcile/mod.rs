@@ -72,6 +72,8 @@ pub struct Compared {
     pub read_at: Position,
     /// In order. What follows them is told by content or by the next of these messages.
     pub verdicts: Vec<Verdict>,
+    /// Where the range begins that the first of them is about: the slave refuses them if it waits for another one's.
+    pub start: Bytes,
 }
 
 /// What a master says of ranges that follow one another in a question.

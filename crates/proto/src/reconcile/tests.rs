@@ -99,8 +99,8 @@ fn reconcile_heard(master: &Map, slave: &mut Map, chunk: usize, own: usize, hear
             for message in answer.into_messages() {
                 cost.bytes += encoded(&message);
                 match message {
-                    Message::Compared(Compared { verdicts, .. }) => {
-                        for range in comparison.answered(&verdicts).unwrap() {
+                    Message::Compared(Compared { verdicts, start, .. }) => {
+                        for range in comparison.answered(&start, &verdicts).unwrap() {
                             assert!(coverage.cover(&range, READ_AT));
                         }
                     }
@@ -320,10 +320,12 @@ fn an_answer_to_what_was_not_asked_is_refused() {
     let (_, question) = ask();
     let len = u32::try_from(question.len()).unwrap();
     assert!(len > 4);
-    assert!(ask().0.answered(&[Verdict::Equal(len)]).is_ok());
-    assert!(ask().0.answered(&[Verdict::Equal(len + 1)]).is_err());
-    assert!(ask().0.answered(&[Verdict::Split(u32::MAX)]).is_err());
     let (first, second) = (&question[0].range, &question[1].range);
+    let start = first.start();
+    assert!(ask().0.answered(start, &[Verdict::Equal(len)]).is_ok());
+    assert!(ask().0.answered(start, &[Verdict::Equal(len + 1)]).is_err());
+    assert!(ask().0.answered(start, &[Verdict::Split(u32::MAX)]).is_err());
+    assert!(ask().0.answered(second.start(), &[Verdict::Equal(1)]).is_err(), "what is said of the first is missing");
     assert!(ask().0.replaced(first).is_ok());
     assert!(ask().0.replaced(second).is_err(), "not yet");
     assert!(ask().0.replaced(&KeyRange::new(first.start().clone(), second.end().cloned())).is_ok(), "both");
@@ -331,11 +333,11 @@ fn an_answer_to_what_was_not_asked_is_refused() {
     // A first page of a range, and then it is said to be equal.
     let (mut comparison, _) = ask();
     assert!(comparison.replaced(&KeyRange::from_bounds(..[0u8])).is_ok());
-    assert!(comparison.answered(&[Verdict::Equal(1)]).is_err());
+    assert!(comparison.answered(&Bytes::from_static(&[0]), &[Verdict::Equal(1)]).is_err());
     // One entry cannot be split.
     let mut comparison = Comparison::new([KeyRange::all()]);
     let range = comparison.next_read().unwrap();
     comparison.push_page(&range, &EncodedOps::default());
     assert_eq!(comparison.next_question().unwrap()[0].count, 0);
-    assert!(comparison.answered(&[Verdict::Split(1)]).is_err());
+    assert!(comparison.answered(range.start(), &[Verdict::Split(1)]).is_err());
 }

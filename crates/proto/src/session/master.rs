@@ -16,7 +16,7 @@ use crate::planted::{self, Bug};
 use crate::reconcile::{Answer, Asked, Examination, MAX_BOUND_BYTES, MAX_PIECES, Probe, Probed};
 use crate::{
     Ack, Content, EpochStart, Goodbye, GoodbyeReason, Heartbeat, Hello, Message, Mode, Now, PathNode, Progress,
-    Records, RejectCode, Request, Response, Stretch, Touched,
+    Records, RejectCode, Request, Response, Skipped, Stretch, Touched,
 };
 
 /// What a session needs to know of its master, once.
@@ -86,6 +86,9 @@ pub enum MasterAction {
         after: Position,
         /// How many bytes, roughly; one record at least.
         max_bytes: usize,
+        /// The slave subscribes to a part of the keys: records that do not concern it may be
+        /// [`Passed`](LogAnswer::Passed).
+        may_pass: bool,
     },
     /// Read a page of the data, then take `handed`; answer with [`MasterSession::handle_page`].
     ReadPage {
@@ -146,6 +149,9 @@ pub enum LogAnswer {
         /// The position of the last one.
         last: Position,
     },
+    /// Nothing of the next records lies in the ranges that the slave subscribes to: runs of them, one after the other,
+    /// each of which ends with a checkpoint or is the last.
+    Passed(Vec<Skipped>),
     /// The next record is no longer there in full: what it and those after it came to.
     Compacted(Stretch),
     /// The next record is no longer there.
@@ -381,8 +387,10 @@ impl MasterSession {
             Pending::Unpublished(_) if planted::is(Bug::RecordsWhilePageWaits) => {}
             _ => return,
         }
-        if let LogAnswer::Records { last, .. } = &answer {
-            stream.sent = *last;
+        match &answer {
+            LogAnswer::Records { last, .. } => stream.sent = *last,
+            LogAnswer::Passed(runs) => stream.sent = runs.last().map_or(stream.sent, |last| last.through),
+            LogAnswer::Compacted(_) | LogAnswer::Trimmed => {}
         }
         let Ok(answer) = filter::filtered(stream.filter.as_mut(), answer) else {
             // Never sent as it is.
@@ -399,6 +407,8 @@ impl MasterSession {
                 self.queue.push_back(MasterAction::Send(Message::Records(Records { parts })));
             }
             LogAnswer::Compacted(stretch) => stream.stretch = Some(stretch),
+            // All of it is in the filter.
+            LogAnswer::Passed(_) => {}
             // The slave comes back, and is told then what is to be done.
             LogAnswer::Trimmed => self.shut(GoodbyeReason::Trimmed, "the log was trimmed past this slave"),
         }
@@ -473,6 +483,7 @@ impl MasterSession {
                 // Where nothing touches its ranges a slave is told how far it is, and no more often than this.
                 if let State::Streaming(stream) = &mut self.state {
                     stream.tell(&mut self.queue);
+                    stream.tell_soon(&self.view);
                 }
                 let (head, log_bytes) = (self.view.published, self.view.log_bytes);
                 let beat = Message::Heartbeat(Heartbeat::Source { head, log_bytes, time: now.unix_ms });
@@ -525,6 +536,22 @@ impl MasterSession {
     pub fn has_action(&self) -> bool {
         let asked = |stream: &Stream| matches!(stream.pending, Pending::Nothing) && self.answers(stream);
         !self.queue.is_empty() || matches!(&self.state, State::Streaming(stream) if asked(stream))
+    }
+
+    /// True if the slave subscribes to a part of the keys, holds all that was published of it when the session last
+    /// heard of that, and wants nothing. Such a session need not be told of a [`View`] before a record concerns its ranges
+    /// or [`handle_timeout`](Self::handle_timeout) is due.
+    pub fn is_quiet(&self) -> bool {
+        let quiet = |stream: &Stream| {
+            stream.filter.is_some()
+                && stream.waits_quietly()
+                && matches!(stream.pending, Pending::Nothing)
+                && !stream.wants_answers()
+                && stream.copy.rest().is_none()
+                && stream.stretch.is_none()
+                && stream.sent.seq >= self.view.published.seq
+        };
+        self.queue.is_empty() && matches!(&self.state, State::Streaming(stream) if quiet(stream))
     }
 
     // There is a question, and budget for it.

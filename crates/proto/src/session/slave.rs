@@ -280,11 +280,11 @@ impl SlaveSession {
                 }
             }
             (
-                Message::Compared(Compared { read_at, verdicts }),
+                Message::Compared(Compared { read_at, verdicts, start }),
                 State::Following { coverage, received, comparison: Some(comparison), .. },
             ) => {
                 let unasked = || ProtocolError::misbehaved("it answers what was not asked");
-                let equal = comparison.answered(&verdicts).map_err(|_| unasked())?;
+                let equal = comparison.answered(&start, &verdicts).map_err(|_| unasked())?;
                 for range in equal {
                     if read_at.source != received.source || !coverage.cover(&range, read_at) {
                         return Err(unasked());

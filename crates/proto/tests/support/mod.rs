@@ -213,7 +213,11 @@ fn compare() -> impl Strategy<Value = Compare> {
 
 fn compared() -> impl Strategy<Value = Compared> {
     let verdict = prop_oneof![any::<u32>().prop_map(Verdict::Equal), any::<u32>().prop_map(Verdict::Split)];
-    (position(), vec(verdict, 0..9)).prop_map(|(read_at, verdicts)| Compared { read_at, verdicts })
+    (position(), vec(verdict, 0..9), bytes(20)).prop_map(|(read_at, verdicts, start)| Compared {
+        read_at,
+        verdicts,
+        start,
+    })
 }
 
 fn wait_for() -> impl Strategy<Value = WaitFor> {

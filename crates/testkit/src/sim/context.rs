@@ -143,6 +143,8 @@ pub(super) struct Sizes {
     pub(super) group_bytes: usize,
     pub(super) apply_bytes: usize,
     pub(super) ring: usize,
+    /// From how many records on a session whose slave they do not concern passes them by.
+    pub(super) least_passed: u64,
     pub(super) high_water: usize,
     pub(super) socket: usize,
     pub(super) max_batch: usize,
@@ -166,6 +168,7 @@ impl Sizes {
             group_bytes: rng.usize(200..8_000),
             apply_bytes: rng.usize(100..4_000),
             ring: rng.usize(0..20_000),
+            least_passed: 1 + retention % 6,
             high_water: rng.usize(100..2_000),
             socket: rng.usize(64..4_000),
             max_batch: 4_096,
@@ -353,8 +356,10 @@ impl Context {
         let slow = if self.stores[store].slow { 100 } else { 1 };
         let delay = |rng: &mut Rng| rng.u64(1..=self.sizes.store_delay * slow);
         let writes = !matches!(request, Request::Get(_) | Request::Scan(..));
-        // Now and then a reader is held up, and a lot happens between its read and the answer.
-        let held_up = if !writes && self.store_rng.u8(0..16) == 0 { 12 } else { 1 };
+        // Now and then a reader is held up, and a lot happens between its read and the answer. In a tree a writer as well:
+        // a relay's slaves may read what it does not know yet to be there.
+        let may_be_held_up = !writes || self.topology == Topology::Tree;
+        let held_up = if may_be_held_up && self.store_rng.u8(0..16) == 0 { 12 } else { 1 };
         let (until_effect, until_answer) = (delay(&mut self.store_rng), delay(&mut self.store_rng));
         let free_at = if writes { self.stores[store].writer_free_at } else { 0 };
         let effect_at = free_at.max(self.now) + until_effect;

@@ -151,6 +151,8 @@ named! {
         Resumed = "resumed",
         /// Records came from the stored log, not from the ring.
         ServedFromLog = "served-from-log",
+        /// Records that did not concern a slave were passed by.
+        PassedBy = "passed-by",
         /// The log was trimmed.
         Trimmed = "trimmed",
         /// The log was trimmed past a slave that was being served.

@@ -3,8 +3,8 @@
 use bytes::BytesMut;
 use replikv_proto::{DecodeError, Decoder, DecoderLimits, EncodeError, Encoder, Event, Message};
 
+use super::Scene;
 use super::context::{Context, Node};
-use super::{Scene, Topology};
 
 /// An end of a connection.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -126,13 +126,7 @@ impl Conn {
             self.encoder.encode_preamble(&mut self.output);
             self.greeted = true;
         }
-        // A page that is lost while the answer behind it arrives makes a slave take one range for another, and a verdict names
-        // none. Where slaves do little but compare, that would be all that is found.
-        let data = match message {
-            Message::Records(_) => true,
-            Message::Ranges(_) => ctx.topology == Topology::Star,
-            _ => false,
-        };
+        let data = matches!(message, Message::Records(_) | Message::Ranges(_) | Message::Compared(_));
         let link = &mut ctx.links[self.link];
         let copies = match (data, link.never, link.twice) {
             (true, true, _) => 0,

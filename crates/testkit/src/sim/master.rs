@@ -537,14 +537,13 @@ impl Process {
         let (position, log_bytes) = (last.position, last.log_bytes);
         open.synced = position;
         ctx.oracle.published(&ctx.stores[self.store], &open.view.published, &entries);
-        entries.into_iter().for_each(|entry| open.ring.push(entry));
-        ctx.oracle.ring(&ctx.sizes, open.ring.bytes);
         let floor_bytes = open.floor.log_bytes;
-        open.change(|view| {
+        open.publish(entries, |view| {
             view.published = position;
             view.log_bytes = log_bytes;
             view.retained_bytes = log_bytes.saturating_sub(floor_bytes);
         });
+        ctx.oracle.ring(&ctx.sizes, open.ring.bytes);
     }
 
     fn reopen(&mut self, ctx: &mut Context, group: Option<Box<CommitGroup<u64>>>) {

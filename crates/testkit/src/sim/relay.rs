@@ -118,14 +118,13 @@ impl RelayNode {
         let Some(served) = &mut self.served else { return self.settle(ctx) };
         let GroupLog { head, entries, checkpoints, .. } = log;
         checkpoints.into_iter().for_each(|checkpoint| checkpoint.keep_in(&mut served.checkpoints));
-        entries.into_iter().for_each(|entry| served.ring.push(entry));
-        ctx.oracle.ring(&ctx.sizes, served.ring.bytes);
         let missing = self.floor.map_or(0, |floor| floor.log_bytes);
-        served.change(|view| {
+        served.publish(entries, |view| {
             (view.published, view.handed) = (head.position, head.position);
             view.log_bytes = head.log_bytes;
             view.retained_bytes = head.log_bytes.saturating_sub(missing);
         });
+        ctx.oracle.ring(&ctx.sizes, served.ring.bytes);
     }
 
     /// Nothing is in flight: what the store says is served.

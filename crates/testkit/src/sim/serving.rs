@@ -1,10 +1,10 @@
 //! What a node serves to those who follow it: a master its history, a slave that keeps the log what it has of it.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use replikv_core::{Position, Seq, SourceId, StoreLimits};
 use replikv_proto::layout::{Checkpoint, Floor, Head, Superseded};
-use replikv_proto::{EpochStart, PathNode, Progress, View};
+use replikv_proto::{EpochStart, LogEntry, PathNode, Progress, Subscribers, View};
 
 use super::Scene;
 use super::context::{Context, Node};
@@ -24,6 +24,9 @@ pub(super) struct Served {
     /// Grows whenever what was handed to the store came to nothing.
     pub(super) setbacks: u64,
     pub(super) ring: Ring,
+    /// The sessions that need not look at every record, and those of them that must look.
+    pub(super) subscribers: Subscribers<u64>,
+    pub(super) concerned: BTreeSet<u64>,
     pub(super) checkpoints: Vec<Checkpoint>,
     pub(super) damaged: Option<Seq>,
     /// The relays above, and this one; `None` if it is a master.
@@ -54,6 +57,8 @@ impl Served {
             version: 0,
             setbacks: 0,
             ring: Ring::new(ctx.sizes.ring),
+            subscribers: Subscribers::passing(ctx.sizes.least_passed),
+            concerned: BTreeSet::new(),
             checkpoints,
             damaged: None,
             path,
@@ -67,6 +72,17 @@ impl Served {
         let mut positions: Vec<Position> = positions.filter(|position| position.seq <= published).collect();
         positions.drain(..positions.len().saturating_sub(64));
         positions
+    }
+
+    /// These records are published: `change` says so in the view.
+    pub(super) fn publish(&mut self, entries: Vec<LogEntry>, change: impl FnOnce(&mut View)) {
+        self.change(change);
+        for entry in entries {
+            self.subscribers.publish(&entry, |session| {
+                self.concerned.insert(*session);
+            });
+            self.ring.push(entry);
+        }
     }
 
     pub(super) fn change(&mut self, change: impl FnOnce(&mut View)) {

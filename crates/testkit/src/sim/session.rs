@@ -5,7 +5,8 @@ use replikv_core::{Fill, KeyRange, KeyRanges, Keyspace, Page, Position, ScanOpti
 use replikv_proto::layout::{Head, Stored as _, Superseded};
 use replikv_proto::{
     Content, DecoderLimits, EpochStart, GoodbyeReason, Hello, Located, LogAnswer, MasterAction, MasterSession,
-    MasterSessionConfig, Message, Mode, Progress, ProtocolError, Record, RejectCode, Relay, Response, View, origin,
+    MasterSessionConfig, Message, Mode, Progress, ProtocolError, Record, RejectCode, Relay, Response, SubscriberId,
+    View, origin,
 };
 
 use super::context::{Context, Happening, MILLI, Owner};
@@ -26,6 +27,8 @@ pub(super) struct Session {
     seen: u64,
     view: View,
     name: Option<String>,
+    /// Its slave subscribes to a part of the keys.
+    listening: Option<SubscriberId>,
     closing: bool,
     replaced: bool,
     /// What the oracle knows of it.
@@ -101,6 +104,7 @@ impl Session {
             seen: open.version,
             view: open.view,
             name: None,
+            listening: None,
             closing: false,
             replaced: false,
             hello: None,
@@ -152,13 +156,16 @@ impl Sessions {
     /// Lets a session do whatever it can do before something has to be waited for.
     pub(super) fn run_session(&mut self, ctx: &mut Context, open: &mut Served, id: u64) {
         if let Err(Over) = self.drive(ctx, open, id) {
-            self.end_session(ctx, id);
+            self.end_session(ctx, open, id);
         }
     }
 
-    fn end_session(&mut self, ctx: &mut Context, id: u64) {
+    fn end_session(&mut self, ctx: &mut Context, open: &mut Served, id: u64) {
         let Some(mut session) = self.map.remove(&id) else { return };
         session.conn.finish(ctx);
+        if let Some(listening) = session.listening {
+            open.subscribers.leave(listening);
+        }
         if let Some(name) = &session.name
             && self.names.get(name).is_some_and(|(newest, _)| *newest == id)
         {
@@ -189,7 +196,9 @@ impl Sessions {
                 }
                 session.session.handle_message(ctx.clock(wall), message).map_err(|_| Over)?;
             }
-            if session.seen != open.version {
+            let quiet = session.listening.is_some() && session.session.is_quiet();
+            let looks = !quiet || open.concerned.remove(&id);
+            if session.seen != open.version && looks {
                 (session.seen, session.view) = (open.version, open.view);
                 session.session.handle_view(open.view);
                 continue;
@@ -212,6 +221,8 @@ impl Sessions {
                 ctx.wake_at(self.node, at);
                 return Ok(());
             }
+            (session.seen, session.view) = (open.version, open.view);
+            session.session.handle_view(open.view);
             session.session.handle_timeout(now).map_err(|error| {
                 if matches!(error, ProtocolError::Silent { .. }) {
                     let hello = session.hello.is_some();
@@ -254,7 +265,15 @@ impl Sessions {
                 ctx.call(store, owner, Request::Scan(Keyspace::Data, KeyRange::all(), all));
                 session.asked = Some(Asked::Measure(at_most));
             }
-            MasterAction::ReadRecords { after, max_bytes } => {
+            MasterAction::ReadRecords { after, max_bytes, may_pass } => {
+                let held = open.ring.entry(after.seq).filter(|entry| entry.position == after);
+                let log_bytes = held.map(|entry| entry.log_bytes);
+                let listening = session.listening.filter(|_| may_pass);
+                if let Some(runs) = listening.and_then(|id| open.subscribers.passed(id, after, log_bytes)) {
+                    ctx.coverage.met(Scene::PassedBy);
+                    session.session.handle_records(LogAnswer::Passed(runs));
+                    return Ok(());
+                }
                 if let Some((parts, last)) = open.ring.read(after.seq, max_bytes) {
                     session.session.handle_records(LogAnswer::Records { parts, last });
                     return Ok(());
@@ -286,7 +305,11 @@ impl Sessions {
                 session.asked = Some(Asked::Superseded);
                 self.met = Some(Superseded { by: Some(epoch) });
             }
-            MasterAction::Joined { slave, start, .. } => {
+            MasterAction::Joined { slave, start, ranges, .. } => {
+                if !ranges.is_all() {
+                    let (published, log_bytes) = (open.view.published, open.view.log_bytes);
+                    session.listening = Some(open.subscribers.enter(&ranges, published, log_bytes, id));
+                }
                 session.conn.set_limits(DecoderLimits { control: 1 << 20, data: 1 << 20 });
                 session.name = Some(slave.clone());
                 let at_start = Progress { applied: start, ..Progress::default() };
@@ -319,7 +342,7 @@ impl Sessions {
     pub(super) fn session_answered(&mut self, ctx: &mut Context, open: &mut Served, id: u64, reply: Reply) {
         // A read that failed ends the session: it is never told to a slave as if it were an answer.
         if self.hand_over(ctx, open, id, reply).is_err() {
-            self.end_session(ctx, id);
+            self.end_session(ctx, open, id);
         }
     }
 

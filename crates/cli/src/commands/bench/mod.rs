@@ -5,6 +5,7 @@
 
 mod catch_up;
 mod copy;
+mod derive;
 mod discard;
 mod fan_in;
 mod fan_out;
@@ -16,6 +17,7 @@ mod live;
 mod nats;
 mod peer;
 mod plot;
+mod receive;
 mod recovery;
 mod redis;
 mod summary;
@@ -109,6 +111,7 @@ async fn round(scenario: Scenario, kinds: &[&str], number: usize, args: &args::B
             Scenario::Latency => latency::round(&place, args).await?,
             Scenario::FanOut => fan_out::round(&place, args).await?,
             Scenario::Idle => idle::round(&place, args).await?,
+            Scenario::Derive => derive::round(&place, args).await?,
             Scenario::Redis => redis::round(&place, args).await?,
             Scenario::Nats => nats::round(&place, args).await?,
             Scenario::LevelMaster => level_master::round(&place, args).await?,

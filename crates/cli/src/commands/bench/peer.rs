@@ -20,6 +20,7 @@ use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
 
 use super::discard::DiscardStore;
+use super::receive::Receivers;
 use super::redis::Drain;
 use super::workload::{Entries, write};
 use crate::args::{self, Keys};
@@ -37,6 +38,8 @@ pub(super) enum Order {
     Gather { from: Vec<(SocketAddr, u64)> },
     /// Let so many slaves follow, that keep nothing, until each has that record. With a prefix they subscribe to it alone.
     Fan { from: SocketAddr, slaves: usize, until: u64, prefix: Option<String> },
+    /// Let so many connections that only count what they are sent follow, until each has had so many bytes of records.
+    Receive { from: SocketAddr, receivers: usize, bytes: u64 },
     /// Let so many replica connections to a Redis server read what they are sent, until each has had so many bytes.
     Drain { from: SocketAddr, receivers: usize, bytes: u64 },
     /// Serve a master in memory. Answered with its address, and the memory that the process has.
@@ -153,6 +156,7 @@ pub(crate) async fn run(args: args::BenchPeer) -> anyhow::Result<ExitCode> {
         slave: None,
         centre: None,
         fan: Vec::new(),
+        receivers: Receivers::default(),
         drain: Drain::default(),
         master: None,
     };
@@ -172,6 +176,7 @@ struct Follower {
     slave: Option<(Slave<Store>, Option<JoinHandle<()>>)>,
     centre: Option<Links>,
     fan: Vec<Slave<DiscardStore>>,
+    receivers: Receivers,
     drain: Drain,
     master: Option<Master<Store>>,
 }
@@ -195,6 +200,10 @@ impl Follower {
             }
             Order::Gather { from } => self.gather(from).await,
             Order::Fan { from, slaves, until, prefix } => self.fan(from, slaves, until, prefix.as_deref()).await,
+            Order::Receive { from, receivers, bytes } => {
+                self.receivers.receive(from, receivers, bytes).await?;
+                Ok(Answer::default())
+            }
             Order::Drain { from, receivers, bytes } => {
                 self.drain.drain(from, receivers, bytes).await?;
                 Ok(Answer::default())

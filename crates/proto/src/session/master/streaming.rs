@@ -8,6 +8,7 @@ use replikv_core::{EncodedOps, KeyRange, Op, Position};
 
 use super::{
     MAX_ASKED, MAX_ASKED_BYTES, MAX_EXAMINED, MAX_LOOKED_UP, MasterAction, MasterSession, Pending, Reading, Stream,
+    View,
 };
 use crate::filter::Filter;
 use crate::planted::{self, Bug};
@@ -29,8 +30,8 @@ impl MasterSession {
                 } else if behind {
                     stream.records_next = false;
                     stream.pending = Pending::Records;
-                    let (after, max_bytes) = (stream.sent, self.config.chunk);
-                    self.queue.push_back(MasterAction::ReadRecords { after, max_bytes });
+                    let (after, max_bytes, may_pass) = (stream.sent, self.config.chunk, stream.may_pass_by());
+                    self.queue.push_back(MasterAction::ReadRecords { after, max_bytes, may_pass });
                 }
             }
             Pending::Unpublished(reading) => match reading.read_at() {
@@ -39,8 +40,8 @@ impl MasterSession {
                 Some(_) if planted::is(Bug::PageBeforePublished) => self.send(stream, reading),
                 Some(read_at) if self.view.published.seq < read_at.seq => {
                     if planted::is(Bug::RecordsWhilePageWaits) && stream.sent.seq < self.view.published.seq {
-                        let (after, max_bytes) = (stream.sent, self.config.chunk);
-                        self.queue.push_back(MasterAction::ReadRecords { after, max_bytes });
+                        let (after, max_bytes, may_pass) = (stream.sent, self.config.chunk, false);
+                        self.queue.push_back(MasterAction::ReadRecords { after, max_bytes, may_pass });
                     }
                     stream.pending = Pending::Unpublished(reading);
                 }
@@ -142,6 +143,18 @@ impl Stream {
     pub(super) fn tell(&mut self, queue: &mut VecDeque<MasterAction>) {
         let filtered = self.filter.iter_mut().flat_map(Filter::take);
         queue.extend(filtered.map(|filtered| MasterAction::Send(Message::Filtered(filtered))));
+    }
+
+    /// What was published by `view` and is not read yet is told once it is.
+    pub(super) fn tell_soon(&mut self, view: &View) {
+        if let Some(filter) = self.filter.as_mut().filter(|_| self.sent.seq < view.published.seq) {
+            filter.tell_soon();
+        }
+    }
+
+    // A slave that does not hold a state of the master may get what it needs for that from any record.
+    fn may_pass_by(&self) -> bool {
+        self.settled && self.filter.as_ref().is_some_and(|filter| filter.may_pass_by(self.sent.seq))
     }
 
     // Only a slave that holds a state of the master can wait until it hears that it is further.

@@ -61,7 +61,7 @@ fn reads(action: Option<MasterAction>) -> KeyRange {
 
 fn verdicts(action: Option<MasterAction>) -> (Position, Vec<Verdict>) {
     match action {
-        Some(MasterAction::Send(Message::Compared(Compared { read_at, verdicts }))) => (read_at, verdicts),
+        Some(MasterAction::Send(Message::Compared(Compared { read_at, verdicts, .. }))) => (read_at, verdicts),
         other => panic!("expected verdicts, got {other:?}"),
     }
 }
@@ -270,6 +270,15 @@ fn comparing(history: &History, holds: usize) -> (SlaveSession, crate::Applier, 
     (slave, applier, question)
 }
 
+/// What is said of everything.
+fn compared(read_at: Position, verdicts: Vec<Verdict>) -> Message {
+    compared_from("", read_at, verdicts)
+}
+
+fn compared_from(start: &'static str, read_at: Position, verdicts: Vec<Verdict>) -> Message {
+    Message::Compared(Compared { read_at, verdicts, start: start.into() })
+}
+
 fn apply(applier: &mut crate::Applier, action: SlaveAction) {
     match action {
         SlaveAction::Begin(cursor) => applier.begin(cursor),
@@ -300,8 +309,8 @@ fn records_before_an_answer_are_left_to_it_and_records_after_it_apply() {
     let (mut slave, mut applier, question) = comparing(&history, 9);
     assert_eq!((question.len(), question[0].count), (1, 9));
     slave.handle_message(at(1), history.records(9, 10)).unwrap();
-    let equal = Compared { read_at: history.position(10), verdicts: vec![Verdict::Equal(1)] };
-    slave.handle_message(at(1), Message::Compared(equal)).unwrap();
+    let equal = compared(history.position(10), vec![Verdict::Equal(1)]);
+    slave.handle_message(at(1), equal).unwrap();
     slave.handle_message(at(1), history.records(10, 11)).unwrap();
     let group = after(&mut slave, &mut applier);
     assert_eq!(data(&group), [Op::Put { key: b"key 003", value: b"eleven" }]);
@@ -318,8 +327,8 @@ fn a_slave_is_consistent_once_all_is_covered_and_the_last_moment_of_reading_is_p
     assert_eq!(begun.cursor.position, history.position(9));
     let kept = begun.writes.ops().any(|(_, op)| matches!(op, Op::Put { key, .. } if key.starts_with(b"checkpoint/")));
     assert!(kept, "what it stands on from now on is kept");
-    let equal = Compared { read_at: history.position(10), verdicts: vec![Verdict::Equal(1)] };
-    slave.handle_message(at(1), Message::Compared(equal)).unwrap();
+    let equal = compared(history.position(10), vec![Verdict::Equal(1)]);
+    slave.handle_message(at(1), equal).unwrap();
     let covered = after(&mut slave, &mut applier).cursor;
     assert!(covered.coverage.rest().is_none() && !covered.is_consistent(), "record 10 has not come");
     // On whatever connection: nothing is asked again.
@@ -333,8 +342,7 @@ fn a_slave_is_consistent_once_all_is_covered_and_the_last_moment_of_reading_is_p
 fn what_differs_is_asked_again_in_smaller_pieces() {
     let history = trimmed();
     let (mut slave, _, question) = comparing(&history, 9);
-    let split = Compared { read_at: history.head(), verdicts: vec![Verdict::Split(1)] };
-    slave.handle_message(at(1), Message::Compared(split)).unwrap();
+    slave.handle_message(at(1), compared(history.head(), vec![Verdict::Split(1)])).unwrap();
     let Some(SlaveAction::ReadPage { range, .. }) = slave.poll_action() else { panic!("it reads again") };
     assert_eq!(range, question[0].range);
     assert!(slave.poll_action().is_none());
@@ -356,10 +364,10 @@ fn a_comparison_never_takes_a_slave_back() {
 #[test]
 fn an_answer_that_does_not_fit_the_question_ends_the_session() {
     let history = trimmed();
-    let compared = |read_at, verdicts| Message::Compared(Compared { read_at, verdicts });
     for message in [
         compared(history.head(), vec![Verdict::Equal(2)]),
         compared(elsewhere(history.head()), vec![Verdict::Equal(1)]),
+        compared_from("b", history.head(), vec![Verdict::Equal(1)]),
         Message::Ranges(content(KeyRange::from_bounds("b"..), history.head(), &[])),
         Message::Ranges(content(KeyRange::all(), elsewhere(history.head()), &[])),
         Message::Ranges(content(KeyRange::from_bounds(.."b"), history.head(), &["c"])),
@@ -368,6 +376,38 @@ fn an_answer_that_does_not_fit_the_question_ends_the_session() {
         assert!(matches!(slave.handle_message(at(1), message), Err(ProtocolError::Misbehaved { .. })));
         assert!(!all_actions(&mut slave).iter().any(writes));
     }
+}
+
+// No byte stream loses a message and goes on. Whoever does must not make one range equal by what was said of another.
+#[test]
+fn an_answer_behind_a_page_that_was_lost_ends_the_session() {
+    let mut history = trimmed();
+    history.write(Batch::new().put("key 000", "changed"));
+    let halves = || {
+        let (mut slave, ..) = comparing(&history, 9);
+        slave.handle_message(at(1), compared(history.position(9), vec![Verdict::Split(1)])).unwrap();
+        let Some(SlaveAction::ReadPage { range, .. }) = slave.poll_action() else { panic!("it reads again") };
+        slave.handle_page(&range, &page(&history.clone().at(9), &range, history.position(9)).entries);
+        let Some(SlaveAction::Send(Message::Compare(finer))) = slave.poll_action() else { panic!("it asks again") };
+        (slave, finer.ranges)
+    };
+    let (mut slave, pieces) = halves();
+    let mut master = asked(&history, &pieces);
+    let range = reads(master.poll_action());
+    master.handle_page(page(&history, &range, history.head()));
+    let answers: Vec<Message> = std::iter::from_fn(|| match master.poll_action() {
+        Some(MasterAction::Send(message)) => Some(message),
+        _ => None,
+    })
+    .collect();
+    let [changed @ Message::Ranges(_), same @ Message::Compared(_)] = &answers[..] else { panic!("{answers:?}") };
+    for message in [changed, same] {
+        slave.handle_message(at(1), message.clone()).unwrap();
+    }
+    let (mut slave, _) = halves();
+    let lost = slave.handle_message(at(1), same.clone());
+    assert!(matches!(lost, Err(ProtocolError::Misbehaved { .. })), "{lost:?}");
+    assert!(!all_actions(&mut slave).iter().any(writes));
 }
 
 #[test]

@@ -94,7 +94,7 @@ fn said(master: &mut MasterSession, history: &History) -> Vec<Message> {
     while let Some(action) = master.poll_action() {
         match action {
             MasterAction::Send(message) => said.push(message),
-            MasterAction::ReadRecords { after, max_bytes } => master.handle_records(history.read(after, max_bytes)),
+            MasterAction::ReadRecords { after, max_bytes, .. } => master.handle_records(history.read(after, max_bytes)),
             MasterAction::Progress(_) => {}
             other => panic!("{other:?}"),
         }
@@ -251,7 +251,7 @@ fn a_slave_stands_at_the_record_that_an_answer_speaks_of() {
                 master.handle_page(content(range, history.position(50), &["apple"]));
             }
             Some(MasterAction::Locate(positions)) => master.handle_located(&history.locate(&positions)),
-            Some(MasterAction::ReadRecords { after, max_bytes }) => {
+            Some(MasterAction::ReadRecords { after, max_bytes, .. }) => {
                 master.handle_records(history.read(after, max_bytes));
             }
             Some(MasterAction::Send(message)) => said.push(message),

@@ -41,7 +41,7 @@ fn what_only_the_other_side_says_has_no_place() {
         Message::Ranges(content(KeyRange::all(), history.head(), &[])),
         Message::Response(Response { id: 1, body: Ok(Bytes::new()) }),
         Message::Compare(Compare { ranges: Vec::new() }),
-        Message::Compared(Compared { read_at: history.head(), verdicts: Vec::new() }),
+        Message::Compared(Compared { read_at: history.head(), verdicts: Vec::new(), start: Bytes::new() }),
         Message::Auth(Bytes::new()),
         Message::Ack(Ack { applied: seq(0), durable: seq(0), consistent: false }),
         Message::Heartbeat(Heartbeat::Source { head: history.head(), log_bytes: 0, time: 0 }),
@@ -52,7 +52,7 @@ fn what_only_the_other_side_says_has_no_place() {
         hello(),
         Message::Welcome(welcome(&history, Mode::Resume)),
         Message::Compare(Compare { ranges: Vec::new() }),
-        Message::Compared(Compared { read_at: history.head(), verdicts: Vec::new() }),
+        Message::Compared(Compared { read_at: history.head(), verdicts: Vec::new(), start: Bytes::new() }),
         Message::Ack(Ack { applied: seq(0), durable: seq(0), consistent: false }),
         Message::Heartbeat(Heartbeat::Follower { applied: seq(0), durable: seq(0), consistent: false }),
     ] {

@@ -145,7 +145,7 @@ fn a_side_that_is_shut_tells_the_other_one_and_nothing_follows() {
 fn a_log_that_was_trimmed_under_a_session_ends_it_in_order() {
     let mut history = History::of(9);
     let mut master = streaming(&history, Some(Cursor::at(history.position(2))));
-    let Some(MasterAction::ReadRecords { after, max_bytes }) = master.poll_action() else { panic!("records") };
+    let Some(MasterAction::ReadRecords { after, max_bytes, .. }) = master.poll_action() else { panic!("records") };
     history.floor = 5;
     master.handle_records(history.read(after, max_bytes));
     let Some(MasterAction::Send(Message::Goodbye(goodbye))) = master.poll_action() else { panic!("a goodbye") };

@@ -381,7 +381,7 @@ impl World {
             }
             Some(MasterAction::Locate(positions)) => master.handle_located(&history.locate(&positions)),
             Some(MasterAction::MeasureData { .. }) => master.handle_data_size(0),
-            Some(MasterAction::ReadRecords { after, max_bytes }) => asked = Some((after, max_bytes)),
+            Some(MasterAction::ReadRecords { after, max_bytes, .. }) => asked = Some((after, max_bytes)),
             Some(MasterAction::ReadPage { range, max_bytes }) => {
                 connection.reading = Some(Reading::Asked { range, max_bytes });
             }

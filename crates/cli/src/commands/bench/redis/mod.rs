@@ -37,7 +37,7 @@ pub(super) async fn round(place: &Place<'_>, args: &args::Bench) -> anyhow::Resu
         "memory" => {
             let mut samples = live(place, args, &[Files::None]).await?;
             samples.extend(latencies(place, args).await?);
-            samples.push(receivers(place, args).await?);
+            samples.extend(receivers(place, args).await?);
             Ok(samples)
         }
         _ => Ok(Vec::new()),
@@ -166,20 +166,32 @@ async fn latencies(place: &Place<'_>, args: &args::Bench) -> anyhow::Result<Vec<
         .collect())
 }
 
-// Entries delivered a second to receivers that discard them: slaves that check what they get, against raw replica
-// connections that only count bytes.
-async fn receivers(place: &Place<'_>, args: &args::Bench) -> anyhow::Result<Sample> {
+// Entries delivered a second to receivers that discard them: on either side connections that only count bytes. And to slaves
+// that check what they get, and keep nothing.
+async fn receivers(place: &Place<'_>, args: &args::Bench) -> anyhow::Result<[Sample; 2]> {
     let entries = || Entries::new(args).take(DELIVERED);
+    let all = (DELIVERED * RECEIVERS) as u64;
     let master = place.master("master").await?;
     let from = serve(&master).await?;
-    let until = master.put("first", "").await?.seq.as_u64();
     let mut peer = place.peer("slave")?;
-    peer.ask(&Order::Fan { from, slaves: RECEIVERS, until, prefix: None }).await?;
+    let receive = |bytes| Order::Receive { from, receivers: RECEIVERS, bytes };
+    peer.ask(&receive(master.status().log_bytes)).await?;
+    let start = Instant::now();
+    write(&master, entries(), PIPELINE).await?;
+    peer.ask(&receive(master.status().log_bytes)).await?;
+    let raw = ui::rate(all, start.elapsed());
+    peer.end().await?;
+    master.shutdown().await?;
+
+    let master = place.master("master").await?;
+    let from = serve(&master).await?;
+    let mut peer = place.peer("slave")?;
+    let fan = |until| Order::Fan { from, slaves: RECEIVERS, until, prefix: None };
+    peer.ask(&fan(master.put("first", "").await?.seq.as_u64())).await?;
     let start = Instant::now();
     let (_, last) = write(&master, entries(), PIPELINE).await?;
-    let until = last.map_or(0, |last| last.seq.as_u64());
-    peer.ask(&Order::Fan { from, slaves: RECEIVERS, until, prefix: None }).await?;
-    let ours = ui::rate((DELIVERED * RECEIVERS) as u64, start.elapsed());
+    peer.ask(&fan(last.map_or(0, |last| last.seq.as_u64()))).await?;
+    let checked = ui::rate(all, start.elapsed());
     peer.end().await?;
     master.shutdown().await?;
 
@@ -192,11 +204,13 @@ async fn receivers(place: &Place<'_>, args: &args::Bench) -> anyhow::Result<Samp
     let start = Instant::now();
     writer.fill(entries(), PIPELINE).await?;
     peer.ask(&Order::Drain { from: server.address(), receivers: RECEIVERS, bytes: each }).await?;
-    let theirs = ui::rate((DELIVERED * RECEIVERS) as u64, start.elapsed());
+    let theirs = ui::rate(all, start.elapsed());
     peer.end().await?;
     server.end().await?;
-    let what = format!("delivered to {RECEIVERS} receivers; Redis in memory");
-    Ok(Sample::rate("redis", &place.words(), what, ours, theirs).goal(Some(2.0)))
+    let sample = |what, ours| {
+        Sample::rate("redis", &place.words(), format!("delivered to {RECEIVERS} {what}; Redis in memory"), ours, theirs)
+    };
+    Ok([sample("receivers", raw).goal(Some(2.0)), sample("slaves that check it, against receivers", checked)])
 }
 
 pub(super) use self::server::Drain;
