@@ -26,7 +26,7 @@ bench-all ENTRIES="100000" ROUNDS="3":
 
 # The same work by Redis, NATS JetStream and level-master, in one table: the one of docs/performance.md. Installs what is missing
 # (Debian), level-master below target/compare.
-compare ENTRIES="300000" ROUNDS="3":
+compare ENTRIES="250000" ROUNDS="3":
     compare/install.sh
     cargo run --release -p replikv-cli -- bench redis nats level-master --stores lmdb,fjall,memory --entries {{ENTRIES}} --rounds {{ROUNDS}}
 

@@ -134,6 +134,7 @@ fn redis_and_nats_do_the_same_work() {
         "redis memory write to readable, p50; Redis in memory",
         "redis memory write to readable, p99; Redis in memory",
         "redis memory delivered to 64 receivers; Redis in memory",
+        "redis memory delivered to 64 slaves that check it, against receivers; Redis in memory",
         "nats lmdb, synced catch-up; NATS in files, not synced, a mirror in the same server",
         "nats lmdb, synced catch-up; NATS in files, not synced, a mirror across a leaf node",
         "nats lmdb, synced live; NATS in files, not synced, a mirror in the same server",

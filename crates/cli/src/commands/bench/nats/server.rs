@@ -172,7 +172,12 @@ impl Client {
 
     /// Makes a stream, which may be a mirror.
     pub(super) async fn create(&mut self, name: &str, config: &Value) -> anyhow::Result<()> {
-        self.ask(&format!("$JS.API.STREAM.CREATE.{name}"), config.to_string().as_bytes()).await.map(drop)
+        let answer = self.ask(&format!("$JS.API.STREAM.CREATE.{name}"), config.to_string().as_bytes()).await?;
+        for part in ["/storage", "/mirror/name", "/mirror/external/api"] {
+            let same = answer["config"].pointer(part) == config.pointer(part);
+            ensure!(same, "nats-server makes another stream than wanted: {answer}");
+        }
+        Ok(())
     }
 
     /// Until a stream holds so many messages.

@@ -88,7 +88,7 @@ async fn full_sync(place: &Place<'_>, args: &args::Bench, config: Config) -> any
     let began = Instant::now();
     there.replicate(&server).await?;
     there.wait_for_size(args.entries).await?;
-    there.wait_for_files().await?;
+    there.wait_for_files(config.files).await?;
     let rate = ui::rate(args.entries as u64, began.elapsed());
     end(place, replica, server).await?;
     Ok(rate)
@@ -120,7 +120,7 @@ async fn live_by_redis(place: &Place<'_>, args: &args::Bench, config: Config) ->
     let mut there = replica.client().await?;
     there.replicate(&server).await?;
     there.wait_for_link().await?;
-    there.wait_for_files().await?;
+    there.wait_for_files(config.files).await?;
     let mut writer = server.client().await?;
     // Nothing is sent to a replica before it has acknowledged its snapshot, which it does once a second.
     writer.fill(Entries::part(args, 1).take(1), 1).await?;

@@ -214,10 +214,12 @@ impl Client {
     }
 
     /// Until the replica has an append-only file of its own, if it is to have one.
-    pub(super) async fn wait_for_files(&mut self) -> anyhow::Result<()> {
+    pub(super) async fn wait_for_files(&mut self, files: Files) -> anyhow::Result<()> {
         let until = Instant::now() + PATIENCE;
         loop {
             let found = self.command(&["INFO", "persistence"]).await?;
+            let wanted = if matches!(files, Files::None) { "aof_enabled:0" } else { "aof_enabled:1" };
+            ensure!(found.contains(wanted), "the replica does not say {wanted}");
             ensure!(found.contains("aof_last_bgrewrite_status:ok"), "the replica cannot write its append-only file");
             if found.contains("aof_rewrite_in_progress:0") && found.contains("aof_rewrite_scheduled:0") {
                 return Ok(());
