@@ -84,7 +84,8 @@ aggregates OPERATIONS="1000000":
 compaction OVERWRITES="10000000" KEYS="100000" STORE="lmdb":
     cargo run --release --all-features --example compaction_cost -- {{OVERWRITES}} {{KEYS}} {{STORE}}
 
-# Mutants of what decides and of the contract, one shard of so many: which of them no test of their own crate notices. Goes on
-# where it was, with what is in target/mutants.
+# Mutants of what decides and of the contract, one shard of so many: which of them no test of their own crate notices. What
+# comes of each is in target/mutants, in a directory for each shard.
 mutants SHARD="0/40":
-    cargo mutants -p replikv-proto -p replikv-core --shard {{SHARD}} --iterate -o target/mutants --profile mutants --no-shuffle -- --lib --tests
+    mkdir -p target/mutants/$(echo {{SHARD}} | tr / -)
+    cargo mutants -p replikv-proto -p replikv-core --shard {{SHARD}} -o target/mutants/$(echo {{SHARD}} | tr / -) --profile mutants --no-shuffle -- --lib --tests

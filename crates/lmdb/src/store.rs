@@ -63,9 +63,10 @@ impl LmdbStore {
     /// What the application writes to a table in transactions of its own must go through a recorder, or reaches no
     /// slave; [`stats`](replikv_core::ReplicaStore::stats) counts transactions that did not. It may read as it likes.
     ///
-    /// [`close`](replikv_core::ReplicaStore::close) lets go of the environment and leaves it open. In an environment whose readers belong
-    /// to threads, LMDB wants the application's threads that have read to be gone, or to stay, while the last handle of
-    /// the environment is dropped: join them first, and close the store, or drop its last handle, before your own.
+    /// [`close`](replikv_core::ReplicaStore::close) lets go of the environment and leaves it open. In an environment
+    /// whose readers belong to threads, LMDB wants the application's threads that have read to be gone, or to stay,
+    /// while the last handle of the environment is dropped: join them first, and close the store, or drop its last
+    /// handle, before your own.
     ///
     /// Must not be called on a thread that has a write transaction open.
     ///
