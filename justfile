@@ -28,6 +28,7 @@ bench-all ENTRIES="100000" ROUNDS="3":
 # (Debian), level-master below target/compare.
 compare ENTRIES="250000" ROUNDS="3":
     compare/install.sh
+    cargo test --workspace --all-features --test program -- --ignored level_master
     cargo run --release -p replikv-cli -- bench redis nats level-master --stores lmdb,fjall,memory --entries {{ENTRIES}} --rounds {{ROUNDS}}
 
 # What a comparison costs at a million entries: bytes and rounds, asserted; then the table of docs/recovery.md.

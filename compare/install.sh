@@ -1,10 +1,11 @@
 #!/bin/sh
-# Installs what replikv is measured beside, where it is missing: Debian packages, and level-master below target/compare.
+# Installs what replikv is measured beside, where it is missing: Debian packages, and level-master below target/compare. With
+# names of programs only these, and no level-master.
 set -eu
 cd "$(dirname "$0")/.."
 
 missing=
-for program in redis-server nats-server node npm; do
+for program in ${*:-redis-server nats-server node npm}; do
     command -v "$program" >/dev/null 2>&1 && continue
     [ "$program" = node ] && program=nodejs
     missing="$missing $program"
@@ -15,6 +16,7 @@ if [ -n "$missing" ]; then
     apt-get install -y --no-install-recommends $missing
 fi
 
+[ $# -eq 0 ] || exit 0
 rm -rf target/compare/level-master
 mkdir -p target/compare
 cp -R compare/level-master target/compare/level-master

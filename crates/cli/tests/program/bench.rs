@@ -155,7 +155,7 @@ fn redis_and_nats_do_the_same_work() {
 }
 
 #[test]
-#[ignore = "needs level-master, which compare/install.sh installs: run by .ci/run"]
+#[ignore = "needs level-master, which compare/install.sh installs from npm: run by `just compare`"]
 fn level_master_does_the_same_work() {
     let there = concat!(env!("CARGO_MANIFEST_DIR"), "/../../target/compare/level-master");
     let found = rows(&["--stores", "lmdb,fjall,memory", "level-master", "--level-master", there]);
