@@ -13,10 +13,8 @@ use tokio::net::TcpStream;
 use tokio::net::tcp::{OwnedReadHalf, OwnedWriteHalf};
 use tokio::task::{JoinHandle, JoinSet};
 
-/// Records, in docs/protocol.md.
+/// Whole records, and nothing else: docs/protocol.md.
 const RECORDS: u8 = 6;
-/// The message goes on in the next frame.
-const MORE: u8 = 2;
 /// As often as any slave says that it is there.
 const EVERY: Duration = Duration::from_secs(1);
 
@@ -29,8 +27,6 @@ struct Receiver {
     read: BufReader<OwnedReadHalf>,
     /// Says that it is there.
     alive: JoinHandle<()>,
-    /// The next frame goes on with a message.
-    goes_on: bool,
     /// Bytes of records that it was sent.
     seen: u64,
 }
@@ -85,20 +81,18 @@ impl Receiver {
         write.write_all(&out).await?;
         let mut read = BufReader::with_capacity(64 << 10, read);
         read.read_exact(&mut [0; PREAMBLE_LEN]).await.context("the master does not answer")?;
-        Ok(Self { read, alive: tokio::spawn(say_that_it_is_there(write)), goes_on: false, seen: 0 })
+        Ok(Self { read, alive: tokio::spawn(say_that_it_is_there(write)), seen: 0 })
     }
 
     async fn read_until(&mut self, bytes: u64) -> anyhow::Result<()> {
         let mut header = [0; FRAME_HEADER_LEN];
         while self.seen < bytes {
             self.read.read_exact(&mut header).await.context("the master has closed the connection")?;
-            let [l0, l1, l2, l3, kind, flags, ..] = header;
+            let [l0, l1, l2, l3, kind, ..] = header;
             let mut left = u64::from(u32::from_le_bytes([l0, l1, l2, l3]));
             if kind == RECORDS {
-                // All but the first byte of the message.
-                self.seen += left - u64::from(!self.goes_on).min(left);
+                self.seen += left;
             }
-            self.goes_on = flags & MORE != 0;
             let mut payload = (&mut self.read).take(left);
             while left > 0 {
                 let length = payload.fill_buf().await?.len();
