@@ -15,11 +15,11 @@ use replikv_core::{
     Batch, DataReader, KeyRange, KeyRanges, Keyspace, Op, ReplicaStoreExt, ScanOptions, Seq, StoreError,
 };
 use replikv_node::{
-    BalanceConfig, BalancedReader, ChangeOp, ChangesFrom, Displaced, HandoverError, KeepLog, Master, MasterConfig,
-    OpenError, PromoteError, Quarantine, ReadError, Reader, Resync, Slave, SlaveConfig, SlaveState, TakeOverError,
-    VerifyOptions, WriteError, backup, subscription,
+    BalanceConfig, BalancedReader, ChangeOp, ChangesFrom, Commit, Displaced, FollowError, HandoverError, KeepLog,
+    Master, MasterConfig, OpenError, PromoteError, Quarantine, ReadError, Reader, Resync, Slave, SlaveConfig,
+    SlaveState, TakeOverError, VerifyOptions, WriteError, backup, subscription,
 };
-use replikv_proto::{Compaction, InvalidSubscription, Retention};
+use replikv_proto::{Compaction, InvalidSubscription, RejectCode, Retention};
 use replikv_testkit::{ApplyFault, FaultStore};
 use support::{
     Contents, Error, Following, Serving, Store, contents, copy_of, full, master, serve, soon, store, store_with, until,
@@ -684,5 +684,30 @@ async fn what_does_not_concern_a_slave_is_not_read_for_it() -> Result<(), Error>
         assert_holds(&master, &slave, &ranges).await;
     }
     received.holds_no_secret();
+    Ok(())
+}
+
+#[tokio::test]
+async fn what_was_shipped_and_lost_is_not_passed_by() -> Result<(), Error> {
+    let source = store();
+    let commit = Commit::Buffered { sync_every: Duration::from_secs(3600) };
+    let master = master(&source, config().commit(commit).ship_unsynced(true)).await;
+    let slave = open(&store(), prefixes(&["loud/"])).await?;
+    let (serving, following) = connect(&master, &slave, &Received::default());
+    let lost = master.put("loud/lost", "1").await?;
+    soon(slave.wait_applied(lost)).await?;
+    until(|| master.status().slaves.iter().all(|seen| seen.consistent && seen.applied == lost.seq)).await;
+    source.faults().next_apply(ApplyFault::UnknownAndUnsyncedLost);
+    assert!(matches!(master.put("x", "1").await, Err(WriteError::OutcomeUnknown)));
+    // Enough for a run, which proves nothing of what was before it.
+    for n in 0..200 {
+        soon(master.put(format!("quiet/{n}"), "1")).await?;
+    }
+    until(|| following.is_finished()).await;
+    drop(serving);
+    assert_eq!(slave.status().position.map(|position| position.seq), Some(lost.seq));
+    let (_serving, following) = connect(&master, &slave, &Received::default());
+    let ended = soon(following).await?;
+    assert!(matches!(&ended, Err(FollowError::Refused(refusal)) if refusal.code == RejectCode::Diverged), "{ended:?}");
     Ok(())
 }

@@ -3,7 +3,7 @@
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use replikv_core::{KeyRanges, Position};
-use replikv_proto::{LogEntry, Skipped, SubscriberId, Subscribers, View};
+use replikv_proto::{LogAnswer, LogEntry, SubscriberId, Subscribers, View};
 use tokio::sync::Notify;
 
 use super::history::History;
@@ -68,11 +68,15 @@ impl<S> History<S> {
         subscribers.rewind(at, self.view().log_bytes, |woken| woken.notify_one());
     }
 
-    /// How the history went on after `after` without concerning the one that listens; `None` if the log must be read.
-    pub(super) fn passed(&self, listening: &Listening<'_>, after: Position) -> Option<Vec<Skipped>> {
-        let log_bytes = self.with_ring(|ring| {
-            ring.entry(after.seq).filter(|entry| entry.position == after).map(|entry| entry.log_bytes)
-        });
-        self.audience.lock().passed(listening.id, after, log_bytes)
+    /// What the one that listens is told of the history after `after`, without the log; `None` if that must be read.
+    pub(super) fn told(&self, listening: &Listening<'_>, after: Position, may_pass: bool) -> Option<LogAnswer> {
+        let held = self.with_ring(|ring| ring.entry(after.seq).map(|entry| (entry.position, entry.log_bytes)));
+        if held.is_some_and(|(position, _)| position != after) {
+            // It was sent what came to nothing. A run would not show it: its next connection does.
+            return Some(LogAnswer::Trimmed);
+        }
+        let log_bytes = held.map(|(_, log_bytes)| log_bytes);
+        let runs = may_pass.then(|| self.audience.lock().passed(listening.id, after, log_bytes)).flatten();
+        runs.map(LogAnswer::Passed)
     }
 }

@@ -10,9 +10,8 @@ use futures_util::future::BoxFuture;
 use replikv_core::{Epoch, KeyRange, Keyspace, Position, ReplicaStore, ScanOptions, Seq, StoreError};
 use replikv_proto::layout::{Head, Superseded};
 use replikv_proto::{
-    Content, DecoderLimits, FenceRefusal, FenceRequest, Fenced, Goodbye, GoodbyeReason, LogAnswer, MasterAction,
-    MasterSession, MasterSessionConfig, Message, Reject, RejectCode, Relay, Request, RequestBody, Response, SlotName,
-    View,
+    Content, DecoderLimits, FenceRefusal, FenceRequest, Fenced, Goodbye, GoodbyeReason, MasterAction, MasterSession,
+    MasterSessionConfig, Message, Reject, RejectCode, Relay, Request, RequestBody, Response, SlotName, View,
 };
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::sync::{OwnedSemaphorePermit, watch};
@@ -352,9 +351,9 @@ impl<N: Serves<S>, S: ReplicaStore> Driver<'_, N, S> {
                 session.handle_data_size(bytes);
             }
             MasterAction::ReadRecords { after, max_bytes, may_pass } => {
-                let listening = self.listening.as_ref().filter(|_| may_pass);
-                let answer = match listening.and_then(|listening| inner.passed(listening, after)) {
-                    Some(runs) => LogAnswer::Passed(runs),
+                let listening = self.listening.as_ref();
+                let answer = match listening.and_then(|listening| inner.told(listening, after, may_pass)) {
+                    Some(answer) => answer,
                     None => self.stored(session, inner.read_records(after, max_bytes).await)?,
                 };
                 session.handle_records(answer);
