@@ -199,6 +199,8 @@ impl<W> Subscribers<W> {
 
     fn reset(&mut self, at: Mark, mut wake: impl FnMut(&W)) {
         self.begin(at);
+        // Other records come to have numbers that were seen.
+        self.stretches.clear();
         for member in self.members.values_mut() {
             (member.known, member.told, member.concerned) = (at.position.seq, at, None);
             wake(&member.wake);

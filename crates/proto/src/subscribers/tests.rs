@@ -115,7 +115,7 @@ fn range((start, end): (u8, Option<u8>)) -> KeyRange {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(200))]
+    #![proptest_config(ProptestConfig::with_cases(500))]
 
     #[test]
     fn nobody_is_passed_by_what_concerns_it(steps in proptest::collection::vec(step(), 1..60)) {
@@ -263,4 +263,19 @@ fn ranges_that_overlap_too_often_are_not_told_apart() {
     let mut woken = 0;
     subscribers.publish(&entry, |_| woken += 1);
     assert_eq!(woken, 1_500);
+}
+
+#[test]
+fn a_record_with_the_number_of_one_that_came_to_nothing_is_another_one() {
+    let (mut history, mut subscribers) = (History::new(), Subscribers::default());
+    let mut listener = listening(&history, &mut subscribers, "mine/");
+    write(&mut history, &mut subscribers, "mine/lost", 1);
+    history.entries.clear();
+    subscribers.rewind(history.head(), 0, |_| {});
+    let entry = history.write(Batch::new().put("mine/1", "v")).clone();
+    let mut woken = 0;
+    subscribers.publish(&entry, |_| woken += 1);
+    assert_eq!(woken, 1);
+    write(&mut history, &mut subscribers, "other", 100);
+    assert!(!listener.ask(&mut subscribers, &history, true), "it must read the first one");
 }
