@@ -19,7 +19,9 @@ use replikv_node::{
     Master, MasterConfig, OpenError, PromoteError, Quarantine, ReadError, Reader, Resync, Slave, SlaveConfig,
     SlaveState, TakeOverError, VerifyOptions, WriteError, backup, subscription,
 };
-use replikv_proto::{Compaction, InvalidSubscription, RejectCode, Retention};
+use replikv_proto::{
+    Compaction, Decoder, DecoderLimits, Event, Heartbeat, InvalidSubscription, Message, Passage, RejectCode, Retention,
+};
 use replikv_testkit::{ApplyFault, FaultStore};
 use support::{
     Contents, Error, Following, Serving, Store, contents, copy_of, full, master, serve, soon, store, store_with, until,
@@ -709,5 +711,44 @@ async fn what_was_shipped_and_lost_is_not_passed_by() -> Result<(), Error> {
     let (_serving, following) = connect(&master, &slave, &Received::default());
     let ended = soon(following).await?;
     assert!(matches!(&ended, Err(FollowError::Refused(refusal)) if refusal.code == RejectCode::Diverged), "{ended:?}");
+    Ok(())
+}
+
+#[tokio::test]
+async fn with_a_heartbeat_a_slave_hears_how_far_it_is_before_it_hears_how_far_its_master_is() -> Result<(), Error> {
+    let master = master(&store(), config()).await;
+    let (received, slave) = (Received::default(), open(&store(), prefixes(&["loud/"])).await?);
+    let (_serving, _following) = connect(&master, &slave, &received);
+    let first = master.put("loud/1", "1").await?;
+    soon(slave.wait_applied(first)).await?;
+    until(|| master.status().slaves.iter().all(|seen| seen.consistent && seen.applied == first.seq)).await;
+    let settled = received.len();
+    for n in 0..400 {
+        master.put(format!("quiet/{n}"), "1").await?;
+        tokio::time::sleep(Duration::from_millis(1)).await;
+    }
+    let bytes = received.0.lock().unwrap().clone();
+    let mut rest = bytes::BytesMut::from(&bytes[..]);
+    let mut decoder = Decoder::new(DecoderLimits { data: 1 << 20, control: 1 << 20 });
+    let (mut told, mut beats) = (first.seq, 0);
+    while let Some(event) = decoder.decode(&mut rest)? {
+        let Event::Message(message) = event else { continue };
+        match *message {
+            Message::Filtered(filtered) => {
+                for passage in filtered.passages {
+                    told = match passage {
+                        Passage::Share(share) => share.header().seq,
+                        Passage::Skipped(run) => run.through.seq,
+                    };
+                }
+            }
+            Message::Heartbeat(Heartbeat::Source { head, .. }) if bytes.len() - rest.len() > settled => {
+                assert_eq!(told, head.seq, "it was told that it lags behind what does not concern it");
+                beats += 1;
+            }
+            _ => {}
+        }
+    }
+    assert!(beats > 3 && told > first.seq, "{beats} heartbeats, the last one at {told}");
     Ok(())
 }

@@ -79,11 +79,6 @@ impl Filter {
         self.stops_at.is_none_or(|stop| stop <= sent)
     }
 
-    /// What waits is told with the next that is read.
-    pub(crate) fn tell_soon(&mut self) {
-        self.urgent = true;
-    }
-
     /// A stretch of the compacted log was read.
     pub(crate) fn stretch(&self, stretch: Stretch) -> Stretch {
         let Stretch { end, mut deleted, mut touched } = stretch;

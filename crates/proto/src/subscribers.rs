@@ -14,7 +14,7 @@ use crate::layout::Checkpoint;
 use crate::planted::{self, Bug};
 use crate::{LogEntry, RecordError, RecordHeader, Skipped};
 
-/// So many checkpoints are remembered: whoever is further behind goes through the log.
+/// So many checkpoints are remembered: whoever is further behind goes through the log. Whoever looks when it is woken is not.
 const MAX_MARKS: usize = 1024;
 /// Ranges that overlap so often are not told apart: every record concerns everybody.
 const MAX_LISTED: usize = 1 << 20;
@@ -105,7 +105,7 @@ impl<W> Subscribers<W> {
         self.stretches.clear();
     }
 
-    /// A record was published: `wake` gets whomever it concerns.
+    /// A record was published: `wake` gets whomever it concerns; and everybody, once in a great many records.
     pub fn publish(&mut self, entry: &LogEntry, mut wake: impl FnMut(&W)) {
         let Some(before) = self.latest.filter(|_| !self.members.is_empty()) else { return };
         let read = read(entry);
@@ -143,6 +143,10 @@ impl<W> Subscribers<W> {
             self.marks.push_back(mark);
             if self.marks.len() > MAX_MARKS {
                 self.marks.pop_front();
+            }
+            // Whoever has asked for nothing so long comes to ask before what it needs is forgotten.
+            if mark.position.seq.as_u64().is_multiple_of(Checkpoint::EVERY * MAX_MARKS as u64 / 2) {
+                self.members.values().for_each(|member| wake(&member.wake));
             }
         }
     }

@@ -256,7 +256,7 @@ impl<N: Serves<S>, S: ReplicaStore> Driver<'_, N, S> {
         if let Some(hello) = hello {
             session.handle_message(inner.clock.now(), hello)?;
         }
-        let mut closing = false;
+        let (mut closing, mut looked) = (false, false);
         let mut replaced = CancellationToken::new();
         let mut leave_at = None;
         loop {
@@ -317,8 +317,13 @@ impl<N: Serves<S>, S: ReplicaStore> Driver<'_, N, S> {
                     session.handle_view(*self.views.borrow_and_update());
                 }
                 () = sleep_until(deadline.unwrap_or_else(Instant::now)), if deadline.is_some() => {
-                    session.handle_view(*self.views.borrow_and_update());
-                    session.handle_timeout(inner.clock.now())?;
+                    // Once: how far it is comes before the head that it is compared with.
+                    looked = listening.is_some() && !looked;
+                    if looked {
+                        session.handle_view(*self.views.borrow_and_update());
+                    } else {
+                        session.handle_timeout(inner.clock.now())?;
+                    }
                 }
                 () = tokio::task::yield_now(), if more => {}
             }

@@ -483,7 +483,6 @@ impl MasterSession {
                 // Where nothing touches its ranges a slave is told how far it is, and no more often than this.
                 if let State::Streaming(stream) = &mut self.state {
                     stream.tell(&mut self.queue);
-                    stream.tell_soon(&self.view);
                 }
                 let (head, log_bytes) = (self.view.published, self.view.log_bytes);
                 let beat = Message::Heartbeat(Heartbeat::Source { head, log_bytes, time: now.unix_ms });
@@ -540,7 +539,7 @@ impl MasterSession {
 
     /// True if the slave subscribes to a part of the keys, holds all that was published of it when the session last
     /// heard of that, and wants nothing. Such a session need not be told of a [`View`] before a record concerns its ranges
-    /// or [`handle_timeout`](Self::handle_timeout) is due.
+    /// or [`handle_timeout`](Self::handle_timeout) is due; then it is told first, and reads.
     pub fn is_quiet(&self) -> bool {
         let quiet = |stream: &Stream| {
             stream.filter.is_some()

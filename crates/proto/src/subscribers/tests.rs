@@ -279,3 +279,21 @@ fn a_record_with_the_number_of_one_that_came_to_nothing_is_another_one() {
     write(&mut history, &mut subscribers, "other", 100);
     assert!(!listener.ask(&mut subscribers, &history, true), "it must read the first one");
 }
+
+#[test]
+fn whoever_is_concerned_by_nothing_is_woken_before_it_is_too_far_behind() {
+    let (mut history, mut subscribers) = (History::new(), Subscribers::default());
+    let mut listener = listening(&history, &mut subscribers, "mine/");
+    let mut woken = Vec::new();
+    for seq in 1..=2 * MAX_MARKS as u64 * Checkpoint::EVERY {
+        let entry = history.write(Batch::new().put("other", "v")).clone();
+        let mut wakes = false;
+        subscribers.publish(&entry, |_| wakes = true);
+        if wakes {
+            woken.push(seq);
+            assert!(listener.ask(&mut subscribers, &history, false), "it is not too far behind");
+            assert_eq!(listener.sent, seq);
+        }
+    }
+    assert_eq!(woken.len(), 4);
+}

@@ -221,8 +221,11 @@ impl Sessions {
                 ctx.wake_at(self.node, at);
                 return Ok(());
             }
-            (session.seen, session.view) = (open.version, open.view);
-            session.session.handle_view(open.view);
+            if session.seen != open.version {
+                (session.seen, session.view) = (open.version, open.view);
+                session.session.handle_view(open.view);
+                continue;
+            }
             session.session.handle_timeout(now).map_err(|error| {
                 if matches!(error, ProtocolError::Silent { .. }) {
                     let hello = session.hello.is_some();

@@ -68,6 +68,15 @@ pub(super) fn words(args: &args::Bench) -> String {
     format!("{entries} entries, {keys} 16-byte keys, {}-byte values, {} a batch", args.value, args.batch)
 }
 
+/// So many at once, and at the end what is left.
+pub(super) fn batches(
+    mut entries: impl Iterator<Item = (Key, Bytes)>,
+    batch: usize,
+) -> impl Iterator<Item = Vec<(Key, Bytes)>> {
+    std::iter::from_fn(move || Some(entries.by_ref().take(batch).collect::<Vec<_>>()))
+        .take_while(|next| !next.is_empty())
+}
+
 /// Puts entries into a store as they come: how many a second, synced.
 pub(super) async fn ingest(
     store: &Store,
@@ -76,10 +85,9 @@ pub(super) async fn ingest(
 ) -> anyhow::Result<f64> {
     let start = Instant::now();
     let mut count = 0;
-    let mut entries = entries.peekable();
-    while entries.peek().is_some() {
+    for batch in batches(entries, batch) {
         let mut writes = WriteSet::builder();
-        for (key, value) in entries.by_ref().take(batch) {
+        for (key, value) in batch {
             writes.put(Keyspace::Data, key, value)?;
             count += 1;
         }
@@ -97,10 +105,9 @@ pub(super) async fn write(
     let start = Instant::now();
     let mut count = 0;
     let mut last = None;
-    let mut entries = entries.peekable();
-    while entries.peek().is_some() {
+    for batch in batches(entries, batch) {
         let mut writes = Batch::new();
-        for (key, value) in entries.by_ref().take(batch) {
+        for (key, value) in batch {
             writes = writes.put(key, value);
             count += 1;
         }

@@ -8,7 +8,6 @@ use replikv_core::{EncodedOps, KeyRange, Op, Position};
 
 use super::{
     MAX_ASKED, MAX_ASKED_BYTES, MAX_EXAMINED, MAX_LOOKED_UP, MasterAction, MasterSession, Pending, Reading, Stream,
-    View,
 };
 use crate::filter::Filter;
 use crate::planted::{self, Bug};
@@ -143,13 +142,6 @@ impl Stream {
     pub(super) fn tell(&mut self, queue: &mut VecDeque<MasterAction>) {
         let filtered = self.filter.iter_mut().flat_map(Filter::take);
         queue.extend(filtered.map(|filtered| MasterAction::Send(Message::Filtered(filtered))));
-    }
-
-    /// What was published by `view` and is not read yet is told once it is.
-    pub(super) fn tell_soon(&mut self, view: &View) {
-        if let Some(filter) = self.filter.as_mut().filter(|_| self.sent.seq < view.published.seq) {
-            filter.tell_soon();
-        }
     }
 
     // A slave that does not hold a state of the master may get what it needs for that from any record.

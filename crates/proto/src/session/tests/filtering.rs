@@ -4,7 +4,9 @@ use bytes::BytesMut;
 use replikv_core::{EncodedOps, Fill, KeyRanges};
 
 use super::*;
-use crate::{Ack, Compare, Filtered, Passage, Probe, RangeSummary, Share, Skipped, Stretch, Subscription};
+use crate::{
+    Ack, Compare, Filtered, GoodbyeReason, Passage, Probe, RangeSummary, Share, Skipped, Stretch, Subscription,
+};
 use crate::{Held, Record, Touched};
 
 fn ranges() -> KeyRanges {
@@ -251,7 +253,8 @@ fn a_slave_stands_at_the_record_that_an_answer_speaks_of() {
                 master.handle_page(content(range, history.position(50), &["apple"]));
             }
             Some(MasterAction::Locate(positions)) => master.handle_located(&history.locate(&positions)),
-            Some(MasterAction::ReadRecords { after, max_bytes, .. }) => {
+            Some(MasterAction::ReadRecords { after, max_bytes, may_pass }) => {
+                assert_eq!(may_pass, after.seq >= seq(50), "it would pass the record that the answer speaks of");
                 master.handle_records(history.read(after, max_bytes));
             }
             Some(MasterAction::Send(message)) => said.push(message),
@@ -276,6 +279,48 @@ fn a_slave_stands_at_the_record_that_an_answer_speaks_of() {
         }
     }
     panic!("it was never told to look at what it holds");
+}
+
+#[test]
+fn what_was_passed_by_is_told_as_what_was_read_is() {
+    let mut history = History::new();
+    let mut master = serving(&history, &Cursor::at(history.position(0)));
+    assert!(said(&mut master, &history).is_empty());
+    assert!(master.is_quiet());
+    for _ in 0..300 {
+        history.write(Batch::new().put("quiet", "1"));
+    }
+    master.handle_view(history.view());
+    assert!(!master.is_quiet(), "there is something to look at");
+    let Some(MasterAction::ReadRecords { after, may_pass: true, .. }) = master.poll_action() else { panic!("records") };
+    assert_eq!(after, history.position(0));
+    let run = |from: usize, through: usize| match skipped(&history, from, through) {
+        Passage::Skipped(run) => run,
+        Passage::Share(_) => unreachable!("a run"),
+    };
+    master.handle_records(LogAnswer::Passed(vec![run(0, 256), run(256, 300)]));
+    assert!(said(&mut master, &history).is_empty() && master.is_quiet());
+    master.handle_timeout(at(5)).unwrap();
+    let beat = said(&mut master, &history);
+    assert_eq!(passages(&beat), [skipped(&history, 0, 256), skipped(&history, 256, 300)]);
+    assert!(matches!(beat.last(), Some(Message::Heartbeat(_))));
+    // It is read on from there.
+    history.write(Batch::new().put("apple", "1"));
+    assert_eq!(passages(&said(&mut master, &history)), [share(&history, 301)]);
+}
+
+#[test]
+fn a_slave_of_everything_is_never_passed_by() {
+    let mut history = History::of(2);
+    let mut master = streaming(&history, Some(Cursor::at(history.position(2))));
+    history.write(Batch::new().put("apple", "1"));
+    master.handle_view(history.view());
+    assert!(!master.is_quiet());
+    let Some(MasterAction::ReadRecords { may_pass: false, .. }) = master.poll_action() else { panic!("records") };
+    let run = Skipped { through: history.head(), log_bytes: 1, time: 7 };
+    master.handle_records(LogAnswer::Passed(vec![run]));
+    let Some(MasterAction::Send(Message::Goodbye(goodbye))) = master.poll_action() else { panic!("a goodbye") };
+    assert_eq!(goodbye.reason, GoodbyeReason::Closing);
 }
 
 #[test]

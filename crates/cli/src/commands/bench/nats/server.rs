@@ -15,7 +15,7 @@ use tokio::process::{Child, Command};
 use tokio::time::{sleep, timeout};
 
 use super::super::free_address;
-use super::super::workload::Key;
+use super::super::workload::{Key, batches};
 
 /// How long a server may take to do anything.
 const PATIENCE: Duration = Duration::from_secs(120);
@@ -202,16 +202,11 @@ impl Client {
         entries: impl Iterator<Item = (Key, Bytes)>,
         pipeline: usize,
     ) -> anyhow::Result<()> {
-        let mut entries = entries.peekable();
-        while entries.peek().is_some() {
+        for batch in batches(entries, pipeline) {
             let mut bytes = Vec::new();
-            let mut count = 0;
-            for (key, value) in entries.by_ref().take(pipeline) {
-                publish(&mut bytes, stream, &self.inbox, &[&key, &value]);
-                count += 1;
-            }
+            batch.iter().for_each(|(key, value)| publish(&mut bytes, stream, &self.inbox, &[key, value]));
             self.send(&bytes).await?;
-            for _ in 0..count {
+            for _ in batch {
                 let answer = self.answer().await?;
                 ensure!(answer["seq"].is_u64(), "nats-server does not acknowledge: {answer}");
             }

@@ -14,7 +14,7 @@ use tokio::process::{Child, Command};
 use tokio::time::{sleep, timeout};
 
 use super::super::free_address;
-use super::super::workload::Key;
+use super::super::workload::{Key, batches};
 
 /// How long a server may take to do anything.
 const PATIENCE: Duration = Duration::from_secs(120);
@@ -163,16 +163,10 @@ impl Client {
         entries: impl Iterator<Item = (Key, Bytes)>,
         pipeline: usize,
     ) -> anyhow::Result<()> {
-        let mut entries = entries.peekable();
-        while entries.peek().is_some() {
-            let mut bytes = Vec::new();
-            let mut count = 0;
-            for (key, value) in entries.by_ref().take(pipeline) {
-                bytes.extend(set(&key, &value));
-                count += 1;
-            }
+        for batch in batches(entries, pipeline) {
+            let bytes: Vec<u8> = batch.iter().flat_map(|(key, value)| set(key, value)).collect();
             self.send(&bytes).await?;
-            self.skip_replies(count).await?;
+            self.skip_replies(batch.len()).await?;
         }
         Ok(())
     }
