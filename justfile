@@ -36,9 +36,13 @@ recovery:
     cargo test --release -p replikv-proto reconcile -- --ignored --nocapture
     cargo run --release --all-features --example recovery_cost -- 1000000 lmdb
 
-# The hot paths of what decides, without a store.
+# The hot paths of what decides, without a store: how long they take.
 hot-paths:
-    cargo bench --bench hot_paths
+    cargo bench -p replikv-proto --bench hot_paths
+
+# How many instructions they take, beside crates/proto/benches/instructions.csv; `just instructions --update` writes that anew.
+instructions *ARGS:
+    cargo bench -p replikv-proto --bench instructions -- {{ARGS}}
 
 # Seeded tests, over and over with new seeds.
 soak ROUNDS="100":

@@ -32,6 +32,17 @@ macro_rules! store_on_threads {
                 self.$threaded.get(keyspace, key).await
             }
 
+            async fn get_many(
+                &self,
+                keyspace: $crate::__core::Keyspace,
+                keys: &[$crate::__Bytes],
+            ) -> ::std::result::Result<
+                ::std::vec::Vec<::std::option::Option<$crate::__Bytes>>,
+                $crate::__core::StoreError,
+            > {
+                self.$threaded.get_many(keyspace, keys).await
+            }
+
             async fn scan(
                 &self,
                 keyspace: $crate::__core::Keyspace,

@@ -412,6 +412,20 @@ impl<B: BlockingStore> ReplicaStore for Threaded<B> {
         self.read(move |store| store.get(keyspace, &key)).await
     }
 
+    async fn get_many(&self, keyspace: Keyspace, keys: &[Bytes]) -> Result<Vec<Option<Bytes>>, StoreError> {
+        keys.iter().try_for_each(|key| self.check_key(key))?;
+        self.shared.gate.wait().await;
+        let inline = keys.iter().map_while(|key| self.shared.get_inline(keyspace, key));
+        let mut values: Vec<_> = inline.collect::<Result<_, _>>()?;
+        if values.len() < keys.len() {
+            // One turn of a reader thread for all of them.
+            let rest = keys[values.len()..].to_vec();
+            let read = move |store: &B| rest.iter().map(|key| store.get(keyspace, key)).collect::<Result<Vec<_>, _>>();
+            values.extend(self.read(read).await?);
+        }
+        Ok(values)
+    }
+
     async fn scan(&self, keyspace: Keyspace, range: KeyRange, options: ScanOptions) -> Result<Page, StoreError> {
         self.read(move |store| store.scan(keyspace, range, options)).await
     }

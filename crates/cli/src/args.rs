@@ -554,6 +554,8 @@ pub(crate) enum Scenario {
     Idle,
     /// 4 and 16 masters into one centre, against one master.
     FanIn,
+    /// Copies, writes and catch-up with so many entries there already, for each of --sizes. Not part of --all.
+    Growth,
     /// A master that derives a count, an index, what is greatest in each group, against one that derives nothing.
     Derive,
     /// Copies, live replication, latency and fan-out against Redis; `redis-server` must be installed. Not part of --all.
@@ -628,6 +630,9 @@ pub(crate) struct Bench {
     /// How many bytes a value holds.
     #[arg(long, default_value_t = 100)]
     pub(crate) value: usize,
+    /// How many entries are there already, where that is what is measured.
+    #[arg(long, value_delimiter = ',', value_name = "ENTRIES", default_value = "1000000,10000000")]
+    pub(crate) sizes: Vec<usize>,
     /// How often each row is measured; the median is printed.
     #[arg(long, default_value_t = 3)]
     pub(crate) rounds: usize,

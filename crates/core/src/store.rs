@@ -84,6 +84,22 @@ pub trait ReplicaStore: Send + Sync + 'static {
     /// `KeyEmpty`, `KeyTooLong`, or what the backend reports.
     async fn get(&self, keyspace: Keyspace, key: &[u8]) -> Result<Option<Bytes>, StoreError>;
 
+    /// The values of `keys`, in their order, each as [`get`](Self::get) reads it: a write set may come in between. For
+    /// whoever needs many, where each call costs a turn on another thread, or on a network. Default: one after the other.
+    ///
+    /// # Cancel safety
+    /// Nothing is changed.
+    ///
+    /// # Errors
+    /// As `get`, if it fails for one of them.
+    async fn get_many(&self, keyspace: Keyspace, keys: &[Bytes]) -> Result<Vec<Option<Bytes>>, StoreError> {
+        let mut values = Vec::with_capacity(keys.len());
+        for key in keys {
+            values.push(self.get(keyspace, key).await?);
+        }
+        Ok(values)
+    }
+
     /// One page of `range`, as it was at one instant: never half a write set. Two pages may be of two instants.
     ///
     /// A page holds at least one entry if the range does, however small the limits of `options` are. Bounds may be
@@ -156,6 +172,10 @@ impl<T: ReplicaStore + ?Sized> ReplicaStore for Arc<T> {
 
     async fn get(&self, keyspace: Keyspace, key: &[u8]) -> Result<Option<Bytes>, StoreError> {
         (**self).get(keyspace, key).await
+    }
+
+    async fn get_many(&self, keyspace: Keyspace, keys: &[Bytes]) -> Result<Vec<Option<Bytes>>, StoreError> {
+        (**self).get_many(keyspace, keys).await
     }
 
     async fn scan(&self, keyspace: Keyspace, range: KeyRange, options: ScanOptions) -> Result<Page, StoreError> {

@@ -1,5 +1,6 @@
 //! Reading and writing what `Meta` holds.
 
+use bytes::Bytes;
 use replikv_core::{Durability, KeyRange, Keyspace, Position, ReplicaStore, ScanOptions, StoreError, WriteSet};
 use replikv_proto::layout::{Checkpoint, Identity, Stored};
 
@@ -16,6 +17,32 @@ pub(crate) async fn read<S: ReplicaStore, V: Stored>(store: &S, key: &[u8]) -> R
 pub(crate) async fn require<S: ReplicaStore, V: Stored>(store: &S, key: &[u8]) -> Result<V, StoreError> {
     let missing = || StoreError::Corrupt { what: format!("{} is missing", V::WHAT) };
     read(store, key).await?.ok_or_else(missing)
+}
+
+/// The values of keys, each with its key. One that no store of this kind could hold is not there: whoever writes it is
+/// refused for it.
+pub(crate) async fn look_up<S: ReplicaStore>(
+    store: &S,
+    keyspace: Keyspace,
+    keys: Vec<Bytes>,
+) -> Result<Vec<(Bytes, Option<Bytes>)>, StoreError> {
+    let unfit = |error: &StoreError| {
+        matches!(error, StoreError::KeyEmpty | StoreError::KeyTooLong { .. } | StoreError::KeyUnfit { .. })
+    };
+    match store.get_many(keyspace, &keys).await {
+        Ok(values) => return Ok(keys.into_iter().zip(values).collect()),
+        Err(error) if !unfit(&error) => return Err(error),
+        Err(_) => {}
+    }
+    let mut values = Vec::with_capacity(keys.len());
+    for key in keys {
+        let value = match store.get(keyspace, &key).await {
+            Err(error) if unfit(&error) => None,
+            found => found?,
+        };
+        values.push((key, value));
+    }
+    Ok(values)
 }
 
 /// What a store is for, if it was ever opened as a master or a slave.

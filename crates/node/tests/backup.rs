@@ -1,11 +1,13 @@
 //! Backups: taken while the store is used, opened as what their owner says, and never by accident.
 
-mod support;
-
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
+use crate::support::{
+    self, Error, Store, assert_equal, chain, connect, contents, copy_of, entries, followed, full, master, soon, store,
+    until,
+};
 use bytes::Bytes;
 use replikv_core::{Batch, Keyspace, Op, ReplicaStoreExt, Seq};
 use replikv_node::{
@@ -15,9 +17,6 @@ use replikv_node::{
 use replikv_proto::layout::Role;
 use replikv_proto::{RejectCode, Retention};
 use replikv_testkit::{ApplyFault, FaultStore};
-use support::{
-    Error, Store, assert_equal, chain, connect, contents, copy_of, entries, followed, full, master, soon, store, until,
-};
 
 fn again(store: &Store) -> Store {
     FaultStore::new(store.inner().open_again())

@@ -1,10 +1,12 @@
 //! One store that many masters flow into.
 
-mod support;
-
 use std::collections::BTreeMap;
 use std::time::Duration;
 
+use crate::support::{
+    self, Contents, Error, Following, Serving, Store, contents, entries, follow, master, serve, slave, soon,
+};
+use crate::support::{store, until};
 use bytes::Bytes;
 use replikv_core::{
     Batch, Durability, KeyRange, Keyspace, LinkId, Op, ReplicaStore, ReplicaStoreExt, Seq, StoreError, Subspace,
@@ -18,8 +20,6 @@ use replikv_node::{
 use replikv_proto::layout::Role;
 use replikv_proto::{ClaimState, RejectCode, Retention};
 use replikv_testkit::{ApplyFault, FaultStore, Lost};
-use support::{Contents, Error, Following, Serving, Store, contents, entries, follow, master, serve, slave, soon};
-use support::{store, until};
 
 type Link = Slave<LinkStore<Store>>;
 
@@ -59,7 +59,7 @@ async fn assert_gathered(master: &Master<Store>, centre: &Store, prefix: &str) {
 
 fn rng(test: &str) -> fastrand::Rng {
     let seed = std::env::var("REPLIKV_SEED").ok().and_then(|seed| seed.parse().ok()).unwrap_or(20_261_125);
-    println!("reproduce: REPLIKV_SEED={seed} cargo test -p replikv-node --all-features --test centre {test}");
+    println!("reproduce: REPLIKV_SEED={seed} cargo test -p replikv-node --all-features --test node centre::{test}");
     fastrand::Rng::with_seed(seed)
 }
 

@@ -1,10 +1,11 @@
 //! The log is compacted by key, in the background. Time is simulated.
 
-mod support;
-
 use std::collections::BTreeMap;
 use std::time::Duration;
 
+use crate::support::{
+    self, Error, Store, assert_equal, connect, contents, entries, followed, master, serve, slave, soon, store,
+};
 use bytes::Bytes;
 use futures_util::{SinkExt, StreamExt, TryStreamExt};
 use replikv_core::{Batch, Cursor, Keyspace, Op, Position, ReplicaStore, Seq, StoreLimits};
@@ -14,7 +15,6 @@ use replikv_node::{
 use replikv_proto::layout::Stored;
 use replikv_proto::{Compaction, DecoderLimits, Hello, Message, Mode, Record, Retention, Run, TombstoneFloor};
 use replikv_testkit::{ApplyFault, FaultStore};
-use support::{Error, Store, assert_equal, connect, contents, entries, followed, master, serve, slave, soon, store};
 use tokio::time::sleep;
 use tokio_util::codec::Framed;
 

@@ -1,19 +1,19 @@
 //! A slave that fell behind the log: it compares, while writes go on, whatever happens meanwhile.
 
-mod support;
-
 use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicI64, Ordering};
 use std::task::{Context, Poll};
 
+use crate::support::{
+    self, Error, Store, assert_equal, connect, contents, entries, follow, followed, master, serve, slave, soon,
+};
+use crate::support::{store, store_with, until};
 use replikv_core::{Batch, Durability, KeyRange, Keyspace, Op, ReplicaStore, ReplicaStoreExt, Seq, WriteSet};
 use replikv_memory::MemoryStore;
 use replikv_node::{Ending, FollowError, Master, MasterConfig, Slave, SlaveState};
 use replikv_proto::{GoodbyeReason, RejectCode, Retention};
 use replikv_testkit::FaultStore;
-use support::{Error, Store, assert_equal, connect, contents, entries, follow, followed, master, serve, slave, soon};
-use support::{store, store_with, until};
 use tokio::io::{AsyncRead, AsyncWrite, DuplexStream, ReadBuf};
 
 const ENTRIES: u32 = 4_000;
@@ -26,7 +26,7 @@ fn config() -> MasterConfig {
 
 fn rng(test: &str) -> fastrand::Rng {
     let seed = std::env::var("REPLIKV_SEED").ok().and_then(|seed| seed.parse().ok()).unwrap_or(20_240_917);
-    println!("reproduce: REPLIKV_SEED={seed} cargo test -p replikv-node --all-features --test compare {test}");
+    println!("reproduce: REPLIKV_SEED={seed} cargo test -p replikv-node --all-features --test node compare::{test}");
     fastrand::Rng::with_seed(seed)
 }
 

@@ -1,14 +1,12 @@
 //! Stored records that are not what they were.
 
-mod support;
-
+use crate::support::{self, Error, Store, assert_equal, connect, entries, followed, master, slave, soon, store, until};
 use replikv_core::{Keyspace, Op, ReplicaStore, ReplicaStoreExt, Seq};
 use replikv_memory::MemoryStore;
 use replikv_node::{Commit, Ending, LogError, Master, MasterConfig, Slave, read_log};
 use replikv_proto::GoodbyeReason;
 use replikv_proto::layout::Checkpoint;
 use replikv_testkit::FaultStore;
-use support::{Error, Store, assert_equal, connect, entries, followed, master, slave, soon, store, until};
 
 /// The damaged record, and where the log begins once it was found: at the next point whose digest is known.
 const DAMAGED: u64 = 100;

@@ -1,17 +1,16 @@
 //! Visible, durable and published are three moments.
 
-mod support;
-
 use std::time::Duration;
 
+use crate::support::{
+    self, Error, Store, assert_equal, chain, connect, contents, follow, master, serve, slave, soon, store, store_with,
+    until,
+};
 use futures_util::FutureExt;
 use replikv_core::{Batch, LinkId, ReplicaStore, Seq};
 use replikv_node::{Commit, FollowError, HealthState, Master, MasterConfig, Slave, SlaveConfig, WriteError};
 use replikv_proto::RejectCode;
 use replikv_testkit::{ApplyFault, Lost};
-use support::{
-    Error, Store, assert_equal, chain, connect, contents, follow, master, serve, slave, soon, store, store_with, until,
-};
 
 const NEVER: Duration = Duration::from_secs(24 * 3600);
 const AT_ONCE: Duration = Duration::from_millis(1);

@@ -1,14 +1,12 @@
 //! Endings: of a slave whose connection nobody polls, of a session whose slave does not read, and what is said last.
 
-mod support;
-
 use std::time::Duration;
 
+use crate::support::{self, Error, Store, assert_equal, connect, follow, master, serve, slave, soon, store, until};
 use futures_util::{FutureExt, SinkExt, StreamExt};
 use replikv_core::{Coverage, Cursor, Durability, Epoch, StoreLimits};
 use replikv_node::{Codec, Ending, Master, MasterConfig, Slave, SlaveConfig};
 use replikv_proto::{DecoderLimits, GoodbyeReason, Hello, Message, OnDivergence};
-use support::{Error, Store, assert_equal, connect, follow, master, serve, slave, soon, store, until};
 use tokio::io::DuplexStream;
 use tokio_util::codec::Framed;
 

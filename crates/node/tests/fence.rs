@@ -1,10 +1,8 @@
 //! Two masters on one store.
 
-mod support;
-
+use crate::support::{self, Error, assert_equal, chain, connect, contents, master, slave, soon, store};
 use replikv_core::Batch;
 use replikv_node::{HealthState, MasterConfig, WriteError};
-use support::{Error, assert_equal, chain, connect, contents, master, slave, soon, store};
 
 #[tokio::test]
 async fn the_first_master_is_fenced_once_the_second_has_written() -> Result<(), Error> {

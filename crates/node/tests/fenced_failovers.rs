@@ -1,7 +1,5 @@
 //! Fenced promotions, while nodes are partitioned and lose power: no write that `replicated(n)` has acknowledged is lost.
 
-mod support;
-
 use std::collections::{BTreeMap, BTreeSet};
 use std::future::Future;
 use std::io;
@@ -9,6 +7,7 @@ use std::pin::Pin;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
+use crate::support::{Error, Following, Serving, Store, assert_equal, contents, follow, serve, soon, store};
 use async_trait::async_trait;
 use bytes::Bytes;
 use replikv_core::{Batch, Epoch, ReplicaStore, Token};
@@ -18,7 +17,6 @@ use replikv_node::{
 };
 use replikv_proto::layout::Role;
 use replikv_testkit::{ApplyFault, FaultStore};
-use support::{Error, Following, Serving, Store, assert_equal, contents, follow, serve, soon, store};
 use tokio::io::DuplexStream;
 use tokio::task::JoinHandle;
 use tokio::time::timeout;
@@ -392,7 +390,7 @@ async fn no_acknowledged_write_is_lost_whatever_fails_while_slaves_are_promoted(
     let mut seen = BTreeMap::new();
     for seed in first..first + runs {
         println!(
-            "reproduce: REPLIKV_SEED={seed} cargo test -p replikv-node --all-features --test fenced_failovers no_ack"
+            "reproduce: REPLIKV_SEED={seed} cargo test -p replikv-node --all-features --test node fenced_failovers::no_ack"
         );
         let mut world = World::new(seed).await?;
         for _ in 0..150 {

@@ -1,12 +1,14 @@
 //! A slave is promoted once enough others are fenced, and what `replicated(n)` has acknowledged survives.
 
-mod support;
-
 use std::future::Future;
 use std::io;
 use std::pin::Pin;
 use std::time::Duration;
 
+use crate::support::{
+    self, Error, Following, Serving, Store, assert_equal, connect, contents, entries, follow, full, master, slave,
+    soon, store,
+};
 use replikv_core::{
     Batch, Durability, Epoch, KeyRange, Keyspace, LinkId, Position, ReplicaStore, SourceId, StoreError,
 };
@@ -17,10 +19,6 @@ use replikv_node::{
 };
 use replikv_proto::RejectCode;
 use replikv_testkit::{ApplyFault, FaultStore};
-use support::{
-    Error, Following, Serving, Store, assert_equal, connect, contents, entries, follow, full, master, slave, soon,
-    store,
-};
 use tokio::io::DuplexStream;
 use tokio::time::timeout;
 

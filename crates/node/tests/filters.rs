@@ -1,13 +1,15 @@
 //! A slave that subscribes to key ranges: it gets these, and nothing of any other key leaves the master.
 
-mod support;
-
 use std::collections::BTreeMap;
 use std::pin::Pin;
 use std::sync::{Arc, Mutex};
 use std::task::{Context, Poll};
 use std::time::Duration;
 
+use crate::support::{
+    self, Contents, Error, Following, Serving, Store, contents, copy_of, full, master, serve, soon, store, store_with,
+    until,
+};
 use async_trait::async_trait;
 use bytes::Bytes;
 use futures_util::StreamExt;
@@ -23,9 +25,6 @@ use replikv_proto::{
     Compaction, Decoder, DecoderLimits, Event, Heartbeat, InvalidSubscription, Message, Passage, RejectCode, Retention,
 };
 use replikv_testkit::{ApplyFault, FaultStore};
-use support::{
-    Contents, Error, Following, Serving, Store, contents, copy_of, full, master, serve, soon, store, store_with, until,
-};
 use tokio::io::{AsyncRead, AsyncWrite, DuplexStream, ReadBuf};
 
 /// What is in every key and value that no slave subscribes to.
@@ -147,7 +146,7 @@ async fn catch_up(master: &Master<Store>, slave: &Slave<Store>, received: &Recei
 
 fn rng(test: &str) -> fastrand::Rng {
     let seed = std::env::var("REPLIKV_SEED").ok().and_then(|seed| seed.parse().ok()).unwrap_or(20_261_128);
-    println!("reproduce: REPLIKV_SEED={seed} cargo test -p replikv-node --all-features --test filters {test}");
+    println!("reproduce: REPLIKV_SEED={seed} cargo test -p replikv-node --all-features --test node filters::{test}");
     fastrand::Rng::with_seed(seed)
 }
 

@@ -1,17 +1,15 @@
 //! A master stops in favour of a slave, and nothing is lost.
 
-mod support;
-
 use std::collections::BTreeMap;
 use std::io;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
+use crate::support::{Error, Store, assert_equal, connect, contents, master, slave, soon, store};
 use replikv_core::{Batch, StoreError, Token};
 use replikv_node::{HandoverError, HealthState, Master, MasterConfig, OpenError, Slave, TakeOverError, WriteError};
 use replikv_testkit::{ApplyFault, FaultStore};
-use support::{Error, Store, assert_equal, connect, contents, master, slave, soon, store};
 use tokio::io::DuplexStream;
 
 const PATIENCE: Duration = Duration::from_secs(60);

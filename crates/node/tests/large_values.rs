@@ -1,12 +1,10 @@
 //! Values that do not fit into one buffer: the store gets them for itself alone, once.
 
-mod support;
-
+use crate::support::{self, Error, Store, assert_equal, connect, slave, soon, store, transient};
 use futures_util::{StreamExt, TryStreamExt};
 use replikv_core::{Batch, StoreLimits};
 use replikv_node::{ChangeOp, ChangesError, ChangesFrom, FollowError, Master, MasterConfig};
 use replikv_testkit::ApplyFault;
-use support::{Error, Store, assert_equal, connect, slave, soon, store, transient};
 
 const MIB: usize = 1 << 20;
 /// More than the longest buffer.

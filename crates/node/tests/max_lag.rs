@@ -1,16 +1,14 @@
 //! Writers wait for a slave that is further behind than they may leave it, and for nobody else.
 
-mod support;
-
 use std::time::Duration;
 
+use crate::support::{
+    self, Error, Serving, Store, assert_equal, connect, follow, followed, master, serve, slave, soon, store,
+    store_with, until,
+};
 use replikv_core::{Seq, Token};
 use replikv_node::{Master, MasterConfig, SlaveConfig, WriteError};
 use replikv_proto::{Retention, SlotKind};
-use support::{
-    Error, Serving, Store, assert_equal, connect, follow, followed, master, serve, slave, soon, store, store_with,
-    until,
-};
 use tokio::task::JoinHandle;
 
 /// A record of these tests has fewer bytes than this.

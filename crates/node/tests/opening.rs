@@ -1,13 +1,11 @@
 //! Opening stores: those of newer programs, of the other role, damaged ones.
 
-mod support;
-
+use crate::support::{self, Error, Store, entries, followed, master, store};
 use replikv_core::{Keyspace, LinkId, ReplicaStore, StoreError, meta};
 use replikv_memory::MemoryStore;
 use replikv_node::{Master, MasterConfig, OpenError, Slave, SlaveConfig, role};
 use replikv_proto::layout::{Epochs, Floor, Head, Identity, LAYOUT_FORMAT, Role};
 use replikv_testkit::FaultStore;
-use support::{Error, Store, entries, followed, master, store};
 
 async fn masters_store() -> Result<Store, Error> {
     let store = store();

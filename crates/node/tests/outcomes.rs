@@ -1,14 +1,14 @@
 //! Writes that fail, and writes of which nobody knows whether they have.
 
-mod support;
-
 use std::sync::Arc;
 
+use crate::support::{
+    Error, assert_equal, chain, connect, contents, full, master, slave, soon, store, transient, until,
+};
 use replikv_core::{Batch, Outcome, StoreError};
 use replikv_memory::MemoryStore;
 use replikv_node::{HealthState, Master, MasterConfig, WriteError};
 use replikv_testkit::{ApplyFault, FaultStore};
-use support::{Error, assert_equal, chain, connect, contents, full, master, slave, soon, store, transient, until};
 
 #[tokio::test]
 async fn a_full_store_leaves_the_head_where_it_was() -> Result<(), Error> {

@@ -1,12 +1,10 @@
 //! A slave that is slower than its master's writers for good says so, and one that only seems to be does not.
 
-mod support;
-
 use std::time::Duration;
 
+use crate::support::{Error, Following, Serving, Store, follow, master, serve, soon, store, until};
 use replikv_core::Token;
 use replikv_node::{HealthState, Master, MasterConfig, Slave, SlaveConfig};
-use support::{Error, Following, Serving, Store, follow, master, serve, soon, store, until};
 use tokio::task::JoinHandle;
 use tokio::time::{Instant, sleep};
 

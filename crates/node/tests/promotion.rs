@@ -1,10 +1,9 @@
 //! A slave becomes the master, the old one is superseded, and comes back.
 
-mod support;
-
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex};
 
+use crate::support::{self, Error, Store, assert_equal, connect, contents, full, master, slave, soon, store};
 use async_trait::async_trait;
 use bytes::Bytes;
 use replikv_core::{Batch, Keyspace, ReplicaStore, Seq};
@@ -16,7 +15,6 @@ use replikv_node::{
 use replikv_proto::layout::{Epochs, Stored};
 use replikv_proto::{RejectCode, Retention};
 use replikv_testkit::{ApplyFault, FaultStore};
-use support::{Error, Store, assert_equal, connect, contents, full, master, slave, soon, store};
 
 /// What was lost, by key.
 #[derive(Debug, Clone, Default)]
@@ -254,7 +252,7 @@ fn failovers() -> usize {
 async fn after_any_number_of_failovers_all_are_equal_and_what_was_discarded_is_quarantined() -> Result<(), Error> {
     let seed = std::env::var("REPLIKV_SEED").ok().and_then(|seed| seed.parse().ok()).unwrap_or(20_261_125);
     println!(
-        "reproduce: REPLIKV_SEED={seed} cargo test -p replikv-node --all-features --test promotion after_any_number"
+        "reproduce: REPLIKV_SEED={seed} cargo test -p replikv-node --all-features --test node promotion::after_any_number"
     );
     let mut rng = fastrand::Rng::with_seed(seed);
     const NODES: usize = 4;

@@ -1,9 +1,11 @@
 //! A slave that keeps the log, and has slaves of its own.
 
-mod support;
-
 use std::time::Duration;
 
+use crate::support::{
+    self, Error, Following, Serving, Store, assert_equal, chain, connect, contents, entries, follow, full, master,
+    slave, soon, store, store_with, until,
+};
 use async_trait::async_trait;
 use replikv_core::{Batch, Keyspace, LinkId, ReplicaStore, Seq};
 use replikv_node::{
@@ -13,10 +15,6 @@ use replikv_node::{
 use replikv_proto::layout::{Floor, Head, Kept, Stored};
 use replikv_proto::{Compaction, RejectCode, Retention, SlotKind, SlotState};
 use replikv_testkit::{ApplyFault, FaultStore};
-use support::{
-    Error, Following, Serving, Store, assert_equal, chain, connect, contents, entries, follow, full, master, slave,
-    soon, store, store_with, until,
-};
 use tokio::io::DuplexStream;
 
 fn config(name: &str) -> SlaveConfig {

@@ -1,13 +1,14 @@
 //! A slave whose history has parted from its master's, and whose owner asked for a resync: it becomes what the master is,
 //! and what it loses is kept first.
 
-mod support;
-
 use std::collections::BTreeMap;
 use std::io;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 
+use crate::support::{
+    self, Error, Store, assert_equal, connect, contents, copy_of, entries, followed, master, soon, store, until,
+};
 use async_trait::async_trait;
 use bytes::Bytes;
 use replikv_core::{Batch, Keyspace, ReplicaStore, StoreError};
@@ -17,7 +18,6 @@ use replikv_node::{
 use replikv_proto::layout::{Checkpoint, Stored};
 use replikv_proto::{GoodbyeReason, RejectCode, Retention};
 use replikv_testkit::{ApplyFault, FaultStore};
-use support::{Error, Store, assert_equal, connect, contents, copy_of, entries, followed, master, soon, store, until};
 
 /// Keeps in memory, if it is not broken. The store is looked at: what is told must still be in it.
 #[derive(Debug, Clone)]

@@ -1,15 +1,13 @@
 //! The log is trimmed, in the background and in small steps. Time is simulated.
 
-mod support;
-
 use std::time::Duration;
 
+use crate::support::{self, Error, Store, assert_equal, connect, entries, master, serve, slave, soon, store};
 use futures_util::SinkExt;
 use replikv_core::{Keyspace, StoreLimits};
 use replikv_node::{Codec, HealthState, Master, MasterConfig};
 use replikv_proto::layout::Checkpoint;
 use replikv_proto::{DecoderLimits, Hello, Message, OnDivergence, Retention};
-use support::{Error, Store, assert_equal, connect, entries, master, serve, slave, soon, store};
 use tokio::io::DuplexStream;
 use tokio::time::sleep;
 use tokio_util::codec::Framed;

@@ -1,9 +1,11 @@
 //! A slave, when its master, its store, its connection or its owner fails.
 
-mod support;
-
 use std::time::Duration;
 
+use crate::support::{
+    self, Error, Store, assert_equal, connect, contents, follow, followed, full, master, serve, slave, soon, store,
+    store_with, transient,
+};
 use futures_util::{FutureExt, SinkExt, StreamExt};
 use replikv_core::{
     Batch, Coverage, Cursor, Epoch, KeyRange, Keyspace, LinkId, Op, Position, ReplicaStore, ReplicaStoreExt,
@@ -16,10 +18,6 @@ use replikv_node::{
 };
 use replikv_proto::{DecoderLimits, GoodbyeReason, Hello, Message, Mode, OnDivergence, Record, RejectCode, Welcome};
 use replikv_testkit::{ApplyFault, FaultStore};
-use support::{
-    Error, Store, assert_equal, connect, contents, follow, followed, full, master, serve, slave, soon, store,
-    store_with, transient,
-};
 use tokio_util::codec::Framed;
 
 /// Every batch writes all keys with its number: two numbers side by side are half a batch.

@@ -1,9 +1,8 @@
 //! Stores that take little at once, closures that panic, and stores that break while nobody writes.
 
-mod support;
-
 use std::sync::{Arc, Mutex};
 
+use crate::support::{self, Error, master, soon, store, until};
 use async_trait::async_trait;
 use bytes::Bytes;
 use futures_util::future::join_all;
@@ -16,7 +15,6 @@ use replikv_node::{ChangesError, ChangesFrom, Master, MasterConfig, Slave, Slave
 use replikv_proto::layout::{Checkpoint, Floor, Stored};
 use replikv_proto::{Compaction, Retention, SlotKind};
 use replikv_testkit::ApplyFault;
-use support::{Error, master, soon, store, until};
 
 /// Takes write sets of so many bytes, and remembers where the log began after each.
 #[derive(Debug, Clone)]

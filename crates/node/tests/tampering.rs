@@ -1,14 +1,12 @@
 //! Somebody in the middle who changes what is said, and computes every checksum anew.
 
-mod support;
-
+use crate::support::{Error, Store, assert_equal, connect, contents, master, serve, slave, soon, store};
 use bytes::{Bytes, BytesMut};
 use fastrand::Rng;
 use futures_util::{SinkExt, StreamExt};
 use replikv_core::{Batch, LinkId, ReplicaStore};
 use replikv_node::{Codec, FollowError, Master, MasterConfig, Slave};
 use replikv_proto::{DecoderLimits, Message, ProtocolError, Record, Records};
-use support::{Error, Store, assert_equal, connect, contents, master, serve, slave, soon, store};
 use tokio_util::codec::Framed;
 
 type Change = Box<dyn FnMut(&mut Vec<Bytes>) + Send>;
@@ -93,7 +91,7 @@ async fn is_refused(what: &str, change: Change) -> Result<(), Error> {
 #[tokio::test]
 async fn a_bit_flipped_anywhere_in_a_record_is_refused() -> Result<(), Error> {
     let seed = std::env::var("REPLIKV_SEED").ok().and_then(|seed| seed.parse().ok()).unwrap_or(20_240_917);
-    println!("reproduce: REPLIKV_SEED={seed} cargo test -p replikv-node --test tampering");
+    println!("reproduce: REPLIKV_SEED={seed} cargo test -p replikv-node --all-features --test node tampering");
     let mut rng = Rng::with_seed(seed);
     for _ in 0..60 {
         let (record, place) = (rng.usize(..10), rng.usize(..));

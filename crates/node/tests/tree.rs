@@ -1,16 +1,14 @@
 //! A tree of fifteen nodes, four deep, in which nodes die and move while the master is written to.
 
-mod support;
-
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
+use crate::support::{self, Error, Store, assert_equal, chain, connect, follow, master, soon, store};
 use fastrand::Rng;
 use replikv_core::Batch;
 use replikv_node::{FollowError, KeepLog, Master, MasterConfig, Slave, SlaveConfig};
 use replikv_proto::RejectCode;
 use replikv_testkit::FaultStore;
-use support::{Error, Store, assert_equal, chain, connect, follow, master, soon, store};
 use tokio::task::JoinHandle;
 use tokio::time::sleep;
 

@@ -1,10 +1,9 @@
 //! Proof of equality while writes go on: no false alarms, every difference by key, and repairs that lose nothing.
 
-mod support;
-
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
+use crate::support::{Error, Store, assert_equal, connect, contents, master, slave, soon, store, store_with, until};
 use bytes::Bytes;
 use replikv_core::{Batch, Durability, KeyRange, Keyspace, ReplicaStore, Seq, WriteSet};
 use replikv_memory::MemoryStore;
@@ -12,7 +11,6 @@ use replikv_node::{
     DifferenceKind, Master, MasterConfig, Slave, SlaveConfig, VerifyError, VerifyOptions, VerifyReport,
 };
 use replikv_testkit::FaultStore;
-use support::{Error, Store, assert_equal, connect, contents, master, slave, soon, store, store_with, until};
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
 
@@ -20,7 +18,7 @@ const ENTRIES: u32 = 2_000;
 
 fn rng(test: &str) -> fastrand::Rng {
     let seed = std::env::var("REPLIKV_SEED").ok().and_then(|seed| seed.parse().ok()).unwrap_or(20_261_125);
-    println!("reproduce: REPLIKV_SEED={seed} cargo test -p replikv-node --all-features --test verify {test}");
+    println!("reproduce: REPLIKV_SEED={seed} cargo test -p replikv-node --all-features --test node verify::{test}");
     fastrand::Rng::with_seed(seed)
 }
 

@@ -1,18 +1,16 @@
 //! Verifying in the background: when it begins, what it may read, who goes first, and what is told of it. On a clock that
 //! jumps to the next thing that happens.
 
-mod support;
-
 use std::sync::Arc;
 use std::time::Duration;
 
+use crate::support::{Error, Store, assert_equal, connect, master, put_raw, store, store_with};
 use replikv_core::{Keyspace, ReplicaStore};
 use replikv_memory::MemoryStore;
 use replikv_node::{
     DifferenceKind, Master, MasterConfig, Slave, SlaveConfig, SlaveStatus, Verification, VerifyError, VerifyOptions,
     VerifyOutcome,
 };
-use support::{Error, Store, assert_equal, connect, master, put_raw, store, store_with};
 use tokio::time::{Instant, sleep, timeout};
 
 const ENTRIES: u32 = 2_000;

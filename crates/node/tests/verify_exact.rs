@@ -1,12 +1,14 @@
 //! Verifying, step by step: how a range is read at one point of the history, who waits for it, and what becomes of a
 //! question that nobody waits for any more.
 
-mod support;
-
 use std::io;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
+use crate::support::{
+    Error, Serving, Store, assert_equal, connect, contents, follow, master, put_raw, serve, slave, soon, store,
+    store_with, until,
+};
 use async_trait::async_trait;
 use bytes::Bytes;
 use futures_util::{SinkExt, StreamExt};
@@ -18,10 +20,6 @@ use replikv_node::{
 use replikv_proto::layout::{Head, Stored};
 use replikv_proto::{DecoderLimits, Message, Welcome};
 use replikv_testkit::{FaultStore, Held};
-use support::{
-    Error, Serving, Store, assert_equal, connect, contents, follow, master, put_raw, serve, slave, soon, store,
-    store_with, until,
-};
 use tokio::task::JoinHandle;
 use tokio_util::codec::Framed;
 

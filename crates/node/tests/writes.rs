@@ -1,17 +1,15 @@
 //! Conditions, transactions, groups, writers that wait and writers that give up.
 
-mod support;
-
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 
+use crate::support::{Error, Store, chain, contents, full, master, serve, soon, store, until};
 use futures_util::FutureExt;
 use futures_util::future::join_all;
 use replikv_core::{Batch, Keyspace, ReplicaStore, StoreError, Token};
 use replikv_node::{Master, MasterConfig, WriteError, remote_status};
 use replikv_proto::Abort;
 use replikv_testkit::{ApplyFault, Held};
-use support::{Error, Store, chain, contents, full, master, serve, soon, store, until};
 use tokio::task::JoinHandle;
 
 // A first write that hangs in the store: whatever is written meanwhile becomes the next group.

@@ -143,6 +143,8 @@ pub struct Record {
 
 /// Records up to this long that lie across two buffers are put together.
 const JOINED: usize = 1 << 20;
+/// Room for a header without its note. Nearly every one takes less.
+const HEAD_LEN: usize = 128;
 /// No header is longer: the note, and some numbers.
 const MAX_HEAD_LEN: usize = MAX_NOTE_LEN + 256;
 
@@ -392,7 +394,9 @@ impl<'a> PreparedRecord<'a> {
             body_hash: header.body_hash,
             digest: header.digest,
         };
-        let head = postcard::to_extend(&wire, vec![RECORD_FORMAT])
+        let mut head = Vec::with_capacity(HEAD_LEN + draft.note.len());
+        head.push(RECORD_FORMAT);
+        let head = postcard::to_extend(&wire, head)
             .map_err(|_| RecordError::Malformed { what: "its header does not encode" })?;
         Ok(Self { position: header.position(), head, body: draft.body })
     }

@@ -62,6 +62,7 @@ enum Wrong {
     ForgetsWhenReopenedInPlace,
     BeginsWithAnEntry,
     LosesPieces,
+    AnswersManyBackwards,
     HoldsTooLittle,
 }
 
@@ -340,6 +341,17 @@ impl ReplicaStore for Handle {
         Ok(disk.maps[self.0.index(keyspace)].get(&self.0.mangled(key)).map(|value| Bytes::copy_from_slice(value)))
     }
 
+    async fn get_many(&self, keyspace: Keyspace, keys: &[Bytes]) -> Result<Vec<Option<Bytes>>, StoreError> {
+        let mut values = Vec::new();
+        for key in keys {
+            values.push(self.get(keyspace, key).await?);
+        }
+        if self.0.is(Wrong::AnswersManyBackwards) {
+            values.reverse();
+        }
+        Ok(values)
+    }
+
     async fn scan(&self, keyspace: Keyspace, range: KeyRange, options: ScanOptions) -> Result<Page, StoreError> {
         yield_now().await;
         self.0.may_read()?;
@@ -500,9 +512,12 @@ wrong_stores! {
         a_range_delete_keeps_to_its_bounds a_scan_keeps_to_its_bounds a_scan_is_in_byte_order
         pages_join_without_gap_or_overlap reverse_pages_join_without_gap_or_overlap
     ];
-    a_store_that_reads_empty_keys: ReadsEmptyKeys breaks exactly [an_empty_key_is_refused];
+    a_store_that_reads_empty_keys: ReadsEmptyKeys breaks exactly [
+        many_keys_are_read_as_each_alone an_empty_key_is_refused
+    ];
     a_store_that_takes_long_keys: TakesLongKeys breaks exactly [
-        a_key_too_long_is_refused a_key_too_long_cannot_be_asked_for a_refused_set_does_not_move_the_cursor
+        many_keys_are_read_as_each_alone a_key_too_long_is_refused a_key_too_long_cannot_be_asked_for
+        a_refused_set_does_not_move_the_cursor
     ];
     a_store_that_takes_large_values: TakesLargeValues breaks exactly [a_value_too_large_is_refused];
     a_store_that_takes_large_sets: TakesLargeSets breaks exactly [a_set_too_large_is_refused];
@@ -523,6 +538,7 @@ wrong_stores! {
         a_dropped_read_disturbs_nothing
     ];
     a_store_that_loses_pieces: LosesPieces breaks exactly [a_value_in_pieces_is_read_as_one];
+    a_store_that_answers_many_backwards: AnswersManyBackwards breaks exactly [many_keys_are_read_as_each_alone];
     a_store_that_mangles_high_bytes: ManglesHighBytes breaks some [
         every_byte_is_kept the_largest_entries_are_kept a_large_set_is_applied_whole
         thousands_of_readers_and_writers_are_served
@@ -568,7 +584,7 @@ wrong_stores! {
         a_fresh_store_holds_nothing keyspaces_are_apart a_range_delete_without_bounds_removes_everything
     ];
     a_store_that_holds_too_little: HoldsTooLittle breaks exactly [
-        a_key_too_long_is_refused a_key_too_long_cannot_be_asked_for the_limits_leave_room_for_replication
+        many_keys_are_read_as_each_alone a_key_too_long_is_refused a_key_too_long_cannot_be_asked_for the_limits_leave_room_for_replication
         a_refused_set_does_not_move_the_cursor
     ];
 }

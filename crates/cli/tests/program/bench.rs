@@ -74,6 +74,7 @@ fn what_many_cost_is_measured_in_memory() {
         "latency memory closed loop, replicated(1), p50",
         "latency memory open loop, readable, p99.9",
         "fan-out memory delivered to 256",
+        "fan-out memory delivered to 1000",
         "idle memory written, with 1000 idle slaves",
         "idle memory memory of one slave at its master",
     ] {
@@ -84,6 +85,16 @@ fn what_many_cost_is_measured_in_memory() {
         rows.iter().filter(|row| row["unit"] == "micros").map(|row| row["value"].as_f64().unwrap()).collect();
     assert_eq!(times.len(), 12);
     assert!(times.chunks(4).all(<[f64]>::is_sorted), "{times:?}");
+}
+
+#[test]
+fn growth_is_measured_at_each_size() {
+    let rows = rows(&["--stores", "lmdb,memory", "growth", "--sizes", "300,2000"]);
+    let expected = ["lmdb 300", "lmdb 2,000", "memory 300", "memory 2,000"].iter().flat_map(|there| {
+        ["copy", "written in batches of 100", "catch-up"].map(|what| format!("growth {there}: {what}"))
+    });
+    assert_eq!(figures(&rows), expected.collect::<Vec<_>>());
+    run(&["bench", "growth", "--sizes", "0"]).says(2, "at least one of everything");
 }
 
 #[test]

@@ -156,6 +156,14 @@ impl<S: ReplicaStore> ReplicaStore for LinkStore<S> {
         self.shared.store.get(keyspace, &space.key(key)).await
     }
 
+    async fn get_many(&self, keyspace: Keyspace, keys: &[Bytes]) -> Result<Vec<Option<Bytes>>, StoreError> {
+        self.ready().await?;
+        keys.iter().try_for_each(|key| self.check_key(key))?;
+        let (keyspace, space) = self.place(keyspace);
+        let keys: Vec<Bytes> = keys.iter().map(|key| space.key(key)).collect();
+        self.shared.store.get_many(keyspace, &keys).await
+    }
+
     async fn scan(&self, keyspace: Keyspace, range: KeyRange, options: ScanOptions) -> Result<Page, StoreError> {
         self.ready().await?;
         let (keyspace, space) = self.place(keyspace);

@@ -7,10 +7,13 @@ use bytes::Bytes;
 use replikv_core::{KeyRange, Keyspace, Op, ReplicaStore, ScanOptions, StoreError, WriteSet};
 use replikv_proto::{Change, Derives};
 
-/// A part ends with the change that brings it to so many bytes.
+/// A part ends with the changes that bring it to so many bytes.
 const PART_BYTES: usize = 8 << 20;
 /// Or to so many changes.
 const PART_CHANGES: usize = 65_536;
+/// So many keys are looked up at once, or those of values of so many bytes.
+const NAMED: usize = 256;
+const NAMED_BYTES: usize = 64 << 10;
 
 /// Compares a write set with what the store holds before it.
 pub(super) struct Changed<'a, S> {
@@ -72,11 +75,23 @@ impl<'a, S: ReplicaStore> Changed<'a, S> {
         Ok(Some(changes).filter(|changes| !changes.is_empty()))
     }
 
-    // The next key that is named, before anything that is deleted.
+    // The next keys that are named, before anything that is deleted.
     async fn named(&mut self) -> Result<Vec<Change>, StoreError> {
-        let Some((key, new)) = self.after.pop_first() else { return Ok(Vec::new()) };
-        let old = self.store.get(Keyspace::Data, &key).await?;
-        Ok(if old == new { Vec::new() } else { vec![Change { key, old, new }] })
+        let begins = self.deleted.front().map(|range| range.start().clone());
+        let (mut keys, mut news, mut bytes) = (Vec::new(), Vec::new(), 0);
+        while keys.len() < NAMED && bytes < NAMED_BYTES {
+            let Some(next) = self.after.first_entry() else { break };
+            if begins.as_ref().is_some_and(|begins| next.key() >= begins) {
+                break;
+            }
+            let (key, new) = next.remove_entry();
+            bytes += new.as_ref().map_or(0, Bytes::len);
+            keys.push(key);
+            news.push(new);
+        }
+        let olds = self.store.get_many(Keyspace::Data, &keys).await?;
+        let all = keys.into_iter().zip(olds).zip(news);
+        Ok(all.filter(|((_, old), new)| old != new).map(|((key, old), new)| Change { key, old, new }).collect())
     }
 
     // The next page of what is deleted, with what is named in it.

@@ -12,7 +12,7 @@ use replikv_proto::{Derive, DeriveRun, Derives, Stopped};
 use tokio::sync::RwLock;
 
 use super::changed::Changed;
-use crate::OpenError;
+use crate::{OpenError, stored};
 
 /// What the keys of `Meta` begin with under which everything derived lies.
 pub(crate) const RESERVED: &[u8] = b"derived/";
@@ -132,16 +132,7 @@ pub(super) async fn derive<S: ReplicaStore>(
             Err(Stopped::Unread(wants)) => wants,
             Err(Stopped::Refused { name, reason }) => return Err(StoreError::NotDerived { name, reason }),
         };
-        let mut values = Vec::with_capacity(wants.keys.len());
-        for key in wants.keys {
-            let value = match store.get(Keyspace::Meta, &key).await {
-                // Such a key cannot be there; what puts one is refused for it.
-                Err(StoreError::KeyTooLong { .. } | StoreError::KeyUnfit { .. }) => None,
-                found => found?,
-            };
-            values.push((key, value));
-        }
-        run.fetched(values);
+        run.fetched(stored::look_up(store, Keyspace::Meta, wants.keys.into_iter().collect()).await?);
         for range in wants.ranges {
             let (mut entries, mut rest) = (Vec::new(), Some(range.clone()));
             while let Some(part) = rest.take() {
@@ -245,6 +236,15 @@ impl<S: ReplicaStore> ReplicaStore for DerivedStore<S> {
             return Ok(None);
         }
         self.shared.inner.get(keyspace, key).await
+    }
+
+    async fn get_many(&self, keyspace: Keyspace, keys: &[Bytes]) -> Result<Vec<Option<Bytes>>, StoreError> {
+        let mut values = self.shared.inner.get_many(keyspace, keys).await?;
+        if keyspace == Keyspace::Meta {
+            let reserved = keys.iter().zip(&mut values).filter(|(key, _)| key.starts_with(RESERVED));
+            reserved.for_each(|(_, value)| *value = None);
+        }
+        Ok(values)
     }
 
     async fn scan(&self, keyspace: Keyspace, range: KeyRange, options: ScanOptions) -> Result<Page, StoreError> {

@@ -200,18 +200,10 @@ impl<S: ReplicaStore> CommitTask<S> {
     }
 
     async fn fetch(&mut self, keys: Vec<Bytes>) {
-        let mut values = Vec::with_capacity(keys.len());
-        for key in keys {
-            match self.inner.store.get(Keyspace::Data, &key).await {
-                Ok(value) => values.push((key, value)),
-                // Such a key cannot be there; the batch that asks for it is refused for it.
-                Err(StoreError::KeyEmpty | StoreError::KeyTooLong { .. } | StoreError::KeyUnfit { .. }) => {
-                    values.push((key, None));
-                }
-                Err(error) => return self.fetch_failed(&error).await,
-            }
+        match stored::look_up(&self.inner.store, Keyspace::Data, keys).await {
+            Ok(values) => self.committer.fetched(values),
+            Err(error) => self.fetch_failed(&error).await,
         }
-        self.committer.fetched(values);
     }
 
     async fn fetch_ranges(&mut self, ranges: Vec<KeyRange>) {

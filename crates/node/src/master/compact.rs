@@ -133,14 +133,10 @@ impl<S: ReplicaStore> Inner<S> {
     }
 
     async fn finish_step(&self, mut folding: Folding) -> Result<CompactionStep, LogError> {
-        let mut indexed = Vec::new();
-        for key in folding.index_keys() {
-            indexed.push(self.store.get(Keyspace::Meta, &key).await?);
-        }
-        let mut runs = Vec::new();
-        for seq in folding.found(&indexed)? {
-            runs.push((seq, self.store.get(Keyspace::Log, &seq.to_key()).await?));
-        }
+        let indexed = self.store.get_many(Keyspace::Meta, &folding.index_keys()).await?;
+        let found = folding.found(&indexed)?;
+        let run_keys: Vec<Bytes> = found.iter().map(|seq| Bytes::copy_from_slice(&seq.to_key())).collect();
+        let runs: Vec<_> = found.into_iter().zip(self.store.get_many(Keyspace::Log, &run_keys).await?).collect();
         Ok(folding.finish(&runs)??)
     }
 

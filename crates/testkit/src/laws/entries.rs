@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use bytes::Bytes;
-use replikv_core::{Durability, Keyspace, LargePut, WriteSet};
+use replikv_core::{Durability, Keyspace, LargePut, StoreError, WriteSet};
 
 use crate::Bench;
 use crate::bench::{Put, Shorthand, writes};
@@ -28,6 +28,30 @@ pub async fn what_is_put_is_read(bench: Arc<Bench>) {
     assert_eq!(store.data("a").await.as_deref(), Some(&b"1"[..]));
     assert_eq!(store.data("b").await.as_deref(), Some(&b"2"[..]));
     assert_eq!(store.data("c").await, None);
+}
+
+/// Many keys at once are answered in their order, each as it would be alone, refusals included.
+pub async fn many_keys_are_read_as_each_alone(bench: Arc<Bench>) {
+    let store = bench.open();
+    store
+        .commit(|set| {
+            set.data("a", "1").data("b", "").data("c", "3".repeat(10_000));
+        })
+        .await;
+    let keys = ["c", "never", "a", "b", "c", "aa"].map(Bytes::from);
+    for keyspace in Keyspace::ALL {
+        let mut alone = Vec::new();
+        for key in &keys {
+            alone.push(store.get(keyspace, key).await.expect("the key is read"));
+        }
+        assert_eq!(store.get_many(keyspace, &keys).await.expect("the keys are read"), alone, "{keyspace:?}");
+    }
+    assert_eq!(store.get_many(Keyspace::Data, &[]).await.expect("nothing is read"), []);
+    let refused = store.get_many(Keyspace::Data, &["a".into(), Bytes::new()]).await;
+    assert!(matches!(refused, Err(StoreError::KeyEmpty)), "{refused:?}");
+    let long = Bytes::from(vec![1; store.limits().max_key + 1]);
+    let refused = store.get_many(Keyspace::Data, &[long, "a".into()]).await;
+    assert!(matches!(refused, Err(StoreError::KeyTooLong { .. })), "{refused:?}");
 }
 
 /// A put replaces the value that was there, longer or shorter.

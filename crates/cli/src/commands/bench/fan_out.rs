@@ -9,7 +9,7 @@ use super::workload::{Entries, write};
 use super::{Place, serve};
 use crate::{args, ui};
 
-const SLAVES: [usize; 4] = [1, 16, 64, 256];
+const SLAVES: [usize; 5] = [1, 16, 64, 256, 1_000];
 /// Entries that are delivered for each row at most: with more slaves fewer are written.
 const MOST: usize = 6_400_000;
 

@@ -10,6 +10,7 @@ mod discard;
 mod fan_in;
 mod fan_out;
 mod figure;
+mod growth;
 mod idle;
 mod latency;
 mod level_master;
@@ -53,7 +54,11 @@ pub(crate) async fn run(args: args::Bench, json: bool) -> anyhow::Result<ExitCod
 }
 
 async fn measure(args: &args::Bench, json: bool) -> anyhow::Result<()> {
-    ensure!(args.batch > 0 && args.entries > 0 && args.rounds > 0, "a measurement needs at least one of everything");
+    let sizes = args.sizes.iter().all(|size| *size > 0);
+    ensure!(
+        args.batch > 0 && args.entries > 0 && args.rounds > 0 && sizes,
+        "a measurement needs at least one of everything"
+    );
     ensure!(args.value <= store::LIMITS.max_value / 2, "such a value does not fit into a batch");
     let kinds = kinds(args)?;
     if args.scenarios.is_empty() && !args.all {
@@ -111,6 +116,7 @@ async fn round(scenario: Scenario, kinds: &[&str], number: usize, args: &args::B
             Scenario::Latency => latency::round(&place, args).await?,
             Scenario::FanOut => fan_out::round(&place, args).await?,
             Scenario::Idle => idle::round(&place, args).await?,
+            Scenario::Growth => growth::round(&place, args).await?,
             Scenario::Derive => derive::round(&place, args).await?,
             Scenario::Redis => redis::round(&place, args).await?,
             Scenario::Nats => nats::round(&place, args).await?,

@@ -1,0 +1,57 @@
+//! What nodes do, over stores with faults and connections in memory. One program, so that what they are made of is built
+//! once; a file for each subject.
+
+mod support;
+
+mod backup;
+#[cfg(feature = "tcp")]
+mod blocking;
+mod centre;
+mod changes;
+mod compaction;
+mod compare;
+mod damage;
+mod durability;
+mod endings;
+mod fence;
+mod fenced_failovers;
+mod fenced_promotion;
+mod filters;
+mod follow;
+mod handover;
+mod lag;
+mod large_values;
+mod max_lag;
+mod opening;
+mod outcomes;
+mod outpaced;
+mod probe;
+mod promotion;
+mod reads;
+mod relay;
+mod resync;
+mod retention;
+mod slave;
+mod slots;
+mod small_stores;
+mod takeover;
+mod tampering;
+mod torn_pages;
+mod transact;
+mod tree;
+mod verify;
+mod verify_background;
+mod verify_exact;
+mod waiting;
+mod writes;
+
+#[test]
+fn every_file_is_part_of_this_program() {
+    let here = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("tests");
+    let declared = include_str!("main.rs");
+    for entry in std::fs::read_dir(here).unwrap() {
+        let name = entry.unwrap().file_name().into_string().unwrap();
+        let Some(name) = name.strip_suffix(".rs").filter(|name| *name != "main") else { continue };
+        assert!(declared.contains(&format!("\nmod {name};\n")), "{name}.rs is not tested: it is missing in main.rs");
+    }
+}
