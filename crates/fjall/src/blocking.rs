@@ -172,6 +172,11 @@ impl BlockingStore for Blocking {
     fn limits(&self) -> StoreLimits {
         LIMITS
     }
+
+    // What is random is sorted in memory whatever its order, and while a batch is written the next is made.
+    fn preferred_write_set(&self) -> usize {
+        8 << 20
+    }
 }
 
 #[cfg(test)]

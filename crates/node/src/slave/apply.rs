@@ -129,6 +129,8 @@ pub(super) struct ApplyTask<S> {
 }
 
 const ATTEMPTS: u32 = 6;
+/// From how many bytes on a write set is applied by a task of its own.
+const LARGE: usize = 1 << 20;
 /// How much of the slave's own data is read at once to see what is displaced, in bytes.
 const QUARANTINE_BYTES: usize = 1 << 20;
 /// How much of it is read at once to compare it, in bytes.
@@ -401,7 +403,7 @@ impl<S: ReplicaStore> ApplyTask<S> {
             Some(commits) => Some(commits.lock().await),
             None => None,
         };
-        let apply = inner.store.apply(writes, durability);
+        let apply = apply_beside(&inner, writes, durability);
         tokio::pin!(apply);
         let mut open = true;
         loop {
@@ -497,6 +499,21 @@ impl Mending {
     fn byte_len(&self) -> usize {
         self.writes.byte_len() + self.displaced_bytes
     }
+}
+
+// A store may take a write set on the thread that asks, without a pause. What is long goes to a task of its own, so that the
+// next group is gathered and folded meanwhile. It is waited for here, and decided also where nobody waits any more.
+async fn apply_beside<S: ReplicaStore>(
+    inner: &Arc<Inner<S>>,
+    writes: WriteSet,
+    durability: Durability,
+) -> Result<(), StoreError> {
+    if writes.byte_len() < LARGE {
+        return inner.store.apply(writes, durability).await;
+    }
+    let inner = inner.clone();
+    let applied = tokio::spawn(async move { inner.store.apply(writes, durability).await });
+    applied.await.unwrap_or_else(|error| Err(StoreError::backend_unknown(error)))
 }
 
 // Whoever is polled hands over what it has, and lets go, long before.
