@@ -36,6 +36,25 @@ impl Ring {
         }
     }
 
+    /// As [`read`](Self::read), up to `until` if that is here. Or else up to where `block` bytes of the log end: no message
+    /// crosses that but with its first record, and so messages end where others have ended, wherever they begin.
+    pub(super) fn read_block(&self, after: Seq, block: u64, until: Option<Position>) -> Option<(Vec<Bytes>, Position)> {
+        let from = self.index(after.next()?)?;
+        let until = until.filter(|until| self.entry(until.seq).is_some_and(|entry| entry.position == *until));
+        let block_of = |entry: &LogEntry| entry.log_bytes / block.max(1);
+        let first = block_of(self.entries.get(from)?);
+        let records = self.entries.range(from..).take_while(|entry| match until {
+            Some(until) => entry.position.seq <= until.seq,
+            None => block_of(entry) == first,
+        });
+        let (mut parts, mut last) = (Vec::new(), None);
+        for entry in records {
+            parts.extend(entry.parts().cloned());
+            last = Some(entry.position);
+        }
+        last.map(|last| (parts, last))
+    }
+
     /// The buffers of records after `after`, up to `max_bytes` but one record at least, and the position of the last. `None` if the next
     /// one is not here.
     pub(super) fn read(&self, after: Seq, max_bytes: usize) -> Option<(Vec<Bytes>, Position)> {

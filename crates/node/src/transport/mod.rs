@@ -7,8 +7,10 @@ mod codec;
 mod connection;
 #[cfg(feature = "tcp")]
 mod listen;
+mod packing;
 
 pub use codec::Codec;
+pub(crate) use packing::{Packing, Piece, Volume};
 pub use connection::ConnectionError;
 pub(crate) use connection::{Connection, Driven};
 #[cfg(feature = "tcp")]

@@ -4,6 +4,7 @@
 //! ([`peer`]), as in real life, over TCP on the loopback interface.
 
 mod catch_up;
+mod compression;
 mod copy;
 mod derive;
 mod discard;
@@ -112,6 +113,7 @@ async fn round(scenario: Scenario, kinds: &[&str], number: usize, args: &args::B
             Scenario::FanOut => fan_out::round(&place, args).await?,
             Scenario::Idle => idle::round(&place, args).await?,
             Scenario::Derive => derive::round(&place, args).await?,
+            Scenario::Compression => compression::round(&place, args).await?,
             Scenario::Redis => redis::round(&place, args).await?,
             Scenario::Nats => nats::round(&place, args).await?,
             Scenario::LevelMaster => level_master::round(&place, args).await?,
@@ -174,7 +176,7 @@ impl<'a> Place<'a> {
 
     /// Whoever follows, with a store of that name, in a process of its own.
     fn peer(&self, name: &str) -> anyhow::Result<Peer> {
-        Peer::start(&self.url(name), self.buffered)
+        Peer::start(&self.url(name), self.buffered, None)
     }
 
     /// The store, and when it is on disk, where something else stands beside it.
