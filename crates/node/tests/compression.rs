@@ -138,6 +138,10 @@ async fn a_value_of_several_frames_is_compressed_frame_by_frame() -> Result<(), 
         let master = master(&store(), MasterConfig::default()).await;
         let slaves = [slave(&store(), asking("a", algorithm)).await, slave(&store(), asking("b", algorithm)).await];
         let taps = slaves.each_ref().map(|slave| tapped(&master, slave));
+        for slave in &slaves {
+            // What was there before would be copied.
+            soon(slave.wait_caught_up()).await?;
+        }
         let long: Vec<u8> = text(1).into_bytes().into_iter().cycle().take(3 << 20).collect();
         // Text, noise, text.
         let mixed = [&long[..], &noise(2 << 20), &long[..]].concat();

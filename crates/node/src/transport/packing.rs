@@ -157,3 +157,127 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     // What panics under these locks leaves nothing half done.
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
+
+#[cfg(all(test, feature = "lz4"))]
+mod tests {
+    use replikv_core::{Batch, Epoch, SourceId};
+    use replikv_proto::{Encoder, MAX_FRAME_LEN, Message, Outgoing, Records, origin};
+
+    use super::*;
+
+    fn at(seq: u64, digest: u8) -> Position {
+        let start = origin(SourceId::from_bytes([1; 16]), Epoch { number: 1, nonce: 1 });
+        Position { seq: Seq::new(seq), digest: replikv_core::Digest::from_bytes([digest; 16]), ..start }
+    }
+
+    fn message(len: usize) -> Outgoing {
+        let text: Vec<u8> = b"some words, again ".iter().copied().cycle().take(len).collect();
+        Encoder::new().begin(&Message::Records(Records { parts: vec![text.into()] })).unwrap()
+    }
+
+    fn frame(packing: &Packing, piece: Piece, len: usize) -> BytesMut {
+        let mut out = BytesMut::new();
+        let fragment = message(len).next_fragment().unwrap();
+        packing.pack_once(&fragment, Compression::Lz4, piece, 0, &mut out);
+        out
+    }
+
+    fn made(packing: &Packing, after: u64) -> bool {
+        let key = Key { after: Seq::new(after), index: 0, algorithm: Compression::Lz4 };
+        lock(&packing.frames).map.get(&key).is_some_and(|held| held.cell.get().is_some())
+    }
+
+    #[test]
+    fn whoever_reads_first_decides_where_a_message_ends() {
+        let packing = Packing::new(Volume::default());
+        let parts = || vec![Bytes::from_static(&[0; 600])];
+        let plan = |after, offered: Option<u64>, last| {
+            packing.plan(Seq::new(after), Compression::Lz4, |known| {
+                assert_eq!(known.map(|known| known.seq.as_u64()), offered);
+                Some((parts(), at(last, 1)))
+            })
+        };
+        assert!(plan(5, None, 9).is_some());
+        assert!(plan(5, Some(9), 9).is_some());
+        assert!(plan(9, None, 12).is_some());
+        // It is not there any more: what is there instead holds from now on.
+        assert!(plan(5, Some(9), 7).is_some());
+        assert!(plan(5, Some(7), 7).is_some());
+        assert_eq!(packing.plan(Seq::new(5), Compression::Lz4, |_| None), None);
+        assert!(plan(5, Some(7), 7).is_some());
+    }
+
+    #[test]
+    fn a_frame_is_made_once_and_never_for_another_history() {
+        let packing = Packing::new(Volume::default());
+        let piece = Piece { after: Seq::new(5), last: at(9, 1) };
+        assert!(!made(&packing, 5));
+        let first = frame(&packing, piece, 5000);
+        assert!(made(&packing, 5));
+        // Whatever somebody else brings along for the same records is not looked at.
+        let fragment = Encoder::new().begin(&Message::Records(Records { parts: vec![vec![7; 5000].into()] }));
+        let mut again = BytesMut::new();
+        packing.pack_once(&fragment.unwrap().next_fragment().unwrap(), Compression::Lz4, piece, 0, &mut again);
+        assert_eq!(again, first);
+        // The same number, in another history; and one of another length.
+        let other = Piece { last: at(9, 2), ..piece };
+        let fragment = Encoder::new().begin(&Message::Records(Records { parts: vec![vec![7; 5000].into()] }));
+        let mut another = BytesMut::new();
+        packing.pack_once(&fragment.unwrap().next_fragment().unwrap(), Compression::Lz4, other, 0, &mut another);
+        assert_ne!(another, first);
+        assert_ne!(frame(&packing, other, 6000), another);
+        assert_eq!(frame(&packing, piece, 5000), first);
+    }
+
+    #[test]
+    fn what_is_kept_is_bounded() {
+        let packing = Packing::new(Volume::default());
+        for after in 0..40 {
+            frame(&packing, Piece { after: Seq::new(after), last: at(after + 1, 1) }, MAX_FRAME_LEN);
+        }
+        for after in 1000..100_000 {
+            packing.plan(Seq::new(after), Compression::Lz4, |_| Some((vec![Bytes::from_static(b"x")], at(after + 1, 1))));
+        }
+        for after in 0..40 {
+            frame(&packing, Piece { after: Seq::new(after), last: at(after + 1, 1) }, MAX_FRAME_LEN);
+            frame(&packing, Piece { after: Seq::new(after), last: at(after + 2, 1) }, MAX_FRAME_LEN);
+        }
+        let frames = lock(&packing.frames);
+        assert!(frames.bytes <= FRAMES);
+        assert_eq!(frames.bytes, frames.map.values().map(|held| held.len + BESIDE).sum::<usize>());
+        assert_eq!((frames.order.len(), frames.map.len()), (7, 7), "8 MiB, and a bit beside each");
+        assert!(frames.order.iter().all(|key| frames.map.contains_key(key)));
+        assert!(frames.map.contains_key(&Key { after: Seq::new(39), index: 0, algorithm: Compression::Lz4 }));
+    }
+
+    #[test]
+    fn compressors_are_used_again() {
+        let packing = Packing::new(Volume::default());
+        std::thread::scope(|scope| {
+            for n in 0..16 {
+                let packing = &packing;
+                scope.spawn(move || {
+                    for m in 0..50 {
+                        let last = at(n * 1000 + m + 1, 1);
+                        frame(packing, Piece { after: Seq::new(n * 1000 + m), last }, 2000);
+                    }
+                });
+            }
+        });
+        assert!((1..=COMPRESSORS).contains(&lock(&packing.idle).len()));
+    }
+
+    #[test]
+    fn a_batch_is_what_it_was() {
+        // The frames that are kept are those that a connection would have made.
+        let (ops, _, _) = Batch::new().put("k", "v".repeat(5000)).into_parts().unwrap();
+        let message = Message::Records(Records { parts: vec![ops.as_bytes().clone()] });
+        let packing = Packing::new(Volume::default());
+        let (mut once, mut alone) = (BytesMut::new(), BytesMut::new());
+        let fragment = Encoder::new().begin(&message).unwrap().next_fragment().unwrap();
+        packing.pack_once(&fragment, Compression::Lz4, Piece { after: Seq::ZERO, last: at(1, 1) }, 0, &mut once);
+        packing.pack(&fragment, Compression::Lz4, &mut alone);
+        assert_eq!(once, alone);
+        assert!(once.len() < 500);
+    }
+}
