@@ -6,8 +6,8 @@ use std::time::Duration;
 use metrics_exporter_prometheus::{PrometheusBuilder, PrometheusHandle};
 use replikv::metrics::{ALL, Metric, MetricKind, MetricUnit, describe};
 use replikv::{
-    Batch, Compression, Durability, KeepLog, Keyspace, Master, MasterConfig, MemoryStore, ReplicaStore, Seq, Slave, SlaveConfig,
-    VerifyOptions, WriteSet,
+    Batch, Compression, Durability, KeepLog, Keyspace, Master, MasterConfig, MemoryStore, ReplicaStore, Seq, Slave,
+    SlaveConfig, VerifyOptions, WriteSet,
 };
 use tokio::time::{sleep, timeout};
 
@@ -108,8 +108,10 @@ async fn sixteen_slaves(scrape: &Scrape, algorithm: Compression) -> Result {
     }
     #[allow(clippy::cast_precision_loss, reason = "megabytes")]
     let log = (master.status().log_bytes - before) as f64;
-    let (from, to) =
-        (scrape.value("replikv_source_compressed_bytes_total"), scrape.value("replikv_source_compressed_to_bytes_total"));
+    let (from, to) = (
+        scrape.value("replikv_source_compressed_bytes_total"),
+        scrape.value("replikv_source_compressed_to_bytes_total"),
+    );
     assert!(from > 0.5 * log && from <= 1.2 * log, "{algorithm}: {from} bytes of {log}");
     assert!(to > 0.0 && to < 0.2 * from, "{algorithm}: {from} bytes became {to}");
     let sent = scrape.value("replikv_source_sent_bytes_total");

@@ -210,7 +210,10 @@ fn a_frame_that_becomes_more_or_less_than_it_says_is_refused() {
         for len in [1, 1999, 2001, 100_000, MAX_FRAME_LEN] {
             let (messages, error) = decode(algorithm, &packed_frame(algorithm, len, &packed));
             assert!(messages.is_empty(), "{algorithm} {len}");
-            assert!(matches!(error, Some(DecodeError::Malformed { kind: RECORDS, .. })), "{algorithm} {len}: {error:?}");
+            assert!(
+                matches!(error, Some(DecodeError::Malformed { kind: RECORDS, .. })),
+                "{algorithm} {len}: {error:?}"
+            );
         }
         // A megabyte, of a few bytes, that calls itself short.
         let bomb = packed_text_of_one_byte(algorithm);
@@ -291,10 +294,7 @@ fn nothing_is_read_that_was_not_asked_for() {
         }
         for unknown in [0, 3, 255] {
             let bytes = seal(RECORDS, CRITICAL | COMPRESSED, 0, 0, &[&head(unknown, 2000)[..], &[0; 9]].concat());
-            assert_eq!(
-                decode(algorithm, &bytes),
-                (vec![], Some(DecodeError::OtherCompression { algorithm: unknown }))
-            );
+            assert_eq!(decode(algorithm, &bytes), (vec![], Some(DecodeError::OtherCompression { algorithm: unknown })));
         }
         // The other flag of the low half stays unknown.
         let bytes = seal(RECORDS, CRITICAL | 0x08, 0, 0, b"");
@@ -306,10 +306,8 @@ fn nothing_is_read_that_was_not_asked_for() {
 fn what_gains_nothing_goes_as_it_is() {
     for &algorithm in Compression::ALL {
         let ack = Message::Ack(Ack { applied: Seq::new(9), durable: Seq::new(9), consistent: true });
-        let goodbye = replikv_proto::Goodbye {
-            reason: replikv_proto::GoodbyeReason::Closing,
-            words: "words ".repeat(400),
-        };
+        let goodbye =
+            replikv_proto::Goodbye { reason: replikv_proto::GoodbyeReason::Closing, words: "words ".repeat(400) };
         let messages = [
             ack,
             Message::Goodbye(goodbye),

@@ -7,7 +7,8 @@ use bytes::Bytes;
 use replikv_core::{KeyRange, Keyspace, Page, Position, ReplicaStore, ReplicaStoreExt, ScanOptions, Seq, StoreError};
 use replikv_proto::layout::{Checkpoint, Floor, Head};
 use replikv_proto::{
-    Compression, Located, LogAnswer, Record, RecordError, Retention, Run, RunError, RunPart, Trim, WholeRun, origin, read_stretch,
+    Compression, Located, LogAnswer, Record, RecordError, Retention, Run, RunError, RunPart, Trim, WholeRun, origin,
+    read_stretch,
 };
 use tokio::time::{Instant, timeout_at};
 

@@ -10,8 +10,9 @@ use futures_util::future::BoxFuture;
 use replikv_core::{Epoch, KeyRange, Keyspace, Position, ReplicaStore, ScanOptions, Seq, StoreError};
 use replikv_proto::layout::{Head, Superseded};
 use replikv_proto::{
-    Content, DecoderLimits, FenceRefusal, FenceRequest, Fenced, Goodbye, GoodbyeReason, LogAnswer, MasterAction, MasterSession,
-    MasterSessionConfig, Message, Reject, RejectCode, Relay, Request, RequestBody, Response, SlotName, View,
+    Content, DecoderLimits, FenceRefusal, FenceRequest, Fenced, Goodbye, GoodbyeReason, LogAnswer, MasterAction,
+    MasterSession, MasterSessionConfig, Message, Reject, RejectCode, Relay, Request, RequestBody, Response, SlotName,
+    View,
 };
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::sync::{OwnedSemaphorePermit, watch};
@@ -95,7 +96,8 @@ where
     if let Some(reject) = refused {
         session.refuse(reject.into());
     }
-    let driver = Driver { node, inner: history, views, entered: None, listening: None, slot: None, piece: None, ending: None };
+    let driver =
+        Driver { node, inner: history, views, entered: None, listening: None, slot: None, piece: None, ending: None };
     let result = driver.run(connection, &mut session, hello).await;
     if let Err(ServeError::Refused(refusal)) = &result {
         history.metrics.session_refused(refusal.code);

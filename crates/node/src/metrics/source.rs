@@ -44,10 +44,7 @@ impl SourceMetrics {
                 sent_messages: counter(SOURCE_SENT_MESSAGES),
                 received_messages: counter(SOURCE_RECEIVED_MESSAGES),
             },
-            compressed: Volume {
-                before: counter(SOURCE_COMPRESSED_BYTES),
-                after: counter(SOURCE_COMPRESSED_TO_BYTES),
-            },
+            compressed: Volume { before: counter(SOURCE_COMPRESSED_BYTES), after: counter(SOURCE_COMPRESSED_TO_BYTES) },
             records: counter(SOURCE_RECORDS),
             groups: counter(SOURCE_GROUPS),
             log_bytes: counter(SOURCE_LOG_BYTES),

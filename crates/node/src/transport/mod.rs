@@ -10,8 +10,8 @@ mod listen;
 mod packing;
 
 pub use codec::Codec;
-pub(crate) use packing::{Packing, Piece, Volume};
 pub use connection::ConnectionError;
 pub(crate) use connection::{Connection, Driven};
 #[cfg(feature = "tcp")]
 pub(crate) use listen::accept_all;
+pub(crate) use packing::{Packing, Piece, Volume};

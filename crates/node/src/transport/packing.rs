@@ -236,7 +236,8 @@ mod tests {
             frame(&packing, Piece { after: Seq::new(after), last: at(after + 1, 1) }, MAX_FRAME_LEN);
         }
         for after in 1000..100_000 {
-            packing.plan(Seq::new(after), Compression::Lz4, |_| Some((vec![Bytes::from_static(b"x")], at(after + 1, 1))));
+            packing
+                .plan(Seq::new(after), Compression::Lz4, |_| Some((vec![Bytes::from_static(b"x")], at(after + 1, 1))));
         }
         for after in 0..40 {
             frame(&packing, Piece { after: Seq::new(after), last: at(after + 1, 1) }, MAX_FRAME_LEN);

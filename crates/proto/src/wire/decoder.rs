@@ -165,10 +165,10 @@ impl Decoder {
             input.advance(FRAME_HEADER_LEN);
             let mut payload = input.split_to(len);
             if let Some((algorithm, len)) = inflates {
-                payload = self.inflater.inflate(algorithm, &payload[HEAD_LEN..], len).ok_or(malformed(
-                    &frame,
-                    "a compressed frame does not become as many bytes as it says",
-                ))?;
+                payload = self
+                    .inflater
+                    .inflate(algorithm, &payload[HEAD_LEN..], len)
+                    .ok_or(malformed(&frame, "a compressed frame does not become as many bytes as it says"))?;
             }
             if let Some(message) = self.assemble(&frame, payload)? {
                 return Ok(Some(Event::Message(Box::new(message))));
@@ -224,11 +224,7 @@ impl Decoder {
 
     // How a frame is to be inflated, and to how many bytes: before the rest of it is waited for. `None` while even that is
     // still to come.
-    fn check_head(
-        &self,
-        frame: &FrameHeader,
-        payload: &[u8],
-    ) -> Result<Option<(Compression, usize)>, DecodeError> {
+    fn check_head(&self, frame: &FrameHeader, payload: &[u8]) -> Result<Option<(Compression, usize)>, DecodeError> {
         if (frame.len as usize) <= HEAD_LEN {
             return Err(malformed(frame, "a compressed frame has nothing in it"));
         }

@@ -12,11 +12,12 @@ use std::time::{Instant, SystemTime};
 use anyhow::{Context, anyhow, bail};
 use hdrhistogram::Histogram;
 use replikv::{
-    Centre, Compression, Durability, KeyRange, LinkConfig, LinkId, LinkStore, Master, ReplicaStore, Seq, Slave, SlaveConfig,
+    Centre, Compression, Durability, KeyRange, LinkConfig, LinkId, LinkStore, Master, ReplicaStore, Seq, Slave,
+    SlaveConfig,
 };
 use serde::{Deserialize, Serialize};
-use tokio::net::TcpStream;
 use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader};
+use tokio::net::TcpStream;
 use tokio::process::{Child, ChildStdin, ChildStdout, Command};
 use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
@@ -240,14 +241,14 @@ impl Follower {
     }
 
     async fn slave(&mut self) -> anyhow::Result<&mut (Slave<Store>, Option<JoinHandle<()>>)> {
-        Ok(match &mut self.slave {
+        let slave = match self.slave.take() {
             Some(slave) => slave,
             None => {
                 let config = SlaveConfig::new("bench").durability(self.durability).compression(self.compress);
-                let slave = Slave::open(store::open(&self.url)?, config).await?;
-                self.slave.insert((slave, None))
+                (Slave::open(store::open(&self.url)?, config).await?, None)
             }
-        })
+        };
+        Ok(self.slave.insert(slave))
     }
 
     async fn count(&mut self, from: SocketAddr, until: u64) -> anyhow::Result<Answer> {
