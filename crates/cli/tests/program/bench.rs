@@ -26,7 +26,18 @@ fn figures(rows: &[serde_json::Value]) -> Vec<String> {
 
 #[test]
 fn each_scenario_has_its_figures() {
-    let rows = rows(&["--stores", "lmdb,memory", "write", "catch-up", "copy", "recovery", "live", "fan-in", "derive", "compression"]);
+    let rows = rows(&[
+        "--stores",
+        "lmdb,memory",
+        "write",
+        "catch-up",
+        "copy",
+        "recovery",
+        "live",
+        "fan-in",
+        "derive",
+        "compression",
+    ]);
     let expected = [
         "write lmdb batches of 1",
         "write lmdb batches of 10",

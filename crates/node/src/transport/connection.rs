@@ -157,8 +157,13 @@ impl<T: AsyncRead + AsyncWrite> Connection<T> {
     fn refill(&mut self) {
         while self.output.len() < HIGH_WATER {
             let Some(queued) = self.outgoing.front_mut() else { return };
+            let compressed = queued.packing.is_some();
             if !queued.next_frame(&mut self.output) {
                 self.outgoing.pop_front();
+            }
+            // It takes its time, and may leave next to nothing: others have their turn in between.
+            if compressed {
+                return;
             }
         }
     }

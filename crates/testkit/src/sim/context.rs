@@ -171,7 +171,7 @@ impl Sizes {
             apply_bytes: rng.usize(100..4_000),
             ring: rng.usize(0..20_000),
             least_passed: 1 + retention % 6,
-            compression: usize::try_from(retention % 7).ok().and_then(|way| Compression::ALL.get(way).copied()),
+            compression: usize::try_from(retention % 13).ok().and_then(|way| Compression::ALL.get(way).copied()),
             high_water: rng.usize(100..2_000),
             socket: rng.usize(64..4_000),
             max_batch: 4_096,

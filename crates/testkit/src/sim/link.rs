@@ -1,7 +1,9 @@
 //! Connections: two pipes of bytes, and the codec at each end.
 
 use bytes::BytesMut;
-use replikv_proto::{Compression, Compressor, DecodeError, Decoder, DecoderLimits, EncodeError, Encoder, Event, Message};
+use replikv_proto::{
+    Compression, Compressor, DecodeError, Decoder, DecoderLimits, EncodeError, Encoder, Event, Message,
+};
 
 use super::Scene;
 use super::context::{Context, Node};

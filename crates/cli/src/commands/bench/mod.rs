@@ -83,7 +83,11 @@ async fn measure(args: &args::Bench, json: bool) -> anyhow::Result<()> {
     }
     let beside = scenarios.iter().all(|scenario| scenario.is_comparison());
     let synced = if beside { "" } else { ", synced" };
-    say!("{}{synced}; medians of {} rounds", workload::words(args), args.rounds)?;
+    let what = match scenarios {
+        [Scenario::Compression] => workload::words_of_text(args),
+        _ => workload::words(args),
+    };
+    say!("{what}{synced}; medians of {} rounds", args.rounds)?;
     say!("{}", if beside { figure::table_beside(&rows) } else { figure::table(&rows) })?;
     Ok(())
 }
