@@ -131,7 +131,7 @@ pub(crate) fn host_slave(sim: &mut Sim<'static>, disk: &Disk, durability: Durabi
         let (disk, rng) = (disk.clone(), lives.lock().unwrap().fork());
         async move {
             let config = SlaveConfig::new(&disk.name).handshake_timeout(Duration::from_millis(500));
-            // All of a run in one way: they share what was compressed.
+            // In one way, in the other, or not at all. Those of one way share what is compressed.
             let compression = usize::try_from(disk.seed % 3).ok().and_then(|way| Compression::ALL.get(way).copied());
             let config = config.durability(durability).compression(compression);
             let slave = Slave::open(disk.open(), config).await?;
