@@ -268,8 +268,8 @@ impl MasterConfig {
         self
     }
 
-    /// Whether slaves that [ask for it](crate::SlaveConfig::compression) are sent compressed what they are sent, in a way
-    /// that this build knows. Default: yes. What many slaves are sent in the same moment is compressed once.
+    /// Whether what is sent is compressed for slaves that [ask for it](crate::SlaveConfig::compression), if this build knows
+    /// how. Default: yes. What many slaves are sent at about the same time is compressed once.
     #[must_use]
     pub fn compression(mut self, compress: bool) -> Self {
         self.compression = compress;

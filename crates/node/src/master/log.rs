@@ -164,8 +164,8 @@ fn decode_at(seq: Seq, value: Bytes, before: Option<Position>) -> Result<Record,
 }
 
 impl<S: ReplicaStore> History<S> {
-    /// Published records after `after`, up to about `max_bytes`; what a slave is sent that they are compressed for ends where
-    /// it did for others.
+    /// Published records after `after`, up to about `max_bytes`. Where they are compressed they end where they did for
+    /// whoever read from there before.
     pub(super) async fn read_records(
         &self,
         after: Position,

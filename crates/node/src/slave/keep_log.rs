@@ -106,7 +106,7 @@ impl KeepLog {
         self
     }
 
-    /// Whether slaves that [ask for it](super::SlaveConfig::compression) are sent compressed what they are sent. Default: yes.
+    /// Whether what is sent is compressed for slaves that [ask for it](super::SlaveConfig::compression). Default: yes.
     #[must_use]
     pub fn compression(mut self, compress: bool) -> Self {
         self.compression = compress;
