@@ -99,7 +99,7 @@ pub(super) struct Conn {
     encoder: Encoder,
     decoder: Decoder,
     /// What compresses, once the peer has asked for it.
-    compressor: Option<Box<Compressor>>,
+    compressor: Option<Compressor>,
     greeted: bool,
     input: BytesMut,
     output: BytesMut,
@@ -183,7 +183,7 @@ impl Conn {
             match self.decoder.decode(&mut self.input).map_err(Broken::Decode)? {
                 Some(Event::Message(message)) => return Ok(Some(*message)),
                 Some(Event::Preamble { features, .. }) => {
-                    self.compressor = Compression::of_features(features).map(|way| Box::new(Compressor::new(way)));
+                    self.compressor = Compression::of_features(features).map(Compressor::new);
                 }
                 None if self.ended => return Err(Broken::Closed),
                 None => return Ok(None),
