@@ -6,8 +6,8 @@ use std::time::Duration;
 use metrics_exporter_prometheus::{PrometheusBuilder, PrometheusHandle};
 use replikv::metrics::{ALL, Metric, MetricKind, MetricUnit, describe};
 use replikv::{
-    Batch, Durability, KeepLog, Keyspace, Master, MasterConfig, MemoryStore, ReplicaStore, Seq, Slave, SlaveConfig,
-    VerifyOptions, WriteSet,
+    Batch, Compression, Durability, KeepLog, Keyspace, Master, MasterConfig, MemoryStore, ReplicaStore, Seq, Slave,
+    SlaveConfig, VerifyOptions, WriteSet,
 };
 use tokio::time::{sleep, timeout};
 
@@ -54,6 +54,72 @@ fn without_source(series: &str) -> String {
     let labels = labels.trim_end_matches('}').split(',').filter(|label| !label.starts_with("source="));
     let labels: Vec<_> = labels.collect();
     if labels.is_empty() { name.into() } else { format!("{name}{{{}}}", labels.join(",")) }
+}
+
+/// 16 MiB of text, to slaves that tail: what they cost in compression does not depend on how many they are.
+#[test]
+fn what_sixteen_slaves_are_sent_is_compressed_once() -> Result {
+    for (algorithm, threads) in [(Compression::Lz4, 1), (Compression::Lz4, 4), (Compression::Zstd, 4)] {
+        let recorder = PrometheusBuilder::new().build_recorder();
+        let scrape = Scrape(recorder.handle());
+        let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(threads).enable_all().build()?;
+        metrics::with_local_recorder(&recorder, || {
+            runtime.block_on(async { timeout(LONG, sixteen_slaves(&scrape, algorithm)).await? })
+        })?;
+    }
+    Ok(())
+}
+
+async fn sixteen_slaves(scrape: &Scrape, algorithm: Compression) -> Result {
+    // One that were further behind than what is kept would cost a compression of its own.
+    let config = MasterConfig::default().max_lag(2 << 20);
+    let master = Master::open(MemoryStore::new(), config).await?;
+    let mut slaves = Vec::new();
+    for n in 0..16 {
+        let slave =
+            Slave::open(MemoryStore::new(), SlaveConfig::new(format!("edge-{n}")).compression(algorithm)).await?;
+        // Buffers of their own lengths: no two of them read at one pace.
+        let (here, there) = tokio::io::duplex(1 << (10 + n));
+        let serving = master.clone();
+        tokio::spawn(async move { serving.serve(here).await });
+        let following = slave.clone();
+        tokio::spawn(async move { following.follow(there).await });
+        slave.wait_caught_up().await?;
+        slaves.push(slave);
+    }
+    let before = master.status().log_bytes;
+    let mut random = fastrand::Rng::with_seed(11);
+    let mut token = None;
+    while master.status().log_bytes - before < 16 << 20 {
+        // Now a few at once, now a large one, now a pause.
+        let writes = (0..random.usize(1..8)).map(|_| {
+            let number = random.u32(..);
+            let value = format!("what is written at {number}, by a seed; ").repeat(random.usize(1..400));
+            master.put(number.to_be_bytes(), value)
+        });
+        for written in futures_util::future::join_all(writes).await {
+            token = Some(written?);
+        }
+        if random.u8(..) < 8 {
+            sleep(Duration::from_millis(2)).await;
+        }
+    }
+    let token = token.ok_or("nothing was written")?;
+    for slave in &slaves {
+        slave.wait_applied(token).await?;
+    }
+    #[allow(clippy::cast_precision_loss, reason = "megabytes")]
+    let log = (master.status().log_bytes - before) as f64;
+    let (from, to) = (
+        scrape.value("replikv_source_compressed_bytes_total"),
+        scrape.value("replikv_source_compressed_to_bytes_total"),
+    );
+    assert!(from > 0.5 * log && from <= 1.2 * log, "{algorithm}: {from} bytes of {log}");
+    assert!(to > 0.0 && to < 0.2 * from, "{algorithm}: {from} bytes became {to}");
+    let sent = scrape.value("replikv_source_sent_bytes_total");
+    assert!(sent > 15.0 * to && sent < 20.0 * to, "{algorithm}: {sent} bytes were sent, of {to}");
+    master.shutdown().await?;
+    Ok(())
 }
 
 #[test]

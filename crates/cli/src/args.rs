@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::{ArgAction, Args as Group, Parser, Subcommand, ValueEnum};
-use replikv::{KeyRange, LinkId};
+use replikv::{Compression, KeyRange, LinkId};
 
 const CODES: &str = "\
 Exit codes:
@@ -182,6 +182,9 @@ pub(crate) struct Follow {
     /// Where a resync keeps what the slave loses, as NDJSON that `import` takes. It is appended to.
     #[arg(long, value_name = "FILE", required_if_eq_any([("on_divergence", "resync"), ("on_divergence", "adopt-source")]))]
     pub(crate) quarantine: Option<PathBuf>,
+    /// Ask the master to compress what it sends: lz4 or zstd. One that cannot sends it as it is.
+    #[arg(long, value_name = "ALGORITHM")]
+    pub(crate) compress: Option<Compression>,
     /// End when everything the master has published is here.
     #[arg(long)]
     pub(crate) once: bool,
@@ -260,6 +263,9 @@ pub(crate) struct Gather {
     /// The directory where a resync keeps what a link loses, as NAME.ndjson, without the link's prefix.
     #[arg(long, value_name = "DIR", required_if_eq_any([("on_divergence", "resync"), ("on_divergence", "adopt-source")]))]
     pub(crate) quarantine: Option<PathBuf>,
+    /// Ask the masters to compress what they send: lz4 or zstd. One that cannot sends it as it is.
+    #[arg(long, value_name = "ALGORITHM")]
+    pub(crate) compress: Option<Compression>,
     /// End when everything that all masters have published is here.
     #[arg(long)]
     pub(crate) once: bool,
@@ -510,6 +516,9 @@ pub(crate) struct Verify {
     /// Read at most so many bytes of entries a second.
     #[arg(long, value_name = "BYTES", requires = "from", value_parser = clap::value_parser!(u64).range(1..))]
     pub(crate) bytes_per_second: Option<u64>,
+    /// Ask the master to compress what it sends: lz4 or zstd.
+    #[arg(long, value_name = "ALGORITHM", requires = "from")]
+    pub(crate) compress: Option<Compression>,
     /// How many differences to print.
     #[arg(long, default_value_t = 10)]
     pub(crate) show: usize,
@@ -558,6 +567,8 @@ pub(crate) enum Scenario {
     Growth,
     /// A master that derives a count, an index, what is greatest in each group, against one that derives nothing.
     Derive,
+    /// Text to a slave that asks for compressed connections, against one that does not: bytes, processor time and time.
+    Compression,
     /// Copies, live replication, latency and fan-out against Redis; `redis-server` must be installed. Not part of --all.
     Redis,
     /// Catch-up, live replication and fan-in against mirrors of NATS JetStream; `nats-server` must be installed. Not part of
@@ -581,6 +592,7 @@ impl Scenario {
         Self::Idle,
         Self::FanIn,
         Self::Derive,
+        Self::Compression,
     ];
 
     /// True if it measures another system beside this one.
@@ -602,6 +614,9 @@ pub(crate) struct BenchPeer {
     /// Sync every second, and not with every commit.
     #[arg(long)]
     pub(crate) buffered: bool,
+    /// Ask the master to compress.
+    #[arg(long)]
+    pub(crate) compress: Option<Compression>,
 }
 
 #[derive(Debug, Clone, Group)]
@@ -636,6 +651,10 @@ pub(crate) struct Bench {
     /// How often each row is measured; the median is printed.
     #[arg(long, default_value_t = 3)]
     pub(crate) rounds: usize,
+    /// With compression: the text that is written, a paragraph an entry. By default the Rust and Markdown files below the
+    /// current directory.
+    #[arg(long, value_name = "FILE", num_args = 1..)]
+    pub(crate) input: Vec<PathBuf>,
     /// Where the stores are put. By default the directory for temporary files.
     #[arg(long, value_name = "DIR")]
     pub(crate) dir: Option<PathBuf>,

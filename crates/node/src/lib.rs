@@ -40,8 +40,8 @@ pub use master::{
 pub use reader::{Reader, ReaderStatus, Reading};
 pub use reads::{BalanceConfig, BalancedReader, ReadError, ReadSession, ReaderShare, RemoteReader, RemoteReaderConfig};
 pub use replikv_proto::{
-    Change as DerivedChange, Derive, DeriveAbort, DeriveView, Derived, DifferenceKind, Displaced, Fence, FenceRefusal,
-    FenceRequest, Fenced, Lag, OnDivergence, ReadAt, Resync, WaitFor,
+    Change as DerivedChange, Compression, Derive, DeriveAbort, DeriveView, Derived, DifferenceKind, Displaced, Fence,
+    FenceRefusal, FenceRequest, Fenced, Lag, OnDivergence, ReadAt, Resync, UnknownCompression, WaitFor,
 };
 #[cfg(feature = "tcp")]
 pub use slave::promote_fenced_tcp;

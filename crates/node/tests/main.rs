@@ -10,6 +10,8 @@ mod centre;
 mod changes;
 mod compaction;
 mod compare;
+#[cfg(all(feature = "lz4", feature = "zstd"))]
+mod compression;
 mod damage;
 mod durability;
 mod endings;

@@ -132,6 +132,7 @@ fn config(args: &args::Follow) -> anyhow::Result<SlaveConfig> {
     if args.rejoin.is_some() {
         config = config.rejoin();
     }
+    config = config.compression(args.compress);
     if let Some(every) = args.verify_every {
         config = config.verify_every(every);
     }

@@ -103,7 +103,7 @@ async fn open(args: &args::Gather, serves: bool) -> anyhow::Result<Centre<Store>
 }
 
 fn config(link: &Link, args: &args::Gather) -> anyhow::Result<LinkConfig> {
-    let mut slave = SlaveConfig::new(args.id.as_str());
+    let mut slave = SlaveConfig::new(args.id.as_str()).compression(args.compress);
     if args.once {
         slave = slave.temporary();
     }

@@ -19,7 +19,7 @@ pub(crate) async fn run(args: &args::Verify, from: &str, json: bool) -> anyhow::
     let mut interrupt = Interrupt::new()?;
     super::check_address(from).await?;
     // It keeps no slot, and so its name is free.
-    let mut config = SlaveConfig::new(format!("verify-{}", std::process::id())).temporary();
+    let mut config = SlaveConfig::new(format!("verify-{}", std::process::id())).temporary().compression(args.compress);
     if let Some(path) = &args.quarantine {
         let quarantine = QuarantineFile::new(path);
         // Before anything else: not when the first entry is to be kept.

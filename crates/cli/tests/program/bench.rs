@@ -26,7 +26,18 @@ fn figures(rows: &[serde_json::Value]) -> Vec<String> {
 
 #[test]
 fn each_scenario_has_its_figures() {
-    let rows = rows(&["--stores", "lmdb,memory", "write", "catch-up", "copy", "recovery", "live", "fan-in", "derive"]);
+    let rows = rows(&[
+        "--stores",
+        "lmdb,memory",
+        "write",
+        "catch-up",
+        "copy",
+        "recovery",
+        "live",
+        "fan-in",
+        "derive",
+        "compression",
+    ]);
     let expected = [
         "write lmdb batches of 1",
         "write lmdb batches of 10",
@@ -60,6 +71,30 @@ fn each_scenario_has_its_figures() {
         "derive memory a count of 256 groups",
         "derive memory an index",
         "derive memory the greatest of 256 groups",
+        "compression lmdb none, arrives at the slave",
+        "compression lmdb none, processor time of the master",
+        "compression lmdb none, processor time of the slave",
+        "compression lmdb none, until the slave has all",
+        "compression lmdb lz4, arrives at the slave",
+        "compression lmdb lz4, processor time of the master",
+        "compression lmdb lz4, processor time of the slave",
+        "compression lmdb lz4, until the slave has all",
+        "compression lmdb zstd, arrives at the slave",
+        "compression lmdb zstd, processor time of the master",
+        "compression lmdb zstd, processor time of the slave",
+        "compression lmdb zstd, until the slave has all",
+        "compression memory none, arrives at the slave",
+        "compression memory none, processor time of the master",
+        "compression memory none, processor time of the slave",
+        "compression memory none, until the slave has all",
+        "compression memory lz4, arrives at the slave",
+        "compression memory lz4, processor time of the master",
+        "compression memory lz4, processor time of the slave",
+        "compression memory lz4, until the slave has all",
+        "compression memory zstd, arrives at the slave",
+        "compression memory zstd, processor time of the master",
+        "compression memory zstd, processor time of the slave",
+        "compression memory zstd, until the slave has all",
     ];
     assert_eq!(figures(&rows), expected);
 }

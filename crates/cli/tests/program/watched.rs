@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use replikv::metrics::{ALL, MetricKind};
 
-use crate::support::{Place, Running, run};
+use crate::support::{Place, Running, contents, run};
 
 /// Only turns a hang into a failure.
 const HANG: Duration = Duration::from_secs(120);
@@ -62,6 +62,30 @@ fn metrics_of(running: &Running) -> String {
     let line = running.line();
     let address = line.strip_prefix("metrics on http://").and_then(|rest| rest.strip_suffix("/metrics"));
     address.unwrap_or_else(|| panic!("{line}")).into()
+}
+
+#[test]
+fn a_slave_that_asks_for_compression_is_sent_far_less() {
+    let place = Place::new();
+    let text = "the same words, again and again, ".repeat(40);
+    let file = place.file("entries.tsv", (0..3000).map(|n| format!("k{n:05}\t{n} {text}\n")).collect::<String>());
+    let (master, address, metrics) = serving(&place, &["--import", &file]);
+    let mut before = 0.0;
+    for (algorithm, most) in [(None, 6e6), (Some("lz4"), 6e5), (Some("zstd"), 3e5)] {
+        let name = algorithm.unwrap_or("plain");
+        let slave = place.lmdb(name);
+        let args = ["follow", "--store", &slave, "--id", name, "--from", &address, "--once"];
+        run(&[&args[..], algorithm.map_or(&[][..], |_| &["--compress"]), algorithm.as_slice()].concat()).ok();
+        assert!(contents(&slave).lines().count() > 3000, "{name}");
+        let sent = value(&scrape(&metrics), "replikv_source_sent_bytes_total").unwrap();
+        let bytes = sent - before;
+        before = sent;
+        assert!(bytes < most && (algorithm.is_some() || bytes > 3e6), "{name}: {bytes}");
+    }
+    master.interrupt("INT").ok();
+    let args = ["follow", "--store", "memory:", "--id", "x", "--from", &address, "--compress", "gzip"];
+    let refused = run(&args).code(2);
+    assert!(refused.stderr.contains("there is no compression \"gzip\"; this build knows: lz4, zstd"), "{refused:?}");
 }
 
 #[test]

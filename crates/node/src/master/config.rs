@@ -41,6 +41,7 @@ pub struct MasterConfig {
     pub(crate) chunk: usize,
     pub(crate) compare_bytes_per_second: Option<u64>,
     pub(crate) max_lag: Option<u64>,
+    pub(crate) compression: bool,
     pub(crate) log_readers: usize,
     pub(crate) new_epoch: bool,
     pub(crate) derives: Derives,
@@ -67,6 +68,7 @@ impl Default for MasterConfig {
             chunk: 256 << 10,
             compare_bytes_per_second: None,
             max_lag: None,
+            compression: true,
             log_readers: 4,
             new_epoch: false,
             derives: Derives::default(),
@@ -86,6 +88,7 @@ impl MasterConfig {
             chunk: self.chunk,
             compare_bytes_per_second: self.compare_bytes_per_second,
             max_lag: self.max_lag,
+            compression: self.compression,
             wait: None,
             path: Vec::new(),
         }
@@ -262,6 +265,14 @@ impl MasterConfig {
     #[must_use]
     pub fn max_lag(mut self, bytes: impl Into<Option<u64>>) -> Self {
         self.max_lag = bytes.into();
+        self
+    }
+
+    /// Whether what is sent is compressed for slaves that [ask for it](crate::SlaveConfig::compression), if this build knows
+    /// how. Default: yes. What many slaves are sent at about the same time is compressed once.
+    #[must_use]
+    pub fn compression(mut self, compress: bool) -> Self {
+        self.compression = compress;
         self
     }
 

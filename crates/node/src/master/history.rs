@@ -22,6 +22,7 @@ use super::sessions::Sessions;
 use super::slots::SlotBook;
 use crate::clock::Clock;
 use crate::metrics::{SourceMetrics, Traffic};
+use crate::transport::Packing;
 
 /// How a history is served.
 #[derive(Debug, Clone)]
@@ -31,6 +32,8 @@ pub(crate) struct Serving {
     pub(crate) chunk: usize,
     pub(crate) compare_bytes_per_second: Option<u64>,
     pub(crate) max_lag: Option<u64>,
+    /// Whether slaves that ask for it are sent compressed frames.
+    pub(crate) compression: bool,
     /// How long a slave that is ahead may wait for this relay. `None`: it is a master, for which nobody waits.
     pub(crate) wait: Option<Duration>,
     /// The relays above, and this one, from the master down; empty on a master.
@@ -81,6 +84,7 @@ pub(crate) struct History<S> {
     pub(super) setbacks: AtomicU64,
     pub(super) metrics: SourceMetrics,
     pub(super) ring: Mutex<Ring>,
+    pub(super) packing: Arc<Packing>,
     pub(super) checkpoints: Mutex<Vec<Checkpoint>>,
     pub(super) sessions: Arc<Sessions>,
     pub(super) audience: Audience,
@@ -125,6 +129,7 @@ impl<S> History<S> {
             log_bytes,
             retained_bytes: log_bytes.saturating_sub(parts.missing_bytes()),
         };
+        let metrics = SourceMetrics::new(source);
         Self {
             store,
             serving: means.serving,
@@ -135,7 +140,8 @@ impl<S> History<S> {
             view: watch::Sender::new(view),
             seen: ArcSwap::from_pointee(view),
             setbacks: AtomicU64::new(0),
-            metrics: SourceMetrics::new(source),
+            packing: Arc::new(Packing::new(metrics.compressed())),
+            metrics,
             ring: Mutex::new(Ring::new(means.ring_bytes)),
             checkpoints: Mutex::new(checkpoints),
             sessions: Arc::new(Sessions::new()),

@@ -7,7 +7,8 @@ use bytes::Bytes;
 use replikv_core::{KeyRange, Keyspace, Page, Position, ReplicaStore, ReplicaStoreExt, ScanOptions, Seq, StoreError};
 use replikv_proto::layout::{Checkpoint, Floor, Head};
 use replikv_proto::{
-    Located, LogAnswer, Record, RecordError, Retention, Run, RunError, RunPart, Trim, WholeRun, origin, read_stretch,
+    Compression, Located, LogAnswer, Record, RecordError, Retention, Run, RunError, RunPart, Trim, WholeRun, origin,
+    read_stretch,
 };
 use tokio::time::{Instant, timeout_at};
 
@@ -163,9 +164,23 @@ fn decode_at(seq: Seq, value: Bytes, before: Option<Position>) -> Result<Record,
 }
 
 impl<S: ReplicaStore> History<S> {
-    /// Published records after `after`, up to about `max_bytes`.
-    pub(super) async fn read_records(&self, after: Position, max_bytes: usize) -> Result<LogAnswer, StoreError> {
-        if let Some((parts, last)) = self.with_ring(|ring| ring.read(after.seq, max_bytes)) {
+    /// Published records after `after`, up to about `max_bytes`. Where they are compressed they end where they did for
+    /// whoever read from there before.
+    pub(super) async fn read_records(
+        &self,
+        after: Position,
+        max_bytes: usize,
+        compression: Option<Compression>,
+    ) -> Result<LogAnswer, StoreError> {
+        let recent = match compression {
+            None => self.with_ring(|ring| ring.read(after.seq, max_bytes)),
+            Some(algorithm) => {
+                let block = 1 << max_bytes.max(1).ilog2();
+                let read = |until| self.with_ring(|ring| ring.read_block(after.seq, block, until));
+                self.packing.plan(after.seq, algorithm, read)
+            }
+        };
+        if let Some((parts, last)) = recent {
             return Ok(LogAnswer::Records { parts, last });
         }
         // Slaves that are far behind share a few readers, so that they cannot starve the store.
@@ -229,7 +244,7 @@ impl<S: ReplicaStore> History<S> {
 
     /// As [`read_records`](Self::read_records), as much as a session takes at once.
     pub(crate) async fn read_chunk(&self, after: Position) -> Result<LogAnswer, StoreError> {
-        self.read_records(after, self.serving.chunk).await
+        self.read_records(after, self.serving.chunk, None).await
     }
 
     /// True if the ring holds the record after `seq`.

@@ -10,8 +10,9 @@ use futures_util::future::BoxFuture;
 use replikv_core::{Epoch, KeyRange, Keyspace, Position, ReplicaStore, ScanOptions, Seq, StoreError};
 use replikv_proto::layout::{Head, Superseded};
 use replikv_proto::{
-    Content, DecoderLimits, FenceRefusal, FenceRequest, Fenced, Goodbye, GoodbyeReason, MasterAction, MasterSession,
-    MasterSessionConfig, Message, Reject, RejectCode, Relay, Request, RequestBody, Response, SlotName, View,
+    Content, DecoderLimits, FenceRefusal, FenceRequest, Fenced, Goodbye, GoodbyeReason, LogAnswer, MasterAction,
+    MasterSession, MasterSessionConfig, Message, Reject, RejectCode, Relay, Request, RequestBody, Response, SlotName,
+    View,
 };
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::sync::{OwnedSemaphorePermit, watch};
@@ -26,7 +27,7 @@ use crate::reads::ask_for_json;
 use crate::reads::serve::{Asked, Ended as Asking, Refused, Wish, answer_all, tell};
 use crate::slave::Ending;
 use crate::stored;
-use crate::transport::{Connection, ConnectionError};
+use crate::transport::{Connection, ConnectionError, Piece};
 
 /// How long whoever asks for a handover may have the master wait for its slave, and so its writers.
 const LONGEST_HANDOVER: Duration = Duration::from_secs(600);
@@ -85,6 +86,9 @@ where
     T: AsyncRead + AsyncWrite + Send,
 {
     let history = node.history();
+    if history.serving.compression {
+        connection.compress(history.packing.clone());
+    }
     // Subscribed first: what changes after the session's look at it is told.
     let views = history.view.subscribe();
     let (config, view) = (history.session_config(), history.view());
@@ -92,7 +96,8 @@ where
     if let Some(reject) = refused {
         session.refuse(reject.into());
     }
-    let driver = Driver { node, inner: history, views, entered: None, listening: None, slot: None, ending: None };
+    let driver =
+        Driver { node, inner: history, views, entered: None, listening: None, slot: None, piece: None, ending: None };
     let result = driver.run(connection, &mut session, hello).await;
     if let Err(ServeError::Refused(refusal)) = &result {
         history.metrics.session_refused(refusal.code);
@@ -229,6 +234,8 @@ struct Driver<'a, N, S> {
     listening: Option<Listening<'a>>,
     /// The slot of the slave, if it is to have one.
     slot: Option<SlotName>,
+    /// The records that were read last, for the message that tells them.
+    piece: Option<Piece>,
     ending: Option<Ending>,
 }
 
@@ -345,7 +352,10 @@ impl<N: Serves<S>, S: ReplicaStore> Driver<'_, N, S> {
                 if let Message::Goodbye(goodbye) = &message {
                     self.ending.get_or_insert_with(|| said(goodbye));
                 }
-                connection.send(&message)?;
+                match self.piece {
+                    Some(piece) if matches!(message, Message::Records(_)) => connection.send_shared(&message, piece)?,
+                    _ => connection.send(&message)?,
+                }
             }
             MasterAction::Locate(positions) => {
                 let located = self.stored(session, inner.locate(&positions).await)?;
@@ -356,10 +366,19 @@ impl<N: Serves<S>, S: ReplicaStore> Driver<'_, N, S> {
                 session.handle_data_size(bytes);
             }
             MasterAction::ReadRecords { after, max_bytes, may_pass } => {
+                self.piece = None;
                 let listening = self.listening.as_ref();
                 let answer = match listening.and_then(|listening| inner.told(listening, after, may_pass)) {
                     Some(answer) => answer,
-                    None => self.stored(session, inner.read_records(after, max_bytes).await)?,
+                    None => {
+                        // What goes to a slave of a part of the keys goes to nobody else.
+                        let shared = connection.compression().filter(|_| listening.is_none());
+                        let read = self.stored(session, inner.read_records(after, max_bytes, shared).await)?;
+                        if let (LogAnswer::Records { last, .. }, Some(_)) = (&read, shared) {
+                            self.piece = Some(Piece { after: after.seq, last: *last });
+                        }
+                        read
+                    }
                 };
                 session.handle_records(answer);
             }

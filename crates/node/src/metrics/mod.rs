@@ -15,7 +15,7 @@ mod sample;
 mod source;
 
 pub(crate) use self::follower::FollowerMetrics;
-pub(crate) use self::instruments::Traffic;
+pub(crate) use self::instruments::{Counter, Traffic};
 pub use self::names::*;
 pub(crate) use self::sample::{Sampled, sample_every_second};
 pub(crate) use self::source::SourceMetrics;

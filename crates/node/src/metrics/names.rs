@@ -22,6 +22,8 @@ pub const ALL: &[Metric] = &[
     SOURCE_RECEIVED_BYTES,
     SOURCE_SENT_MESSAGES,
     SOURCE_RECEIVED_MESSAGES,
+    SOURCE_COMPRESSED_BYTES,
+    SOURCE_COMPRESSED_TO_BYTES,
     SOURCE_FOLLOWERS,
     SOURCE_FOLLOWER_CONNECTED,
     SOURCE_FOLLOWER_LAG_SEQS,
@@ -122,6 +124,10 @@ metrics! {
         "Messages queued for slaves.";
     SOURCE_RECEIVED_MESSAGES = COUNTER, Count, SOURCE, "replikv_source_received_messages_total",
         "Messages received whole from slaves.";
+    SOURCE_COMPRESSED_BYTES = COUNTER, Bytes, SOURCE, "replikv_source_compressed_bytes_total",
+        "Bytes that were compressed for slaves that ask for it, as they were before; what goes to several slaves counts once.";
+    SOURCE_COMPRESSED_TO_BYTES = COUNTER, Bytes, SOURCE, "replikv_source_compressed_to_bytes_total",
+        "Bytes that came of them.";
     SOURCE_FOLLOWERS = GAUGE, Count, SOURCE, "replikv_source_followers",
         "Slaves that are connected.";
     SOURCE_FOLLOWER_CONNECTED = GAUGE, Count, SOURCE_AND_FOLLOWER, "replikv_source_follower_connected",

@@ -9,6 +9,7 @@ use replikv_proto::RejectCode;
 use super::instruments::{Counter, Histogram, Traffic, set_gauge};
 use super::sample::{float, seconds, set_health};
 use super::*;
+use crate::transport::Volume;
 use crate::{MasterStatus, SlaveSeen, WriteError};
 
 const KINDS: [&str; 8] =
@@ -19,6 +20,7 @@ const KINDS: [&str; 8] =
 pub(crate) struct SourceMetrics {
     source: String,
     traffic: Traffic,
+    compressed: Volume,
     records: Counter,
     groups: Counter,
     log_bytes: Counter,
@@ -42,6 +44,7 @@ impl SourceMetrics {
                 sent_messages: counter(SOURCE_SENT_MESSAGES),
                 received_messages: counter(SOURCE_RECEIVED_MESSAGES),
             },
+            compressed: Volume { before: counter(SOURCE_COMPRESSED_BYTES), after: counter(SOURCE_COMPRESSED_TO_BYTES) },
             records: counter(SOURCE_RECORDS),
             groups: counter(SOURCE_GROUPS),
             log_bytes: counter(SOURCE_LOG_BYTES),
@@ -56,6 +59,10 @@ impl SourceMetrics {
 
     pub(crate) fn traffic(&self) -> Traffic {
         self.traffic.clone()
+    }
+
+    pub(crate) fn compressed(&self) -> Volume {
+        self.compressed.clone()
     }
 
     /// A group is committed; `took` if it is known how long that took.

@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use replikv_core::{Durability, KeyRanges, LinkId};
-use replikv_proto::OnDivergence;
+use replikv_proto::{Compression, OnDivergence};
 
 use super::{KeepLog, Quarantine};
 
@@ -26,6 +26,7 @@ pub struct SlaveConfig {
     pub(crate) from_backup: bool,
     pub(crate) rejoin: bool,
     pub(crate) keep_log: Option<KeepLog>,
+    pub(crate) compression: Option<Compression>,
     pub(crate) verify_every: Option<Duration>,
     pub(crate) verify_bytes_per_second: u64,
 }
@@ -52,6 +53,7 @@ impl SlaveConfig {
             from_backup: false,
             rejoin: false,
             keep_log: None,
+            compression: None,
             verify_every: None,
             verify_bytes_per_second: 4 << 20,
         }
@@ -210,6 +212,17 @@ impl SlaveConfig {
     /// Whether it keeps the log.
     pub(crate) fn keeps_log(&self) -> bool {
         self.keep_log.is_some()
+    }
+
+    /// Asks its master to compress what it sends. Default: no. A master that cannot, or [may
+    /// not](crate::MasterConfig::compression), sends it as it is: nothing fails. It is decided for each connection anew.
+    ///
+    /// # Cost
+    /// On either side time of a processor: worth it where the network is slower than that, or is paid for by the byte.
+    #[must_use]
+    pub fn compression(mut self, compression: impl Into<Option<Compression>>) -> Self {
+        self.compression = compression.into();
+        self
     }
 
     /// Verifies in the background that the slave holds what its master holds, as [`Slave::verify`] does: first so long

@@ -82,7 +82,9 @@ impl<S: ReplicaStore> Slave<S> {
             return self.ended(&interrupted, Ok(Ending::Shutdown));
         };
 
-        let mut connection = Connection::new(stream, DecoderLimits::default()).counted(inner.metrics.traffic());
+        let mut connection = Connection::new(stream, DecoderLimits::default())
+            .reading(inner.config.compression)
+            .counted(inner.metrics.traffic());
         let mut session = SlaveSession::new(session, inner.clock.now());
         let driven = self.drive(&mut connection, &mut session, &queue, &backlog, &ended).await;
         drop(queue);

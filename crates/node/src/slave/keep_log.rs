@@ -17,6 +17,7 @@ pub struct KeepLog {
     pub(super) max_readers: usize,
     pub(super) chunk: usize,
     pub(super) compare_bytes_per_second: Option<u64>,
+    pub(super) compression: bool,
     pub(super) log_readers: usize,
     pub(super) wait: Duration,
 }
@@ -32,6 +33,7 @@ impl Default for KeepLog {
             max_readers: 256,
             chunk: 256 << 10,
             compare_bytes_per_second: None,
+            compression: true,
             log_readers: 4,
             wait: Duration::from_secs(300),
         }
@@ -104,6 +106,13 @@ impl KeepLog {
         self
     }
 
+    /// Whether what is sent is compressed for slaves that [ask for it](super::SlaveConfig::compression). Default: yes.
+    #[must_use]
+    pub fn compression(mut self, compress: bool) -> Self {
+        self.compression = compress;
+        self
+    }
+
     /// How long a slave that is ahead of this one is kept waiting until this one has come as far. Default: five minutes.
     /// Then it is sent away as from a busy master: it may come again, here or elsewhere.
     #[must_use]
@@ -119,6 +128,7 @@ impl KeepLog {
             chunk: self.chunk,
             compare_bytes_per_second: self.compare_bytes_per_second,
             max_lag: None,
+            compression: self.compression,
             wait: Some(self.wait),
             path: Vec::new(),
         }

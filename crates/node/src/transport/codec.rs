@@ -1,7 +1,7 @@
 //! The codec in the shape of tokio-util, over the pure functions of `replikv-proto`.
 
 use bytes::BytesMut;
-use replikv_proto::{Decoder, DecoderLimits, Encoder, Event, Message, Outgoing};
+use replikv_proto::{Compression, Decoder, DecoderLimits, Encoder, Event, Message, Outgoing};
 use tokio_util::codec;
 
 use super::ConnectionError;
@@ -14,12 +14,26 @@ pub struct Codec {
     encoder: Encoder,
     decoder: Decoder,
     greeted: bool,
+    /// What the peer has said of itself, once it has.
+    features: u32,
 }
 
 impl Codec {
     /// A codec that accepts messages up to `limits`.
     pub fn new(limits: DecoderLimits) -> Self {
-        Self { encoder: Encoder::new(), decoder: Decoder::new(limits), greeted: false }
+        Self { encoder: Encoder::new(), decoder: Decoder::new(limits), greeted: false, features: 0 }
+    }
+
+    /// Asks the peer to compress what it sends like this, if it can. Default: not at all. What this side sends is never
+    /// compressed.
+    #[must_use]
+    pub fn reading(self, compression: Option<Compression>) -> Self {
+        Self { decoder: self.decoder.reading(compression), ..self }
+    }
+
+    /// How the peer has asked for what it is sent to be compressed.
+    pub(super) fn asked_for(&self) -> Option<Compression> {
+        Compression::of_features(self.features)
     }
 
     /// Accepts larger messages, once the peer is known.
@@ -31,7 +45,7 @@ impl Codec {
     pub(super) fn begin(&mut self, message: &Message, out: &mut BytesMut) -> Result<Outgoing, ConnectionError> {
         let outgoing = self.encoder.begin(message)?;
         if !self.greeted {
-            self.encoder.encode_preamble(out);
+            out.extend_from_slice(&self.decoder.preamble().to_bytes());
             self.greeted = true;
         }
         Ok(outgoing)
@@ -57,7 +71,7 @@ impl codec::Decoder for Codec {
             match self.decoder.decode(input)? {
                 None => return Ok(None),
                 Some(Event::Message(message)) => return Ok(Some(*message)),
-                Some(_) => {}
+                Some(Event::Preamble { features, .. }) => self.features = features,
             }
         }
     }

@@ -2,13 +2,14 @@
 
 use std::collections::VecDeque;
 use std::io;
+use std::sync::Arc;
 
 use bytes::BytesMut;
-use replikv_proto::{DecodeError, DecoderLimits, EncodeError, Message, Outgoing};
+use replikv_proto::{Compression, DecodeError, DecoderLimits, EncodeError, Message, Outgoing};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadHalf, WriteHalf};
 use tokio_util::codec::Decoder as _;
 
-use super::Codec;
+use super::{Codec, Packing, Piece};
 use crate::metrics::Traffic;
 
 /// A connection broke, or the peer's bytes make no sense.
@@ -50,10 +51,37 @@ pub(crate) struct Connection<T> {
     input: BytesMut,
     output: BytesMut,
     /// What comes after `output`. Empty, but for a message of many frames and those that were queued behind it.
-    outgoing: VecDeque<Outgoing>,
+    outgoing: VecDeque<Queued>,
+    /// What compresses for the peer, if it asks for that.
+    packing: Option<Arc<Packing>>,
     traffic: Traffic,
     // Until more bytes have arrived, decoding again cannot tell more.
     starved: bool,
+}
+
+/// A message on its way, and how it is compressed.
+#[derive(Debug)]
+struct Queued {
+    outgoing: Outgoing,
+    packing: Option<(Compression, Arc<Packing>)>,
+    /// What it holds, if others are sent that as well.
+    piece: Option<Piece>,
+    /// The number of the next fragment.
+    index: usize,
+}
+
+impl Queued {
+    // Appends the next frame. False if there is none after it.
+    fn next_frame(&mut self, out: &mut BytesMut) -> bool {
+        let Some((algorithm, packing)) = &self.packing else { return self.outgoing.next_frame(out) };
+        let Some(fragment) = self.outgoing.next_fragment() else { return false };
+        match self.piece {
+            Some(piece) => packing.pack_once(&fragment, *algorithm, piece, self.index, out),
+            None => packing.pack(&fragment, *algorithm, out),
+        }
+        self.index += 1;
+        !fragment.is_last()
+    }
 }
 
 /// A connection takes further messages while it has less than this to send.
@@ -66,12 +94,27 @@ impl<T: AsyncRead + AsyncWrite> Connection<T> {
         let (read, write) = tokio::io::split(stream);
         let (input, output) = (BytesMut::new(), BytesMut::new());
         let (codec, traffic) = (Codec::new(limits), Traffic::default());
-        Self { read, write, codec, input, output, outgoing: VecDeque::new(), traffic, starved: true }
+        Self { read, write, codec, input, output, outgoing: VecDeque::new(), packing: None, traffic, starved: true }
     }
 
     /// Counts what goes over it.
     pub(crate) fn counted(self, traffic: Traffic) -> Self {
         Self { traffic, ..self }
+    }
+
+    /// Asks the peer to compress what it sends.
+    pub(crate) fn reading(self, compression: Option<Compression>) -> Self {
+        Self { codec: self.codec.reading(compression), ..self }
+    }
+
+    /// Compresses what is queued from now on, if the peer asks for it.
+    pub(crate) fn compress(&mut self, packing: Arc<Packing>) {
+        self.packing = Some(packing);
+    }
+
+    /// How what is queued is compressed.
+    pub(crate) fn compression(&self) -> Option<Compression> {
+        self.packing.as_ref().and_then(|_| self.codec.asked_for())
     }
 
     pub(crate) fn set_limits(&mut self, limits: DecoderLimits) {
@@ -80,12 +123,23 @@ impl<T: AsyncRead + AsyncWrite> Connection<T> {
 
     /// Queues a message.
     pub(crate) fn send(&mut self, message: &Message) -> Result<(), ConnectionError> {
+        self.queue(message, None)
+    }
+
+    /// Queues a message of the records of `piece`, which others are sent as well.
+    pub(crate) fn send_shared(&mut self, message: &Message, piece: Piece) -> Result<(), ConnectionError> {
+        self.queue(message, Some(piece))
+    }
+
+    fn queue(&mut self, message: &Message, piece: Option<Piece>) -> Result<(), ConnectionError> {
         self.traffic.sent_messages.add(1);
-        let mut outgoing = self.codec.begin(message, &mut self.output)?;
-        if self.outgoing.is_empty() && outgoing.is_short() {
-            outgoing.next_frame(&mut self.output);
+        let outgoing = self.codec.begin(message, &mut self.output)?;
+        let packing = self.compression().zip(self.packing.clone());
+        let mut queued = Queued { outgoing, packing, piece, index: 0 };
+        if self.outgoing.is_empty() && queued.outgoing.is_short() {
+            queued.next_frame(&mut self.output);
         } else {
-            self.outgoing.push_back(outgoing);
+            self.outgoing.push_back(queued);
         }
         Ok(())
     }
@@ -102,9 +156,14 @@ impl<T: AsyncRead + AsyncWrite> Connection<T> {
 
     fn refill(&mut self) {
         while self.output.len() < HIGH_WATER {
-            let Some(outgoing) = self.outgoing.front_mut() else { return };
-            if !outgoing.next_frame(&mut self.output) {
+            let Some(queued) = self.outgoing.front_mut() else { return };
+            let compressed = queued.packing.is_some();
+            if !queued.next_frame(&mut self.output) {
                 self.outgoing.pop_front();
+            }
+            // It takes its time, and may leave next to nothing: others have their turn in between.
+            if compressed {
+                return;
             }
         }
     }

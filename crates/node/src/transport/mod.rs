@@ -7,9 +7,11 @@ mod codec;
 mod connection;
 #[cfg(feature = "tcp")]
 mod listen;
+mod packing;
 
 pub use codec::Codec;
 pub use connection::ConnectionError;
 pub(crate) use connection::{Connection, Driven};
 #[cfg(feature = "tcp")]
 pub(crate) use listen::accept_all;
+pub(crate) use packing::{Packing, Piece, Volume};

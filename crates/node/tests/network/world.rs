@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use replikv_core::{Batch, Durability, KeyRange, Keyspace, LinkId, ReplicaStore, StoreError, WriteSet};
 use replikv_memory::MemoryStore;
-use replikv_node::{Commit, Master, MasterConfig, Slave, SlaveConfig};
+use replikv_node::{Commit, Compression, Master, MasterConfig, Slave, SlaveConfig};
 use replikv_proto::Retention;
 use replikv_proto::layout::{Head, Stored};
 use replikv_testkit::FaultStore;
@@ -131,7 +131,10 @@ pub(crate) fn host_slave(sim: &mut Sim<'static>, disk: &Disk, durability: Durabi
         let (disk, rng) = (disk.clone(), lives.lock().unwrap().fork());
         async move {
             let config = SlaveConfig::new(&disk.name).handshake_timeout(Duration::from_millis(500));
-            let slave = Slave::open(disk.open(), config.durability(durability)).await?;
+            // In one way, in the other, or not at all. Those of one way share what is compressed.
+            let compression = usize::try_from(disk.seed % 3).ok().and_then(|way| Compression::ALL.get(way).copied());
+            let config = config.durability(durability).compression(compression);
+            let slave = Slave::open(disk.open(), config).await?;
             follow(&slave, &disk.history, rng).await
         }
     });

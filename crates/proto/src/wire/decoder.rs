@@ -2,9 +2,10 @@
 
 use bytes::{Buf, BufMut, Bytes, BytesMut};
 
-use super::frame::{CRITICAL, FrameHeader, MORE, MUST_KNOW};
+use super::compression::{self, HEAD_LEN, Inflater};
+use super::frame::{COMPRESSED, CRITICAL, FrameHeader, MORE, MUST_KNOW};
 use super::message::carries_data;
-use super::{FRAME_HEADER_LEN, MAX_FRAME_LEN, Message, PREAMBLE_LEN, Preamble, VERSION};
+use super::{Compression, FRAME_HEADER_LEN, MAX_FRAME_LEN, Message, PREAMBLE_LEN, Preamble, VERSION};
 
 /// How large a message may be, in bytes. Checked before anything is allocated.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -44,6 +45,8 @@ pub enum Event {
     Preamble {
         /// The version.
         version: u16,
+        /// What the peer has said of itself, also what this program does not know; see [`Preamble::features`].
+        features: u32,
     },
     /// A whole message.
     Message(Box<Message>),
@@ -55,6 +58,9 @@ pub enum Event {
 #[derive(Debug)]
 pub struct Decoder {
     limits: DecoderLimits,
+    /// What may arrive compressed.
+    reads: Option<Compression>,
+    inflater: Inflater,
     greeted: bool,
     partial: Option<Partial>,
 }
@@ -110,7 +116,18 @@ impl Partial {
 impl Decoder {
     /// A decoder that accepts messages up to `limits`.
     pub fn new(limits: DecoderLimits) -> Self {
-        Self { limits, greeted: false, partial: None }
+        Self { limits, reads: None, inflater: Inflater::default(), greeted: false, partial: None }
+    }
+
+    /// Reads what is compressed like this, too. Default: nothing. The peer must be told, in the [preamble](Self::preamble).
+    #[must_use]
+    pub fn reading(self, compression: Option<Compression>) -> Self {
+        Self { reads: compression, ..self }
+    }
+
+    /// What this side is to say first.
+    pub fn preamble(&self) -> Preamble {
+        Preamble::reading(self.reads)
     }
 
     /// Accepts messages up to `limits` from now on.
@@ -124,13 +141,20 @@ impl Decoder {
     /// [`DecodeError`]; the connection must be closed.
     pub fn decode(&mut self, input: &mut BytesMut) -> Result<Option<Event>, DecodeError> {
         if !self.greeted {
-            return self.preamble(input);
+            return self.greeting(input);
         }
         loop {
             let Some(header) = input.first_chunk::<FRAME_HEADER_LEN>() else { return Ok(None) };
             let frame = FrameHeader::from_bytes(header);
             let len = frame.len as usize;
             self.check(&frame)?;
+            let inflates = match frame.flags & COMPRESSED {
+                0 => None,
+                _ => match self.check_head(&frame, &input[FRAME_HEADER_LEN..])? {
+                    Some(inflates) => Some(inflates),
+                    None => return Ok(None),
+                },
+            };
             if input.len() < FRAME_HEADER_LEN + len {
                 input.reserve(FRAME_HEADER_LEN + len - input.len());
                 return Ok(None);
@@ -139,14 +163,20 @@ impl Decoder {
                 return Err(DecodeError::Damaged);
             }
             input.advance(FRAME_HEADER_LEN);
-            let payload = input.split_to(len);
+            let mut payload = input.split_to(len);
+            if let Some((algorithm, len)) = inflates {
+                payload = self
+                    .inflater
+                    .inflate(algorithm, &payload[HEAD_LEN..], len)
+                    .ok_or(malformed(&frame, "a compressed frame does not become as many bytes as it says"))?;
+            }
             if let Some(message) = self.assemble(&frame, payload)? {
                 return Ok(Some(Event::Message(Box::new(message))));
             }
         }
     }
 
-    fn preamble(&mut self, input: &mut BytesMut) -> Result<Option<Event>, DecodeError> {
+    fn greeting(&mut self, input: &mut BytesMut) -> Result<Option<Event>, DecodeError> {
         let Some(bytes) = input.first_chunk::<PREAMBLE_LEN>() else {
             return if Preamble::may_begin_with(input) { Ok(None) } else { Err(DecodeError::OtherProtocol) };
         };
@@ -156,7 +186,7 @@ impl Decoder {
             .ok_or(DecodeError::NoCommonVersion { min: theirs.min_version, max: theirs.max_version })?;
         input.advance(PREAMBLE_LEN);
         self.greeted = true;
-        Ok(Some(Event::Preamble { version }))
+        Ok(Some(Event::Preamble { version, features: theirs.features }))
     }
 
     // Everything that can be told from the header is told before a byte of the payload is waited for.
@@ -165,24 +195,51 @@ impl Decoder {
         if len > MAX_FRAME_LEN {
             return Err(DecodeError::FrameTooLarge { len, max: MAX_FRAME_LEN });
         }
-        let unknown = frame.flags & MUST_KNOW & !(CRITICAL | MORE);
+        let known = CRITICAL | MORE | self.reads.map_or(0, |_| COMPRESSED);
+        let unknown = frame.flags & MUST_KNOW & !known;
         if unknown != 0 {
             return Err(DecodeError::UnknownFlags { flags: unknown });
         }
         if frame.channel != 0 {
             return Err(DecodeError::UnknownChannel { channel: frame.channel });
         }
-        let max = if carries_data(frame.kind) { self.limits.data } else { self.limits.control };
-        let begun = self.partial.as_ref().map_or(0, |partial| partial.len);
-        if begun + len > max {
-            return Err(DecodeError::MessageTooLarge { len: begun + len, max });
-        }
+        self.check_len(frame, len)?;
         if let Some(partial) = &self.partial
             && (partial.kind, partial.request) != (frame.kind, frame.request)
         {
             return Err(DecodeError::Interleaved);
         }
         Ok(())
+    }
+
+    // So many bytes more do not make the message longer than it may be.
+    fn check_len(&self, frame: &FrameHeader, len: usize) -> Result<(), DecodeError> {
+        let max = if carries_data(frame.kind) { self.limits.data } else { self.limits.control };
+        let begun = self.partial.as_ref().map_or(0, |partial| partial.len);
+        match begun + len {
+            len if len > max => Err(DecodeError::MessageTooLarge { len, max }),
+            _ => Ok(()),
+        }
+    }
+
+    // How a frame is to be inflated, and to how many bytes: before the rest of it is waited for. `None` while even that is
+    // still to come.
+    fn check_head(&self, frame: &FrameHeader, payload: &[u8]) -> Result<Option<(Compression, usize)>, DecodeError> {
+        if (frame.len as usize) <= HEAD_LEN {
+            return Err(malformed(frame, "a compressed frame has nothing in it"));
+        }
+        let Some((code, len)) = compression::head(payload) else { return Ok(None) };
+        let Some(algorithm) = self.reads.filter(|reads| reads.code() == code) else {
+            return Err(DecodeError::OtherCompression { algorithm: code });
+        };
+        if len == 0 {
+            return Err(malformed(frame, "a compressed frame becomes nothing"));
+        }
+        if len > MAX_FRAME_LEN {
+            return Err(DecodeError::FrameTooLarge { len, max: MAX_FRAME_LEN });
+        }
+        self.check_len(frame, len)?;
+        Ok(Some((algorithm, len)))
     }
 
     fn assemble(&mut self, frame: &FrameHeader, payload: BytesMut) -> Result<Option<Message>, DecodeError> {
@@ -207,9 +264,13 @@ impl Decoder {
             Ok(Some(message)) => Ok(Some(message)),
             Ok(None) if frame.flags & CRITICAL != 0 => Err(DecodeError::UnknownKind { kind: frame.kind }),
             Ok(None) => Ok(None),
-            Err(what) => Err(DecodeError::Malformed { kind: frame.kind, what }),
+            Err(what) => Err(malformed(frame, what)),
         }
     }
+}
+
+fn malformed(frame: &FrameHeader, what: &'static str) -> DecodeError {
+    DecodeError::Malformed { kind: frame.kind, what }
 }
 
 /// Bytes that are not the protocol, split by whose fault that is.
@@ -245,7 +306,13 @@ pub enum DecodeError {
         /// The channel.
         channel: u16,
     },
-    /// Misbehaved: a frame is longer than any may be.
+    /// Misbehaved: a frame is compressed in another way than was asked for.
+    #[error("the peer compressed a frame with algorithm {algorithm}, which it was not asked for")]
+    OtherCompression {
+        /// The code of the algorithm.
+        algorithm: u8,
+    },
+    /// Misbehaved: a frame is longer than any may be, as it is sent or as it is inflated.
     #[error("a frame of {len} bytes, at most {max} are allowed")]
     FrameTooLarge {
         /// Its length.

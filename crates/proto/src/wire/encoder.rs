@@ -4,8 +4,9 @@ use std::collections::VecDeque;
 
 use bytes::{BufMut, Bytes, BytesMut};
 
-use super::frame::{CRITICAL, FrameHeader, MAX_FRAME_LEN, MORE};
-use super::{Message, Preamble};
+use super::frame::{COMPRESSED, CRITICAL, FrameHeader, MAX_FRAME_LEN, MORE};
+use super::message::carries_data;
+use super::{Compressor, FRAME_HEADER_LEN, Message, Preamble};
 
 /// Encodes messages into frames. Every message goes on channel 0, the only one there is so far.
 #[derive(Debug, Default)]
@@ -26,7 +27,7 @@ impl Encoder {
         Self::default()
     }
 
-    /// Appends the preamble. It comes first, once.
+    /// Appends the preamble of a side that reads nothing compressed. It comes first, once.
     pub fn encode_preamble(&self, out: &mut BytesMut) {
         out.put_slice(&Preamble::OWN.to_bytes());
     }
@@ -71,17 +72,21 @@ impl Outgoing {
 
     /// Appends the next frame. False if there is a frame no more after it.
     pub fn next_frame(&mut self, out: &mut BytesMut) -> bool {
+        let Some(fragment) = self.next_fragment() else { return false };
+        fragment.encode(out);
+        !fragment.is_last()
+    }
+
+    /// What goes into the next frame. `None` after the last one.
+    pub fn next_fragment(&mut self) -> Option<Fragment> {
         if self.ended {
-            return false;
+            return None;
         }
         let len = self.left.min(MAX_FRAME_LEN);
-        let fragment = self.take(len);
+        let pieces = self.take(len);
         self.ended = self.left == 0;
         let flags = if self.ended { CRITICAL } else { CRITICAL | MORE };
-        out.reserve(len + super::FRAME_HEADER_LEN);
-        out.put_slice(&FrameHeader::seal(self.kind, flags, 0, self.request, &fragment));
-        fragment.iter().for_each(|piece| out.put_slice(piece));
-        !self.ended
+        Some(Fragment { kind: self.kind, flags, request: self.request, pieces, len })
     }
 
     fn take(&mut self, mut len: usize) -> Vec<Bytes> {
@@ -96,6 +101,64 @@ impl Outgoing {
             pieces.push(piece);
         }
         pieces
+    }
+}
+
+/// What goes into one frame. It shares the buffers of its message.
+#[derive(Debug)]
+pub struct Fragment {
+    kind: u8,
+    flags: u8,
+    request: u32,
+    pieces: Vec<Bytes>,
+    len: usize,
+}
+
+/// What was compressed, and what came of it, in bytes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Packed {
+    /// The length of the payload as it was.
+    pub before: usize,
+    /// The length of the payload as it is sent.
+    pub after: usize,
+}
+
+impl Fragment {
+    /// The length of its payload, in bytes.
+    pub fn byte_len(&self) -> usize {
+        self.len
+    }
+
+    /// True if its message ends with it.
+    pub fn is_last(&self) -> bool {
+        self.flags & MORE == 0
+    }
+
+    /// Appends its frame.
+    pub fn encode(&self, out: &mut BytesMut) {
+        out.reserve(self.len + FRAME_HEADER_LEN);
+        out.put_slice(&FrameHeader::seal(self.kind, self.flags, 0, self.request, &self.pieces));
+        self.pieces.iter().for_each(|piece| out.put_slice(piece));
+    }
+
+    /// Appends its frame, compressed; as it is if that is no shorter. `None` if it was not tried: the message carries no
+    /// data, or it is a few bytes.
+    pub fn compress(&self, compressor: &mut Compressor, out: &mut BytesMut) -> Option<Packed> {
+        if !carries_data(self.kind) || !Compressor::takes(self.len) {
+            self.encode(out);
+            return None;
+        }
+        let start = out.len();
+        out.put_bytes(0, FRAME_HEADER_LEN);
+        if !compressor.append(&self.pieces, out) {
+            out.truncate(start);
+            self.encode(out);
+            return Some(Packed { before: self.len, after: self.len });
+        }
+        let payload = start + FRAME_HEADER_LEN;
+        let header = FrameHeader::seal(self.kind, self.flags | COMPRESSED, 0, self.request, &[&out[payload..]]);
+        out[start..payload].copy_from_slice(&header);
+        Some(Packed { before: self.len, after: out.len() - payload })
     }
 }
 

@@ -1,7 +1,5 @@
 //! The frame: sixteen bytes of header, then a payload.
 
-use bytes::Bytes;
-
 /// The length of a frame's header, in bytes.
 pub const FRAME_HEADER_LEN: usize = 16;
 
@@ -12,6 +10,8 @@ pub const MAX_FRAME_LEN: usize = 1 << 20;
 pub(super) const CRITICAL: u8 = 0x01;
 /// The message goes on in the next frame of this channel.
 pub(super) const MORE: u8 = 0x02;
+/// The payload is compressed. Only towards whoever has said that it reads that.
+pub(super) const COMPRESSED: u8 = 0x04;
 /// Flags of the low half that are not known are refused; those of the high half are ignored.
 pub(super) const MUST_KNOW: u8 = 0x0F;
 
@@ -41,9 +41,12 @@ impl FrameHeader {
     }
 
     /// The header of a payload in `pieces` that follow one another, its CRC computed.
-    pub(super) fn seal(kind: u8, flags: u8, channel: u16, request: u32, pieces: &[Bytes]) -> [u8; FRAME_HEADER_LEN] {
+    pub(super) fn seal<P>(kind: u8, flags: u8, channel: u16, request: u32, pieces: &[P]) -> [u8; FRAME_HEADER_LEN]
+    where
+        P: AsRef<[u8]>,
+    {
         let mut bytes = [0; FRAME_HEADER_LEN];
-        let len: usize = pieces.iter().map(Bytes::len).sum();
+        let len: usize = pieces.iter().map(|piece| piece.as_ref().len()).sum();
         // Fragments are cut at `MAX_FRAME_LEN`, which fits.
         bytes[..4].copy_from_slice(&(len as u32).to_le_bytes());
         bytes[4] = kind;
@@ -51,7 +54,7 @@ impl FrameHeader {
         bytes[6..8].copy_from_slice(&channel.to_le_bytes());
         bytes[8..12].copy_from_slice(&request.to_le_bytes());
         let header = crc32c::crc32c(&bytes[..12]);
-        let crc = pieces.iter().fold(header, |crc, piece| crc32c::crc32c_append(crc, piece));
+        let crc = pieces.iter().fold(header, |crc, piece| crc32c::crc32c_append(crc, piece.as_ref()));
         bytes[12..].copy_from_slice(&crc.to_le_bytes());
         bytes
     }

@@ -1,6 +1,7 @@
 //! The wire: a preamble, then frames, and the messages in them. docs/protocol.md draws every byte.
 
 mod compare;
+mod compression;
 mod decoder;
 mod encoder;
 mod filtered;
@@ -9,8 +10,9 @@ mod message;
 mod preamble;
 mod reads;
 
+pub use compression::{Compression, Compressor, UnknownCompression};
 pub use decoder::{DecodeError, Decoder, DecoderLimits, Event};
-pub use encoder::{EncodeError, Encoder, Outgoing};
+pub use encoder::{EncodeError, Encoder, Fragment, Outgoing, Packed};
 pub(crate) use filtered::LONG;
 pub use filtered::{Filtered, Passage, Share, Skipped};
 pub use frame::{FRAME_HEADER_LEN, MAX_FRAME_LEN};

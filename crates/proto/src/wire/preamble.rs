@@ -8,6 +8,8 @@ pub const VERSION: u16 = 1;
 
 const MAGIC: [u8; 8] = *b"RPLKV\r\n\x1a";
 
+use super::Compression;
+
 /// What each side says first: which versions it speaks, and which features it has.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Preamble {
@@ -15,13 +17,18 @@ pub struct Preamble {
     pub min_version: u16,
     /// The newest version.
     pub max_version: u16,
-    /// Features beyond the version; none is defined yet. Unknown bits are ignored.
+    /// Features beyond the version: what this side [reads compressed](Compression::feature). Unknown bits are ignored.
     pub features: u32,
 }
 
 impl Preamble {
     /// What this program says.
     pub const OWN: Self = Self { min_version: VERSION, max_version: VERSION, features: 0 };
+
+    /// What this program says if it reads what is compressed like this.
+    pub fn reading(compression: Option<Compression>) -> Self {
+        Self { features: compression.map_or(0, Compression::feature), ..Self::OWN }
+    }
 
     /// Its bytes.
     pub fn to_bytes(self) -> [u8; PREAMBLE_LEN] {

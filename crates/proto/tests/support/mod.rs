@@ -45,7 +45,7 @@ pub(crate) fn encode(message: &Message) -> Vec<u8> {
 pub(crate) fn greeted() -> Decoder {
     let mut decoder = Decoder::new(DecoderLimits { data: 64 << 20, control: 1 << 20 });
     let mut input = BytesMut::from(&preamble()[..]);
-    assert_eq!(decoder.decode(&mut input), Ok(Some(Event::Preamble { version: 1 })));
+    assert_eq!(decoder.decode(&mut input), Ok(Some(Event::Preamble { version: 1, features: 0 })));
     decoder
 }
 

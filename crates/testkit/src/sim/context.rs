@@ -6,8 +6,8 @@ use std::time::Duration;
 use bytes::Bytes;
 use fastrand::Rng;
 use replikv_core::{Durability, Keyspace, Op};
-use replikv_proto::Now;
 use replikv_proto::layout::Role;
+use replikv_proto::{Compression, Now};
 
 use super::centre::Gatherer;
 use super::link::{Ends, Link, Side};
@@ -158,6 +158,8 @@ pub(super) struct Sizes {
     pub(super) fault_delay: Moment,
     /// How many keys there are under each prefix.
     pub(super) keys: u8,
+    /// What connections are compressed with, now and then, if this build has anything.
+    pub(super) compression: Option<Compression>,
 }
 
 impl Sizes {
@@ -169,6 +171,7 @@ impl Sizes {
             apply_bytes: rng.usize(100..4_000),
             ring: rng.usize(0..20_000),
             least_passed: 1 + retention % 6,
+            compression: usize::try_from(retention % 13).ok().and_then(|way| Compression::ALL.get(way).copied()),
             high_water: rng.usize(100..2_000),
             socket: rng.usize(64..4_000),
             max_batch: 4_096,

@@ -1,7 +1,9 @@
 //! Connections: two pipes of bytes, and the codec at each end.
 
 use bytes::BytesMut;
-use replikv_proto::{DecodeError, Decoder, DecoderLimits, EncodeError, Encoder, Event, Message};
+use replikv_proto::{
+    Compression, Compressor, DecodeError, Decoder, DecoderLimits, EncodeError, Encoder, Event, Message,
+};
 
 use super::Scene;
 use super::context::{Context, Node};
@@ -96,6 +98,8 @@ pub(super) struct Conn {
     pub(super) side: Side,
     encoder: Encoder,
     decoder: Decoder,
+    /// What compresses, once the peer has asked for it.
+    compressor: Option<Compressor>,
     greeted: bool,
     input: BytesMut,
     output: BytesMut,
@@ -103,12 +107,14 @@ pub(super) struct Conn {
 }
 
 impl Conn {
-    pub(super) fn new(link: usize, side: Side) -> Self {
+    pub(super) fn new(ctx: &Context, link: usize, side: Side) -> Self {
+        let reads = ctx.sizes.compression.filter(|_| side == Side::Slave);
         Self {
             link,
             side,
             encoder: Encoder::new(),
-            decoder: Decoder::new(DecoderLimits::default()),
+            decoder: Decoder::new(DecoderLimits::default()).reading(reads),
+            compressor: None,
             greeted: false,
             input: BytesMut::new(),
             output: BytesMut::new(),
@@ -123,7 +129,7 @@ impl Conn {
     /// Queues a message.
     pub(super) fn send(&mut self, ctx: &mut Context, message: &Message) -> Result<(), Broken> {
         if !self.greeted {
-            self.encoder.encode_preamble(&mut self.output);
+            self.output.extend_from_slice(&self.decoder.preamble().to_bytes());
             self.greeted = true;
         }
         let data = matches!(message, Message::Records(_) | Message::Ranges(_) | Message::Compared(_));
@@ -137,7 +143,13 @@ impl Conn {
             (link.never, link.twice, link.tainted) = (false, false, true);
         }
         for _ in 0..copies {
-            self.encoder.encode(message, &mut self.output).map_err(|_: EncodeError| Broken::Encode)?;
+            let mut outgoing = self.encoder.begin(message).map_err(|_: EncodeError| Broken::Encode)?;
+            while let Some(fragment) = outgoing.next_fragment() {
+                match &mut self.compressor {
+                    Some(compressor) => drop(fragment.compress(compressor, &mut self.output)),
+                    None => fragment.encode(&mut self.output),
+                }
+            }
         }
         ctx.trace(self.output.len() as u64);
         ctx.tell(|| {
@@ -170,7 +182,9 @@ impl Conn {
         loop {
             match self.decoder.decode(&mut self.input).map_err(Broken::Decode)? {
                 Some(Event::Message(message)) => return Ok(Some(*message)),
-                Some(_) => {}
+                Some(Event::Preamble { features, .. }) => {
+                    self.compressor = Compression::of_features(features).map(Compressor::new);
+                }
                 None if self.ended => return Err(Broken::Closed),
                 None => return Ok(None),
             }

@@ -98,7 +98,7 @@ impl Session {
         };
         let now = ctx.clock(wall_offset_ms);
         Self {
-            conn: Conn::new(link, Side::Master),
+            conn: Conn::new(ctx, link, Side::Master),
             session: MasterSession::new(config, open.view, open.epochs.clone(), now),
             asked: None,
             seen: open.version,

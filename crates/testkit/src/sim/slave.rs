@@ -86,7 +86,7 @@ enum State {
     /// Until it connects again.
     Pausing(Moment),
     /// There is a connection, and the store is asked where it stands.
-    Beginning(Conn),
+    Beginning(Box<Conn>),
     Following(Box<Follow>),
 }
 
@@ -237,7 +237,7 @@ impl Slave {
     pub(super) fn connected(&mut self, ctx: &mut Context, conn: Conn) {
         let Some(process) = &mut self.process else { return };
         ctx.call(self.store, Owner::Follow { node: self.node, life: process.life }, Request::Reopen);
-        process.state = State::Beginning(conn);
+        process.state = State::Beginning(Box::new(conn));
     }
 
     /// What a hello from here would say, if the process began now.
@@ -325,7 +325,7 @@ impl Slave {
                     process.state = State::Opening(Opening::Reopen);
                 }
             },
-            State::Beginning(conn) => self.begin(ctx, conn, hello),
+            State::Beginning(conn) => self.begin(ctx, *conn, hello),
             state => process.state = state,
         }
     }
@@ -470,7 +470,7 @@ const LONGEST_PAUSE: Moment = 400 * MILLI;
 impl Process {
     fn conn(&mut self) -> Option<&mut Conn> {
         match &mut self.state {
-            State::Beginning(conn) => Some(conn),
+            State::Beginning(conn) => Some(conn.as_mut()),
             State::Following(follow) => follow.conn.as_mut(),
             _ => None,
         }

@@ -281,7 +281,8 @@ impl World {
         let Some(link) = self.accept(server, node) else {
             return self.slaves[node].not_connected(&mut self.ctx);
         };
-        self.slaves[node].connected(&mut self.ctx, Conn::new(link, Side::Slave));
+        let conn = Conn::new(&self.ctx, link, Side::Slave);
+        self.slaves[node].connected(&mut self.ctx, conn);
     }
 
     /// A connection to somebody who serves, from a slave or from a stranger.

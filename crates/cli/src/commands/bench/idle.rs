@@ -25,9 +25,9 @@ pub(super) async fn round(place: &Place<'_>, args: &args::Bench) -> anyhow::Resu
 
 // Entries that a fresh master writes a second, with slaves of that prefix or without any; and what each of them weighs.
 async fn written(args: &args::Bench, prefix: Option<&str>) -> anyhow::Result<(f64, f64)> {
-    let mut master = Peer::start("memory:", false)?;
+    let mut master = Peer::start("memory:", false, None)?;
     let from = master.ask(&Order::Host).await?.address.context("the master has no address")?;
-    let mut slaves = Peer::start("memory:", false)?;
+    let mut slaves = Peer::start("memory:", false, None)?;
     let mut each = 0.0;
     if let Some(prefix) = prefix {
         // Its first record is the beginning of its epoch.

@@ -4,6 +4,7 @@
 //! ([`peer`]), as in real life, over TCP on the loopback interface.
 
 mod catch_up;
+mod compression;
 mod copy;
 mod derive;
 mod discard;
@@ -87,7 +88,11 @@ async fn measure(args: &args::Bench, json: bool) -> anyhow::Result<()> {
     }
     let beside = scenarios.iter().all(|scenario| scenario.is_comparison());
     let synced = if beside { "" } else { ", synced" };
-    say!("{}{synced}; medians of {} rounds", workload::words(args), args.rounds)?;
+    let what = match scenarios {
+        [Scenario::Compression] => workload::words_of_text(args),
+        _ => workload::words(args),
+    };
+    say!("{what}{synced}; medians of {} rounds", args.rounds)?;
     say!("{}", if beside { figure::table_beside(&rows) } else { figure::table(&rows) })?;
     Ok(())
 }
@@ -118,6 +123,7 @@ async fn round(scenario: Scenario, kinds: &[&str], number: usize, args: &args::B
             Scenario::Idle => idle::round(&place, args).await?,
             Scenario::Growth => growth::round(&place, args).await?,
             Scenario::Derive => derive::round(&place, args).await?,
+            Scenario::Compression => compression::round(&place, args).await?,
             Scenario::Redis => redis::round(&place, args).await?,
             Scenario::Nats => nats::round(&place, args).await?,
             Scenario::LevelMaster => level_master::round(&place, args).await?,
@@ -180,7 +186,7 @@ impl<'a> Place<'a> {
 
     /// Whoever follows, with a store of that name, in a process of its own.
     fn peer(&self, name: &str) -> anyhow::Result<Peer> {
-        Peer::start(&self.url(name), self.buffered)
+        Peer::start(&self.url(name), self.buffered, None)
     }
 
     /// The store, and when it is on disk, where something else stands beside it.

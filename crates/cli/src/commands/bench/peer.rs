@@ -6,19 +6,23 @@ use std::collections::BTreeMap;
 use std::io::BufRead;
 use std::net::SocketAddr;
 use std::process::{ExitCode, Stdio};
+use std::sync::atomic::Ordering;
 use std::time::{Instant, SystemTime};
 
 use anyhow::{Context, anyhow, bail};
 use hdrhistogram::Histogram;
 use replikv::{
-    Centre, Durability, KeyRange, LinkConfig, LinkId, LinkStore, Master, ReplicaStore, Seq, Slave, SlaveConfig,
+    Centre, Compression, Durability, KeyRange, LinkConfig, LinkId, LinkStore, Master, ReplicaStore, Seq, Slave,
+    SlaveConfig,
 };
 use serde::{Deserialize, Serialize};
 use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader};
+use tokio::net::TcpStream;
 use tokio::process::{Child, ChildStdin, ChildStdout, Command};
 use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
 
+use super::compression::Counted;
 use super::discard::DiscardStore;
 use super::receive::Receivers;
 use super::redis::Drain;
@@ -32,6 +36,9 @@ use crate::store::{self, Store};
 pub(super) enum Order {
     /// Follow that master, if it does not yet, until it has that record. Answered with the time from here on.
     Follow { from: SocketAddr, until: u64 },
+    /// As `Follow`, over a connection whose bytes are counted. Answered with these as well, and with the processor time
+    /// that went into it.
+    Count { from: SocketAddr, until: u64 },
     /// Let the connection go.
     Leave,
     /// As `Follow`, but of a centre with a link to each of these masters, until each has its record.
@@ -63,6 +70,10 @@ pub(super) struct Answer {
     pub(super) address: Option<SocketAddr>,
     /// Bytes of memory that the process has.
     pub(super) resident: f64,
+    /// Bytes that have arrived.
+    pub(super) received: u64,
+    /// Seconds of processor time.
+    pub(super) processor: f64,
 }
 
 /// Microseconds.
@@ -101,11 +112,12 @@ pub(super) struct Peer {
 }
 
 impl Peer {
-    pub(super) fn start(url: &str, buffered: bool) -> anyhow::Result<Self> {
+    pub(super) fn start(url: &str, buffered: bool, compress: Option<Compression>) -> anyhow::Result<Self> {
         let program = std::env::current_exe().context("the program cannot find itself")?;
         let mut process = Command::new(program)
             .args(["bench-peer", "--store", url])
             .args(buffered.then_some("--buffered"))
+            .args(compress.into_iter().flat_map(|algorithm| ["--compress", algorithm.name()]))
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .kill_on_drop(true)
@@ -153,6 +165,7 @@ pub(crate) async fn run(args: args::BenchPeer) -> anyhow::Result<ExitCode> {
     let mut follower = Follower {
         url: args.store,
         durability,
+        compress: args.compress,
         slave: None,
         centre: None,
         fan: Vec::new(),
@@ -173,6 +186,7 @@ pub(crate) async fn run(args: args::BenchPeer) -> anyhow::Result<ExitCode> {
 struct Follower {
     url: String,
     durability: Durability,
+    compress: Option<Compression>,
     slave: Option<(Slave<Store>, Option<JoinHandle<()>>)>,
     centre: Option<Links>,
     fan: Vec<Slave<DiscardStore>>,
@@ -190,6 +204,7 @@ impl Follower {
     async fn obey(&mut self, order: Order) -> anyhow::Result<Answer> {
         match order {
             Order::Follow { from, until } => self.follow(from, until).await,
+            Order::Count { from, until } => self.count(from, until).await,
             Order::Leave => {
                 // As a connection that breaks: what it holds stays, also in memory.
                 if let Some(following) = self.slave.as_mut().and_then(|slave| slave.1.take()) {
@@ -225,15 +240,39 @@ impl Follower {
         }
     }
 
-    async fn follow(&mut self, from: SocketAddr, until: u64) -> anyhow::Result<Answer> {
-        let (slave, following) = match &mut self.slave {
+    async fn slave(&mut self) -> anyhow::Result<&mut (Slave<Store>, Option<JoinHandle<()>>)> {
+        let slave = match self.slave.take() {
             Some(slave) => slave,
             None => {
-                let config = SlaveConfig::new("bench").durability(self.durability);
-                let slave = Slave::open(store::open(&self.url)?, config).await?;
-                self.slave.insert((slave, None))
+                let config = SlaveConfig::new("bench").durability(self.durability).compression(self.compress);
+                (Slave::open(store::open(&self.url)?, config).await?, None)
             }
         };
+        Ok(self.slave.insert(slave))
+    }
+
+    async fn count(&mut self, from: SocketAddr, until: u64) -> anyhow::Result<Answer> {
+        let (slave, following) = self.slave().await?;
+        let (start, before) = (Instant::now(), processor_time()?);
+        let stream = TcpStream::connect(from).await.context("the master cannot be reached")?;
+        stream.set_nodelay(true)?;
+        let (stream, received) = Counted::new(stream);
+        let counted = slave.clone();
+        *following = Some(tokio::spawn(async move { drop(counted.follow(stream).await) }));
+        slave.wait_applied(Seq::new(until)).await?;
+        let (seconds, status) = (start.elapsed().as_secs_f64(), slave.status());
+        Ok(Answer {
+            seconds,
+            copies: status.copies,
+            comparisons: status.comparisons,
+            received: received.load(Ordering::Relaxed),
+            processor: processor_time()? - before,
+            ..Answer::default()
+        })
+    }
+
+    async fn follow(&mut self, from: SocketAddr, until: u64) -> anyhow::Result<Answer> {
+        let (slave, following) = self.slave().await?;
         let start = Instant::now();
         if following.is_none() {
             *following = Some(tokio::spawn(follow(slave.clone(), from)));
@@ -315,6 +354,19 @@ async fn follow<S: ReplicaStore>(slave: Slave<S>, from: SocketAddr) {
         note!("replikv: the second process no longer follows: {error}");
         // Nobody would answer whoever waits for it.
         std::process::exit(i32::from(crate::FAILED));
+    }
+}
+
+/// Seconds of processor time that this process has used. The system tells it in steps of ten milliseconds.
+pub(super) fn processor_time() -> anyhow::Result<f64> {
+    const TICKS_A_SECOND: f64 = 100.0;
+    let stat = std::fs::read_to_string("/proc/self/stat").context("this system does not tell the processor time")?;
+    // Behind the name of the program, which may hold anything: the state is the third field.
+    let rest = stat.rsplit_once(')').map_or("", |(_, rest)| rest);
+    let ticks: Vec<f64> = rest.split_whitespace().skip(11).take(2).filter_map(|field| field.parse().ok()).collect();
+    match ticks[..] {
+        [user, system] => Ok((user + system) / TICKS_A_SECOND),
+        _ => bail!("/proc/self/stat has no processor time"),
     }
 }
 

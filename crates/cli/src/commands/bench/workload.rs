@@ -68,6 +68,11 @@ pub(super) fn words(args: &args::Bench) -> String {
     format!("{entries} entries, {keys} 16-byte keys, {}-byte values, {} a batch", args.value, args.batch)
 }
 
+/// Of text.
+pub(super) fn words_of_text(args: &args::Bench) -> String {
+    format!("{} paragraphs of text, {} a batch", ui::thousands(args.entries as u64), args.batch)
+}
+
 /// So many at once, and at the end what is left.
 pub(super) fn batches(
     mut entries: impl Iterator<Item = (Key, Bytes)>,
