@@ -50,8 +50,11 @@ fn value(text: &str, name: &str) -> Option<f64> {
 }
 
 fn serving(place: &Place, more: &[&str]) -> (Running, String, String) {
-    let store = place.filled("central");
-    let args = ["serve", "--store", &store, "--listen", "127.0.0.1:0", "--metrics", "127.0.0.1:0"];
+    serving_store(&place.filled("central"), more)
+}
+
+fn serving_store(store: &str, more: &[&str]) -> (Running, String, String) {
+    let args = ["serve", "--store", store, "--listen", "127.0.0.1:0", "--metrics", "127.0.0.1:0"];
     let master = Running::spawn(&[&args, more].concat());
     let metrics = metrics_of(&master);
     let address = master.line().rsplit_once(' ').unwrap().1.to_string();
@@ -69,7 +72,9 @@ fn a_slave_that_asks_for_compression_is_sent_far_less() {
     let place = Place::new();
     let text = "the same words, again and again, ".repeat(40);
     let file = place.file("entries.tsv", (0..3000).map(|n| format!("k{n:05}\t{n} {text}\n")).collect::<String>());
-    let (master, address, metrics) = serving(&place, &["--import", &file]);
+    let store = place.filled("central");
+    run(&["import", "--store", &store, &file]).ok();
+    let (master, address, metrics) = serving_store(&store, &[]);
     let mut before = 0.0;
     for (algorithm, most) in [(None, 6e6), (Some("lz4"), 6e5), (Some("zstd"), 3e5)] {
         let name = algorithm.unwrap_or("plain");
