@@ -189,6 +189,30 @@ async fn two_promotions_at_one_position_refuse_each_other() -> Result<(), Error>
     Ok(())
 }
 
+// The record that would tell is damaged; whose epoch reigned there is known all the same.
+#[tokio::test]
+async fn a_twin_has_diverged_also_where_the_record_of_the_other_is_damaged() -> Result<(), Error> {
+    let old = master(&store(), MasterConfig::default()).await;
+    let stores = [store(), store()];
+    old.put("k", "1").await?;
+    for (n, store) in stores.iter().enumerate() {
+        let slave = slave(store, &format!("slave-{n}")).await;
+        catch_up(&old, &slave).await?;
+        soon(slave.promote()).await?;
+    }
+    let (one, two) = (open(&stores[0]).await, open(&stores[1]).await);
+    let twin = support::followed(&two, "twin").await;
+    let began = two.status().published.seq;
+    one.put("k", "2").await?;
+    one.put("k", "3").await?;
+    one.shutdown().await?;
+    let damaged = again(&stores[0]);
+    damaged.damage(Keyspace::Log, &began.to_key(), |record| record.truncate(9)).await?;
+    let one = master(&damaged, MasterConfig::default().ring_bytes(0)).await;
+    assert_eq!(refused(&one, &slave(&twin, "twin").await).await, RejectCode::Diverged);
+    Ok(())
+}
+
 #[tokio::test]
 async fn what_holds_no_state_of_a_master_is_not_promoted() -> Result<(), Error> {
     let empty = store();

@@ -344,7 +344,8 @@ impl<S: ReplicaStore> History<S> {
             Err(error) => error,
         };
         self.record_is_damaged(position.seq, &error);
-        Ok(Located::Below)
+        // Whose epoch reigned there is known nevertheless.
+        Ok(self.locate_below(position))
     }
 
     // What follows is there, as touches. The digest of the record itself is known where something has kept it: the end of

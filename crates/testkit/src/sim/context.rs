@@ -337,6 +337,12 @@ impl Context {
         allowed
     }
 
+    /// What a store held is gone, and this is there instead.
+    pub(super) fn replace_store(&mut self, store: usize, image: Maps) {
+        self.stores[store].replace(image);
+        self.oracle.replaced(store);
+    }
+
     pub(super) fn add_store(&mut self, image: Maps) -> usize {
         self.stores.push(ModelStore::new(image));
         self.stores.len() - 1

@@ -426,7 +426,7 @@ impl World {
                 }
                 if let Some(image) = image {
                     self.take_down(store, false);
-                    self.ctx.stores[store].replace(image);
+                    self.ctx.replace_store(store, image);
                     self.masters[master].start(&mut self.ctx);
                 }
                 self.ctx.after(200 * MILLI, next(11));
@@ -454,14 +454,14 @@ impl World {
     fn replace_master(&mut self, node: usize, image: Maps) {
         let store = self.masters[node].store;
         self.take_down(store, false);
-        self.ctx.stores[store].replace(image);
+        self.ctx.replace_store(store, image);
         self.later(SECOND, Passing::MasterBack(node));
     }
 
     fn give_image(&mut self, node: usize, image: Maps) {
         let store = self.slaves[node].store;
         self.take_down(store, false);
-        self.ctx.stores[store].replace(image);
+        self.ctx.replace_store(store, image);
         self.slaves[node].start(&mut self.ctx);
     }
 }

@@ -312,6 +312,11 @@ impl Oracle {
         self.fenced.insert(store);
     }
 
+    /// A store holds something else than before: what it knew is not known there.
+    pub(super) fn replaced(&mut self, store: usize) {
+        self.fenced.remove(&store);
+    }
+
     // A slave's store became a master's.
     fn promoted(&mut self, store: &ModelStore, before: &Before, coverage: &mut Coverage) {
         coverage.met(Scene::Promoted);

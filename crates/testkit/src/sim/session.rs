@@ -697,7 +697,8 @@ fn stored(
         }
     }
     open.damaged = open.damaged.max(Some(position.seq));
-    Located::Below
+    // Whose epoch reigned there is known nevertheless.
+    locate_below(ctx, open, position)
 }
 
 fn same(ctx: &Context, view: &View, position: &Position, held: Position) -> Located {
