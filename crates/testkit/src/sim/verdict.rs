@@ -55,9 +55,11 @@ impl Judged<'_> {
         if !hello.on_divergence.resyncs(code) {
             return vec![verdict];
         }
-        let states = [self.view.published, self.view.handed];
-        let mut states = states.iter().filter_map(|position| self.model.point(position));
-        // It may have been looked for a moment ago.
+        // It may have been looked for a moment ago, between any two of the records that are on their way.
+        let under_way = self.view.handed.seq.since(self.view.published.seq);
+        let handed = self.model.point(&self.view.handed);
+        let states = std::iter::successors(handed, |point| self.model.before(point));
+        let mut states = states.take(usize::try_from(under_way).unwrap_or(usize::MAX).saturating_add(1));
         let empty = self.store.visible.of(Keyspace::Data).is_empty() || states.any(|point| point.state.is_empty());
         if empty { vec![Verdict::Resync, verdict] } else { vec![Verdict::Resync] }
     }
