@@ -512,12 +512,7 @@ impl World {
         let (server, path) = self.served_by(node);
         let slave = &mut self.slaves[node];
         let master = &self.masters[slave.target];
-        let Some(open) = master.opened() else {
-            // Its time is over, and nothing is left of whoever came after it: what becomes of it is for people to decide.
-            let head = self.ctx.stores[master.store].head().map(|head| head.position);
-            let is_last = head.is_some_and(|head| !self.ctx.newer_epoch(head.epoch.number));
-            return if master.superseded && is_last { Ok(false) } else { Err("its master is not open".into()) };
-        };
+        let Some(open) = master.opened() else { return Err("its master is not open".into()) };
         let hello = slave.hello(&self.ctx);
         let view: View = open.view;
         let judged = Judged {
