@@ -1,5 +1,7 @@
 //! How a node is, for people and probes.
 
+use std::fmt::Display;
+
 use replikv_core::{KeyRange, KeyRanges};
 use serde::{Deserialize, Serialize, Serializer};
 
@@ -40,6 +42,11 @@ pub struct Health {
     pub reason: String,
     /// Since when, by this machine's clock; milliseconds since the Unix epoch.
     pub since_unix_ms: u64,
+}
+
+/// What has a name, for whoever reads a status.
+pub(crate) fn displayed<T: Display, S: Serializer>(named: &Option<T>, to: S) -> Result<S::Ok, S::Error> {
+    named.as_ref().map(ToString::to_string).serialize(to)
 }
 
 /// Key ranges, for whoever reads a status.

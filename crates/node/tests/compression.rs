@@ -112,6 +112,10 @@ async fn a_copy_the_log_and_what_is_written_meanwhile_are_compressed() -> Result
         let token = master.put("live", text(51)).await?;
         soon(slave.wait_applied(token)).await?;
         assert_eq!(tap.compressed(RECORDS), before + 1, "{algorithm}");
+        let status = master.status();
+        assert_eq!(status.slaves[0].compression, Some(algorithm));
+        let told = serde_json::to_value(&status)?;
+        assert_eq!(told["slaves"][0]["compression"], algorithm.name());
         assert_equal(&master, &slave).await;
 
         // Away and back: through the log.
@@ -168,6 +172,7 @@ async fn nothing_is_compressed_unless_both_sides_want_it() -> Result<(), Error> 
         assert_equal(&master, &slave).await;
         assert!(tap.frames().iter().all(|(_, flags, _)| flags & COMPRESSED == 0), "{:?}", tap.frames());
         assert!(tap.plain(RECORDS) > 0);
+        assert_eq!(master.status().slaves[0].compression, None);
     }
     Ok(())
 }

@@ -21,7 +21,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::history::{History, Rooms};
 use super::listening::Listening;
-use super::sessions::Entered;
+use super::sessions::{Entered, Joined};
 use super::{Master, ServeError};
 use crate::reads::ask_for_json;
 use crate::reads::serve::{Asked, Ended as Asking, Refused, Wish, answer_all, tell};
@@ -407,8 +407,9 @@ impl<N: Serves<S>, S: ReplicaStore> Driver<'_, N, S> {
                 // A question of a comparison is the longest that a slave has to say.
                 connection.set_limits(DecoderLimits { control: 2 << 20, data: 1 << 20 });
                 self.listening = (!ranges.is_all()).then(|| inner.listen(&ranges));
-                self.entered =
-                    Some(inner.sessions.enter(&slave, temporary, ranges, start, inner.clock.now().monotonic));
+                let compression = connection.compression();
+                let joined = Joined { name: &slave, temporary, ranges, compression, start };
+                self.entered = Some(inner.sessions.enter(joined, inner.clock.now().monotonic));
                 if !temporary {
                     let name = SlotName::slave(slave);
                     inner.slots.with(|slots| slots.connected(&name, inner.slot_time()));

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use arc_swap::ArcSwap;
 use replikv_core::{KeyRanges, Seq};
-use replikv_proto::Progress;
+use replikv_proto::{Compression, Progress};
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
@@ -24,6 +24,8 @@ pub(super) struct Session {
     consistent: AtomicBool,
     /// The keys that it subscribes to. Where that is a part of them, nobody waits for it, and it vouches for nothing.
     pub(super) ranges: KeyRanges,
+    /// How what it is sent is compressed.
+    pub(super) compression: Option<Compression>,
     /// Nothing is kept for it once it is gone, and nobody waits for it.
     temporary: bool,
     /// How many bytes of records there were up to `applied`.
@@ -67,6 +69,17 @@ impl Session {
     }
 }
 
+/// A slave that is accepted.
+#[derive(Debug)]
+pub(super) struct Joined<'a> {
+    pub(super) name: &'a str,
+    pub(super) temporary: bool,
+    pub(super) ranges: KeyRanges,
+    pub(super) compression: Option<Compression>,
+    /// The record after which it is sent some.
+    pub(super) start: Seq,
+}
+
 type Map = BTreeMap<String, Arc<Session>>;
 
 /// All slaves that are being served, by name.
@@ -83,14 +96,8 @@ impl Sessions {
 
     /// Enters a slave. An older session of that name is told to end: the newest connection counts, since the older one
     /// may be half open for a long time.
-    pub(super) fn enter(
-        self: &Arc<Self>,
-        name: &str,
-        temporary: bool,
-        ranges: KeyRanges,
-        start: Seq,
-        now: Duration,
-    ) -> Entered {
+    pub(super) fn enter(self: &Arc<Self>, slave: Joined<'_>, now: Duration) -> Entered {
+        let Joined { name, temporary, ranges, compression, start } = slave;
         let session = Arc::new(Session {
             name: name.into(),
             connected_at: now,
@@ -101,6 +108,7 @@ impl Sessions {
             heard_ms: AtomicU64::new(millis(now)),
             consistent: AtomicBool::new(false),
             ranges,
+            compression,
             temporary,
             applied_bytes: AtomicU64::new(0),
             stuck_since_ms: AtomicU64::new(0),

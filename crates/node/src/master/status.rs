@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use replikv_core::{KeyRanges, Position, ReplicaStore, Seq, SourceId, StoreError};
-use replikv_proto::{Compacted, LogEntry, RecordHeader, View};
+use replikv_proto::{Compacted, Compression, LogEntry, RecordHeader, View};
 use serde::Serialize;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
@@ -61,6 +61,9 @@ pub struct SlaveSeen {
     /// text; what is not printable is escaped.
     #[serde(serialize_with = "crate::health::ranges_as_text")]
     pub ranges: Option<KeyRanges>,
+    /// How what it is sent is compressed; `None` if it is sent as it is. As JSON its name: `lz4`, `zstd`.
+    #[serde(serialize_with = "crate::health::displayed")]
+    pub compression: Option<Compression>,
     /// The last record that is readable there.
     pub applied: Seq,
     /// The last record that is on stable storage there.
@@ -183,6 +186,7 @@ impl<S> History<S> {
             SlaveSeen {
                 name: session.name.clone(),
                 ranges: (!session.ranges.is_all()).then(|| session.ranges.clone()),
+                compression: session.compression,
                 applied: progress.applied,
                 durable: progress.durable,
                 consistent: progress.consistent,

@@ -403,7 +403,7 @@ impl<S: ReplicaStore> ApplyTask<S> {
             Some(commits) => Some(commits.lock().await),
             None => None,
         };
-        let apply = apply_beside(&inner, writes, durability);
+        let apply = apply_beside(&inner.store, writes, durability);
         tokio::pin!(apply);
         let mut open = true;
         loop {
@@ -504,15 +504,15 @@ impl Mending {
 // A store may take a write set on the thread that asks, without a pause. What is long goes to a task of its own, so that the
 // next group is gathered and folded meanwhile. It is waited for here, and decided also where nobody waits any more.
 async fn apply_beside<S: ReplicaStore>(
-    inner: &Arc<Inner<S>>,
+    store: &Arc<S>,
     writes: WriteSet,
     durability: Durability,
 ) -> Result<(), StoreError> {
     if writes.byte_len() < LARGE {
-        return inner.store.apply(writes, durability).await;
+        return store.apply(writes, durability).await;
     }
-    let inner = inner.clone();
-    let applied = tokio::spawn(async move { inner.store.apply(writes, durability).await });
+    let store = store.clone();
+    let applied = tokio::spawn(async move { store.apply(writes, durability).await });
     applied.await.unwrap_or_else(|error| Err(StoreError::backend_unknown(error)))
 }
 
@@ -521,3 +521,6 @@ async fn closing_for(closing: &CancellationToken, patience: Duration) {
     closing.cancelled().await;
     sleep(patience).await;
 }
+
+#[cfg(test)]
+mod tests;

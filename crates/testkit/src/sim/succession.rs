@@ -4,7 +4,7 @@
 //! the mistakes that can be made: promotes while the master goes on, promotes two at once, leaves slaves where they were,
 //! and sends others to a master whose time is over.
 
-use replikv_core::KeyRanges;
+use replikv_core::{Cursor, KeyRanges};
 use replikv_proto::OnDivergence;
 use replikv_proto::layout::Role;
 
@@ -153,20 +153,55 @@ impl World {
 
     /// Everybody finds his place: there is one master, and all others follow it.
     pub(super) fn order(&mut self) {
-        if self.ctx.topology != Topology::Failover {
+        if self.ctx.topology != Topology::Failover || self.slaves.iter().any(super::slave::Slave::is_promoting) {
             return;
         }
-        let newest = self.newest();
         for node in self.active_masters().collect::<Vec<_>>() {
-            if node != newest {
+            self.resign(node);
+        }
+        let newest = self.newest();
+        let reigns = self.masters[newest].counts() && !self.masters[newest].superseded;
+        for node in self.active_masters().collect::<Vec<_>>() {
+            if node != newest || !reigns {
                 self.demote(node, newest);
             }
+        }
+        if !reigns && let Some(heir) = self.heir() {
+            // The one who took over is gone: whoever has come furthest in the newest epoch takes over from him.
+            return self.slaves[heir].promote(&mut self.ctx);
         }
         for node in self.active_slaves().collect::<Vec<_>>() {
             if self.slaves[node].target != newest {
                 self.send(node, newest);
             }
         }
+    }
+
+    // A promotion that was believed in, and that a failed sync has taken back: the store is a slave's as before.
+    fn resign(&mut self, node: usize) {
+        let identity = self.ctx.stores[self.masters[node].store].identity();
+        if identity.is_some_and(|identity| identity.role == Role::Slave) {
+            self.masters[node].kill(&mut self.ctx, false);
+            (self.masters[node].idle, self.slaves[node].idle) = (true, false);
+            self.slaves[node].start(&mut self.ctx);
+        }
+    }
+
+    // The slave that is as far in the newest epoch as any, once all who were masters stand where they stood.
+    fn heir(&self) -> Option<usize> {
+        let steps_down = |node: usize| {
+            let identity = self.ctx.stores[self.slaves[node].store].identity();
+            identity.is_some_and(|identity| identity.role == Role::Master)
+        };
+        if self.active_slaves().any(steps_down) {
+            return None;
+        }
+        let stands = |node: &usize| {
+            let maps = &self.ctx.stores[self.slaves[*node].store].visible;
+            let cursor = maps.cursor().filter(|cursor| cursor.is_consistent() && self.slaves[*node].ranges.is_all());
+            cursor.map(|Cursor { position, .. }| (position.epoch.number, position.seq, position.epoch.nonce))
+        };
+        self.active_slaves().filter(|node| stands(node).is_some()).max_by_key(stands)
     }
 
     // The master of the highest epoch; of twins the one who has come further.
