@@ -79,7 +79,7 @@ crash STATES="100000" *ARGS:
 
 # Masters and slaves over TCP, on real stores, killed so often each.
 kill-loop CYCLES="1000":
-    REPLIKV_KILLS={{CYCLES}} cargo test --release --all-features --test kill -- --nocapture
+    REPLIKV_KILLS={{CYCLES}} cargo test --release --all-features --test kill -- --nocapture --test-threads 6
 
 # Aggregates of a hundred masters and their centre, killed all the while, against a recomputation, after so many operations.
 aggregates OPERATIONS="1000000":

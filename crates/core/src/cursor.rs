@@ -365,6 +365,11 @@ mod tests {
         assert_eq!(whole.moved(&pieces, &KeyRanges::all()).fill(), Some(Fill::Compare));
         let bytes = Cursor { position: position(9), coverage: whole.moved(&pieces, &grown) }.to_bytes();
         assert!(Cursor::from_bytes(&bytes).is_some());
+        // And so are few whose bounds are long.
+        let from = |len: usize, first: u8| KeyRange::from_bounds(vec![first; len]..vec![first + 1; len]);
+        let long = |len: usize| whole.moved(&KeyRanges::default(), &KeyRanges::new([from(len, 1), from(len, 5)])).fill();
+        assert_eq!(long(MAX_COPIED_BYTES / 4), Some(Fill::Copy));
+        assert_eq!(long(MAX_COPIED_BYTES / 4 + 1), Some(Fill::Compare));
     }
 
     #[test]

@@ -157,3 +157,34 @@ impl StoreError {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_what_passes_by_itself_is_tried_again() {
+        let transient = StoreError::Transient { reason: "locked".into() };
+        let busy = StoreError::Busy { holder: "another process".into() };
+        assert!(transient.is_retryable() && busy.is_retryable());
+        let lasting = [
+            StoreError::KeyEmpty,
+            StoreError::HeadMoved,
+            StoreError::Closed,
+            StoreError::StoreFull { hint: "grow it".into() },
+            StoreError::Corrupt { what: "a page".into() },
+            StoreError::Fatal { reason: "a sync failed".into() },
+            StoreError::backend("no"),
+            StoreError::backend_unknown("no"),
+        ];
+        assert!(lasting.iter().all(|error| !error.is_retryable()));
+    }
+
+    #[test]
+    fn what_a_store_holds_is_known_unless_it_says_otherwise() {
+        assert_eq!(StoreError::backend("no").outcome(), Outcome::Unchanged);
+        assert_eq!(StoreError::backend_unknown("no").outcome(), Outcome::Unknown);
+        assert_eq!(StoreError::Fatal { reason: "a sync failed".into() }.outcome(), Outcome::Unknown);
+        assert_eq!(StoreError::Busy { holder: "another process".into() }.outcome(), Outcome::Unchanged);
+    }
+}

@@ -29,3 +29,23 @@ impl StoreLimits {
         self.max_key >= other.max_key && self.max_value >= other.max_value && self.max_batch >= other.max_batch
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn limits_hold_others_only_if_none_of_the_three_is_smaller() {
+        let limits = StoreLimits { max_key: 10, max_value: 10, max_batch: 10 };
+        assert!(limits.holds(&limits));
+        let each: [fn(&mut StoreLimits) -> &mut usize; 3] =
+            [|limits| &mut limits.max_key, |limits| &mut limits.max_value, |limits| &mut limits.max_batch];
+        for one in each {
+            let (mut smaller, mut larger) = (limits, limits);
+            *one(&mut smaller) = 9;
+            *one(&mut larger) = 11;
+            assert!(limits.holds(&smaller) && !limits.holds(&larger) && larger.holds(&limits));
+            assert_eq!((limits.min(smaller), limits.min(larger)), (smaller, limits));
+        }
+    }
+}
