@@ -651,6 +651,9 @@ pub(crate) struct Bench {
     /// How often each row is measured; the median is printed.
     #[arg(long, default_value_t = 3)]
     pub(crate) rounds: usize,
+    /// Measure the round of this number only, of one scenario and one store, and print its figures as JSON.
+    #[arg(long, hide = true, value_name = "NUMBER")]
+    pub(crate) round: Option<usize>,
     /// With compression: the text that is written, a paragraph an entry. By default the Rust and Markdown files below the
     /// current directory.
     #[arg(long, value_name = "FILE", num_args = 1..)]

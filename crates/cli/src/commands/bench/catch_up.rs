@@ -2,12 +2,10 @@
 //! they come. Both begin with half as many other entries: a slave that misses more than there is data would not go through
 //! the log.
 
-use bytes::Bytes;
-
 use super::figure::Sample;
 use super::peer::Order;
-use super::workload::{Entries, Key, ingest, write};
-use super::{Place, serve};
+use super::workload::{Entries, ingest, sorted, write};
+use super::{Place, Raw, serve};
 use crate::{args, store};
 
 const RAW: usize = 1_000;
@@ -15,12 +13,8 @@ const LOAD: usize = 10_000;
 const RING: usize = 64 << 10;
 
 pub(super) async fn round(place: &Place<'_>, args: &args::Bench) -> anyhow::Result<Vec<Sample>> {
-    let raw = place.open("raw")?;
-    ingest(&raw, before(args).into_iter(), LOAD).await?;
-    let base = ingest(&raw, Entries::new(args).take(args.entries), RAW).await?;
-    raw.close().await?;
-    drop(raw);
-    place.remove("raw")?;
+    let there = Raw { part: 1, entries: args.entries / 2 + 1, sorted: true, batch: LOAD };
+    let base = place.raw([there, Raw { part: 0, entries: args.entries, sorted: false, batch: RAW }], args).await?;
     let rate = through_log(place, args).await?;
     let goal = match place.kind {
         "lmdb" => Some(6.0),
@@ -31,16 +25,10 @@ pub(super) async fn round(place: &Place<'_>, args: &args::Bench) -> anyhow::Resu
     Ok(vec![Sample::rate("catch-up", place.kind, format!("batches of {}", args.batch), rate, base).goal(goal)])
 }
 
-fn before(args: &args::Bench) -> Vec<(Key, Bytes)> {
-    let mut before: Vec<_> = Entries::part(args, 1).take(args.entries / 2 + 1).collect();
-    before.sort_unstable_by_key(|entry| entry.0);
-    before
-}
-
 /// How many entries a second a slave gets through that was away.
 pub(super) async fn through_log(place: &Place<'_>, args: &args::Bench) -> anyhow::Result<f64> {
     let store = place.open("master")?;
-    ingest(&store, before(args).into_iter(), LOAD).await?;
+    ingest(&store, sorted(Entries::part(args, 1).take(args.entries / 2 + 1)).into_iter(), LOAD).await?;
     // What a ring in memory holds would be served from there.
     let config = place.config().ring_bytes(RING);
     let master = store::open_master(store, place.kind, config).await?;

@@ -3,26 +3,20 @@
 
 use super::figure::Sample;
 use super::peer::Order;
-use super::workload::{Entries, ingest};
-use super::{Place, serve};
+use super::workload::{Entries, ingest, sorted};
+use super::{Place, Raw, serve};
 use crate::args;
 
 const BATCHES: [usize; 3] = [1_000, 10_000, 100_000];
 
 pub(super) async fn round(place: &Place<'_>, args: &args::Bench) -> anyhow::Result<Vec<Sample>> {
-    let entries = Entries::sorted(args);
     let mut best: f64 = 0.0;
     for batch in BATCHES {
-        let raw = place.open("raw")?;
-        best = best.max(ingest(&raw, entries.iter().cloned(), batch).await?);
-        raw.close().await?;
-        drop(raw);
-        place.remove("raw")?;
+        best = best.max(place.raw([Raw { part: 0, entries: args.entries, sorted: true, batch }], args).await?);
     }
     // What was there before it became a master's.
     let store = place.open("master")?;
-    ingest(&store, entries.iter().cloned(), 10_000).await?;
-    drop(entries);
+    ingest(&store, sorted(Entries::new(args).take(args.entries)).into_iter(), 10_000).await?;
     let master = place.master_of(store).await?;
     let from = serve(&master).await?;
     let until = master.put("last", "").await?.seq.as_u64();

@@ -2,12 +2,14 @@
 
 use std::fmt;
 
+use serde::{Deserialize, Serialize};
+
 use crate::ui;
 
 /// What one round has measured.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, Serialize, Deserialize)]
 pub(super) struct Sample {
-    pub(super) scenario: &'static str,
+    pub(super) scenario: String,
     pub(super) store: String,
     pub(super) what: String,
     pub(super) value: f64,
@@ -20,18 +22,18 @@ pub(super) struct Sample {
 
 impl Sample {
     /// So many a second, and what they are compared with.
-    pub(super) fn rate(scenario: &'static str, store: &str, what: impl Into<String>, value: f64, base: f64) -> Self {
-        let (store, what) = (store.into(), what.into());
+    pub(super) fn rate(scenario: &str, store: &str, what: impl Into<String>, value: f64, base: f64) -> Self {
+        let (scenario, store, what) = (scenario.into(), store.into(), what.into());
         Self { scenario, store, what, value, unit: Unit::PerSecond, base: Some(base), goal: None }
     }
 
     /// Microseconds.
-    pub(super) fn micros(scenario: &'static str, store: &str, what: impl Into<String>, value: f64) -> Self {
-        let (store, what) = (store.into(), what.into());
+    pub(super) fn micros(scenario: &str, store: &str, what: impl Into<String>, value: f64) -> Self {
+        let (scenario, store, what) = (scenario.into(), store.into(), what.into());
         Self { scenario, store, what, value, unit: Unit::Micros, base: None, goal: None }
     }
 
-    pub(super) fn bytes(scenario: &'static str, store: &str, what: impl Into<String>, value: f64) -> Self {
+    pub(super) fn bytes(scenario: &str, store: &str, what: impl Into<String>, value: f64) -> Self {
         Self { unit: Unit::Bytes, ..Self::micros(scenario, store, what, value) }
     }
 
@@ -41,7 +43,7 @@ impl Sample {
     }
 }
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub(super) enum Unit {
     PerSecond,
@@ -50,9 +52,9 @@ pub(super) enum Unit {
 }
 
 /// The medians of a figure over all rounds.
-#[derive(Debug, Clone, serde::Serialize)]
+#[derive(Debug, Clone, Serialize)]
 pub(super) struct Row {
-    pub(super) scenario: &'static str,
+    pub(super) scenario: String,
     pub(super) store: String,
     pub(super) what: String,
     pub(super) value: f64,
@@ -85,7 +87,7 @@ impl Row {
         let mut ratios: Vec<f64> = figure.iter().filter_map(Sample::ratio).collect();
         ratios.sort_by(f64::total_cmp);
         Some(Self {
-            scenario: first.scenario,
+            scenario: first.scenario.clone(),
             store: first.store.clone(),
             what: first.what.clone(),
             value: median(values)?,
@@ -108,7 +110,7 @@ impl Sample {
     }
 
     fn is_of(&self, other: &Self) -> bool {
-        (self.scenario, &self.store, &self.what) == (other.scenario, &other.store, &other.what)
+        (&self.scenario, &self.store, &self.what) == (&other.scenario, &other.store, &other.what)
     }
 }
 

@@ -22,6 +22,7 @@ mod plot;
 mod receive;
 mod recovery;
 mod redis;
+mod rounds;
 mod summary;
 mod workload;
 mod write;
@@ -38,7 +39,7 @@ use replikv::{Commit, Master, MasterConfig, Retention};
 pub(crate) use self::peer::run as peer;
 
 use self::figure::{Row, Sample};
-use self::peer::Peer;
+use self::peer::{Ingest, Order, Peer};
 use crate::args::{self, Scenario};
 use crate::interrupt::{INTERRUPTED, Interrupt};
 use crate::store::{self, Store};
@@ -62,6 +63,10 @@ async fn measure(args: &args::Bench, json: bool) -> anyhow::Result<()> {
     );
     ensure!(args.value <= store::LIMITS.max_value / 2, "such a value does not fit into a batch");
     let kinds = kinds(args)?;
+    if let (Some(number), [scenario], [kind]) = (args.round, &args.scenarios[..], &kinds[..]) {
+        let samples = round(*scenario, kind, number, args).await?;
+        return Ok(say!("{}", serde_json::to_string(&samples)?)?);
+    }
     if args.scenarios.is_empty() && !args.all {
         ensure!(args.plot.is_none(), "--plot draws what scenarios measure: name one, or --all");
         return summary::run(args, &kinds, json).await;
@@ -72,7 +77,10 @@ async fn measure(args: &args::Bench, json: bool) -> anyhow::Result<()> {
     for &scenario in scenarios {
         let mut samples = Vec::new();
         for number in 0..args.rounds {
-            samples.extend(round(scenario, &kinds, number, args).await.with_context(|| format!("{scenario:?}"))?);
+            for kind in &kinds {
+                let measured = rounds::apart(scenario, kind, number, args).await;
+                samples.extend(measured.with_context(|| format!("{scenario:?}"))?);
+            }
             bar.inc(1);
         }
         ensure!(args.all || !samples.is_empty(), "{scenario:?} is not measured on {}", kinds.join(", "));
@@ -105,32 +113,28 @@ fn kinds(args: &args::Bench) -> anyhow::Result<Vec<&str>> {
     Ok(if args.stores.is_empty() { all.into() } else { args.stores.iter().map(String::as_str).collect() })
 }
 
-async fn round(scenario: Scenario, kinds: &[&str], number: usize, args: &args::Bench) -> anyhow::Result<Vec<Sample>> {
-    let mut samples = Vec::new();
-    for kind in kinds {
-        let mut place = Place::new(kind, number, args)?;
-        // Most of what this is compared with syncs now and then. fjall gains most by doing so as well.
-        place.buffered = scenario.is_comparison() && *kind == "fjall";
-        samples.extend(match scenario {
-            Scenario::Write => write::round(&place, args).await?,
-            Scenario::Writers => writers::round(&place, args).await?,
-            Scenario::CatchUp => catch_up::round(&place, args).await?,
-            Scenario::Copy => copy::round(&place, args).await?,
-            Scenario::Recovery => recovery::round(&place, args).await?,
-            Scenario::Live => live::round(&place, args).await?,
-            Scenario::Latency => latency::round(&place, args).await?,
-            Scenario::FanOut => fan_out::round(&place, args).await?,
-            Scenario::Idle => idle::round(&place, args).await?,
-            Scenario::Growth => growth::round(&place, args).await?,
-            Scenario::Derive => derive::round(&place, args).await?,
-            Scenario::Compression => compression::round(&place, args).await?,
-            Scenario::Redis => redis::round(&place, args).await?,
-            Scenario::Nats => nats::round(&place, args).await?,
-            Scenario::LevelMaster => level_master::round(&place, args).await?,
-            Scenario::FanIn => fan_in::round(&place, args).await?,
-        });
-    }
-    Ok(samples)
+async fn round(scenario: Scenario, kind: &str, number: usize, args: &args::Bench) -> anyhow::Result<Vec<Sample>> {
+    let mut place = Place::new(kind, number, args)?;
+    // Most of what this is compared with syncs now and then. fjall gains most by doing so as well.
+    place.buffered = scenario.is_comparison() && kind == "fjall";
+    Ok(match scenario {
+        Scenario::Write => write::round(&place, args).await?,
+        Scenario::Writers => writers::round(&place, args).await?,
+        Scenario::CatchUp => catch_up::round(&place, args).await?,
+        Scenario::Copy => copy::round(&place, args).await?,
+        Scenario::Recovery => recovery::round(&place, args).await?,
+        Scenario::Live => live::round(&place, args).await?,
+        Scenario::Latency => latency::round(&place, args).await?,
+        Scenario::FanOut => fan_out::round(&place, args).await?,
+        Scenario::Idle => idle::round(&place, args).await?,
+        Scenario::Growth => growth::round(&place, args).await?,
+        Scenario::Derive => derive::round(&place, args).await?,
+        Scenario::Compression => compression::round(&place, args).await?,
+        Scenario::Redis => redis::round(&place, args).await?,
+        Scenario::Nats => nats::round(&place, args).await?,
+        Scenario::LevelMaster => level_master::round(&place, args).await?,
+        Scenario::FanIn => fan_in::round(&place, args).await?,
+    })
 }
 
 /// Where the stores of one kind are, for one round. They go with it.
@@ -189,6 +193,23 @@ impl<'a> Place<'a> {
         Peer::start(&self.url(name), self.buffered, None)
     }
 
+    /// How many entries a second the last of these takes, one after the other, without a master, in a process of its own:
+    /// what it leaves of the memory of a process disturbs nobody.
+    async fn raw<const N: usize>(&self, parts: [Raw; N], args: &args::Bench) -> anyhow::Result<f64> {
+        let mut peer = self.peer("raw")?;
+        let mut rate = 0.0;
+        for Raw { part, entries, sorted, batch } in parts {
+            let order = Ingest { part, entries, sorted, batch, value: args.value, keys: args.keys };
+            let answer = peer.ask(&Order::Ingest(order)).await?;
+            #[allow(clippy::cast_precision_loss, reason = "a figure for people")]
+            let measured = entries as f64 / answer.seconds;
+            rate = measured;
+        }
+        peer.end().await?;
+        self.remove("raw")?;
+        Ok(rate)
+    }
+
     /// The store, and when it is on disk, where something else stands beside it.
     fn words(&self) -> String {
         match self.kind {
@@ -202,6 +223,15 @@ impl<'a> Place<'a> {
     fn remove(&self, name: &str) -> anyhow::Result<()> {
         remove(&self.path(name)).with_context(|| format!("{} cannot be removed", self.path(name).display()))
     }
+}
+
+/// What is put into a store that has no log.
+#[derive(Debug, Clone, Copy)]
+struct Raw {
+    part: usize,
+    entries: usize,
+    sorted: bool,
+    batch: usize,
 }
 
 // The whole log is kept.

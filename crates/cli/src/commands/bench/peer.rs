@@ -26,7 +26,7 @@ use super::compression::Counted;
 use super::discard::DiscardStore;
 use super::receive::Receivers;
 use super::redis::Drain;
-use super::workload::{Entries, write};
+use super::workload::{Entries, ingest, sorted, write};
 use crate::args::{self, Keys};
 use crate::store::{self, Store};
 
@@ -49,6 +49,8 @@ pub(super) enum Order {
     Receive { from: SocketAddr, receivers: usize, bytes: u64 },
     /// Let so many replica connections to a Redis server read what they are sent, until each has had so many bytes.
     Drain { from: SocketAddr, receivers: usize, bytes: u64 },
+    /// Put entries straight into the store, synced. Answered with the time that took.
+    Ingest(Ingest),
     /// Serve a master in memory. Answered with its address, and the memory that the process has.
     Host,
     /// Let that master write so many entries. Answered with the time that took.
@@ -58,6 +60,18 @@ pub(super) enum Order {
     /// Answered when these records are applied, with quantiles of the time since what their values say they were written
     /// at.
     Watch { first: u64, last: u64 },
+}
+
+/// Which entries are put into a store, and how many at once.
+#[derive(Debug, Clone, Copy, Serialize, Deserialize)]
+pub(super) struct Ingest {
+    pub(super) part: usize,
+    pub(super) entries: usize,
+    /// In key order, and not as they come.
+    pub(super) sorted: bool,
+    pub(super) batch: usize,
+    pub(super) value: usize,
+    pub(super) keys: Keys,
 }
 
 #[derive(Debug, Default, Clone, Serialize, Deserialize)]
@@ -172,6 +186,7 @@ pub(crate) async fn run(args: args::BenchPeer) -> anyhow::Result<ExitCode> {
         receivers: Receivers::default(),
         drain: Drain::default(),
         master: None,
+        raw: None,
     };
     while let Some(line) = orders.recv().await {
         let answer = match serde_json::from_str(&line) {
@@ -193,6 +208,7 @@ struct Follower {
     receivers: Receivers,
     drain: Drain,
     master: Option<Master<Store>>,
+    raw: Option<Store>,
 }
 
 struct Links {
@@ -223,6 +239,7 @@ impl Follower {
                 self.drain.drain(from, receivers, bytes).await?;
                 Ok(Answer::default())
             }
+            Order::Ingest(entries) => self.ingest(entries).await,
             Order::Host => {
                 let master = store::open_master(store::open("memory:")?, "memory", super::keeping()).await?;
                 let address = Some(super::serve(&master).await?);
@@ -238,6 +255,21 @@ impl Follower {
             Order::Weigh => Ok(Answer { resident: resident()?, ..Answer::default() }),
             Order::Watch { first, last } => self.watch(first, last).await,
         }
+    }
+
+    async fn ingest(&mut self, order: Ingest) -> anyhow::Result<Answer> {
+        let store = match &self.raw {
+            Some(store) => store,
+            None => self.raw.insert(store::open(&self.url)?),
+        };
+        let entries = Entries::seeded(order.keys, order.value, order.part).take(order.entries);
+        let rate = if order.sorted {
+            ingest(store, sorted(entries).into_iter(), order.batch).await?
+        } else {
+            ingest(store, entries, order.batch).await?
+        };
+        #[allow(clippy::cast_precision_loss, reason = "a figure for people")]
+        Ok(Answer { seconds: order.entries as f64 / rate, ..Answer::default() })
     }
 
     async fn slave(&mut self) -> anyhow::Result<&mut (Slave<Store>, Option<JoinHandle<()>>)> {

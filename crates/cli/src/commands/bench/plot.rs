@@ -41,7 +41,7 @@ fn chart(path: &Path, rows: &[Row], args: &args::Bench) -> anyhow::Result<()> {
     // What has a unit of its own is in the table.
     let rows: Vec<&Row> = rows.iter().filter(|row| row.unit != Unit::Bytes).collect();
     let unit = if rows.iter().all(|row| row.ratio.is_some()) { Unit::PerSecond } else { Unit::Micros };
-    let scenario = rows.first().map_or("", |first| first.scenario);
+    let scenario = rows.first().map_or("", |first| &first.scenario);
     let place = |row: &Row| match unit {
         Unit::Micros => row.value.max(1.0).log10(),
         Unit::PerSecond | Unit::Bytes => row.ratio.unwrap_or_default(),

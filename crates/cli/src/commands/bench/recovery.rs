@@ -5,7 +5,7 @@ use replikv::{Batch, Master, MasterConfig, Retention};
 
 use super::figure::Sample;
 use super::peer::Order;
-use super::workload::{Entries, Key, ingest};
+use super::workload::{Entries, Key, ingest, sorted};
 use super::{Place, serve};
 use crate::args;
 use crate::store::{self, Store};
@@ -15,7 +15,7 @@ const CHANGED: [usize; 3] = [0, 1, 10];
 
 pub(super) async fn round(place: &Place<'_>, args: &args::Bench) -> anyhow::Result<Vec<Sample>> {
     let store = place.open("master")?;
-    ingest(&store, Entries::sorted(args).into_iter(), 10_000).await?;
+    ingest(&store, sorted(Entries::new(args).take(args.entries)).into_iter(), 10_000).await?;
     // Hardly any log is kept: whoever is away falls behind it.
     let retention = Retention { max_bytes: 1, max_age_ms: None, hold_back_bytes: 0 };
     let master = store::open_master(store, place.kind, MasterConfig::default().retention(retention)).await?;

@@ -34,13 +34,13 @@ impl Entries {
         let noise = (0..value + 4096).map(|_| rng.u8(..)).collect();
         Self { rng, keys, next: (number as u128) << 64, noise, value }
     }
+}
 
-    /// The same ones sorted by key.
-    pub(super) fn sorted(args: &args::Bench) -> Vec<(Key, Bytes)> {
-        let mut entries: Vec<_> = Self::new(args).take(args.entries).collect();
-        entries.sort_unstable_by_key(|entry| entry.0);
-        entries
-    }
+/// In key order.
+pub(super) fn sorted(entries: impl Iterator<Item = (Key, Bytes)>) -> Vec<(Key, Bytes)> {
+    let mut entries: Vec<_> = entries.collect();
+    entries.sort_unstable_by_key(|entry| entry.0);
+    entries
 }
 
 pub(super) type Key = [u8; 16];

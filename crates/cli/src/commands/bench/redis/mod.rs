@@ -14,7 +14,7 @@ use hdrhistogram::Histogram;
 use self::server::{Config, Files, FullSync, Server, set};
 use super::figure::Sample;
 use super::peer::{Order, Quantiles, key, now};
-use super::workload::{Entries, ingest, write};
+use super::workload::{Entries, ingest, sorted, write};
 use super::{Place, serve};
 use crate::{args, ui};
 
@@ -48,7 +48,7 @@ pub(super) async fn round(place: &Place<'_>, args: &args::Bench) -> anyhow::Resu
 // synced then whatever the setting: that of every second stands for both.
 async fn copies(place: &Place<'_>, args: &args::Bench) -> anyhow::Result<Vec<Sample>> {
     let store = place.open("master")?;
-    ingest(&store, Entries::sorted(args).into_iter(), 10_000).await?;
+    ingest(&store, sorted(Entries::new(args).take(args.entries)).into_iter(), 10_000).await?;
     let master = place.master_of(store).await?;
     let from = serve(&master).await?;
     let until = master.put("last", "").await?.seq.as_u64();
