@@ -211,6 +211,20 @@ mod tests {
     }
 
     #[test]
+    fn a_page_is_full_as_soon_as_one_of_its_bounds_is_reached() {
+        let page = |options: ScanOptions| PageBuilder::new(KeyRange::all(), options);
+        let mut by_entries = page(ScanOptions::default().max_entries(2).max_bytes(100));
+        assert_eq!(by_entries.push(b"a", b"1"), Room::More);
+        assert_eq!(by_entries.push(b"b", b"2"), Room::Full);
+        let mut by_bytes = page(ScanOptions::default().max_entries(100).max_bytes(4));
+        assert_eq!(by_bytes.push(b"a", b"1"), Room::More);
+        assert_eq!(by_bytes.push(b"b", b"2"), Room::Full);
+        let page = by_bytes.finish();
+        assert_eq!((page.len(), page.rest().map(|rest| rest.start().to_vec())), (2, Some(b"b\0".to_vec())));
+        assert_eq!(page.iter().map(|(key, _)| key).collect::<Vec<_>>(), [b"a", b"b"]);
+    }
+
+    #[test]
     fn a_received_page_holds_keys_of_its_range_in_its_order_and_its_rest_lies_behind_them() {
         let range = KeyRange::from_bounds("b".."m");
         let page = |keys, reverse, rest| Page::received(&range, reverse, entries(keys), rest);

@@ -210,3 +210,97 @@ impl<T: ReplicaStore + ?Sized> ReplicaStore for Arc<T> {
         (**self).stats()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::future::Future;
+    use std::pin::pin;
+    use std::task::{Context, Poll, Waker};
+
+    use super::*;
+    use crate::PageBuilder;
+
+    /// It does nothing, and answers each call in its own way.
+    struct Answers;
+
+    fn busy(holder: &str) -> Result<(), StoreError> {
+        Err(StoreError::Busy { holder: holder.into() })
+    }
+
+    #[async_trait]
+    impl ReplicaStore for Answers {
+        async fn apply(&self, _: WriteSet, _: Durability) -> Result<(), StoreError> {
+            busy("apply")
+        }
+
+        async fn get(&self, _: Keyspace, key: &[u8]) -> Result<Option<Bytes>, StoreError> {
+            Ok((key == b"known").then(|| Bytes::from_static(b"got")))
+        }
+
+        async fn get_many(&self, _: Keyspace, keys: &[Bytes]) -> Result<Vec<Option<Bytes>>, StoreError> {
+            Ok(vec![Some(Bytes::from_static(b"many")); keys.len() + 1])
+        }
+
+        async fn scan(&self, _: Keyspace, range: KeyRange, options: ScanOptions) -> Result<Page, StoreError> {
+            let mut page = PageBuilder::new(range, options);
+            let _ = page.push(b"key", b"value");
+            Ok(page.finish())
+        }
+
+        async fn cursor(&self, _: &LinkId) -> Result<Option<Cursor>, StoreError> {
+            busy("cursor").map(|()| None)
+        }
+
+        async fn sync(&self) -> Result<(), StoreError> {
+            busy("sync")
+        }
+
+        async fn reopen(&self) -> Result<(), StoreError> {
+            busy("reopen")
+        }
+
+        async fn close(&self) -> Result<(), StoreError> {
+            busy("close")
+        }
+
+        fn limits(&self) -> StoreLimits {
+            StoreLimits { max_key: 1, max_value: 2, max_batch: 3 }
+        }
+
+        fn preferred_write_set(&self) -> usize {
+            4
+        }
+
+        fn stats(&self) -> StoreStats {
+            StoreStats { foreign_commits: Some(5), ..StoreStats::default() }
+        }
+    }
+
+    fn now<T>(future: impl Future<Output = T>) -> T {
+        match pin!(future).poll(&mut Context::from_waker(Waker::noop())) {
+            Poll::Ready(answer) => answer,
+            Poll::Pending => panic!("it answers at once"),
+        }
+    }
+
+    #[test]
+    fn a_shared_store_answers_as_the_store_itself() {
+        let store = Arc::new(Answers);
+        let told = |result: Result<(), StoreError>| match result {
+            Err(StoreError::Busy { holder }) => holder,
+            other => panic!("{other:?}"),
+        };
+        let (writes, key) = (WriteSet::builder().build(), Bytes::from_static(b"key"));
+        assert_eq!(told(now(store.apply(writes, Durability::Synced))), "apply");
+        assert_eq!(now(store.get(Keyspace::Data, b"known")).unwrap().as_deref(), Some(&b"got"[..]));
+        assert_eq!(now(store.get(Keyspace::Data, b"other")).unwrap(), None);
+        assert_eq!(now(store.get_many(Keyspace::Data, &[key])).unwrap().len(), 2);
+        assert_eq!(now(store.scan(Keyspace::Data, KeyRange::all(), ScanOptions::default())).unwrap().len(), 1);
+        assert_eq!(told(now(store.cursor(&LinkId::default())).map(drop)), "cursor");
+        assert_eq!(told(now(store.sync())), "sync");
+        assert_eq!(told(now(store.reopen())), "reopen");
+        assert_eq!(told(now(store.close())), "close");
+        assert_eq!(store.limits(), StoreLimits { max_key: 1, max_value: 2, max_batch: 3 });
+        assert_eq!((store.preferred_write_set(), store.stats().foreign_commits), (4, Some(5)));
+    }
+}

@@ -343,6 +343,14 @@ mod tests {
         ]
     }
 
+    #[test]
+    fn a_set_is_empty_until_something_is_in_it() {
+        assert!(WriteSet::builder().build().is_empty());
+        let mut writes = WriteSet::builder();
+        writes.put(Keyspace::Data, "key", "value").unwrap();
+        assert!(!writes.build().is_empty());
+    }
+
     proptest! {
         #[test]
         fn what_is_resolved_equals_what_is_applied_in_order(

@@ -76,3 +76,19 @@ impl ValueCodec<Bytes> for Raw {
         Ok(Bytes::copy_from_slice(bytes))
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_bytes_already_stays_as_it_is() {
+        let bytes = vec![0, 1, 2, 255];
+        let stored = <Raw as ValueCodec<Vec<u8>>>::encode(&bytes).unwrap();
+        assert_eq!(stored, bytes);
+        assert_eq!(<Raw as ValueCodec<Vec<u8>>>::decode(&stored).unwrap(), bytes);
+        let shared = Bytes::from(bytes.clone());
+        assert_eq!(<Raw as ValueCodec<Bytes>>::encode(&shared).unwrap(), bytes);
+        assert_eq!(<Raw as ValueCodec<Bytes>>::decode(&stored).unwrap(), shared);
+    }
+}
