@@ -44,6 +44,11 @@ hot-paths:
 instructions *ARGS:
     cargo bench -p replikv-proto --bench instructions -- {{ARGS}}
 
+# How often they allocate, and how much, beside crates/proto/benches/allocations.csv; `just allocations --update` writes that
+# anew.
+allocations *ARGS:
+    cargo bench -p replikv-proto --bench allocations -- {{ARGS}}
+
 # Seeded tests, over and over with new seeds.
 soak ROUNDS="100":
     for i in $(seq {{ROUNDS}}); do REPLIKV_SEED=$RANDOM$i cargo test --all-features --test cross_backend --test cuts --test kill || exit 1; done

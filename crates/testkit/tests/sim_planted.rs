@@ -4,20 +4,30 @@ use std::collections::BTreeMap;
 use std::sync::Mutex;
 use std::time::{Duration, Instant};
 
-use replikv_testkit::sim::{Bug, Config, Fault, Report, Simulation, Topology};
+use replikv_testkit::sim::{Bug, Config, Fault, Invariant, Simulation, Topology};
 
 /// A planted bug that is not found within so many seeds is a hole.
 const SEEDS: u64 = 1_000;
 
-/// How many runs it took, and the last one. Without the bug the same run must hold: nothing else was found.
-fn find(bug: Bug) -> Option<(u64, Report)> {
+/// What broke, after how many runs and how long, and in which event of the last run.
+struct Found {
+    invariant: Invariant,
+    runs: u64,
+    events: u64,
+    took: Duration,
+}
+
+/// Without the bug the run that shows it must hold: nothing else was found.
+fn find(bug: Bug) -> Option<Found> {
     let config = config_for(bug);
     let planted = config.clone().bug(bug);
-    let mut reports = (0..SEEDS).map(|seed| (seed + 1, Simulation::run(seed, &planted)));
-    let found = reports.find(|(_, report)| report.violation.is_some())?;
-    let control = Simulation::run(found.1.seed, &config);
+    let began = Instant::now();
+    let mut reports = (0..SEEDS).map(|seed| Simulation::run(seed, &planted));
+    let (invariant, last) = reports.find_map(|report| Some((report.violation.as_ref()?.invariant, report)))?;
+    let took = began.elapsed();
+    let control = Simulation::run(last.seed, &config);
     assert_eq!(control.violation, None, "without {bug} as well: {}", control.reproduce());
-    Some(found)
+    Some(Found { invariant, runs: last.seed + 1, events: last.events, took })
 }
 
 // Where a coincidence is needed, the faults that can lead to it strike more often when they are alone.
@@ -62,7 +72,8 @@ fn config_for(bug: Bug) -> Config {
     }
 }
 
-// Looks for each, and prints which invariant found it, after how many runs, and in which event of the last one.
+// Looks for each, and prints which invariant found it, after how many runs, in which event of the last one, and after how
+// long.
 fn look_for(mut bugs: Vec<Bug>) {
     if let Ok(wanted) = std::env::var("REPLIKV_SIM_BUG") {
         bugs = vec![Bug::named(&wanted).unwrap_or_else(|| panic!("{wanted} is no bug that can be planted"))];
@@ -70,27 +81,29 @@ fn look_for(mut bugs: Vec<Bug>) {
     bugs.reverse();
     let (queue, found) = (Mutex::new(bugs), Mutex::new(BTreeMap::new()));
     let next = || queue.lock().unwrap().pop();
+    println!("| bug | invariant | seeds | events | took |");
+    println!("| --- | --- | ---: | ---: | ---: |");
     std::thread::scope(|scope| {
         for _ in 0..2 {
             scope.spawn(|| {
                 while let Some(bug) = next() {
-                    let began = Instant::now();
-                    let line = find(bug).map(|(runs, report)| describe(runs, &report, began.elapsed()));
-                    println!("| {bug} | {} |", line.as_deref().unwrap_or("not found"));
-                    found.lock().unwrap().insert(bug.to_string(), line);
+                    let one = find(bug);
+                    println!("| {bug} | {} |", one.as_ref().map_or_else(|| "not found".to_owned(), describe));
+                    found.lock().unwrap().insert(bug.to_string(), one.map(|one| one.took));
                 }
             });
         }
     });
-    let missed: Vec<_> = found.into_inner().unwrap().into_iter().filter(|(_, line)| line.is_none()).collect();
+    let found = found.into_inner().unwrap();
+    if let Some((took, bug)) = found.iter().filter_map(|(bug, took)| Some(((*took)?, bug))).max() {
+        println!("the longest: {bug}, {:.1} s", took.as_secs_f64());
+    }
+    let missed: Vec<_> = found.iter().filter(|(_, took)| took.is_none()).map(|(bug, _)| bug).collect();
     assert!(missed.is_empty(), "not found: {missed:?}");
 }
 
-fn describe(runs: u64, report: &Report, took: Duration) -> String {
-    let invariant = report.violation.as_ref().map(|violation| violation.invariant);
-    format!("{invariant:?} | {runs} | {} | {:.1} s", report.events, took.as_secs_f64())
-        .replace("Some(", "")
-        .replace(')', "")
+fn describe(found: &Found) -> String {
+    format!("{:?} | {} | {} | {:.1} s", found.invariant, found.runs, found.events, found.took.as_secs_f64())
 }
 
 #[test]

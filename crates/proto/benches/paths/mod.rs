@@ -1,5 +1,5 @@
 //! The hot paths of what decides, without a store, a socket or a clock. One list, timed by `hot_paths` and counted by
-//! `instructions`.
+//! `instructions` and `allocations`.
 
 mod fixture;
 
