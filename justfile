@@ -86,6 +86,11 @@ crash STATES="100000" *ARGS:
 kill-loop CYCLES="1000":
     REPLIKV_KILLS={{CYCLES}} cargo test --release --all-features --test kill -- --nocapture --test-threads 6
 
+# Fenced promotions in so many worlds, in which nodes are cut off and lose power: says how many came about, and how many
+# acknowledged writes were looked for afterwards. `REPLIKV_SEED` begins elsewhere.
+fenced-failovers RUNS="1000":
+    REPLIKV_FENCED_RUNS={{RUNS}} cargo test --release -p replikv-node --all-features --test node -- --nocapture fenced_failovers
+
 # Aggregates of a hundred masters and their centre, killed all the while, against a recomputation, after so many operations.
 aggregates OPERATIONS="1000000":
     REPLIKV_OPERATIONS={{OPERATIONS}} cargo test --release -p replikv-node --all-features --test aggregate -- --nocapture a_hundred_masters

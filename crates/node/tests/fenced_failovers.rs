@@ -150,6 +150,12 @@ impl World {
         self.saw("acknowledged");
     }
 
+    /// How many of the acknowledged writes were looked for in a history that goes on beyond their epoch.
+    fn looked_for(&self) -> usize {
+        let last = self.promotions.iter().map(|(epoch, _)| epoch.number).max().unwrap_or(0);
+        self.acknowledged.iter().filter(|(_, token)| token.epoch.number < last).count()
+    }
+
     /// Writes under way, while something else happens.
     fn writers(&mut self) -> Vec<JoinHandle<Vec<(Bytes, Token)>>> {
         let mut writers = Vec::new();
@@ -376,18 +382,18 @@ fn config(n: usize, lost: &Kept) -> SlaveConfig {
     if n.is_multiple_of(2) { config.keep_log(KeepLog::default()) } else { config }
 }
 
+/// The first seed, and how many worlds there are from there on.
 fn seeds() -> (u64, u64) {
-    let number = |name: &str| std::env::var(name).ok().and_then(|seed| seed.parse::<u64>().ok());
-    match number("REPLIKV_SEED") {
-        Some(seed) => (seed, 1),
-        None => (20_261_129, number("REPLIKV_FENCED_RUNS").unwrap_or(40)),
-    }
+    let number = |name: &str| std::env::var(name).ok().and_then(|number| number.parse::<u64>().ok());
+    let (seed, runs) = (number("REPLIKV_SEED"), number("REPLIKV_FENCED_RUNS"));
+    (seed.unwrap_or(20_261_129), runs.unwrap_or(if seed.is_some() { 1 } else { 40 }))
 }
 
 #[tokio::test(start_paused = true)]
 async fn no_acknowledged_write_is_lost_whatever_fails_while_slaves_are_promoted() -> Result<(), Error> {
     let (first, runs) = seeds();
     let mut seen = BTreeMap::new();
+    let (mut promotions, mut looked_for) = (0, 0);
     for seed in first..first + runs {
         println!(
             "reproduce: REPLIKV_SEED={seed} cargo test -p replikv-node --all-features --test node fenced_failovers::no_ack"
@@ -397,12 +403,16 @@ async fn no_acknowledged_write_is_lost_whatever_fails_while_slaves_are_promoted(
             world.step().await?;
         }
         world.heal().await?;
+        promotions += world.promotions.len();
+        looked_for += world.looked_for();
         for (what, times) in world.seen {
             *seen.entry(what).or_insert(0) += times;
         }
     }
     println!("{seen:?}");
+    println!("{promotions} fenced promotions, {looked_for} acknowledged writes, nothing lost");
     if runs >= 40 {
+        assert!(looked_for > promotions, "hardly anything was looked for");
         for what in
             ["acknowledged meanwhile", "promoted", "too few", "another is ahead", "not this one", "rejoined", "healed"]
         {
