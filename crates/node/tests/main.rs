@@ -24,6 +24,7 @@ mod handover;
 mod lag;
 mod large_values;
 mod max_lag;
+mod names;
 mod opening;
 mod outcomes;
 mod outpaced;

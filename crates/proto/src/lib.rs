@@ -16,6 +16,7 @@ mod divergence;
 mod fence;
 mod filter;
 pub mod layout;
+mod openings;
 #[cfg(feature = "planted-bugs")]
 #[doc(hidden)]
 pub mod planted;
@@ -50,6 +51,7 @@ pub use derive::{
 pub use divergence::{Displaced, Displacing, OnDivergence, Resync};
 pub use fence::{Against, Fence, FenceRefusal, FenceRequest, FenceTally, Fenced, Pledger};
 pub use filter::Portion;
+pub use openings::Openings;
 pub use reconcile::{
     Checked, Compare, Compared, DifferenceKind, Differing, Held, Probe, ProbeCheck, Probed, RangeSummary, Summary,
     Verdict,

@@ -11,7 +11,7 @@ use std::time::Duration;
 use arc_swap::ArcSwap;
 use replikv_core::{Position, Seq, SourceId, StoreLimits};
 use replikv_proto::layout::Checkpoint;
-use replikv_proto::{EpochStart, GroupLog, LogParts, PathNode, View};
+use replikv_proto::{EpochStart, GroupLog, LogParts, Openings, PathNode, View};
 use tokio::sync::{Mutex as AsyncMutex, Notify, Semaphore, watch};
 use tokio_util::sync::CancellationToken;
 
@@ -45,12 +45,14 @@ pub(crate) struct Serving {
 pub(crate) struct Rooms {
     pub(crate) sessions: Arc<Semaphore>,
     pub(crate) readers: Arc<Semaphore>,
+    /// Which slave has which name.
+    pub(super) openings: Arc<Mutex<Openings>>,
 }
 
 impl Rooms {
     pub(crate) fn new(sessions: usize, readers: usize) -> Self {
         let room = |most: usize| Arc::new(Semaphore::new(most.min(Semaphore::MAX_PERMITS)));
-        Self { sessions: room(sessions), readers: room(readers) }
+        Self { sessions: room(sessions), readers: room(readers), openings: Arc::default() }
     }
 }
 
@@ -144,7 +146,7 @@ impl<S> History<S> {
             metrics,
             ring: Mutex::new(Ring::new(means.ring_bytes)),
             checkpoints: Mutex::new(checkpoints),
-            sessions: Arc::new(Sessions::new()),
+            sessions: Arc::new(Sessions::new(means.rooms.openings.clone())),
             audience: Audience::default(),
             slots: means.slots,
             uptime_before,

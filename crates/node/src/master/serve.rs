@@ -311,7 +311,10 @@ impl<N: Serves<S>, S: ReplicaStore> Driver<'_, N, S> {
                 }
                 () = replaced.cancelled(), if !closing => {
                     closing = true;
-                    session.shut(GoodbyeReason::Replaced, "another slave of this name has connected");
+                    if let Some(entered) = &self.entered {
+                        let (reason, words) = entered.session().farewell();
+                        session.shut(reason, words);
+                    }
                 }
                 () = sleep_until(leave_at.unwrap_or_else(Instant::now)), if leave_at.is_some() => {
                     return Ok(self.ending.take().unwrap_or(Ending::Shutdown));
@@ -398,7 +401,17 @@ impl<N: Serves<S>, S: ReplicaStore> Driver<'_, N, S> {
                 session.handle_view(inner.view());
                 session.handle_values(&values, read_at);
             }
-            MasterAction::Joined { slave, start, temporary, ranges, .. } => {
+            MasterAction::Joined { slave, nonce, start, temporary, ranges } => {
+                let listening = (!ranges.is_all()).then(|| inner.listen(&ranges));
+                let compression = connection.compression();
+                let joined = Joined { name: &slave, nonce, temporary, ranges, compression, start };
+                match inner.sessions.enter(joined, inner.clock.now().monotonic) {
+                    Ok(entered) => (self.entered, self.listening) = (Some(entered), listening),
+                    Err(refusal) => {
+                        session.refuse(refusal);
+                        return Ok(None);
+                    }
+                }
                 tracing::info!(
                     target: "replikv::master", source = %inner.source, follower = %slave, seq = %start,
                     "a slave has connected"
@@ -406,10 +419,6 @@ impl<N: Serves<S>, S: ReplicaStore> Driver<'_, N, S> {
                 inner.metrics.session_accepted();
                 // A question of a comparison is the longest that a slave has to say.
                 connection.set_limits(DecoderLimits { control: 2 << 20, data: 1 << 20 });
-                self.listening = (!ranges.is_all()).then(|| inner.listen(&ranges));
-                let compression = connection.compression();
-                let joined = Joined { name: &slave, temporary, ranges, compression, start };
-                self.entered = Some(inner.sessions.enter(joined, inner.clock.now().monotonic));
                 if !temporary {
                     let name = SlotName::slave(slave);
                     inner.slots.with(|slots| slots.connected(&name, inner.slot_time()));

@@ -1,13 +1,13 @@
 //! The slaves that are being served.
 
 use std::collections::BTreeMap;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
 use replikv_core::{KeyRanges, Seq};
-use replikv_proto::{Compression, Progress};
+use replikv_proto::{Compression, GoodbyeReason, Openings, Progress, Refusal};
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
@@ -15,9 +15,12 @@ use tokio_util::sync::CancellationToken;
 #[derive(Debug)]
 pub(super) struct Session {
     pub(super) name: String,
+    nonce: u64,
     pub(super) connected_at: Duration,
-    /// Cancelled when a newer connection of the same slave takes its place.
+    /// Cancelled when a newer connection of the same name takes its place.
     pub(super) replaced: CancellationToken,
+    /// That one is of the same slave.
+    returned: AtomicBool,
     applied: AtomicU64,
     durable: AtomicU64,
     heard_ms: AtomicU64,
@@ -37,6 +40,16 @@ pub(super) struct Session {
 }
 
 impl Session {
+    /// What is said to whoever is replaced.
+    pub(super) fn farewell(&self) -> (GoodbyeReason, &'static str) {
+        match self.returned.load(Ordering::Acquire) {
+            // Where the slave still hears it, its connections were taken in another order than they were made: it must not
+            // end for good.
+            true => (GoodbyeReason::Closing, "this slave has connected anew"),
+            false => (GoodbyeReason::Replaced, "another slave of this name has connected"),
+        }
+    }
+
     pub(super) fn progress(&self) -> Progress {
         Progress {
             applied: Seq::new(self.applied.load(Ordering::Acquire)),
@@ -73,6 +86,7 @@ impl Session {
 #[derive(Debug)]
 pub(super) struct Joined<'a> {
     pub(super) name: &'a str,
+    pub(super) nonce: u64,
     pub(super) temporary: bool,
     pub(super) ranges: KeyRanges,
     pub(super) compression: Option<Compression>,
@@ -86,22 +100,33 @@ type Map = BTreeMap<String, Arc<Session>>;
 #[derive(Debug)]
 pub(super) struct Sessions {
     map: ArcSwap<Map>,
+    /// Outlives them.
+    openings: Arc<Mutex<Openings>>,
     acks: watch::Sender<u64>,
 }
 
 impl Sessions {
-    pub(super) fn new() -> Self {
-        Self { map: ArcSwap::default(), acks: watch::Sender::new(0) }
+    pub(super) fn new(openings: Arc<Mutex<Openings>>) -> Self {
+        Self { map: ArcSwap::default(), openings, acks: watch::Sender::new(0) }
     }
 
     /// Enters a slave. An older session of that name is told to end: the newest connection counts, since the older one
     /// may be half open for a long time.
-    pub(super) fn enter(self: &Arc<Self>, slave: Joined<'_>, now: Duration) -> Entered {
-        let Joined { name, temporary, ranges, compression, start } = slave;
+    ///
+    /// # Errors
+    /// A [`Refusal`] if another slave has taken its name; nobody is told anything then.
+    pub(super) fn enter(self: &Arc<Self>, slave: Joined<'_>, now: Duration) -> Result<Entered, Refusal> {
+        let Joined { name, nonce, temporary, ranges, compression, start } = slave;
+        // Held over both: who is fenced and who is there are decided in one order.
+        let mut openings = self.openings.lock().unwrap_or_else(PoisonError::into_inner);
+        let connected = self.map.load();
+        openings.join(name, nonce, |name| connected.contains_key(name))?;
         let session = Arc::new(Session {
             name: name.into(),
+            nonce,
             connected_at: now,
             replaced: CancellationToken::new(),
+            returned: AtomicBool::new(false),
             // What comes before is there, or is never sent.
             applied: AtomicU64::new(start.as_u64()),
             durable: AtomicU64::new(0),
@@ -120,9 +145,10 @@ impl Sessions {
             map
         });
         if let Some(older) = before.get(name) {
+            older.returned.store(older.nonce == nonce, Ordering::Release);
             older.replaced.cancel();
         }
-        Entered { sessions: self.clone(), session }
+        Ok(Entered { sessions: self.clone(), session })
     }
 
     pub(super) fn is_connected(&self, name: &str) -> bool {

@@ -33,7 +33,8 @@ pub struct SlaveConfig {
 
 impl SlaveConfig {
     /// A slave that its master knows as `name`: 1 to 128 bytes, no control characters, or else [`Slave::open`] refuses
-    /// it. Two slaves of one master must have different names: the newer connection ends the older one.
+    /// it. Two slaves of one master must have different names: the one that connects last is served, and the other one is
+    /// refused from then on.
     ///
     /// [`Slave::open`]: super::Slave::open
     pub fn new(name: impl Into<String>) -> Self {

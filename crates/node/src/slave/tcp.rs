@@ -97,13 +97,10 @@ impl<S: ReplicaStore> Slave<S> {
         loop {
             let before = self.inner.tracker.worked();
             let begun = Instant::now();
-            let result = self.follow_once(&address, turn).await;
+            let result = self.follow_once(&address, turn).await.and_then(|ending| self.unless_replaced(ending));
             let store_failed = matches!(result, Err(FollowError::Store(_)));
             let reason = match result {
                 Ok(Ending::Shutdown | Ending::Answered) => return Ok(Ending::Shutdown),
-                Ok(Ending::Goodbye { reason: GoodbyeReason::Replaced, words }) => {
-                    return Err(FollowError::Refused(Refusal::new(RejectCode::DuplicateSlave, words)));
-                }
                 Ok(Ending::Goodbye { words, .. }) => words,
                 Err(error) if error.is_retryable() => {
                     if matches!(&error, FollowError::Refused(refusal) if refusal.code == RejectCode::Fenced) {
@@ -137,6 +134,14 @@ impl<S: ReplicaStore> Slave<S> {
             }
             pause = pause.saturating_mul(2).min(longest);
         }
+    }
+
+    // Whoever connects again after that undoes what the other slave waits for.
+    fn unless_replaced(&self, ending: Ending) -> Result<Ending, FollowError> {
+        let Ending::Goodbye { reason: GoodbyeReason::Replaced, words } = ending else { return Ok(ending) };
+        let error = FollowError::Refused(Refusal::new(RejectCode::DuplicateSlave, words));
+        self.inner.tracker.failed(&error);
+        Err(error)
     }
 
     async fn follow_once(&self, address: &impl ToSocketAddrs, turn: usize) -> Result<Ending, FollowError> {

@@ -114,7 +114,8 @@ pub enum MasterAction {
         /// How many bytes of values, roughly.
         max_bytes: usize,
     },
-    /// The slave is accepted, if only to wait. It may replace an older connection of the same name.
+    /// The slave is accepted, if only to wait. It may replace an older connection of the same name; or
+    /// [`refuse`](MasterSession::refuse) it, where another slave has [taken](crate::Openings) its name.
     Joined {
         /// Its name.
         slave: String,
@@ -572,8 +573,12 @@ impl MasterSession {
         }
     }
 
-    /// Refuses the slave: it is told why, and nothing else follows.
+    /// Refuses the slave: it is told why, and nothing else follows; not the welcome, if that was not polled yet.
     pub fn refuse(&mut self, refusal: Refusal) {
+        let welcomes = |action: &MasterAction| {
+            matches!(action, MasterAction::Send(Message::Welcome(_)) | MasterAction::Verified(_))
+        };
+        self.queue.retain(|action| !welcomes(action));
         self.queue.push_back(MasterAction::Send(Message::Reject(refusal.clone().into())));
         self.close(Some(refusal));
     }

@@ -323,7 +323,7 @@ pub enum GoodbyeReason {
     Closing,
     /// The log was trimmed past the slave. Connect again, and be told what to do.
     Trimmed,
-    /// A newer connection of the same slave took the place of this one.
+    /// Another slave of the same name took the place of this one, which must not connect again.
     Replaced,
     /// It does not accept what the other side offers.
     Refused,

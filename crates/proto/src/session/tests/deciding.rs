@@ -299,3 +299,20 @@ fn a_hello_that_makes_no_sense_is_refused() {
     let checkpoints = vec![history.head(); 65];
     assert_eq!(refused(&history, Hello { checkpoints, ..hello(None) }), RejectCode::Malformed);
 }
+
+#[test]
+fn a_slave_that_is_refused_as_it_joins_is_not_welcomed() {
+    let history = History::of(3);
+    let mut master = master(&history);
+    let cursor = Cursor::at(history.position(2));
+    master.handle_message(at(0), Message::Hello(hello(Some(cursor)))).unwrap();
+    let Some(MasterAction::Locate(positions)) = master.poll_action() else { panic!("a question") };
+    master.handle_located(&history.locate(&positions));
+    assert!(matches!(master.poll_action(), Some(MasterAction::Joined { nonce: 1, .. })));
+    let refusal = Refusal::new(RejectCode::DuplicateSlave, "another one has its name");
+    master.refuse(refusal.clone());
+    let Some(MasterAction::Send(Message::Reject(reject))) = master.poll_action() else { panic!("a reject") };
+    assert_eq!(Refusal::from(reject), refusal);
+    assert!(matches!(master.poll_action(), Some(MasterAction::Close(Some(last))) if last == refusal));
+    assert!(master.poll_action().is_none() && master.poll_timeout().is_none());
+}
