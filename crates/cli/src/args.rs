@@ -244,6 +244,9 @@ pub(crate) struct Gather {
     /// Puts the entries of a link under this prefix instead. A link keeps the prefix that it had at first.
     #[arg(long = "prefix", value_name = "NAME=PREFIX", value_parser = prefix)]
     pub(crate) prefixes: Vec<(LinkId, String)>,
+    /// Bring only what lies under this prefix of a link's master, and take the prefix off. A link keeps what it had at first.
+    #[arg(long = "strip", value_name = "NAME=PREFIX", value_parser = prefix)]
+    pub(crate) strips: Vec<(LinkId, String)>,
     /// Subscribe a link to its master's keys from START on, up to but without END, and to those of every other --range and
     /// --only of that link; either may be left out. A link keeps what was said last.
     #[arg(long = "range", value_name = "NAME=START..END", value_parser = link_range)]
@@ -260,7 +263,7 @@ pub(crate) struct Gather {
     /// What to do if a link's history has parted from its master's, as when that was restored from a backup.
     #[arg(long, value_name = "POLICY", default_value = "refuse")]
     pub(crate) on_divergence: OnDivergence,
-    /// The directory where a resync keeps what a link loses, as NAME.ndjson, without the link's prefix.
+    /// The directory where a resync keeps what a link loses, as NAME.ndjson, under the keys that its master has.
     #[arg(long, value_name = "DIR", required_if_eq_any([("on_divergence", "resync"), ("on_divergence", "adopt-source")]))]
     pub(crate) quarantine: Option<PathBuf>,
     /// Ask the masters to compress what they send: lz4 or zstd. One that cannot sends it as it is.

@@ -35,6 +35,7 @@ pub use large::{LargePut, OpsPart, OwnedPart};
 pub use limits::StoreLimits;
 pub use op::{EncodedOps, MalformedOps, Op, Ops};
 pub use page::{NoPage, Page, PageBuilder, Room, ScanOptions};
+pub use placed::Placement;
 pub use position::{Digest, Epoch, Fingerprint, InvalidLinkId, LinkId, Position, Seq, SourceId, Token};
 pub use range::KeyRange;
 pub use ranges::KeyRanges;

@@ -1,11 +1,14 @@
 //! Which link may write where in a store that gathers from several masters.
 
 use bytes::Bytes;
-use replikv_core::{KeyRange, LinkId, Subspace};
+use replikv_core::{KeyRange, LinkId, StoreError, Subspace};
 use serde::{Deserialize, Serialize};
 
-use crate::layout::Stored;
+use crate::layout::{self, LAYOUT_FORMAT, Stored};
 use crate::planted::{self, Bug};
+
+/// The format of the claim of a link that strips a prefix. Programs that cannot do that refuse it by name.
+const STRIPS: u8 = 2;
 
 /// What one link has to itself: nobody else writes there.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -14,6 +17,9 @@ pub struct Claim {
     prefix: Vec<u8>,
     /// Whether it is being given up.
     pub state: ClaimState,
+    /// What is taken off its master's keys. Stored behind the rest, where it is not empty.
+    #[serde(skip)]
+    strip: Vec<u8>,
 }
 
 /// Whether a claim stands.
@@ -35,7 +41,14 @@ impl Claim {
 
     /// A claim of `target`.
     pub fn new(target: &Subspace) -> Self {
-        Self { prefix: target.prefix().to_vec(), state: ClaimState::Held }
+        Self { prefix: target.prefix().to_vec(), state: ClaimState::Held, strip: Vec::new() }
+    }
+
+    /// The claim of a link that takes `strip` off its master's keys.
+    #[must_use]
+    pub fn stripping(mut self, strip: &Subspace) -> Self {
+        self.strip = strip.prefix().to_vec();
+        self
     }
 
     /// The key of the claim of `link`.
@@ -46,6 +59,11 @@ impl Claim {
     /// What is claimed.
     pub fn target(&self) -> Subspace {
         Subspace::raw(self.prefix.clone())
+    }
+
+    /// What is taken off the keys of the link's master; the root if nothing is.
+    pub fn strip(&self) -> Subspace {
+        Subspace::raw(self.strip.clone())
     }
 
     /// The claim, being given up.
@@ -67,6 +85,22 @@ impl Claim {
 
 impl Stored for Claim {
     const WHAT: &'static str = "the claim of a link";
+
+    fn to_bytes(&self) -> Bytes {
+        if self.strip.is_empty() {
+            layout::encoded(LAYOUT_FORMAT, self)
+        } else {
+            layout::encoded(STRIPS, &(self, &self.strip))
+        }
+    }
+
+    fn from_bytes(bytes: &[u8]) -> Result<Self, StoreError> {
+        if bytes.first() == Some(&LAYOUT_FORMAT) {
+            return layout::decoded(Self::WHAT, LAYOUT_FORMAT, bytes);
+        }
+        let (claim, strip): (Self, Vec<u8>) = layout::decoded(Self::WHAT, STRIPS, bytes)?;
+        Ok(Self { strip, ..claim })
+    }
 }
 
 /// The link of `claims` whose claim would meet one of `link` to `target`, if there is one.
@@ -116,5 +150,20 @@ mod tests {
         assert_eq!(Claim::from_bytes(&claim.to_bytes()).unwrap(), claim);
         let removing = claim.given_up(ClaimState::Removing);
         assert_eq!(&removing.to_bytes()[..], b"\x01\x05edge/\x02");
+    }
+
+    #[test]
+    fn what_is_stripped_is_stored_in_a_format_of_its_own() {
+        let claim = Claim::new(&Subspace::raw("edge/")).stripping(&Subspace::raw("users/"));
+        assert_eq!(&claim.to_bytes()[..], b"\x02\x05edge/\x00\x06users/");
+        assert_eq!(Claim::from_bytes(&claim.to_bytes()).unwrap(), claim);
+        let removing = claim.given_up(ClaimState::Removing);
+        assert_eq!(Claim::from_bytes(&removing.to_bytes()).unwrap().strip(), Subspace::raw("users/"));
+        let found = |bytes: &[u8]| Claim::from_bytes(bytes).unwrap_err();
+        assert!(matches!(found(b"\x03\x05edge/\x00"), StoreError::NewerFormat { found: 3, supported: 2, .. }));
+        for damaged in [&b""[..], b"\x00", b"\x02\x05edge/\x00", b"\x02\x05edge/\x00\x06user", b"\x01\x05edge/\x00\x00"]
+        {
+            assert!(matches!(found(damaged), StoreError::Corrupt { .. }), "{damaged:?}");
+        }
     }
 }

@@ -40,8 +40,7 @@ pub trait Stored: Serialize + DeserializeOwned {
 
     /// The stored form.
     fn to_bytes(&self) -> Bytes {
-        // Postcard fails only when a buffer is full, or a sequence has no length.
-        postcard::to_extend(self, vec![LAYOUT_FORMAT]).map_or_else(|_| Bytes::new(), Bytes::from)
+        encoded(LAYOUT_FORMAT, self)
     }
 
     /// Reads the stored form.
@@ -49,17 +48,27 @@ pub trait Stored: Serialize + DeserializeOwned {
     /// # Errors
     /// `NewerFormat` if a newer program wrote it, `Corrupt` if it does not decode.
     fn from_bytes(bytes: &[u8]) -> Result<Self, StoreError> {
-        let corrupt = || StoreError::Corrupt { what: format!("{} does not decode", Self::WHAT) };
-        match bytes.split_first().ok_or_else(corrupt)? {
-            (&LAYOUT_FORMAT, rest) => match postcard::take_from_bytes(rest) {
-                Ok((value, [])) => Ok(value),
-                _ => Err(corrupt()),
-            },
-            (&found, _) if found > LAYOUT_FORMAT => {
-                Err(StoreError::NewerFormat { what: Self::WHAT, found: found.into(), supported: LAYOUT_FORMAT.into() })
-            }
+        decoded(Self::WHAT, LAYOUT_FORMAT, bytes)
+    }
+}
+
+pub(crate) fn encoded(format: u8, value: &impl Serialize) -> Bytes {
+    // Postcard fails only when a buffer is full, or a sequence has no length.
+    postcard::to_extend(value, vec![format]).map_or_else(|_| Bytes::new(), Bytes::from)
+}
+
+/// Reads what [`encoded`] wrote in `format`, the newest that there is.
+pub(crate) fn decoded<T: DeserializeOwned>(what: &'static str, format: u8, bytes: &[u8]) -> Result<T, StoreError> {
+    let corrupt = || StoreError::Corrupt { what: format!("{what} does not decode") };
+    match bytes.split_first().ok_or_else(corrupt)? {
+        (&found, rest) if found == format => match postcard::take_from_bytes(rest) {
+            Ok((value, [])) => Ok(value),
             _ => Err(corrupt()),
+        },
+        (&found, _) if found > format => {
+            Err(StoreError::NewerFormat { what, found: found.into(), supported: format.into() })
         }
+        _ => Err(corrupt()),
     }
 }
 

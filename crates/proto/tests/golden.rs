@@ -369,6 +369,9 @@ fn stored() -> Vec<(&'static str, Bytes, Meaning)> {
     fn claim() -> Claim {
         Claim::new(&Subspace::raw("edge-1/"))
     }
+    fn stripping() -> Claim {
+        claim().stripping(&Subspace::raw("users/"))
+    }
     fn superseded() -> Superseded {
         Superseded { by: Some(SECOND) }
     }
@@ -391,6 +394,7 @@ fn stored() -> Vec<(&'static str, Bytes, Meaning)> {
         ("stored_claim_removing", claim().given_up(ClaimState::Removing).to_bytes(), |b| {
             same(b, &claim().given_up(ClaimState::Removing))
         }),
+        ("stored_claim_that_strips", stripping().to_bytes(), |b| same(b, &stripping())),
         ("stored_superseded", superseded().to_bytes(), |b| same(b, &superseded())),
         ("stored_superseded_by_itself", Superseded { by: None }.to_bytes(), |b| same(b, &Superseded { by: None })),
         ("stored_fence", fence().of_copy().to_bytes(), |b| same(b, &fence().of_copy())),

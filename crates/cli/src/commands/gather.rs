@@ -23,8 +23,8 @@ type Follower = Slave<LinkStore<Store>>;
 pub(crate) async fn run(args: args::Gather, json: bool) -> anyhow::Result<ExitCode> {
     LinkId::new(args.id.as_str())?;
     let mut interrupt = Interrupt::new()?;
-    let ranges = args.ranges.iter().map(|(name, _)| name).chain(args.only.iter().map(|(name, _)| name));
-    for name in ranges {
+    let ranges = args.ranges.iter().map(|(name, _)| name);
+    for name in ranges.chain(args.only.iter().chain(&args.strips).map(|(name, _)| name)) {
         ensure!(
             args.links.iter().any(|link| link.name == *name),
             "there is no link {name}: --link says which there are"
@@ -124,13 +124,21 @@ fn config(link: &Link, args: &args::Gather) -> anyhow::Result<LinkConfig> {
     if !ranges.is_empty() {
         slave = slave.subscribe(ranges);
     }
-    let config = LinkConfig::new(link.name.clone(), slave);
-    let prefixes: Vec<_> = args.prefixes.iter().filter(|(name, _)| *name == link.name).collect();
-    ensure!(prefixes.len() <= 1, "link {} has two prefixes", link.name);
-    Ok(match prefixes.first() {
-        Some((_, prefix)) => config.into(Subspace::raw(prefix.clone())),
-        None => config,
-    })
+    let mut config = LinkConfig::new(link.name.clone(), slave);
+    if let Some(prefix) = single(link, &args.prefixes, "--prefix")? {
+        config = config.into(prefix);
+    }
+    if let Some(prefix) = single(link, &args.strips, "--strip")? {
+        config = config.strip(prefix);
+    }
+    Ok(config)
+}
+
+fn single(link: &Link, prefixes: &[(LinkId, String)], option: &str) -> anyhow::Result<Option<Subspace>> {
+    let mut own = prefixes.iter().filter(|(name, _)| *name == link.name);
+    let prefix = own.next().map(|(_, prefix)| Subspace::raw(prefix.clone()));
+    ensure!(own.next().is_none(), "link {} has more than one {option}", link.name);
+    Ok(prefix)
 }
 
 async fn follow(link: &Link, follower: &Follower) -> anyhow::Result<Ending> {
@@ -143,6 +151,8 @@ async fn follow(link: &Link, follower: &Follower) -> anyhow::Result<Ending> {
 fn refused(url: &str, error: &LinkError) -> anyhow::Error {
     let hint = match error {
         LinkError::Claimed { .. } | LinkError::Moved { .. } => "; --prefix NAME=PREFIX says where a link's entries go",
+        LinkError::Strips { .. } => "; --strip NAME=PREFIX says what a link strips",
+        LinkError::NotStripped { .. } => "; --only and --range name keys as the master has them",
         _ => "",
     };
     anyhow!("{url}: {error}{hint}")

@@ -92,7 +92,8 @@ async fn look(url: &str) -> anyhow::Result<Value> {
     if !links.is_empty() || status["role"] == "centre" {
         let told = links.iter().map(|seen| {
             let cursor = seen.cursor.as_ref();
-            json!({ "link": seen.link, "prefix": seen.prefix.escape_ascii().to_string(), "state": seen.state,
+            json!({ "link": seen.link, "prefix": seen.prefix.escape_ascii().to_string(),
+                "strip": seen.strip.as_ref().map(|strip| strip.escape_ascii().to_string()), "state": seen.state,
                 "source": seen.source, "position": cursor.map(|cursor| cursor.position),
                 "consistent": cursor.is_some_and(Cursor::is_consistent),
                 "ranges": seen.ranges.as_ref().map(ranges_as_json) })

@@ -98,3 +98,34 @@ fn a_longer_key_is_taken_if_the_master_says_so_and_then_fits_under_no_prefix_of_
     run(&["gather", "--store", &place.lmdb("root"), "--link", &link, "--prefix", "one=", "--once"]).ok();
     assert_eq!(contents(&place.lmdb("root")), entries(&[(&key, "v")]));
 }
+
+#[test]
+fn a_link_brings_what_lies_under_a_prefix_and_strips_it() {
+    let place = Place::new();
+    let store = place.lmdb("one");
+    fill(&store, &[("orders/7", "o"), ("users/a", "1"), ("users/b", "2"), ("usersz", "z")]);
+    let (mut master, address) = Running::master(&store, &["--stdin"]);
+    let centre = place.lmdb("centre");
+    let (edge, root) = (format!("edge={address}"), format!("root={address}"));
+    let gather = ["gather", "--store", &centre, "--link", &edge, "--once"];
+    let strip = [&gather[..], &["--strip", "edge=users/"]].concat();
+    run(&strip).ok();
+    assert_eq!(contents(&centre), entries(&[("edge/a", "1"), ("edge/b", "2")]));
+    let status = run(&["status", "--store", &centre, "--json"]).ok().json();
+    assert_eq!((&status["links"][0]["prefix"], &status["links"][0]["strip"]), (&json!("edge/"), &json!("users/")));
+
+    let across = json!({ "op": "delete_range", "start": "orders/", "end": "users/b" });
+    writeln!(master.input(), "{across}").unwrap();
+    while run(&["get", "--from", &address, "users/a"]).code != Some(1) {}
+    run(&strip).ok();
+    assert_eq!(contents(&centre), entries(&[("edge/b", "2")]));
+
+    run(&gather).says(2, "link edge strips \"users/\" off its master's keys, not \"\"; --strip NAME=PREFIX says");
+    run(&[&strip[..], &["--only", "edge=orders/"]].concat()).says(2, "some of orders/..orders0 do not begin with that");
+    run(&[&strip[..], &["--strip", "edge=orders/"]].concat()).says(2, "link edge has more than one --strip");
+    run(&[&gather[..], &["--strip", "two=users/"]].concat()).says(2, "there is no link two");
+    let into_root = ["--link", &root, "--strip", "root=users/", "--prefix", "root=", "--once"];
+    run(&[&["gather", "--store", &place.lmdb("root")][..], &into_root].concat()).ok();
+    assert_eq!(contents(&place.lmdb("root")), entries(&[("b", "2")]));
+    master.interrupt("INT").ok();
+}

@@ -3,7 +3,9 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, PoisonError};
 
-use replikv_core::{Durability, KeyRange, Keyspace, LinkId, ReplicaStore, ScanOptions, StoreError, Subspace, WriteSet};
+use replikv_core::{
+    Durability, KeyRange, Keyspace, LinkId, Placement, ReplicaStore, ScanOptions, StoreError, Subspace, WriteSet,
+};
 use replikv_proto::layout::Stored;
 use replikv_proto::{Claim, ClaimState, rival};
 
@@ -49,21 +51,17 @@ impl Claims {
         leaving.collect()
     }
 
-    /// Sees that `link` has `target`, and nobody else anything of it.
+    /// Sees that `link` has the target of `placement`, and nobody else anything of it.
     pub(super) async fn claim<S: ReplicaStore>(
         &mut self,
         centre: &Inner<S>,
         link: &LinkId,
-        target: &Subspace,
+        placement: &Placement,
     ) -> Result<(), LinkError> {
+        let target = placement.target();
+        let claim = Claim::new(target).stripping(placement.strip());
         if let Some(held) = self.0.get(link) {
-            return match held {
-                Claim { state: ClaimState::Held, .. } if held.target() == *target => Ok(()),
-                Claim { state: ClaimState::Held, .. } => {
-                    Err(LinkError::Moved { link: link.clone(), held: words(&held.target()), wanted: words(target) })
-                }
-                _ => Err(LinkError::Leaving { link: link.clone() }),
-            };
+            return again(link, held, &claim);
         }
         if let Some(other) = rival(&self.0, link, target) {
             let held = self.0.get(other).map(|claim| words(&claim.target())).unwrap_or_default();
@@ -74,7 +72,7 @@ impl Claims {
             let (link, wanted, name) = (link.clone(), words(target), derive.name().to_owned());
             return Err(LinkError::Derived { link, wanted, name, held: words(held) });
         }
-        self.write(centre, link, Claim::new(target)).await
+        self.write(centre, link, claim).await
     }
 
     /// Undoes a link, in bounded steps.
@@ -125,8 +123,23 @@ impl Claims {
     }
 }
 
-fn words(target: &Subspace) -> String {
-    target.prefix().escape_ascii().to_string()
+// A link that is there is opened as it was before.
+fn again(link: &LinkId, held: &Claim, wanted: &Claim) -> Result<(), LinkError> {
+    if held.state != ClaimState::Held {
+        return Err(LinkError::Leaving { link: link.clone() });
+    }
+    let (target, strip) = (wanted.target(), wanted.strip());
+    if held.target() != target {
+        return Err(LinkError::Moved { link: link.clone(), held: words(&held.target()), wanted: words(&target) });
+    }
+    if held.strip() != strip {
+        return Err(LinkError::Strips { link: link.clone(), held: words(&held.strip()), wanted: words(&strip) });
+    }
+    Ok(())
+}
+
+fn words(space: &Subspace) -> String {
+    space.prefix().escape_ascii().to_string()
 }
 
 /// The links that are open in this process.

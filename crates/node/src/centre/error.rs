@@ -1,6 +1,6 @@
 //! Why a link cannot be opened or undone.
 
-use replikv_core::{LinkId, StoreError};
+use replikv_core::{KeyRanges, LinkId, StoreError};
 
 use crate::OpenError;
 
@@ -41,6 +41,26 @@ pub enum LinkError {
         held: String,
         /// What was asked for.
         wanted: String,
+    },
+    /// The link is there, and strips another prefix. Open it with the one that it has, or undo it first.
+    #[error("link {link} strips {held:?} off its master's keys, not {wanted:?}")]
+    Strips {
+        /// The link.
+        link: LinkId,
+        /// What it strips; nothing if empty.
+        held: String,
+        /// What was asked for.
+        wanted: String,
+    },
+    /// The link was to subscribe to keys that do not begin with what it strips. Ask for ranges within that.
+    #[error("link {link} strips {strip:?} off its master's keys, and some of {ranges} do not begin with that")]
+    NotStripped {
+        /// The link that was to be opened.
+        link: LinkId,
+        /// What it strips.
+        strip: String,
+        /// What it was to subscribe to.
+        ranges: KeyRanges,
     },
     /// Somebody has the link open: shut that down first.
     #[error("link {link} is open")]

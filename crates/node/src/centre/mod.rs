@@ -14,8 +14,8 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use async_trait::async_trait;
 use bytes::Bytes;
 use replikv_core::{
-    Cursor, DataReader, KeyRange, KeyRanges, Keyspace, LinkId, Outcome, Page, ReplicaStore, ScanOptions, SourceId,
-    StoreError, StoreLimits, Subspace,
+    Cursor, DataReader, KeyRange, KeyRanges, Keyspace, LinkId, Outcome, Page, Placement, ReplicaStore, ScanOptions,
+    SourceId, StoreError, StoreLimits,
 };
 use replikv_proto::ClaimState;
 use replikv_proto::layout::{Identity, Role};
@@ -116,13 +116,16 @@ pub struct LinkSeen {
     /// What its keys begin with, in the store.
     #[serde(serialize_with = "as_text")]
     pub prefix: Bytes,
+    /// What is stripped off its master's keys; `None` if nothing is.
+    #[serde(serialize_with = "as_optional_text")]
+    pub strip: Option<Bytes>,
     /// Whether it stands, or is being undone.
     pub state: ClaimState,
     /// Whether it is open here.
     pub open: bool,
     /// The source that it is bound to; `None` before its first contact with a master.
     pub source: Option<SourceId>,
-    /// The keys of its master that it subscribes to, without its prefix; `None` if that is every key.
+    /// The keys of its master that it subscribes to, as that knows them; `None` if that is every key.
     #[serde(serialize_with = "crate::health::ranges_as_text")]
     pub ranges: Option<KeyRanges>,
     /// Where it stands, as committed.
@@ -204,24 +207,33 @@ impl<S: ReplicaStore> Centre<S> {
     /// [`LinkError`]: nothing was changed. Data that lies in the claim and came from no master is found when the link
     /// follows, and stays.
     pub async fn link(&self, config: LinkConfig) -> Result<Slave<LinkStore<S>>, LinkError> {
-        let LinkConfig { link, target, slave } = config;
-        if slave.keeps_log() {
+        if config.slave.keeps_log() {
             let reason = "it is a link of a centre, which has a history of its own";
             return Err(OpenError::NoRelay { reason }.into());
         }
-        let target = target.unwrap_or_else(|| LinkConfig::default_target(&link));
-        let store = self.link_store(&link, target).await?;
+        let (placement, ranges) = config.placement()?;
+        let LinkConfig { link, mut slave, .. } = config;
+        let placed = placement.range();
+        let store = self.link_store(&link, placement).await?;
+        slave.ranges = match ranges {
+            None if placed != KeyRange::all() => Some(self.kept_ranges(&link).await?.unwrap_or_else(|| placed.into())),
+            ranges => ranges,
+        };
         Ok(Slave::open(store, slave.link(LinkId::default())).await?)
     }
 
-    async fn link_store(&self, link: &LinkId, target: Subspace) -> Result<LinkStore<S>, LinkError> {
+    async fn kept_ranges(&self, link: &LinkId) -> Result<Option<KeyRanges>, StoreError> {
+        store::ranges(&*self.inner.store, link).await
+    }
+
+    async fn link_store(&self, link: &LinkId, placement: Placement) -> Result<LinkStore<S>, LinkError> {
         let mut claims = self.inner.claims.lock().await;
         if self.inner.closing.is_cancelled() {
             return Err(StoreError::Closed.into());
         }
         let lease = self.inner.links.open(link)?;
-        claims.claim(&self.inner, link, &target).await?;
-        Ok(LinkStore::new(&self.inner, link, target, lease))
+        claims.claim(&self.inner, link, &placement).await?;
+        Ok(LinkStore::new(&self.inner, link, placement, lease))
     }
 
     /// Undoes a link: its claim is free once this returns, and what it knew of its master is gone.
@@ -309,6 +321,7 @@ async fn links_of<S: ReplicaStore>(store: &S, is_open: impl Fn(&LinkId) -> bool)
         let ranges = store::ranges(store, &link).await?;
         seen.push(LinkSeen {
             prefix: claim.target().prefix().clone(),
+            strip: Some(claim.strip().prefix().clone()).filter(|strip| !strip.is_empty()),
             state: claim.state,
             open: is_open(&link),
             source: cursor.as_ref().map(|cursor| cursor.position.source),
@@ -318,6 +331,13 @@ async fn links_of<S: ReplicaStore>(store: &S, is_open: impl Fn(&LinkId) -> bool)
         });
     }
     Ok(seen)
+}
+
+fn as_optional_text<S: serde::Serializer>(bytes: &Option<Bytes>, serializer: S) -> Result<S::Ok, S::Error> {
+    match bytes {
+        Some(bytes) => as_text(bytes, serializer),
+        None => serializer.serialize_none(),
+    }
 }
 
 fn as_text<S: serde::Serializer>(bytes: &Bytes, serializer: S) -> Result<S::Ok, S::Error> {
@@ -337,21 +357,36 @@ impl<S: ReplicaStore> DataReader for Centre<S> {
 
 #[cfg(test)]
 mod laws {
-    //! What a link sees keeps every law of a store, at the root and under a prefix, beside links that write.
+    //! What a link sees keeps every law of a store, at the root, under a prefix, and with one stripped, beside links that
+    //! write.
 
     use std::path::Path;
 
-    use replikv_core::{Batch, Durability, WriteSet};
+    use replikv_core::{Batch, Durability, Subspace, WriteSet};
     use replikv_memory::MemoryStore;
     use tokio::runtime::Handle;
 
     use super::*;
 
     fn open(target: &Subspace, others: bool, master: bool) -> Result<Arc<dyn ReplicaStore>, StoreError> {
-        tokio::task::block_in_place(|| Handle::current().block_on(link(target, others, master)))
+        tokio::task::block_in_place(|| {
+            let view = Handle::current().block_on(link(target.clone().into(), others, master))?;
+            Ok::<Arc<dyn ReplicaStore>, _>(Arc::new(view))
+        })
     }
 
-    async fn link(target: &Subspace, others: bool, master: bool) -> Result<Arc<dyn ReplicaStore>, StoreError> {
+    // What a link sees that strips a prefix has that prefix: a link of another centre on top of it puts it there.
+    async fn stripping() -> Result<Arc<dyn ReplicaStore>, StoreError> {
+        let strip = Subspace::raw("a/prefix/as/long/as/what/links/know/lies/under/");
+        // Longer than what comes before the keys that both links know of.
+        let target = Subspace::raw("under/a/prefix/of/some/length/and/then/as/much/again/or/more/");
+        let below = link(Placement::new(strip.clone(), target), true, false).await?;
+        let centre = Centre::open(below).await.map_err(StoreError::backend)?;
+        let name = LinkId::new("above").map_err(StoreError::backend)?;
+        Ok(Arc::new(centre.link_store(&name, strip.into()).await.map_err(StoreError::backend)?))
+    }
+
+    async fn link(placement: Placement, others: bool, master: bool) -> Result<LinkStore<MemoryStore>, StoreError> {
         let centre = if master {
             Centre::open_master(MemoryStore::new(), MasterConfig::default()).await
         } else {
@@ -359,11 +394,11 @@ mod laws {
         };
         let centre = centre.map_err(StoreError::backend)?;
         let name = LinkId::new("edge").map_err(StoreError::backend)?;
-        let view = centre.link_store(&name, target.clone()).await.map_err(StoreError::backend)?;
+        let view = centre.link_store(&name, placement).await.map_err(StoreError::backend)?;
         // Right before it, and right after it.
         for beside in [&b"under"[..], &b"under\xFF"[..]].into_iter().filter(|_| others) {
             let name = LinkId::new(beside.escape_ascii().to_string()).map_err(StoreError::backend)?;
-            let other = centre.link_store(&name, Subspace::raw([beside, b"-"].concat()));
+            let other = centre.link_store(&name, Subspace::raw([beside, b"-"].concat()).into());
             let other = other.await.map_err(StoreError::backend)?;
             tokio::spawn(async move {
                 for n in 0..u32::MAX {
@@ -377,7 +412,7 @@ mod laws {
                 }
             });
         }
-        Ok(Arc::new(view))
+        Ok(view)
     }
 
     fn at_the_root(_: &Path) -> Result<Arc<dyn ReplicaStore>, StoreError> {
@@ -393,6 +428,10 @@ mod laws {
         open(&Subspace::raw("under/a/prefix/of/some/length/"), true, true)
     }
 
+    fn with_a_prefix_stripped(_: &Path) -> Result<Arc<dyn ReplicaStore>, StoreError> {
+        tokio::task::block_in_place(|| Handle::current().block_on(stripping()))
+    }
+
     mod master {
         replikv_testkit::conformance_suite!(super::in_a_master, volatile);
     }
@@ -403,5 +442,9 @@ mod laws {
 
     mod prefix {
         replikv_testkit::conformance_suite!(super::under_a_prefix, volatile);
+    }
+
+    mod strip {
+        replikv_testkit::conformance_suite!(super::with_a_prefix_stripped, volatile);
     }
 }

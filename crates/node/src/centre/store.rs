@@ -7,7 +7,7 @@ use std::sync::{Mutex, PoisonError};
 use async_trait::async_trait;
 use bytes::Bytes;
 use replikv_core::{
-    Cursor, Durability, KeyRange, KeyRanges, Keyspace, LinkId, Page, ReplicaStore, ScanOptions, StoreError,
+    Cursor, Durability, KeyRange, KeyRanges, Keyspace, LinkId, Page, Placement, ReplicaStore, ScanOptions, StoreError,
     StoreLimits, StoreStats, Subspace, WriteSet, meta,
 };
 use replikv_proto::layout::Stored;
@@ -19,12 +19,14 @@ use super::claims::Lease;
 /// The part of a centre's store that one link writes: what the link calls `k` is under its prefix there, and what it
 /// knows of its master is apart from what other links know.
 ///
-/// It keeps every law of a store, with shorter keys: what the prefix takes, keys of the master cannot have.
+/// It keeps every law of a store, with shorter keys: what the prefix takes, keys of the master cannot have. Where the link
+/// strips a prefix, keys have it here and not in the centre. A key that does not begin with it is not there, and
+/// [`StoreError::NotSubscribed`] to a write; a range delete ends where the prefix does.
 #[derive(Debug)]
 pub struct LinkStore<S> {
     shared: Arc<Inner<S>>,
     link: LinkId,
-    data: Subspace,
+    data: Placement,
     knowledge: Subspace,
     limits: StoreLimits,
     /// Given back when the link is closed.
@@ -37,11 +39,11 @@ pub struct LinkStore<S> {
 }
 
 impl<S: ReplicaStore> LinkStore<S> {
-    pub(super) fn new(shared: &Arc<Inner<S>>, link: &LinkId, target: Subspace, lease: Lease) -> Self {
+    pub(super) fn new(shared: &Arc<Inner<S>>, link: &LinkId, data: Placement, lease: Lease) -> Self {
         let whole = shared.limits();
-        let prefix = target.prefix().len();
+        let prefix = data.target().prefix().len();
         let limits = StoreLimits {
-            max_key: whole.max_key.saturating_sub(prefix),
+            max_key: (whole.max_key + data.strip().prefix().len()).saturating_sub(prefix),
             // Every operation of a batch grows by the prefix; how many there are, only the batch itself can tell.
             max_batch: if prefix == 0 { whole.max_batch } else { whole.max_batch - whole.max_batch / 4 },
             ..whole
@@ -49,7 +51,7 @@ impl<S: ReplicaStore> LinkStore<S> {
         Self {
             shared: shared.clone(),
             link: link.clone(),
-            data: target,
+            data,
             knowledge: Claim::knowledge(link),
             limits,
             lease: Mutex::new(Some(lease)),
@@ -61,15 +63,20 @@ impl<S: ReplicaStore> LinkStore<S> {
 
     /// Where its entries are, in the centre.
     pub fn target(&self) -> &Subspace {
-        &self.data
+        self.data.target()
     }
 
-    fn place(&self, keyspace: Keyspace) -> (Keyspace, Subspace) {
+    /// What is stripped off its master's keys; the root if nothing is.
+    pub fn strip(&self) -> &Subspace {
+        self.data.strip()
+    }
+
+    fn place(&self, keyspace: Keyspace) -> (Keyspace, Placement) {
         match keyspace {
             Keyspace::Data => (Keyspace::Data, self.data.clone()),
             // A slave keeps no log; whoever does keeps it with what else it knows.
-            Keyspace::Log => (Keyspace::Meta, self.knowledge.child("log")),
-            Keyspace::Meta => (Keyspace::Meta, self.knowledge.child("meta")),
+            Keyspace::Log => (Keyspace::Meta, self.knowledge.child("log").into()),
+            Keyspace::Meta => (Keyspace::Meta, self.knowledge.child("meta").into()),
         }
     }
 
@@ -106,17 +113,17 @@ impl<S: ReplicaStore> LinkStore<S> {
         Err(StoreError::Fatal { reason: reason.into() })
     }
 
-    fn placed(&self, writes: WriteSet) -> WriteSet {
+    fn placed(&self, writes: WriteSet) -> Result<WriteSet, StoreError> {
         let mut placed = WriteSet::builder();
-        let (_, meta) = self.place(Keyspace::Meta);
+        let meta = self.knowledge.child("meta");
         for condition in writes.preconditions() {
             placed.require(meta.key(&condition.key), condition.value.clone());
         }
         for chunk in writes.into_chunks() {
-            let (keyspace, space) = self.place(chunk.keyspace);
-            placed.append(keyspace, space.place(chunk.ops));
+            let (keyspace, placement) = self.place(chunk.keyspace);
+            placed.append(keyspace, placement.place(chunk.ops)?);
         }
-        placed.build()
+        Ok(placed.build())
     }
 }
 
@@ -141,7 +148,7 @@ impl<S: ReplicaStore> ReplicaStore for LinkStore<S> {
         self.ready().await?;
         self.check_setbacks()?;
         writes.check(&self.limits)?;
-        let writes = self.placed(writes);
+        let writes = self.placed(writes)?;
         let mut dropped = Abandoned(Some(&self.abandoned));
         let result = self.shared.writer.apply(&self.shared.store, &self.link, writes, durability).await;
         dropped.0 = None;
@@ -152,23 +159,28 @@ impl<S: ReplicaStore> ReplicaStore for LinkStore<S> {
     async fn get(&self, keyspace: Keyspace, key: &[u8]) -> Result<Option<Bytes>, StoreError> {
         self.ready().await?;
         self.check_key(key)?;
-        let (keyspace, space) = self.place(keyspace);
-        self.shared.store.get(keyspace, &space.key(key)).await
+        let (keyspace, placement) = self.place(keyspace);
+        match placement.key(key) {
+            Some(key) => self.shared.store.get(keyspace, &key).await,
+            None => Ok(None),
+        }
     }
 
     async fn get_many(&self, keyspace: Keyspace, keys: &[Bytes]) -> Result<Vec<Option<Bytes>>, StoreError> {
         self.ready().await?;
         keys.iter().try_for_each(|key| self.check_key(key))?;
-        let (keyspace, space) = self.place(keyspace);
-        let keys: Vec<Bytes> = keys.iter().map(|key| space.key(key)).collect();
-        self.shared.store.get_many(keyspace, &keys).await
+        let (keyspace, placement) = self.place(keyspace);
+        let placed: Vec<Option<Bytes>> = keys.iter().map(|key| placement.key(key)).collect();
+        let asked: Vec<Bytes> = placed.iter().flatten().cloned().collect();
+        let mut found = self.shared.store.get_many(keyspace, &asked).await?.into_iter();
+        Ok(placed.iter().map(|key| key.as_ref().and_then(|_| found.next().flatten())).collect())
     }
 
     async fn scan(&self, keyspace: Keyspace, range: KeyRange, options: ScanOptions) -> Result<Page, StoreError> {
         self.ready().await?;
-        let (keyspace, space) = self.place(keyspace);
-        let page = self.shared.store.scan(keyspace, space.range_of(&range), options).await?;
-        Ok(space.lift(&page, &range))
+        let (keyspace, placement) = self.place(keyspace);
+        let page = self.shared.store.scan(keyspace, placement.range_of(&range), options).await?;
+        Ok(placement.lift(&page, &range, options))
     }
 
     async fn sync(&self) -> Result<(), StoreError> {
