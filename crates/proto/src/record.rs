@@ -94,24 +94,24 @@ impl RecordHeader {
         if !(same_epoch || new_epoch || first) {
             return broken("its epoch does not follow");
         }
-        if self.digest != self.chain(&before.digest) {
+        if self.digest != self.wire().chain(&before.digest) {
             return broken("its digest does not continue the chain");
         }
         Ok(())
     }
 
-    fn chain(&self, before: &Digest) -> Digest {
-        let mut hasher = blake3::Hasher::new();
-        hasher.update(before.as_bytes());
-        hasher.update(&self.epoch.number.to_le_bytes());
-        hasher.update(&self.epoch.nonce.to_le_bytes());
-        hasher.update(&self.seq.as_u64().to_le_bytes());
-        hasher.update(&self.time.to_le_bytes());
-        hasher.update(&[self.kind as u8]);
-        hasher.update(&(self.note.len() as u64).to_le_bytes());
-        hasher.update(&self.note);
-        hasher.update(self.body_hash.as_bytes());
-        truncate(&hasher.finalize())
+    fn wire(&self) -> Wire<'_> {
+        Wire {
+            source: self.source,
+            epoch: self.epoch,
+            seq: self.seq,
+            time: self.time,
+            kind: self.kind,
+            note: &self.note,
+            body_len: self.body_len as u64,
+            body_hash: self.body_hash,
+            digest: self.digest,
+        }
     }
 }
 
@@ -283,6 +283,21 @@ fn read_head(bytes: &[u8]) -> Result<(Wire<'_>, &[u8]), RecordError> {
 }
 
 impl Wire<'_> {
+    /// The digest of this record and all before it.
+    fn chain(&self, before: &Digest) -> Digest {
+        let mut hasher = blake3::Hasher::new();
+        hasher.update(before.as_bytes());
+        hasher.update(&self.epoch.number.to_le_bytes());
+        hasher.update(&self.epoch.nonce.to_le_bytes());
+        hasher.update(&self.seq.as_u64().to_le_bytes());
+        hasher.update(&self.time.to_le_bytes());
+        hasher.update(&[self.kind as u8]);
+        hasher.update(&(self.note.len() as u64).to_le_bytes());
+        hasher.update(self.note);
+        hasher.update(self.body_hash.as_bytes());
+        truncate(&hasher.finalize())
+    }
+
     fn body_len(&self) -> Result<usize, RecordError> {
         usize::try_from(self.body_len).map_err(|_| malformed("its body is too long"))
     }
@@ -367,38 +382,43 @@ impl<'a> PreparedRecord<'a> {
     /// # Errors
     /// [`RecordError::Malformed`] if the note is too long, [`RecordError::Chain`] after the last sequence number.
     pub fn after(before: &Position, draft: &RecordDraft<'a>) -> Result<Self, RecordError> {
+        Self::reusing(Vec::new(), before, draft)
+    }
+
+    /// As [`after`](Self::after), with its header in `buffer`, whatever was there before.
+    pub(crate) fn reusing(
+        mut buffer: Vec<u8>,
+        before: &Position,
+        draft: &RecordDraft<'a>,
+    ) -> Result<Self, RecordError> {
         if draft.note.len() > MAX_NOTE_LEN {
             return Err(RecordError::Malformed { what: "its note is too long" });
         }
         let seq = before.seq.next().ok_or(RecordError::Chain { seq: before.seq, what: "no number follows" })?;
-        let mut header = RecordHeader {
+        let mut wire = Wire {
             source: before.source,
             epoch: draft.epoch,
             seq,
             time: draft.time,
             kind: draft.kind,
-            note: Bytes::copy_from_slice(draft.note),
-            body_len: draft.body.len(),
+            note: draft.note,
+            body_len: draft.body.len() as u64,
             body_hash: hash(draft.body),
             digest: before.digest,
         };
-        header.digest = header.chain(&before.digest);
-        let wire = Wire {
-            source: header.source,
-            epoch: header.epoch,
-            seq,
-            time: header.time,
-            kind: header.kind,
-            note: draft.note,
-            body_len: draft.body.len() as u64,
-            body_hash: header.body_hash,
-            digest: header.digest,
-        };
-        let mut head = Vec::with_capacity(HEAD_LEN + draft.note.len());
-        head.push(RECORD_FORMAT);
-        let head = postcard::to_extend(&wire, head)
+        wire.digest = wire.chain(&before.digest);
+        buffer.clear();
+        buffer.reserve(HEAD_LEN + draft.note.len());
+        buffer.push(RECORD_FORMAT);
+        let head = postcard::to_extend(&wire, buffer)
             .map_err(|_| RecordError::Malformed { what: "its header does not encode" })?;
-        Ok(Self { position: header.position(), head, body: draft.body })
+        let position = Position { source: wire.source, epoch: wire.epoch, seq, digest: wire.digest };
+        Ok(Self { position, head, body: draft.body })
+    }
+
+    /// The buffer of its header, for the next one.
+    pub(crate) fn into_buffer(self) -> Vec<u8> {
+        self.head
     }
 
     /// The position that is reached with it.

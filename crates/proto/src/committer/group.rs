@@ -1,5 +1,6 @@
 //! A group of records that are committed together.
 
+use std::mem::take;
 use std::sync::{Mutex, PoisonError};
 
 use bytes::{BufMut, Bytes, BytesMut};
@@ -100,6 +101,8 @@ pub(super) struct Building<T> {
     now: Now,
     /// Puts of log entries, encoded: `[key, record]` after one another.
     log: BytesMut,
+    /// Where the header of each record is encoded.
+    header: Vec<u8>,
     /// Puts of long records.
     long: Vec<LargePut>,
     long_bytes: usize,
@@ -126,6 +129,7 @@ impl<T> Building<T> {
             head: Head { uptime_ms: uptime_ms.max(head.uptime_ms), ..head },
             now,
             log: BytesMut::new(),
+            header: Vec::new(),
             long: Vec::new(),
             long_bytes: 0,
             entries: Vec::new(),
@@ -182,7 +186,7 @@ impl<T> Building<T> {
 
     pub(super) fn record(&mut self, config: &CommitterConfig, kind: RecordKind, ops: EncodedOps, note: &Bytes) {
         let draft = RecordDraft { epoch: config.epoch, kind, time: self.now.unix_ms, note, body: ops.as_bytes() };
-        let record = match PreparedRecord::after(&self.head.position, &draft) {
+        let record = match PreparedRecord::reusing(take(&mut self.header), &self.head.position, &draft) {
             Ok(record) => record,
             Err(error) => return self.decide(Answer::Failed(StoreError::backend(error))),
         };
@@ -198,6 +202,7 @@ impl<T> Building<T> {
         };
         self.head.position = position;
         self.head.log_bytes += record.byte_len() as u64;
+        self.header = record.into_buffer();
         self.entries.push((position, place, self.head.log_bytes));
         if Checkpoint::is_due(position.seq) {
             let Head { log_bytes, uptime_ms, .. } = self.head;
