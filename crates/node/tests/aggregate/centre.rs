@@ -1,16 +1,16 @@
 //! In a centre: of each link, of all of them, and of what its masters have aggregated.
 
-use replikv_core::{KeyRange, LinkId, Subspace};
+use replikv_core::{Durability, KeyRange, Keyspace, LinkId, ReplicaStore, Subspace, WriteSet};
 use replikv_node::aggregate::{Aggregate, Count};
 use replikv_node::{
     Centre, DeriveAbort, DerivedStore, FollowError, HealthState, InData, LinkConfig, LinkError, LinkStore, Master,
-    MasterConfig, OpenError, Slave, SlaveConfig, Unlinked,
+    MasterConfig, OpenError, Slave, SlaveConfig, Unlinked, links,
 };
-use replikv_testkit::FaultStore;
+use replikv_testkit::{ApplyFault, FaultStore, Faults};
 
-use crate::kinds::{Kinds, batch, target};
+use crate::kinds::{Kinds, batch, target, value};
 use crate::slave::{Deriving, catch_up, connect};
-use crate::support::{Error, Store, contents, put_raw, soon, store};
+use crate::support::{Contents, Error, Store, contents, copy_of, put_raw, soon, store};
 use crate::{rng, support};
 
 fn named(name: &str) -> LinkId {
@@ -41,7 +41,7 @@ async fn a_centre_aggregates_over_all_links_and_takes_out_what_is_unlinked() -> 
     let central = store();
     let derives = kinds.on(central.clone()).await;
     // What no link has brought counts as well.
-    put_raw(&derives, replikv_core::Keyspace::Data, b"own/ab", b"cde").await?;
+    put_raw(&derives, Keyspace::Data, b"own/ab", b"cde").await?;
     let centre = Centre::open(derives.clone()).await?;
     let mut edges = Vec::new();
     for n in 0..4 {
@@ -86,6 +86,122 @@ async fn a_centre_aggregates_over_all_links_and_takes_out_what_is_unlinked() -> 
     let data: Vec<_> = all.into_iter().filter(|(key, _)| !key.starts_with(b"own/")).collect();
     let wanted = crate::kinds::groups(&data).into_iter().map(|(group, values)| (group, *values.iter().max().unwrap()));
     assert_eq!(again.all(&store).await?.value, wanted.collect::<Vec<_>>());
+    Ok(())
+}
+
+/// How an unlinking is cut short before one of its steps.
+#[derive(Debug, Clone, Copy)]
+enum Cut {
+    /// The store refuses it.
+    Refused,
+    /// The store fails, and what is not synced is lost.
+    Failed,
+    /// Nobody waits for it any more.
+    Dropped,
+}
+
+impl Cut {
+    /// Undoes the link `gone`. True if it was through before it came to that.
+    async fn unlink(self, centre: &Centre<Deriving>, faults: &Faults, steps: usize) -> Result<bool, Error> {
+        let gone = named("gone");
+        let unlinking = centre.unlink(&gone, Unlinked::RemoveData);
+        faults.pass_applies(steps);
+        let held = match self {
+            Self::Refused => {
+                faults.next_apply(ApplyFault::Refuse(support::transient()));
+                return Ok(soon(unlinking).await.is_ok());
+            }
+            Self::Failed => {
+                faults.next_apply(ApplyFault::UnknownAndUnsyncedLost);
+                return Ok(soon(unlinking).await.is_ok());
+            }
+            Self::Dropped => faults.hold_apply(),
+        };
+        tokio::select! {
+            biased;
+            unlinked = soon(unlinking) => unlinked.map(|()| true).map_err(Error::from),
+            () = held.reached() => Ok(false),
+        }
+    }
+}
+
+/// A store that two links have flowed into, and what is to be there without `gone`.
+async fn gathered(rng: &mut fastrand::Rng, kinds: &Kinds) -> Result<(Store, Contents), Error> {
+    let central = store();
+    let derives = kinds.on(central.clone()).await;
+    put_raw(&derives, Keyspace::Data, b"own/ab", b"cde").await?;
+    let centre = Centre::open(derives).await?;
+    for (name, entries) in [("gone", 1_500), ("stays", 300)] {
+        let source = store();
+        let mut writes = WriteSet::builder();
+        for n in 0..entries {
+            let key = format!("{}{n:04}", char::from(b'a' + n as u8 % 6));
+            writes.put(Keyspace::Data, key, value(rng))?;
+        }
+        source.inner().apply(writes.build(), Durability::Synced).await?;
+        let edge = support::master(&source, MasterConfig::default()).await;
+        let link = link(&centre, name).await;
+        let (_serving, following) = connect(&edge, &link);
+        soon(link.wait_caught_up()).await?;
+        soon(link.shutdown()).await?;
+        soon(following).await??;
+    }
+    soon(centre.shutdown()).await?;
+    let central = FaultStore::new(central.inner().open_again());
+    let mut left = contents(&central).await;
+    left.retain(|(key, _)| !key.starts_with(b"gone/"));
+    Ok((central, left))
+}
+
+/// Cuts the unlinking short, and goes on with it; true if it was through before.
+async fn goes_on_after(
+    kinds: &Kinds,
+    before: &(Store, Contents),
+    (cut, steps, reopened): (Cut, usize, bool),
+) -> Result<bool, Error> {
+    let when = format!("{cut:?} after {steps} steps, {}", if reopened { "by another process" } else { "by the same" });
+    let mut central = copy_of(&before.0).await;
+    let mut derives = kinds.on(central.clone()).await;
+    let mut centre = Centre::open(derives.clone()).await?;
+    let through = cut.unlink(&centre, &central.faults(), steps).await?;
+    if reopened {
+        central = central.power_loss().await?;
+        central.faults().clear();
+        let applies = central.faults().calls().applies;
+        derives = kinds.on(central.clone()).await;
+        assert_eq!(central.faults().calls().applies, applies, "nothing has to be derived anew: {when}");
+        kinds.assert_of(&derives, &contents(&derives).await, &format!("at once: {when}")).await;
+        centre = Centre::open(derives.clone()).await?;
+    }
+    central.faults().clear();
+    match soon(centre.unlink(&named("gone"), Unlinked::RemoveData)).await {
+        Ok(()) | Err(LinkError::NoSuchLink { .. }) => {}
+        Err(error) => return Err(format!("{when}: {error:?}").into()),
+    }
+    assert!(contents(&derives).await == before.1, "{when}");
+    kinds.assert_of(&centre, &before.1, &when).await;
+    let names: Vec<_> = links(&central).await?.into_iter().map(|seen| seen.link).collect();
+    assert_eq!(names, [named("stays")], "{when}");
+    // Free for whoever comes next.
+    soon(link(&centre, "gone").await.shutdown()).await?;
+    Ok(through)
+}
+
+#[tokio::test]
+async fn an_unlinking_that_was_cut_short_takes_out_what_its_data_came_to_and_the_next_one_the_rest() -> Result<(), Error>
+{
+    let mut rng = rng("an_unlinking_that_was_cut_short_takes_out_what_its_data_came_to_and_the_next_one_the_rest");
+    let kinds = Kinds::new();
+    let before = gathered(&mut rng, &kinds).await?;
+    for (cut, reopened) in
+        [(Cut::Refused, false), (Cut::Refused, true), (Cut::Failed, true), (Cut::Dropped, false), (Cut::Dropped, true)]
+    {
+        let mut steps = 0;
+        while !goes_on_after(&kinds, &before, (cut, steps, reopened)).await? {
+            steps += 1;
+        }
+        assert!(steps >= 4, "{cut:?}: it has {steps} steps");
+    }
     Ok(())
 }
 
