@@ -367,8 +367,7 @@ mod tests {
         assert!(Cursor::from_bytes(&bytes).is_some());
         // And so are few whose bounds are long.
         let from = |len: usize, first: u8| KeyRange::from_bounds(vec![first; len]..vec![first + 1; len]);
-        let long =
-            |len: usize| whole.moved(&KeyRanges::default(), &KeyRanges::new([from(len, 1), from(len, 5)])).fill();
+        let long = |len: usize| whole.moved(&KeyRanges::new([]), &KeyRanges::new([from(len, 1), from(len, 5)])).fill();
         assert_eq!(long(MAX_COPIED_BYTES / 4), Some(Fill::Copy));
         assert_eq!(long(MAX_COPIED_BYTES / 4 + 1), Some(Fill::Compare));
     }
