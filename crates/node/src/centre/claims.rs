@@ -13,7 +13,11 @@ use super::{Inner, LinkError, Unlinked, unlink};
 
 /// The claims of a store, as they are stored. One handle changes them at a time.
 #[derive(Debug)]
-pub(crate) struct Claims(BTreeMap<LinkId, Claim>);
+pub(crate) struct Claims {
+    held: BTreeMap<LinkId, Claim>,
+    /// A write of them was begun, and nobody knows what has come of it.
+    in_doubt: bool,
+}
 
 impl Claims {
     pub(crate) async fn read<S: ReplicaStore>(store: &S) -> Result<Self, StoreError> {
@@ -29,26 +33,37 @@ impl Claims {
             }
             rest = page.rest().cloned();
         }
-        Ok(Self(claims))
+        Ok(Self { held: claims, in_doubt: false })
     }
 
     pub(crate) fn iter(&self) -> impl Iterator<Item = (&LinkId, &Claim)> {
-        self.0.iter()
+        self.held.iter()
     }
 
     pub(crate) fn into_iter(self) -> impl Iterator<Item = (LinkId, Claim)> {
-        self.0.into_iter()
+        self.held.into_iter()
     }
 
     /// What is claimed, by whom.
     pub(super) fn ranges(&self) -> Vec<(LinkId, KeyRange)> {
-        self.0.iter().map(|(link, claim)| (link.clone(), claim.target().range())).collect()
+        self.held.iter().map(|(link, claim)| (link.clone(), claim.target().range())).collect()
     }
 
     /// Links whose undoing was begun.
     pub(super) fn leaving(&self) -> Vec<(LinkId, Unlinked)> {
-        let leaving = self.0.iter().filter_map(|(link, claim)| Some((link.clone(), unlink::begun(claim)?)));
+        let leaving = self.held.iter().filter_map(|(link, claim)| Some((link.clone(), unlink::begun(claim)?)));
         leaving.collect()
+    }
+
+    /// Reads them again after a write that was dropped, or has failed: it may be there.
+    pub(super) async fn settle<S: ReplicaStore>(&mut self, centre: &Inner<S>) -> Result<(), StoreError> {
+        if self.in_doubt {
+            // What is read is acted upon: it must not be lost afterwards.
+            centre.store.sync().await?;
+            *self = Self::read(&*centre.store).await?;
+            centre.writer.claimed(self.ranges());
+        }
+        Ok(())
     }
 
     /// Sees that `link` has the target of `placement`, and nobody else anything of it.
@@ -60,11 +75,11 @@ impl Claims {
     ) -> Result<(), LinkError> {
         let target = placement.target();
         let claim = Claim::new(target).stripping(placement.strip());
-        if let Some(held) = self.0.get(link) {
+        if let Some(held) = self.held.get(link) {
             return again(link, held, &claim);
         }
-        if let Some(other) = rival(&self.0, link, target) {
-            let held = self.0.get(other).map(|claim| words(&claim.target())).unwrap_or_default();
+        if let Some(other) = rival(&self.held, link, target) {
+            let held = self.held.get(other).map(|claim| words(&claim.target())).unwrap_or_default();
             let (link, wanted, other) = (link.clone(), words(target), other.clone());
             return Err(LinkError::Claimed { link, wanted, other, held });
         }
@@ -82,7 +97,7 @@ impl Claims {
         link: &LinkId,
         unlinked: Unlinked,
     ) -> Result<(), LinkError> {
-        let held = self.0.get(link).cloned().ok_or_else(|| LinkError::NoSuchLink { link: link.clone() })?;
+        let held = self.held.get(link).cloned().ok_or_else(|| LinkError::NoSuchLink { link: link.clone() })?;
         let leaving = held.given_up(unlink::state(&held, unlinked));
         if leaving != held {
             self.write(centre, link, leaving.clone()).await?;
@@ -101,8 +116,8 @@ impl Claims {
         let mut writes = WriteSet::builder();
         writes.require(Claim::key(link), Some(leaving.to_bytes()));
         writes.delete(Keyspace::Meta, Claim::key(link))?;
-        centre.store.apply(writes.build(), Durability::Synced).await?;
-        self.0.remove(link);
+        self.commit(centre, writes.build()).await?;
+        self.held.remove(link);
         centre.writer.claimed(self.ranges());
         Ok(())
     }
@@ -114,11 +129,18 @@ impl Claims {
         claim: Claim,
     ) -> Result<(), LinkError> {
         let mut writes = WriteSet::builder();
-        writes.require(Claim::key(link), self.0.get(link).map(Claim::to_bytes));
+        writes.require(Claim::key(link), self.held.get(link).map(Claim::to_bytes));
         writes.put(Keyspace::Meta, Claim::key(link), claim.to_bytes())?;
-        centre.store.apply(writes.build(), Durability::Synced).await?;
-        self.0.insert(link.clone(), claim);
+        self.commit(centre, writes.build()).await?;
+        self.held.insert(link.clone(), claim);
         centre.writer.claimed(self.ranges());
+        Ok(())
+    }
+
+    async fn commit<S: ReplicaStore>(&mut self, centre: &Inner<S>, writes: WriteSet) -> Result<(), StoreError> {
+        self.in_doubt = true;
+        centre.store.apply(writes, Durability::Synced).await?;
+        self.in_doubt = false;
         Ok(())
     }
 }
@@ -149,18 +171,18 @@ pub(super) struct Links(Mutex<BTreeSet<LinkId>>);
 impl Links {
     /// Takes a link for the caller alone.
     pub(super) fn open(self: &Arc<Self>, link: &LinkId) -> Result<Lease, LinkError> {
-        if !self.0.lock().unwrap_or_else(PoisonError::into_inner).insert(link.clone()) {
+        if !self.held.lock().unwrap_or_else(PoisonError::into_inner).insert(link.clone()) {
             return Err(LinkError::Open { link: link.clone() });
         }
         Ok(Lease { links: self.clone(), link: link.clone() })
     }
 
     pub(super) fn is_open(&self, link: &LinkId) -> bool {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).contains(link)
+        self.held.lock().unwrap_or_else(PoisonError::into_inner).contains(link)
     }
 
     pub(super) fn count(&self) -> usize {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).len()
+        self.held.lock().unwrap_or_else(PoisonError::into_inner).len()
     }
 }
 

@@ -232,6 +232,7 @@ impl<S: ReplicaStore> Centre<S> {
             return Err(StoreError::Closed.into());
         }
         let lease = self.inner.links.open(link)?;
+        claims.settle(&self.inner).await?;
         claims.claim(&self.inner, link, &placement).await?;
         Ok(LinkStore::new(&self.inner, link, placement, lease))
     }
@@ -242,13 +243,15 @@ impl<S: ReplicaStore> Centre<S> {
     /// is through, nobody can claim the same keys.
     ///
     /// # Cancel safety
-    /// If dropped, the link is as good as undone: it cannot be opened any more, and calling this again goes on.
+    /// If dropped, the link is as good as undone: it cannot be opened any more, and calling this again goes on. If the last
+    /// step was under way, it may be gone by then.
     ///
     /// # Errors
     /// [`LinkError::NoSuchLink`], [`LinkError::Open`] while somebody has it open, and what the store reports.
     pub async fn unlink(&self, link: &LinkId, unlinked: Unlinked) -> Result<(), LinkError> {
         let mut claims = self.inner.claims.lock().await;
         let _lease = self.inner.links.open(link)?;
+        claims.settle(&self.inner).await?;
         claims.unlink(&self.inner, link, unlinked).await
     }
 

@@ -96,8 +96,10 @@ enum Cut {
     Refused,
     /// The store fails, and what is not synced is lost.
     Failed,
-    /// Nobody waits for it any more.
+    /// Nobody waits for it any more, before anybody sees the step,
     Dropped,
+    /// or when everybody does.
+    DroppedInSight,
 }
 
 impl Cut {
@@ -116,6 +118,7 @@ impl Cut {
                 return Ok(soon(unlinking).await.is_ok());
             }
             Self::Dropped => faults.hold_apply(),
+            Self::DroppedInSight => faults.hold_apply_visible(),
         };
         tokio::select! {
             biased;
@@ -193,9 +196,15 @@ async fn an_unlinking_that_was_cut_short_takes_out_what_its_data_came_to_and_the
     let mut rng = rng("an_unlinking_that_was_cut_short_takes_out_what_its_data_came_to_and_the_next_one_the_rest");
     let kinds = Kinds::new();
     let before = gathered(&mut rng, &kinds).await?;
-    for (cut, reopened) in
-        [(Cut::Refused, false), (Cut::Refused, true), (Cut::Failed, true), (Cut::Dropped, false), (Cut::Dropped, true)]
-    {
+    for (cut, reopened) in [
+        (Cut::Refused, false),
+        (Cut::Refused, true),
+        (Cut::Failed, true),
+        (Cut::Dropped, false),
+        (Cut::Dropped, true),
+        (Cut::DroppedInSight, false),
+        (Cut::DroppedInSight, true),
+    ] {
         let mut steps = 0;
         while !goes_on_after(&kinds, &before, (cut, steps, reopened)).await? {
             steps += 1;
