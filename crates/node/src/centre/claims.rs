@@ -171,18 +171,18 @@ pub(super) struct Links(Mutex<BTreeSet<LinkId>>);
 impl Links {
     /// Takes a link for the caller alone.
     pub(super) fn open(self: &Arc<Self>, link: &LinkId) -> Result<Lease, LinkError> {
-        if !self.held.lock().unwrap_or_else(PoisonError::into_inner).insert(link.clone()) {
+        if !self.0.lock().unwrap_or_else(PoisonError::into_inner).insert(link.clone()) {
             return Err(LinkError::Open { link: link.clone() });
         }
         Ok(Lease { links: self.clone(), link: link.clone() })
     }
 
     pub(super) fn is_open(&self, link: &LinkId) -> bool {
-        self.held.lock().unwrap_or_else(PoisonError::into_inner).contains(link)
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).contains(link)
     }
 
     pub(super) fn count(&self) -> usize {
-        self.held.lock().unwrap_or_else(PoisonError::into_inner).len()
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).len()
     }
 }
 
