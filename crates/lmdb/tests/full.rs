@@ -103,7 +103,8 @@ impl Writer {
         let log = read_log(self.master.store(), Seq::ZERO, usize::MAX).await?;
         // The first record begins the epoch, and holds nothing.
         assert_eq!(log.iter().filter(|record| !record.body().is_empty()).count(), self.records);
-        assert_eq!(log.last().map(|record| record.position()), Some(self.master.status().published));
+        let last = log.last().ok_or("there is no record")?;
+        assert_eq!(last.position(), self.master.status().published);
         Ok(())
     }
 
