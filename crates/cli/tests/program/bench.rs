@@ -224,19 +224,24 @@ fn an_interrupt_takes_the_second_process_and_the_stores_along() {
     std::fs::create_dir(place.path("dir")).unwrap();
     let dir = place.name("dir");
     let running = Running::spawn(&["bench", "latency", "--stores", "memory", "--rounds", "1000", "--dir", &dir]);
-    let parent = running.id().to_string();
     // Each thread has children of its own.
-    let children = || -> Vec<String> {
-        let threads = std::fs::read_dir(format!("/proc/{parent}/task")).unwrap();
+    let children = |parent: &str| -> Vec<String> {
+        let Ok(threads) = std::fs::read_dir(format!("/proc/{parent}/task")) else { return Vec::new() };
         let lists = threads.filter_map(|thread| std::fs::read_to_string(thread.ok()?.path().join("children")).ok());
         lists.flat_map(|list| list.split_whitespace().map(str::to_string).collect::<Vec<_>>()).collect()
     };
+    // That of the round, and below it the slave's.
+    let below = || {
+        let rounds = children(&running.id().to_string());
+        let peers: Vec<String> = rounds.iter().flat_map(|round| children(round)).collect();
+        if peers.is_empty() { Vec::new() } else { [rounds, peers].concat() }
+    };
     let until = std::time::Instant::now() + std::time::Duration::from_secs(60);
-    let mut peers = children();
+    let mut peers = below();
     while peers.is_empty() {
         assert!(std::time::Instant::now() < until, "there is no second process");
         std::thread::sleep(std::time::Duration::from_millis(5));
-        peers = children();
+        peers = below();
     }
     running.interrupt("INT").code(130);
     assert!(std::fs::read_dir(place.path("dir")).unwrap().next().is_none(), "nothing is left behind");

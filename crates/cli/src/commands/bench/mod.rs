@@ -47,10 +47,17 @@ use crate::ui;
 
 pub(crate) async fn run(args: args::Bench, json: bool) -> anyhow::Result<ExitCode> {
     let mut interrupt = Interrupt::new()?;
+    let abandoned = async {
+        match args.round {
+            Some(_) => rounds::abandoned().await,
+            None => std::future::pending().await,
+        }
+    };
     tokio::select! {
         biased;
         // The stores go with the guards of their directories, and the processes with their guards.
         () = interrupt.wait() => Ok(ExitCode::from(INTERRUPTED)),
+        () = abandoned => Ok(ExitCode::from(INTERRUPTED)),
         measured = measure(&args, json) => measured.map(|()| ExitCode::SUCCESS),
     }
 }
