@@ -61,6 +61,8 @@ pub enum DriverBug {
     DataNotLookedFor,
     /// A slave never gives up a master that is silent.
     SilenceUnnoticed,
+    /// A slave that another one has taken the name from is served when it comes back.
+    TakeoverForgotten,
     /// A page is sent although another master has written to the store.
     TakeoverUnnoticed,
     /// A page is sent although a commit that it may show came to nothing while it was read.
@@ -121,6 +123,7 @@ impl DriverBug {
         Self::CoverageNotLocated,
         Self::DataNotLookedFor,
         Self::SilenceUnnoticed,
+        Self::TakeoverForgotten,
         Self::TakeoverUnnoticed,
         Self::SetbackUnnoticed,
         Self::DamageTakenForDivergence,

@@ -183,6 +183,8 @@ named! {
         ChainBroken = "chain-broken",
         /// A newer connection took the place of an older one of the same name.
         Replaced = "replaced",
+        /// A slave was refused: another one had taken its name.
+        RefusedDuplicate = "refused-duplicate",
         /// A master noticed that another one writes to its store.
         MasterFenced = "master-fenced",
         /// A slave noticed that another one writes to its store.

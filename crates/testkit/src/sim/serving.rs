@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use replikv_core::{Position, Seq, SourceId, StoreLimits};
 use replikv_proto::layout::{Checkpoint, Floor, Head, Superseded};
-use replikv_proto::{EpochStart, LogEntry, PathNode, Progress, Subscribers, View};
+use replikv_proto::{EpochStart, LogEntry, Openings, PathNode, Progress, Subscribers, View};
 
 use super::Scene;
 use super::context::{Context, Node};
@@ -107,6 +107,9 @@ pub(super) struct Sessions {
     pub(super) map: BTreeMap<u64, Session>,
     /// The newest session of each name, and how far it is.
     pub(super) names: BTreeMap<String, (u64, Progress)>,
+    pub(super) openings: Openings,
+    /// What the oracle knows of these: the nonces that were welcomed under each name, in the order in which they came.
+    pub(super) came: BTreeMap<String, Vec<u64>>,
     /// A newer epoch was met, and that is to be kept.
     pub(super) met: Option<Superseded>,
     /// It is kept, or is being kept: nothing more is written.
@@ -117,8 +120,19 @@ pub(super) struct Sessions {
 
 impl Sessions {
     pub(super) fn new(node: Node, life: u64, store: usize, synced: bool) -> Self {
-        let (map, names) = (BTreeMap::new(), BTreeMap::new());
-        Self { node, life, store, wall_offset_ms: 0, map, names, met: None, reign_over: false, synced }
+        Self {
+            node,
+            life,
+            store,
+            wall_offset_ms: 0,
+            map: BTreeMap::new(),
+            names: BTreeMap::new(),
+            openings: Openings::default(),
+            came: BTreeMap::new(),
+            met: None,
+            reign_over: false,
+            synced,
+        }
     }
 
     /// Somebody has connected.

@@ -29,8 +29,9 @@ pub(super) struct Session {
     name: Option<String>,
     /// Its slave subscribes to a part of the keys.
     listening: Option<SubscriberId>,
-    closing: bool,
-    replaced: bool,
+    nonce: u64,
+    /// A newer connection has taken its place, and this is what it is told.
+    replaced: Option<(GoodbyeReason, &'static str)>,
     /// What the oracle knows of it.
     hello: Option<Hello>,
     judged: Vec<View>,
@@ -105,8 +106,8 @@ impl Session {
             view: open.view,
             name: None,
             listening: None,
-            closing: false,
-            replaced: false,
+            nonce: 0,
+            replaced: None,
             hello: None,
             judged: Vec::new(),
             sent: None,
@@ -206,9 +207,8 @@ impl Sessions {
             if session.conn.has_room(ctx) && session.session.has_action() {
                 continue;
             }
-            if session.replaced && !session.closing {
-                session.closing = true;
-                session.session.shut(GoodbyeReason::Replaced, "another slave of this name has connected");
+            if let Some((reason, words)) = session.replaced.take() {
+                session.session.shut(reason, words);
                 continue;
             }
             if session.conn.flush(ctx) {
@@ -308,7 +308,19 @@ impl Sessions {
                 session.asked = Some(Asked::Superseded);
                 self.met = Some(Superseded { by: Some(epoch) });
             }
-            MasterAction::Joined { slave, start, ranges, .. } => {
+            MasterAction::Joined { slave, nonce, start, ranges, .. } => {
+                let joined = self.openings.join(&slave, nonce, |name| self.names.contains_key(name));
+                let joined = joined.or_else(|refusal| match ctx.planted(DriverBug::TakeoverForgotten) {
+                    true => Ok(()),
+                    false => Err(refusal),
+                });
+                judge_joined(ctx, self.came.entry(slave.clone()).or_default(), nonce, joined.is_ok());
+                if let Err(refusal) = joined {
+                    ctx.coverage.met(Scene::RefusedDuplicate);
+                    session.session.refuse(refusal);
+                    return Ok(());
+                }
+                session.nonce = nonce;
                 if !ranges.is_all() {
                     let (published, log_bytes) = (open.view.published, open.view.log_bytes);
                     session.listening = Some(open.subscribers.enter(&ranges, published, log_bytes, id));
@@ -318,7 +330,11 @@ impl Sessions {
                 let at_start = Progress { applied: start, ..Progress::default() };
                 let older = self.names.insert(slave, (id, at_start));
                 if let Some(older) = older.and_then(|(older, _)| self.map.get_mut(&older)) {
-                    older.replaced = true;
+                    older.replaced = Some(if older.nonce == nonce {
+                        (GoodbyeReason::Closing, "this slave has connected anew")
+                    } else {
+                        (GoodbyeReason::Replaced, "another slave of this name has connected")
+                    });
                     ctx.coverage.met(Scene::Replaced);
                     ctx.wake(self.node);
                 }
@@ -589,6 +605,18 @@ impl Session {
             let words = format!("{verdict:?} for a slave at {position:?}, of {views:?}; right would be {right:?}");
             ctx.oracle.fail(Invariant::RightDecision, words);
         }
+    }
+}
+
+// Served or refused under its name. Nobody comes back after more others than are remembered.
+fn judge_joined(ctx: &mut Context, came: &mut Vec<u64>, nonce: u64, served: bool) {
+    let fenced = came.last() != Some(&nonce) && came.contains(&nonce);
+    if served == fenced {
+        let words = format!("{nonce:x} has a name: {served}; those that had it are {came:x?}");
+        ctx.oracle.fail(Invariant::RightDecision, words);
+    }
+    if !came.contains(&nonce) {
+        came.push(nonce);
     }
 }
 
