@@ -16,6 +16,12 @@ use clap::error::ErrorKind;
 
 use crate::args::Args;
 
+// What a slave takes in is allocated on threads of the runtime. The allocator of glibc asks the kernel for each page that such a
+// thread's heap grows by, and takes a lock on all of the process's memory for it.
+#[cfg(all(feature = "jemalloc", not(target_env = "msvc")))]
+#[global_allocator]
+static ALLOCATOR: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;
+
 /// What the program ends with when it could not do what it was asked.
 pub(crate) const FAILED: u8 = 2;
 

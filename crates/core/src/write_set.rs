@@ -146,17 +146,25 @@ impl WriteSet {
         &self,
         mut keys_in: impl FnMut(Keyspace, &KeyRange) -> Result<Vec<Bytes>, E>,
     ) -> Result<Resolved<'_>, E> {
-        if self.ops().any(|(_, op)| matches!(op, Op::DeleteRange { .. })) {
-            return self.resolve_ranges(&mut keys_in);
+        let mut changes: Vec<Change<'_>> = Vec::new();
+        let mut reach = Reach::default();
+        for (keyspace, op) in self.ops() {
+            match op {
+                Op::Put { key, value } => changes.push((keyspace, Cow::Borrowed(key), Some(value))),
+                Op::Delete { key } => changes.push((keyspace, Cow::Borrowed(key), None)),
+                Op::DeleteRange { start, end } => {
+                    let range = KeyRange::new(Bytes::copy_from_slice(start), end.map(Bytes::copy_from_slice));
+                    if range.is_empty() {
+                        continue;
+                    }
+                    if reach.over(&changes, keyspace, &range) {
+                        return self.resolve_ranges(&mut keys_in);
+                    }
+                    let keys = keys_in(keyspace, &range)?.into_iter();
+                    changes.extend(keys.map(|key| (keyspace, Cow::Owned(key.into()), None)));
+                }
+            }
         }
-        let mut changes: Vec<Change<'_>> = self
-            .ops()
-            .filter_map(|(keyspace, op)| match op {
-                Op::Put { key, value } => Some((keyspace, Cow::Borrowed(key), Some(value))),
-                Op::Delete { key } => Some((keyspace, Cow::Borrowed(key), None)),
-                Op::DeleteRange { .. } => None,
-            })
-            .collect();
         // Stable, so that of equal keys the last one stays last; `dedup_by` then keeps it.
         changes.sort_by(|a, b| (a.0, &a.1).cmp(&(b.0, &b.1)));
         changes.dedup_by(|later, kept| {
@@ -169,6 +177,7 @@ impl WriteSet {
         Ok(Resolved(changes))
     }
 
+    // Whatever ranges are deleted after what.
     fn resolve_ranges<E>(
         &self,
         keys_in: &mut impl FnMut(Keyspace, &KeyRange) -> Result<Vec<Bytes>, E>,
@@ -198,6 +207,34 @@ impl WriteSet {
 
 type Place<'a> = (Keyspace, Cow<'a, [u8]>);
 type Change<'a> = (Keyspace, Cow<'a, [u8]>, Option<&'a [u8]>);
+
+/// The least and the greatest of the changes so far, in each keyspace: what copies bring deletes range after range, and what
+/// it puts into one lies before the next.
+#[derive(Debug, Default)]
+struct Reach {
+    known: usize,
+    bounds: BTreeMap<Keyspace, (usize, usize)>,
+}
+
+impl Reach {
+    // Whether one of the changes may lie in the range.
+    fn over(&mut self, changes: &[Change<'_>], keyspace: Keyspace, range: &KeyRange) -> bool {
+        for (at, (keyspace, key, _)) in changes.iter().enumerate().skip(self.known) {
+            let (least, greatest) = self.bounds.entry(*keyspace).or_insert((at, at));
+            if *key < changes[*least].1 {
+                *least = at;
+            }
+            if *key > changes[*greatest].1 {
+                *greatest = at;
+            }
+        }
+        self.known = changes.len();
+        self.bounds.get(&keyspace).is_some_and(|(least, greatest)| {
+            let (least, greatest) = (&changes[*least].1, &changes[*greatest].1);
+            range.start() <= &greatest[..] && range.end().is_none_or(|end| &end[..] > &least[..])
+        })
+    }
+}
 
 /// The net changes of a write set: one per key, sorted by keyspace and key.
 #[derive(Debug)]

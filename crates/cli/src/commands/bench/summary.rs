@@ -35,10 +35,11 @@ pub(super) async fn run(args: &args::Bench, kinds: &[&str], json: bool) -> anyho
         return Ok(());
     }
     say!(
-        "{} entries, random 16-byte keys, {}-byte values, {} a batch, synced; medians of {} rounds",
+        "{} entries, random 16-byte keys, {}-byte values, {} a batch, synced{}; medians of {} rounds",
         ui::thousands(args.entries as u64),
         args.value,
         args.batch,
+        super::workload::ALLOCATOR,
         args.rounds
     )?;
     let mut table =

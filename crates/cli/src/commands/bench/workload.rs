@@ -59,18 +59,21 @@ impl Iterator for Entries {
     }
 }
 
+/// What allocates, in words.
+pub(super) const ALLOCATOR: &str = if cfg!(feature = "jemalloc") { ", with jemalloc" } else { "" };
+
 pub(super) fn words(args: &args::Bench) -> String {
     let keys = match args.keys {
         Keys::Random => "random",
         Keys::Sequential => "sequential",
     };
     let entries = ui::thousands(args.entries as u64);
-    format!("{entries} entries, {keys} 16-byte keys, {}-byte values, {} a batch", args.value, args.batch)
+    format!("{entries} entries, {keys} 16-byte keys, {}-byte values, {} a batch{ALLOCATOR}", args.value, args.batch)
 }
 
 /// Of text.
 pub(super) fn words_of_text(args: &args::Bench) -> String {
-    format!("{} paragraphs of text, {} a batch", ui::thousands(args.entries as u64), args.batch)
+    format!("{} paragraphs of text, {} a batch{ALLOCATOR}", ui::thousands(args.entries as u64), args.batch)
 }
 
 /// So many at once, and at the end what is left.
