@@ -1,8 +1,8 @@
 //! How many instructions the hot paths take, as callgrind counts them: `cargo bench -p replikv-proto --bench instructions`.
 //!
 //! Unlike time, the count is the same in every run of one build, also on a busy machine. It is compared with that of
-//! `instructions.csv`: more than a tenth above is a failure. The history of that file is the trend. With `-- --update` it is
-//! written anew.
+//! `instructions.csv`: more than a tenth above is a failure; more than twice as many, where another compiler or another
+//! processor was counted with. The history of that file is the trend. With `-- --update` it is written anew.
 
 mod paths;
 
@@ -19,6 +19,8 @@ const PATH: &str = "REPLIKV_COUNTED_PATH";
 const BASELINE: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/benches/instructions.csv");
 /// How many times the baseline a count may be.
 const TOLERATED: f64 = 1.10;
+/// And if it was counted with another compiler, or on a processor that hashes with other instructions.
+const TOLERATED_ELSEWHERE: f64 = 2.0;
 
 type Failure = Box<dyn std::error::Error>;
 
@@ -49,8 +51,8 @@ fn compare(update: bool) -> Result<bool, Failure> {
     let machine = machine()?;
     let mut csv = format!("# {machine}\npath,instructions\n");
     let baseline = if update { String::new() } else { fs::read_to_string(BASELINE)? };
-    // Another compiler, or a processor that hashes with other instructions, counts otherwise: that is no regression.
-    let comparable = baseline.lines().next() == csv.lines().next();
+    let elsewhere = !update && baseline.lines().next() != csv.lines().next();
+    let tolerated = if elsewhere { TOLERATED_ELSEWHERE } else { TOLERATED };
     println!("{:<32} {:>12} {:>22} {:>12} {:>8}", "path", "instructions", "per item", "before", "change");
     let mut held = true;
     for path in PATHS {
@@ -62,25 +64,24 @@ fn compare(update: bool) -> Result<bool, Failure> {
         let per_item = format!("{:.1} per {}", counted as f64 / path.items as f64, path.unit);
         let before = before.map_or_else(|| "new".to_owned(), |before| before.to_string());
         println!("{:<32} {counted:>12} {per_item:>22} {before:>12} {change:>8}", path.name);
-        held &= update || ratio.is_some_and(|ratio| ratio <= TOLERATED);
+        held &= update || ratio.is_some_and(|ratio| ratio <= tolerated);
     }
     if update {
         fs::write(BASELINE, csv)?;
         return Ok(true);
     }
-    match (comparable, held) {
-        (false, _) => println!(
-            "not compared: counted with {machine}, before with {}",
-            baseline.lines().next().unwrap_or_default().trim_start_matches("# ")
-        ),
-        (true, false) => println!(
+    if elsewhere {
+        let before = baseline.lines().next().unwrap_or_default().trim_start_matches("# ");
+        println!("counted with {machine}, before with {before}: twice as many are tolerated");
+    }
+    if !held {
+        println!(
             "a path takes over {:.0} % more than before, or is new: if that is meant to be, \
              `cargo bench -p replikv-proto --bench instructions -- --update`",
-            (TOLERATED - 1.0) * 100.0
-        ),
-        (true, true) => {}
+            (tolerated - 1.0) * 100.0
+        );
     }
-    Ok(held || !comparable)
+    Ok(held)
 }
 
 fn before(baseline: &str, name: &str) -> Option<u64> {
