@@ -51,7 +51,7 @@ allocations *ARGS:
 
 # Seeded tests, over and over with new seeds.
 soak ROUNDS="100":
-    for i in $(seq {{ROUNDS}}); do REPLIKV_SEED=$RANDOM$i cargo test --all-features --test cross_backend --test cuts --test kill || exit 1; done
+    for i in $(seq {{ROUNDS}}); do REPLIKV_SEED=$RANDOM$i cargo test --workspace --all-features --test integration --test kill -- cross_backend:: cuts:: killed || exit 1; done
 
 # Simulates masters and slaves with new seeds for so many hours (0.1 will do for a look): says how many seeds, simulated
 # seconds and faults, and writes what fails to target/simulation-failures.txt, with the lines that repeat it.

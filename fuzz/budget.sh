@@ -28,7 +28,13 @@ run() {
     [ "${tried:-0}" -ge "$2" ]
 }
 
-run decoder 400000
-run record 400000
-run session 300000
-run applier 100000
+# Two at a time: each has one thread.
+both() {
+    run "$1" "$2" &
+    other=$!
+    run "$3" "$4"
+    wait "$other"
+}
+
+both decoder 400000 record 400000
+both session 300000 applier 100000

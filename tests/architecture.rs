@@ -1,8 +1,10 @@
-//! The arrows between the crates point one way.
+//! The arrows between the crates point one way, and every file of tests is built.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::ffi::OsStr;
+use std::path::Path;
 
-use cargo_metadata::{DependencyKind, MetadataCommand};
+use cargo_metadata::{DependencyKind, Metadata, MetadataCommand};
 
 /// What each crate may depend on, of this project.
 const ARROWS: [(&str, &[&str]); 12] = [
@@ -37,8 +39,12 @@ const ARROWS: [(&str, &[&str]); 12] = [
 const FORBIDDEN: [&str; 10] =
     ["tokio", "mio", "heed", "sled", "redb", "fjall", "rand", "fastrand", "getrandom", "socket2"];
 
+fn metadata() -> Metadata {
+    MetadataCommand::new().no_deps().other_options(["--offline".into()]).exec().unwrap()
+}
+
 fn dependencies() -> BTreeMap<String, BTreeSet<String>> {
-    let metadata = MetadataCommand::new().no_deps().other_options(["--offline".into()]).exec().unwrap();
+    let metadata = metadata();
     let normal = |package: &cargo_metadata::Package| {
         let kept = package.dependencies.iter().filter(|dependency| dependency.kind == DependencyKind::Normal);
         kept.map(|dependency| dependency.name.clone()).collect()
@@ -70,7 +76,7 @@ fn what_decides_reaches_no_runtime_no_store_and_no_randomness() {
 
 #[test]
 fn planted_bugs_are_switched_on_by_the_tests_of_the_simulator_alone() {
-    let metadata = MetadataCommand::new().no_deps().other_options(["--offline".into()]).exec().unwrap();
+    let metadata = metadata();
     let mut switches = Vec::new();
     for package in &metadata.packages {
         for (feature, leads_to) in &package.features {
@@ -83,4 +89,25 @@ fn planted_bugs_are_switched_on_by_the_tests_of_the_simulator_alone() {
         }
     }
     assert_eq!(switches, ["replikv-testkit/planted-bugs"]);
+}
+
+#[test]
+fn every_file_of_tests_is_part_of_a_program() {
+    let mut files = 0;
+    for package in &metadata().packages {
+        let tests = package.manifest_path.with_file_name("tests");
+        let programs = package.targets.iter().map(|target| target.src_path.as_std_path());
+        let programs: BTreeSet<&Path> = programs.filter(|path| path.starts_with(&tests)).collect();
+        let declared: String = programs.iter().map(|path| std::fs::read_to_string(path).unwrap()).collect();
+        for entry in std::fs::read_dir(&tests).into_iter().flatten() {
+            let path = entry.unwrap().path();
+            let Some(name) = path.file_name().and_then(OsStr::to_str).and_then(|name| name.strip_suffix(".rs")) else {
+                continue;
+            };
+            let is_built = programs.contains(&*path) || declared.contains(&format!("\nmod {name};\n"));
+            assert!(is_built, "{} is not tested: no program declares it", path.display());
+            files += 1;
+        }
+    }
+    assert!(files > 50, "only {files} files of tests were found");
 }

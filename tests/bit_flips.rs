@@ -5,17 +5,13 @@
 //! slave's position, or says that it is not consistent and holds nothing that its master never had; then an honest
 //! connection makes it whole. Time is virtual: a length that has become larger waits for its bytes until somebody gives up.
 
-#![allow(clippy::unwrap_used, reason = "tests")]
-
-mod support;
-#[path = "support/wire.rs"]
-mod wire;
-
 use std::collections::{BTreeMap, HashSet};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
+use crate::support::wire::Wire;
+use crate::support::{Error, Store, contents};
 use bytes::Bytes;
 use futures_util::TryStreamExt;
 use replikv::{
@@ -23,8 +19,6 @@ use replikv::{
     RejectCode, RemoteReader, RemoteReaderConfig, ReplicaStore, ReplicaStoreExt, Retention, ScanOptions, Seq, Slave,
     SlaveConfig, WaitError, WaitFor, WriteSet,
 };
-use support::{Error, Store, contents};
-use wire::Wire;
 
 /// A store as it is at some time, to be made again as often as it is needed.
 #[derive(Clone, Default)]

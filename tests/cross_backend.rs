@@ -1,15 +1,13 @@
 //! Every backend as the master of every backend, over TCP.
 
-mod support;
-
+use crate::support::{Error, Store, assert_equal, batch, open, print_seed, seed, soon};
 use fastrand::Rng;
 use replikv::{KeepLog, Master, MasterConfig, Slave, SlaveConfig};
-use support::{Error, assert_equal, batch, open, print_seed, seed, soon};
 use tokio::net::TcpListener;
 
 async fn replicates(master_kind: &str, slave_kind: &str) -> Result<(), Error> {
     let seed = seed();
-    print_seed(&format!("--test cross_backend {master_kind}_to_{slave_kind}"), seed);
+    print_seed(&format!("--test integration cross_backend::{master_kind}_to_{slave_kind}"), seed);
     let mut rng = Rng::with_seed(seed);
     let dir = tempfile::tempdir()?;
     // A master that holds something already, so that the slave begins with a copy.
@@ -50,7 +48,7 @@ async fn replicates(master_kind: &str, slave_kind: &str) -> Result<(), Error> {
 }
 
 // A store in memory begins anew each time, the others go on.
-async fn open_again(kind: &str, dir: &tempfile::TempDir, _round: u32) -> support::Store {
+async fn open_again(kind: &str, dir: &tempfile::TempDir, _round: u32) -> Store {
     open(kind, &dir.path().join("slave"))
 }
 
@@ -58,7 +56,7 @@ async fn open_again(kind: &str, dir: &tempfile::TempDir, _round: u32) -> support
 /// has kept.
 async fn relays(kind: &str) -> Result<(), Error> {
     let seed = seed();
-    print_seed(&format!("--test cross_backend {kind}_as_a_relay"), seed);
+    print_seed(&format!("--test integration cross_backend::{kind}_as_a_relay"), seed);
     let mut rng = Rng::with_seed(seed);
     let dir = tempfile::tempdir()?;
     let master = Master::open(open("memory", &dir.path().join("master")), MasterConfig::default()).await?;

@@ -7,10 +7,10 @@ use replikv::{ReplicaStore, StoreError};
 
 #[path = "../examples/custom_store.rs"]
 #[allow(unreachable_pub, reason = "an example is a program, and here a module")]
-mod custom_store;
+mod example;
 
 fn open(dir: &Path) -> Result<Arc<dyn ReplicaStore>, StoreError> {
-    Ok(Arc::new(custom_store::open(dir)?))
+    Ok(Arc::new(example::open(dir)?))
 }
 
 replikv_testkit::conformance_suite!(open, persistent);

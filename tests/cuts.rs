@@ -1,16 +1,14 @@
 //! A connection that is cut at random bytes, a thousand times.
 
-mod support;
-
 use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicI64, Ordering};
 use std::task::{Context, Poll};
 use std::time::Duration;
 
+use crate::support::{Error, Store, assert_equal, batch, print_seed, seed, soon};
 use fastrand::Rng;
 use replikv::{FollowError, Master, MasterConfig, MemoryStore, Slave, SlaveConfig};
-use support::{Error, Store, assert_equal, batch, print_seed, seed, soon};
 use tokio::io::{AsyncRead, AsyncWrite, DuplexStream, ReadBuf};
 
 /// A stream that fails after a number of bytes, both ways counted together.
@@ -71,7 +69,7 @@ impl AsyncWrite for Cut {
 #[tokio::test]
 async fn a_connection_cut_at_random_bytes_a_thousand_times_ends_equal() -> Result<(), Error> {
     let seed = seed();
-    print_seed("--test cuts", seed);
+    print_seed("--test integration cuts", seed);
     let mut rng = Rng::with_seed(seed);
     let store = || -> Store { Arc::new(MemoryStore::new()) };
     // Small chunks, so that copies and catch-ups take many messages.

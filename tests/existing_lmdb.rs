@@ -1,14 +1,12 @@
 //! An existing LMDB program becomes a master by a handful of lines, and reads its slave's directory as it always did.
 
-mod support;
-
 use std::io::Write;
 use std::net::SocketAddr;
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
 
+use crate::support::{Error, soon};
 use replikv::{LmdbOptions, LmdbOrder, LmdbStore, Slave, SlaveConfig, Subspace};
-use support::{Error, soon};
 use tokio::net::TcpListener;
 
 #[allow(dead_code, reason = "the program itself is an example")]
@@ -49,7 +47,7 @@ const CHILD: &str = "REPLIKV_EXISTING_LMDB_CHILD";
 
 fn spawn(dir: &Path, address: SocketAddr) -> Result<Child, Error> {
     let child = Command::new(std::env::current_exe()?)
-        .args(["the_slave_is_read_by_the_program_as_it_was", "--exact", "--nocapture"])
+        .args(["existing_lmdb::the_slave_is_read_by_the_program_as_it_was", "--exact", "--nocapture"])
         .env(CHILD, dir)
         .env("LISTEN", address.to_string())
         .stdin(Stdio::piped())
@@ -81,7 +79,7 @@ async fn the_slave_is_read_by_the_program_as_it_was() -> Result<(), Error> {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-#[ignore = "needs Python with its lmdb package: PYTHON=python3 cargo test --test existing_lmdb -- --ignored"]
+#[ignore = "needs Python with its lmdb package: PYTHON=python3 cargo test --workspace --all-features --test integration -- --ignored by_python"]
 async fn the_slave_is_read_by_python() -> Result<(), Error> {
     let root = tempfile::tempdir()?;
     let (there, here) = (root.path().join("master"), root.path().join("slave"));

@@ -1,18 +1,16 @@
 //! An application's sled database becomes a master's: what it holds is copied, what is written is followed, and slaves
 //! of every kind hold the same; those with trees of their own are read by the program as it was before.
 
-mod support;
-
 use std::path::Path;
 use std::time::Duration;
 
+use crate::support::{self, Error, Store, assert_equal, contents, open, print_seed, seed, soon};
 use fastrand::Rng;
 use replikv::sled::{self, Db};
 use replikv::{
     Batch, KeyRange, Master, MasterConfig, MemoryStore, Slave, SlaveConfig, SledOptions, SledStore, StoreError,
     Subspace, WriteError,
 };
-use support::{Error, Store, assert_equal, contents, open, print_seed, seed, soon};
 use tokio::net::TcpListener;
 
 #[path = "../examples/existing_sled/main.rs"]
@@ -171,7 +169,7 @@ fn tree_entries(db: &Db, name: &str) -> Vec<(sled::IVec, sled::IVec)> {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn an_applications_trees_reach_slaves_of_every_kind() -> Result<(), Error> {
     let seed = seed();
-    print_seed("--test existing_sled an_applications_trees_reach_slaves_of_every_kind", seed);
+    print_seed("--test integration existing_sled::an_applications_trees_reach_slaves_of_every_kind", seed);
     let mut rng = Rng::with_seed(seed);
     let dir = tempfile::tempdir()?;
     let db = application(&dir.path().join("master"))?;

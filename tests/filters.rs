@@ -1,16 +1,14 @@
 //! Slaves that subscribe to key ranges, on every backend: they hold what their master holds there, at its position, and
 //! nothing else, whatever is written, restarted and subscribed to anew.
 
-mod support;
-
 use std::time::Duration;
 
+use crate::support::{Error, Store, batch, contents, key, open, print_seed, seed, soon};
 use bytes::Bytes;
 use fastrand::Rng;
 use replikv::{
     KeyRange, KeyRanges, Master, MasterConfig, Retention, Slave, SlaveConfig, StoreError, VerifyOptions, subscription,
 };
-use support::{Error, Store, batch, contents, key, open, print_seed, seed, soon};
 
 const ROUNDS: usize = 10;
 
@@ -33,7 +31,7 @@ async fn within(store: &Store, ranges: &KeyRanges) -> Vec<(Bytes, Bytes)> {
 
 async fn follows(master_kind: &str, slave_kind: &str) -> Result<(), Error> {
     let seed = seed();
-    print_seed(&format!("--test filters {master_kind}_to_{slave_kind}"), seed);
+    print_seed(&format!("--test integration filters::{master_kind}_to_{slave_kind}"), seed);
     let mut rng = Rng::with_seed(seed);
     let dir = tempfile::tempdir()?;
     let retention = Retention { max_bytes: 200_000, max_age_ms: None, hold_back_bytes: 0 };

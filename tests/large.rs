@@ -1,13 +1,11 @@
 //! Large and awkward data: through the write, the log, fragments, the copy and the stream of changes.
 
-mod support;
-
+use crate::support::{Error, Store, assert_equal, open, soon};
 use futures_util::TryStreamExt;
 use replikv::{
     Batch, ChangeOp, ChangesFrom, KeyRange, Keyspace, Master, MasterConfig, ReplicaStore, ScanOptions, Slave,
     SlaveConfig, StoreLimits, WriteError,
 };
-use support::{Error, Store, assert_equal, open, soon};
 use tokio::net::TcpListener;
 
 const MIB: usize = 1 << 20;

@@ -1,20 +1,18 @@
 //! An application moves from one engine to another while it writes: what it was told is there, each write once.
 
-mod support;
-
 use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
+use crate::support::{Error, Store, assert_equal, contents, open, print_seed, seed, soon};
 use bytes::Bytes;
 use fastrand::Rng;
 use replikv::{
     Abort, Batch, Durability, Keyspace, Master, MasterConfig, MemoryStore, Op, OpenError, Retention, Seq, Slave,
     SlaveConfig, TransactView, VerifyOptions, WriteError, WriteSet, read_log,
 };
-use support::{Error, Store, assert_equal, contents, open, print_seed, seed, soon};
 use tokio::sync::RwLock;
 use tokio::time::sleep;
 
@@ -172,7 +170,7 @@ fn place(kind: &str, dir: &Path, memory: &MemoryStore) -> Store {
 
 async fn moves(test: &str, kinds: [&str; 3]) -> Result<(), Error> {
     let seed = seed();
-    print_seed(&format!("--test migrate {test}"), seed);
+    print_seed(&format!("--test integration migrate::{test}"), seed);
     let mut rng = Rng::with_seed(seed);
     let (dir, memory) = (tempfile::tempdir()?, MemoryStore::new());
     let at = |kind| place(kind, dir.path(), &memory);

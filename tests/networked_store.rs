@@ -1,17 +1,15 @@
 //! The store of `examples/networked_store.rs` obeys every law, and what a network can do to it is survived.
 
-mod support;
-
 use std::io::ErrorKind;
 use std::net::SocketAddr;
 use std::path::Path;
 use std::sync::{Arc, Mutex};
 
+use crate::support::{Error, Store, assert_equal, soon};
 use replikv::{
     Durability, Keyspace, Master, MasterConfig, MemoryStore, Outcome, ReplicaStore, Slave, SlaveConfig, StoreError,
     WriteError, WriteSet,
 };
-use support::{Error, assert_equal, soon};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::runtime::Handle;
@@ -19,9 +17,9 @@ use tokio::sync::mpsc;
 
 #[path = "../examples/networked_store.rs"]
 #[allow(unreachable_pub, reason = "an example is a program, and here a module")]
-mod networked_store;
+mod example;
 
-use networked_store::{NetStore, serve};
+use example::{NetStore, serve};
 
 async fn server() -> SocketAddr {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
@@ -195,7 +193,7 @@ async fn one_client_at_a_time_has_the_store_and_what_it_wrote_outlives_it() -> R
 #[tokio::test]
 async fn a_master_goes_on_after_its_store_was_cut_off() -> Result<(), Error> {
     let proxy = Proxy::to(server().await).await;
-    let store: support::Store = Arc::new(NetStore::connect(proxy.address).await?);
+    let store: Store = Arc::new(NetStore::connect(proxy.address).await?);
     let master = Master::open(store, MasterConfig::default()).await?;
     master.put("before", "1").await?;
     for (key, line) in [("cut 0", Line::CutAnswer), ("cut 1", Line::CutRequest)] {
@@ -207,7 +205,7 @@ async fn a_master_goes_on_after_its_store_was_cut_off() -> Result<(), Error> {
     }
     // The one of which only the answer was lost is there, the other is not, and the log says the same.
     assert!(master.get("cut 0").await?.is_some() && master.get("cut 1").await?.is_none());
-    let memory: support::Store = Arc::new(MemoryStore::new());
+    let memory: Store = Arc::new(MemoryStore::new());
     let slave = Slave::open(memory, SlaveConfig::new("edge")).await?;
     let (here, there) = tokio::io::duplex(64 << 10);
     let (serving, following) = (master.clone(), slave.clone());

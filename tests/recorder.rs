@@ -1,7 +1,5 @@
 //! Applications that record their own LMDB transactions, as masters of anything.
 
-mod support;
-
 use std::collections::BTreeMap;
 use std::ops::Bound;
 use std::path::Path;
@@ -10,6 +8,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
+use crate::support::{Error, print_seed, seed, soon};
 use fastrand::Rng;
 use replikv::heed::byteorder::NativeEndian;
 use replikv::heed::types::{Bytes, Str, U64};
@@ -21,7 +20,6 @@ use replikv::{
     Batch, BlockingError, KeyRange, Keyspace, LmdbOptions, LmdbOrder, LmdbStore, Master, MasterConfig, MemoryStore,
     ReplicaStore, ScanOptions, Slave, SlaveConfig, StoreError, Subspace, Token, WriteError, read_log,
 };
-use support::{Error, print_seed, seed, soon};
 
 type Names = Database<'static, Str, Str>;
 type Numbers = Database<'static, U64<NativeEndian>, Bytes, IntegerComparator>;
@@ -159,7 +157,7 @@ async fn assert_log_and_data_agree(store: &impl ReplicaStore) {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn what_is_recorded_reaches_slaves_of_every_kind() -> Result<(), Error> {
     let seed = seed();
-    print_seed("--test recorder what_is_recorded_reaches_slaves_of_every_kind", seed);
+    print_seed("--test integration recorder::what_is_recorded_reaches_slaves_of_every_kind", seed);
     let mut rng = Rng::with_seed(seed);
     let dir = tempfile::tempdir()?;
     let app = App::open(&dir.path().join("app"));
@@ -208,7 +206,7 @@ async fn what_is_recorded_reaches_slaves_of_every_kind() -> Result<(), Error> {
 async fn recorders_and_batches_on_many_threads_are_one_history() -> Result<(), Error> {
     const EACH: u64 = 700;
     let seed = seed();
-    print_seed("--test recorder recorders_and_batches_on_many_threads_are_one_history", seed);
+    print_seed("--test integration recorder::recorders_and_batches_on_many_threads_are_one_history", seed);
     let dir = tempfile::tempdir()?;
     let app = App::open_with(dir.path(), EnvFlags::NO_META_SYNC | EnvFlags::NO_SYNC);
     let master = app.master().await;
@@ -548,13 +546,13 @@ async fn a_kill_never_parts_data_and_log() -> Result<(), Error> {
         return child(Path::new(&dir)).await;
     }
     let seed = seed();
-    print_seed("--test recorder a_kill_never_parts_data_and_log", seed);
+    print_seed("--test integration recorder::a_kill_never_parts_data_and_log", seed);
     let mut rng = Rng::with_seed(seed);
     let dir = tempfile::tempdir()?;
     let mut before = 0;
     for _ in 0..10 {
         let mut child = Command::new(std::env::current_exe()?)
-            .args(["a_kill_never_parts_data_and_log", "--exact", "--nocapture"])
+            .args(["recorder::a_kill_never_parts_data_and_log", "--exact", "--nocapture"])
             .env(CHILD, dir.path())
             .stdin(Stdio::piped())
             .stdout(Stdio::null())

@@ -1,13 +1,11 @@
 //! Faults of the system that this one replaces, each of which was reproduced there: they stay dead.
 
-mod support;
-#[path = "support/wire.rs"]
-mod wire;
-
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
+use crate::support::wire::Wire;
+use crate::support::{Error, Store, assert_equal, batch, contents, open, print_seed, seed, soon};
 use fastrand::Rng;
 use replikv::proto::layout::{Head, Stored};
 use replikv::proto::{Applier, Committer, CommitterConfig, Intent, Now, Step, Work};
@@ -17,11 +15,9 @@ use replikv::{
     StoreError, WriteSet, read_log,
 };
 use replikv_testkit::FaultStore;
-use support::{Error, Store, assert_equal, batch, contents, open, print_seed, seed, soon};
 use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::task::JoinHandle;
-use wire::Wire;
 
 const DAY: u64 = 24 * 3600 * 1000;
 
@@ -29,7 +25,7 @@ type Following = JoinHandle<Result<Ending, FollowError>>;
 
 fn rng(test: &str) -> Rng {
     let seed = seed();
-    print_seed(&format!("--test seed_faults {test}"), seed);
+    print_seed(&format!("--test integration seed_faults::{test}"), seed);
     Rng::with_seed(seed)
 }
 
@@ -635,7 +631,7 @@ const CHILD: &str = "REPLIKV_SEED_FAULTS_CHILD";
 fn connection_resets_leak_nothing() -> Result<(), Error> {
     if std::env::var_os(CHILD).is_none() {
         let status = std::process::Command::new(std::env::current_exe()?)
-            .args(["connection_resets_leak_nothing", "--exact", "--nocapture", "--test-threads=1"])
+            .args(["seed_faults::connection_resets_leak_nothing", "--exact", "--nocapture", "--test-threads=1"])
             .env(CHILD, "1")
             .status()?;
         assert!(status.success());

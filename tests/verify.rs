@@ -1,14 +1,12 @@
 //! Proof of equality on every backend: no false alarm while writers write as fast as they can, and what differs is found
 //! and mended.
 
-mod support;
-
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
+use crate::support::{Error, Store, assert_equal, batch, open, print_seed, seed, soon};
 use fastrand::Rng;
 use replikv::{Durability, Keyspace, Master, MasterConfig, Seq, Slave, SlaveConfig, VerifyOptions, WriteSet};
-use support::{Error, Store, assert_equal, batch, open, print_seed, seed, soon};
 
 /// Behind the longest key of any batch, and behind the end of any range that is deleted: no writer reaches it.
 const MINE: &[u8] = &[0xFF; 7];
@@ -17,7 +15,7 @@ const ROUNDS: u32 = 12;
 
 async fn verifies(master_kind: &str, slave_kind: &str) -> Result<(), Error> {
     let seed = seed();
-    print_seed(&format!("--test verify {master_kind}_to_{slave_kind}"), seed);
+    print_seed(&format!("--test integration verify::{master_kind}_to_{slave_kind}"), seed);
     let mut rng = Rng::with_seed(seed);
     let dir = tempfile::tempdir()?;
     let master = Master::open(open(master_kind, &dir.path().join("master")), MasterConfig::default()).await?;

@@ -1,6 +1,8 @@
 //! What the integration tests share: seeded histories, whole contents, waiting.
 
-#![allow(dead_code, reason = "each test binary uses a part of it")]
+#![allow(dead_code, reason = "each program uses a part of it")]
+
+pub(crate) mod wire;
 
 use std::future::Future;
 use std::path::Path;
@@ -22,7 +24,7 @@ pub(crate) fn seed() -> u64 {
 
 /// Printed by every seeded test, and shown by the runner when it fails.
 pub(crate) fn print_seed(test: &str, seed: u64) {
-    println!("reproduce: REPLIKV_SEED={seed} cargo test --all-features {test}");
+    println!("reproduce: REPLIKV_SEED={seed} cargo test --workspace --all-features {test}");
 }
 
 pub(crate) fn open(kind: &str, dir: &Path) -> Store {

@@ -1,7 +1,5 @@
 //! A stream that is worse than a duplex: it hands out few bytes at a time, flips a bit, counts, or is stopped.
 
-#![allow(dead_code, reason = "each test binary uses a part of it")]
-
 use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};

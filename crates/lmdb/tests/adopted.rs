@@ -1,14 +1,12 @@
 //! Stores in environments that belong to the application.
 
-mod support;
-
 use std::sync::Arc;
 
+use crate::support::app::{create, environment, environment_with};
 use replikv_core::{Durability, KeyRange, Keyspace, ReplicaStore, ScanOptions, StoreError, Subspace, WriteSet};
 use replikv_lmdb::heed::types::Str;
 use replikv_lmdb::heed::{Database, DatabaseFlags, EnvFlags, env_closing_event};
 use replikv_lmdb::{LmdbOptions, LmdbStore};
-use support::app::{create, environment, environment_with};
 
 fn options() -> LmdbOptions {
     LmdbOptions::default().table(Subspace::raw("u/"), "users")

@@ -1,5 +1,7 @@
 //! LMDB obeys every law.
 
+mod tables_conformance;
+
 use std::path::Path;
 use std::sync::Arc;
 

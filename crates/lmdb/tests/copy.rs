@@ -1,12 +1,10 @@
 //! Copies of an environment, taken while it is written to.
 
-mod support;
-
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
+use crate::support::{child, contents, ends_well, put, role, says, value};
 use replikv_core::{Durability, Keyspace, ReplicaStore, WriteSet};
 use replikv_lmdb::{LmdbOptions, LmdbStore};
-use support::{child, contents, ends_well, put, role, says, value};
 
 fn open(path: impl AsRef<std::path::Path>) -> LmdbStore {
     LmdbStore::open(path, LmdbOptions::default()).unwrap()
@@ -69,7 +67,7 @@ async fn a_copy_is_of_one_instant_while_writes_go_on() {
 // As a backup beside a master that serves.
 #[tokio::test]
 async fn a_store_of_another_process_is_copied() {
-    const TEST: &str = "a_store_of_another_process_is_copied";
+    const TEST: &str = "copy::a_store_of_another_process_is_copied";
     if let Some(role) = role() {
         let store = open(&role[0]);
         for n in 0..700 {

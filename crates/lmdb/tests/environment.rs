@@ -1,14 +1,12 @@
 //! Opening: alone, where it can be, and what is there already.
 
-mod support;
-
 use std::path::Path;
 
+use crate::support::{child, contents, delete, ends_well, plain, plain_entries, plain_put, put, role, says, value};
 use heed::DatabaseFlags;
 use replikv_core::{Batch, Durability, Keyspace, ReplicaStore, StoreError};
 use replikv_lmdb::{LmdbOptions, LmdbStore, LmdbSync};
 use replikv_node::{Master, MasterConfig, Slave, SlaveConfig};
-use support::{child, contents, delete, ends_well, plain, plain_entries, plain_put, put, role, says, value};
 
 fn open(path: impl AsRef<Path>) -> Result<LmdbStore, StoreError> {
     LmdbStore::open(path, LmdbOptions::default())
@@ -23,7 +21,7 @@ fn words(opened: Result<LmdbStore, StoreError>) -> String {
 
 #[tokio::test]
 async fn a_second_open_is_busy_in_this_and_in_another_process() {
-    const TEST: &str = "a_second_open_is_busy_in_this_and_in_another_process";
+    const TEST: &str = "environment::a_second_open_is_busy_in_this_and_in_another_process";
     if let Some(role) = role() {
         let error = words(open(&role[0]));
         assert_eq!(error, format!("the store is in use: {} is open in this or another process", role[0]));
@@ -194,7 +192,7 @@ async fn a_database_of_the_application_is_not_taken_for_one_of_ours() {
 
 #[tokio::test]
 async fn a_store_is_read_from_another_process_while_it_is_written_and_grows() {
-    const TEST: &str = "a_store_is_read_from_another_process_while_it_is_written_and_grows";
+    const TEST: &str = "environment::a_store_is_read_from_another_process_while_it_is_written_and_grows";
     if let Some(role) = role() {
         let store = LmdbStore::open_read_only(&role[0], LmdbOptions::default().map_size(1 << 20)).unwrap();
         let refused = store.apply(put("k", "v"), Durability::Synced).await.unwrap_err();
@@ -271,7 +269,7 @@ fn stale_readers(test: &str, path: &str) -> bool {
 
 #[tokio::test]
 async fn readers_that_died_are_forgotten_at_open_and_while_it_is_open() {
-    const TEST: &str = "readers_that_died_are_forgotten_at_open_and_while_it_is_open";
+    const TEST: &str = "environment::readers_that_died_are_forgotten_at_open_and_while_it_is_open";
     if let Some(role) = role() {
         return other_program(&role);
     }
@@ -302,7 +300,7 @@ async fn readers_that_died_are_forgotten_at_open_and_while_it_is_open() {
 
 #[tokio::test]
 async fn reads_that_find_no_slot_say_what_to_raise() {
-    const TEST: &str = "reads_that_find_no_slot_say_what_to_raise";
+    const TEST: &str = "environment::reads_that_find_no_slot_say_what_to_raise";
     if let Some(role) = role() {
         return other_program(&role);
     }
@@ -325,7 +323,7 @@ async fn reads_that_find_no_slot_say_what_to_raise() {
 
 #[tokio::test]
 async fn in_every_sync_mode_a_killed_process_loses_nothing_that_was_acknowledged() {
-    const TEST: &str = "in_every_sync_mode_a_killed_process_loses_nothing_that_was_acknowledged";
+    const TEST: &str = "environment::in_every_sync_mode_a_killed_process_loses_nothing_that_was_acknowledged";
     let options = |mode: &str| {
         LmdbOptions::default().sync(match mode {
             "full" => LmdbSync::Full,

@@ -1,18 +1,16 @@
 //! A map that is full, under a master and under a slave.
 
-mod support;
-
 use std::collections::BTreeMap;
 use std::path::Path;
 use std::time::Duration;
 
+use crate::support::contents;
 use bytes::Bytes;
 use replikv_core::{Batch, Cursor, Durability, Keyspace, LinkId, ReplicaStore, Seq, StoreError, WriteSet};
 use replikv_lmdb::{LmdbOptions, LmdbStore};
 use replikv_node::{
     Ending, FollowError, HealthState, Master, MasterConfig, Slave, SlaveConfig, SlaveState, WriteError, read_log,
 };
-use support::contents;
 use tokio::task::JoinHandle;
 
 type Error = Box<dyn std::error::Error + Send + Sync>;

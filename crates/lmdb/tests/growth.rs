@@ -1,15 +1,13 @@
 //! The map: it grows under load, and when it may not, the store says so and goes on.
 
-mod support;
-
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
+use crate::support::{self, contents, delete, put, value};
 use replikv_core::{
     Durability, KeyRange, Keyspace, LargePut, Outcome, ReplicaStore, ScanOptions, StoreError, WriteSet,
 };
 use replikv_lmdb::{LmdbOptions, LmdbStore, LmdbSync};
-use support::{contents, delete, put, value};
 
 const MIB: usize = 1 << 20;
 
@@ -175,7 +173,7 @@ async fn a_full_store_can_be_emptied_one_by_one() {
 #[cfg(target_os = "linux")]
 #[tokio::test]
 async fn a_map_that_cannot_be_made_anew_is_fatal_until_the_store_is_reopened() {
-    const TEST: &str = "a_map_that_cannot_be_made_anew_is_fatal_until_the_store_is_reopened";
+    const TEST: &str = "growth::a_map_that_cannot_be_made_anew_is_fatal_until_the_store_is_reopened";
     let dir = tempfile::tempdir().unwrap();
     let Some(role) = support::role() else {
         return support::ends_well(support::child(TEST, &[dir.path().to_str().unwrap()]));

@@ -1,14 +1,12 @@
 //! Entries as they are kept: their order, the longest keys, the largest values.
 
-mod support;
-
 use std::collections::BTreeMap;
 
+use crate::support::{contents, plain, plain_entries, put, value};
 use bytes::Bytes;
 use fastrand::Rng;
 use replikv_core::{Durability, KeyRange, Keyspace, ReplicaStore, ScanOptions, StoreError, WriteSet};
 use replikv_lmdb::{LmdbOptions, LmdbStore, LmdbSync};
-use support::{contents, plain, plain_entries, put, value};
 
 fn open(path: &std::path::Path) -> LmdbStore {
     LmdbStore::open(path, LmdbOptions::default().sync(LmdbSync::DangerouslyNone)).unwrap()
@@ -78,7 +76,7 @@ fn random_writes(rng: &mut Rng, model: &mut BTreeMap<Vec<u8>, Vec<u8>>) -> Write
 #[tokio::test]
 async fn appended_and_inserted_entries_keep_their_order() {
     let seed = std::env::var("REPLIKV_SEED").ok().and_then(|seed| seed.parse().ok()).unwrap_or(20_240_917);
-    println!("reproduce: REPLIKV_SEED={seed} cargo test -p replikv-lmdb --test order");
+    println!("reproduce: REPLIKV_SEED={seed} cargo test -p replikv-lmdb --test lmdb order");
     let mut rng = Rng::with_seed(seed);
     let dir = tempfile::tempdir().unwrap();
     let store = open(dir.path());

@@ -1,9 +1,8 @@
 //! Tables: an ordered map over databases of every order, against a model.
 
-mod support;
-
 use std::collections::BTreeMap;
 
+use crate::support::app::{self, create, environment, environment_with};
 use bytes::Bytes;
 use proptest::collection::vec;
 use proptest::prelude::*;
@@ -11,7 +10,6 @@ use replikv_core::{Durability, KeyRange, Keyspace, ReplicaStore, ScanOptions, St
 use replikv_lmdb::heed::types::{Bytes as Raw, DecodeIgnore, Str, U32, U64};
 use replikv_lmdb::heed::{Database, DatabaseFlags, IntegerComparator, byteorder::NativeEndian};
 use replikv_lmdb::{LmdbOptions, LmdbOrder, LmdbStore};
-use support::app::{create, environment, environment_with};
 
 const PLAIN: &[u8] = b"b";
 const REVERSED: &[u8] = b"d/";
@@ -182,10 +180,10 @@ async fn every_database_holds_its_keys_as_the_application_writes_them() {
     let rtxn = env.read_txn().unwrap();
     assert_eq!(plain.get(&rtxn, "ob").unwrap(), Some("value"));
     drop(rtxn);
-    let reversed: Database<'_, Raw, DecodeIgnore> = support::app::open(&env, "reversed");
-    let short: Database<'_, U32<NativeEndian>, Str, IntegerComparator> = support::app::open_integers(&env, "short");
-    let long: Database<'_, U64<NativeEndian>, Str, IntegerComparator> = support::app::open_integers(&env, "long");
-    let rest: Database<'_, Str, Str> = support::app::open(&env, "data");
+    let reversed: Database<'_, Raw, DecodeIgnore> = app::open(&env, "reversed");
+    let short: Database<'_, U32<NativeEndian>, Str, IntegerComparator> = app::open_integers(&env, "short");
+    let long: Database<'_, U64<NativeEndian>, Str, IntegerComparator> = app::open_integers(&env, "long");
+    let rest: Database<'_, Str, Str> = app::open(&env, "data");
     let rtxn = env.read_txn().unwrap();
     let keys: Vec<_> = reversed.iter(&rtxn).unwrap().map(|entry| entry.unwrap().0.to_vec()).collect();
     assert_eq!(keys, [b"zyx", b"xyz"], "as the bytes from the last to the first sort");

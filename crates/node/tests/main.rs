@@ -47,14 +47,3 @@ mod verify_background;
 mod verify_exact;
 mod waiting;
 mod writes;
-
-#[test]
-fn every_file_is_part_of_this_program() {
-    let here = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("tests");
-    let declared = include_str!("main.rs");
-    for entry in std::fs::read_dir(here).unwrap() {
-        let name = entry.unwrap().file_name().into_string().unwrap();
-        let Some(name) = name.strip_suffix(".rs").filter(|name| *name != "main") else { continue };
-        assert!(declared.contains(&format!("\nmod {name};\n")), "{name}.rs is not tested: it is missing in main.rs");
-    }
-}

@@ -1,7 +1,6 @@
 //! The codec: what goes in comes out, however it is cut; nothing else does.
 
-mod support;
-
+use crate::support::{CRITICAL, MORE, decode_all, encode, feed, greeted, message, ops, preamble, seal};
 use bytes::{Bytes, BytesMut};
 use proptest::collection::vec;
 use proptest::prelude::*;
@@ -10,7 +9,6 @@ use replikv_proto::{
     Ack, Content, DecodeError, Decoder, DecoderLimits, Event, FRAME_HEADER_LEN, Hello, MAX_FRAME_LEN, Message,
     OnDivergence, PREAMBLE_LEN, Preamble, Records, origin,
 };
-use support::{CRITICAL, MORE, decode_all, encode, feed, greeted, message, ops, preamble, seal};
 
 fn stream(messages: &[Message]) -> Vec<u8> {
     let mut bytes = preamble();

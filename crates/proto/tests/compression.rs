@@ -1,7 +1,6 @@
 //! Compressed frames: what goes in comes out; nothing becomes more than it says, nor than anybody allows.
 
-mod support;
-
+use crate::support::{self, CRITICAL, MORE, feed, message, ops, preamble, seal};
 use bytes::{Bytes, BytesMut};
 use proptest::collection::vec;
 use proptest::prelude::*;
@@ -10,7 +9,6 @@ use replikv_proto::{
     Ack, Compression, Compressor, Content, DecodeError, Decoder, DecoderLimits, Encoder, Event, FRAME_HEADER_LEN,
     MAX_FRAME_LEN, Message, PREAMBLE_LEN, Packed, Preamble, Records, origin,
 };
-use support::{CRITICAL, MORE, feed, message, ops, preamble, seal};
 
 const COMPRESSED: u8 = 0x04;
 const RECORDS: u8 = 6;

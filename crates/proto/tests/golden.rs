@@ -3,12 +3,11 @@
 //!
 //! A file that changes is a new version of a format. `REPLIKV_REGENERATE_GOLDEN=1` writes them anew.
 
-mod support;
-
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
 use std::path::{Path, PathBuf};
 
+use crate::support::{CRITICAL, MORE, decode_all, encode, ops, preamble, seal};
 use bytes::{Bytes, BytesMut};
 use replikv_core::{
     Batch, Coverage, Cursor, Digest, EncodedOps, Epoch, Fill, Fingerprint, KeyRange, KeyRanges, Keyspace, Op, Position,
@@ -23,7 +22,6 @@ use replikv_proto::{
     Share, Skipped, Slot, Subscription, Summary, TombstoneFloor, Touched, Verdict, WaitFor, Welcome, origin,
     read_stretch,
 };
-use support::{CRITICAL, MORE, decode_all, encode, ops, preamble, seal};
 
 fn source() -> SourceId {
     SourceId::from_bytes(*b"a source's bytes")

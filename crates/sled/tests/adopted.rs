@@ -1,10 +1,8 @@
 //! Stores in databases that belong to the application.
 
-mod support;
-
+use crate::support::{application, contents, entries, put, value, words};
 use replikv_core::{Durability, KeyRange, Keyspace, ReplicaStore, StoreError, Subspace, WriteSet};
 use replikv_sled::{SledOptions, SledStore, sled};
-use support::{application, contents, entries, put, value, words};
 
 fn options() -> SledOptions {
     SledOptions::default().tree(Subspace::raw("u/"), "users")

@@ -1,5 +1,8 @@
 //! sled obeys every law.
 
+mod support;
+mod trees_conformance;
+
 use std::path::Path;
 use std::sync::Arc;
 

@@ -1,17 +1,15 @@
 //! Opening: alone, again, and after a kill.
 
-mod support;
-
 use std::path::Path;
 use std::time::Duration;
 
+use crate::support::{child, contents, end, put, role, says, value};
 use replikv_core::{Durability, ReplicaStore, StoreError};
 use replikv_sled::SledStore;
-use support::{child, contents, end, put, role, says, value};
 
 #[tokio::test]
 async fn a_second_open_is_busy_in_this_and_in_another_process() {
-    const TEST: &str = "a_second_open_is_busy_in_this_and_in_another_process";
+    const TEST: &str = "opening::a_second_open_is_busy_in_this_and_in_another_process";
     let busy = |path: &str| match SledStore::open(path) {
         Err(error @ StoreError::Busy { .. }) => {
             assert_eq!(error.to_string(), format!("the store is in use: {path} is open in this or another process"));
@@ -134,7 +132,7 @@ fn large(number: u32) -> Vec<u8> {
 
 #[tokio::test]
 async fn large_values_survive_a_reopen_and_a_kill() {
-    const TEST: &str = "large_values_survive_a_reopen_and_a_kill";
+    const TEST: &str = "opening::large_values_survive_a_reopen_and_a_kill";
     if let Some(role) = role() {
         let store = SledStore::open(&role[0]).unwrap();
         let first: u32 = role[1].parse().unwrap();

@@ -1,7 +1,5 @@
 //! Pages beside writers.
 
-mod support;
-
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 

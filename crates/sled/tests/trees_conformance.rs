@@ -1,13 +1,11 @@
 //! Stores of several trees obey every law: opened by us, adopted, and with one tree for all the data.
 
-mod support;
-
 use std::path::Path;
 use std::sync::Arc;
 
+use crate::support::application;
 use replikv_core::{ReplicaStore, StoreError, Subspace};
 use replikv_sled::{SledOptions, SledStore};
-use support::application;
 
 /// What the laws write falls into these, between them, and is one of them.
 fn options() -> SledOptions {

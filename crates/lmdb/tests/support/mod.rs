@@ -1,6 +1,6 @@
 //! What the tests of LMDB share: plain heed, children, whole contents.
 
-#![allow(dead_code, reason = "each test binary uses a part of it")]
+#![allow(dead_code, reason = "each program uses a part of it")]
 
 pub(crate) mod app;
 

@@ -1,5 +1,4 @@
 //! What the tests of the wire share: frames made by hand, as docs/protocol.md draws them, and arbitrary messages.
-#![allow(dead_code, reason = "each test uses its part")]
 
 use bytes::{Bytes, BytesMut};
 use proptest::collection::vec;

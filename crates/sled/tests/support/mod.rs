@@ -1,6 +1,6 @@
 //! What the tests of sled share: children, whole contents.
 
-#![allow(dead_code, reason = "each test binary uses a part of it")]
+#![allow(dead_code, reason = "each program uses a part of it")]
 
 use std::io::Read;
 use std::path::Path;

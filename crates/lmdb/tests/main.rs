@@ -1,0 +1,11 @@
+//! LMDB as a store. One program, so that what it is made of is built once; a file for each subject.
+
+mod support;
+
+mod adopted;
+mod copy;
+mod environment;
+mod full;
+mod growth;
+mod order;
+mod tables;
