@@ -95,6 +95,12 @@ pub enum DriverBug {
     UnlinkedDataStays,
     /// A link goes on though the store was opened anew after another one's failure.
     SetbackOfLinkUnnoticed,
+    /// A touched key whose lookup fails is taken for deleted.
+    LookupFailureIsDelete,
+    /// The moment of looking up touched keys is taken before.
+    LookedUpAtBefore,
+    /// That the log begins later is told once what lies before is gone.
+    FloorToldLate,
 }
 
 impl DriverBug {
@@ -140,6 +146,9 @@ impl DriverBug {
         Self::RangeOutOfLink,
         Self::UnlinkedDataStays,
         Self::SetbackOfLinkUnnoticed,
+        Self::LookupFailureIsDelete,
+        Self::LookedUpAtBefore,
+        Self::FloorToldLate,
     ];
 }
 
