@@ -85,6 +85,8 @@ pub enum Bug {
     RunNotChecked,
     /// Records are framed while touched keys are looked up.
     RecordsWhileLookedUp,
+    /// A slot stays where it is when its owner comes back from before it.
+    SlotNeverLowered,
 }
 
 impl Bug {
@@ -129,6 +131,7 @@ impl Bug {
         Self::ExpiredBeyondFloor,
         Self::RunNotChecked,
         Self::RecordsWhileLookedUp,
+        Self::SlotNeverLowered,
     ];
 }
 

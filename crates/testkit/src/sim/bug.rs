@@ -99,8 +99,14 @@ pub enum DriverBug {
     LookupFailureIsDelete,
     /// The moment of looking up touched keys is taken before.
     LookedUpAtBefore,
-    /// That the log begins later is told once what lies before is gone.
-    FloorToldLate,
+    /// A slot is set by what a slave says in its hello, before that is looked up.
+    SlotFromHello,
+    /// A master that is opened drops the slots that the log does not reach.
+    LostSlotsDropped,
+    /// A writer is told that a condition does not hold before it is known what becomes of the batch that it saw.
+    ConflictToldEarly,
+    /// Data that was there before a store became a master's is in no base record, and slaves go through the log.
+    BaseLeftOut,
 }
 
 impl DriverBug {
@@ -148,7 +154,10 @@ impl DriverBug {
         Self::SetbackOfLinkUnnoticed,
         Self::LookupFailureIsDelete,
         Self::LookedUpAtBefore,
-        Self::FloorToldLate,
+        Self::ConflictToldEarly,
+        Self::BaseLeftOut,
+        Self::SlotFromHello,
+        Self::LostSlotsDropped,
     ];
 }
 

@@ -177,7 +177,7 @@ impl Process {
             Ok(oldest) => oldest,
             Err(error) => return self.is_damaged(ctx, Scene::RunDamaged, error.seq),
         };
-        match Expiry::due(&retention(ctx), &seen.parts, &seen.head, &oldest, self.held()) {
+        match Expiry::due(&retention(ctx), &seen.parts, &seen.head, &oldest, self.held(ctx)) {
             Some(expiry) => self.expire(ctx, plan, expiry),
             None => self.fold_next(ctx, plan, seen),
         }
@@ -194,12 +194,17 @@ impl Process {
     }
 
     fn fold(&mut self, ctx: &mut Context, plan: Plan, seen: Seen, page: &Page) -> Result<(), StoreError> {
-        let (mut records, mut last) = (Vec::new(), seen.parts.full_after().position);
+        let full = seen.parts.full_after().position;
+        let (mut records, mut last) = (Vec::new(), full);
         for (key, value) in page.entries() {
             let seq = Seq::from_key(&key).unwrap_or_default();
             // What does not continue the history is never folded into a run, which would vouch for it.
             let record = Record::decode(value).and_then(|record| record.header().verify_after(&last).map(|()| record));
             let Ok(record) = record else {
+                // What was trimmed or cut meanwhile is not damaged.
+                if self.open.as_ref().is_some_and(|open| open.view.floor.seq > full.seq) {
+                    return Err(StoreError::HeadMoved);
+                }
                 self.is_damaged(ctx, Scene::DamageFound, seq);
                 return Ok(());
             };

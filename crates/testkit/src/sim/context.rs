@@ -7,7 +7,7 @@ use bytes::Bytes;
 use fastrand::Rng;
 use replikv_core::{Durability, Keyspace, Op, Seq};
 use replikv_proto::layout::Role;
-use replikv_proto::{Compression, Now};
+use replikv_proto::{Compression, Now, SlotLimits};
 
 use super::centre::Gatherer;
 use super::compact::Plan;
@@ -15,6 +15,7 @@ use super::link::{Ends, Link, Side};
 use super::oracle::{Before, Oracle};
 use super::print;
 use super::serving::Served;
+use super::slots;
 use super::store::{Effect, Maps, ModelStore, Reply, Request};
 use super::{Bug, Config, Coverage, DriverBug, Fault, Scene, Topology};
 
@@ -219,6 +220,7 @@ pub(super) struct Context {
     pub(super) filters: bool,
     /// Whether masters compact their logs, and how.
     pub(super) compacts: Option<Plan>,
+    pub(super) slots: SlotLimits,
     pub(super) topology: Topology,
     /// What slaves have quarantined, by store: for ever, and outside of it.
     pub(super) quarantined: BTreeMap<usize, BTreeSet<(Bytes, Bytes)>>,
@@ -257,6 +259,7 @@ impl Context {
             quarantined: BTreeMap::new(),
             filters: seed % 3 == 1,
             compacts: Plan::of(seed, config.topology.unwrap_or_else(|| Topology::of(seed))),
+            slots: slots::limits(seed),
             queue: BTreeMap::new(),
             next: 0,
             wakes: BTreeMap::new(),

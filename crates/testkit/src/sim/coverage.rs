@@ -179,6 +179,16 @@ named! {
         BelowTombstoneFloor = "below-tombstone-floor",
         /// A damaged run was found.
         RunDamaged = "run-damaged",
+        /// A slave has a slot from its first durable ack on.
+        SlotBegun = "slot-begun",
+        /// There were too many slots already.
+        SlotsFull = "slots-full",
+        /// A slave that came back stood before its slot.
+        SlotLowered = "slot-lowered",
+        /// A slot was not heard of for too long.
+        SlotExpired = "slot-expired",
+        /// The log was held back for a slave that was away.
+        HeldForAway = "held-for-away",
         /// A damaged record was found, and the log cut after it.
         DamageFound = "damage-found",
         /// A slave committed several records at once.

@@ -4,10 +4,10 @@ use std::collections::VecDeque;
 use std::ops::{Deref, DerefMut};
 
 use bytes::Bytes;
-use replikv_core::{Durability, Epoch, Keyspace, Outcome, Position, StoreError, StoreLimits, WriteSet};
+use replikv_core::{Durability, Epoch, Keyspace, Outcome, Position, Seq, StoreError, StoreLimits, WriteSet};
 use replikv_proto::layout::{Epochs, Head, Stored, Superseded};
 use replikv_proto::{
-    Answer, CommitGroup, Committer, CommitterConfig, Intent, LogEntry, LogParts, RecordKind, Step, Work,
+    Answer, CommitGroup, Committer, CommitterConfig, Intent, LogEntry, LogParts, RecordKind, SlotName, Step, Work,
 };
 
 use super::begin::begin;
@@ -15,6 +15,7 @@ use super::compact::Compactor;
 use super::context::{Context, MILLI, Moment, Node, Owner};
 use super::serving::{Served, Sessions};
 use super::session::Session;
+use super::slots::SlotBook;
 use super::store::{Reply, Request};
 use super::trim::Why;
 use super::work::{Intended, Promise};
@@ -87,6 +88,9 @@ pub(super) enum Task {
         retry_at: Option<Moment>,
     },
     Syncing,
+    /// What was acknowledged is looked up: with what is known already.
+    FindingAcks(Vec<(SlotName, Option<Position>)>, Vec<(SlotName, Seq)>),
+    WritingSlots(WriteSet),
     /// The parts of the log are changed.
     Trimming {
         after: LogParts,
@@ -324,7 +328,12 @@ impl Process {
         }
     }
 
-    fn commit(&mut self, ctx: &mut Context, group: Box<CommitGroup<u64>>) {
+    fn commit(&mut self, ctx: &mut Context, mut group: Box<CommitGroup<u64>>) {
+        if ctx.planted(DriverBug::ConflictToldEarly) {
+            let conflicts = |(_, answer): &mut (u64, Answer)| matches!(answer, Answer::Conflict { .. });
+            let early = group.answers.extract_if(.., conflicts).collect();
+            self.tell(ctx, early);
+        }
         if group.entries.len() > 1 {
             ctx.coverage.met(Scene::GroupCommit);
         }
@@ -364,6 +373,8 @@ impl Process {
                 Ok(()) => self.on_stable_storage(ctx),
                 Err(_) => self.reopen(ctx, None),
             },
+            Task::FindingAcks(known, wanted) => self.acks_found(ctx, known, wanted, reply),
+            Task::WritingSlots(writes) => self.slots_written(ctx, &writes, reply.done()),
             Task::Trimming { after, why, writes, attempt, .. } => match reply.done() {
                 Err(error) if error.is_retryable() && attempt < ATTEMPTS => {
                     let retry_at = Some(ctx.now + (MILLI << attempt));
@@ -423,8 +434,10 @@ impl Process {
         if parts.is_expiring() {
             ctx.coverage.met(Scene::ExpiryResumed);
         }
+        let mut served = Served::begin(ctx, (&head, parts), (epochs, limits), checkpoints, None);
+        served.book = SlotBook::read(ctx, self.node, self.store, parts.begins().position.seq, head.uptime_ms);
         self.open = Some(Opened {
-            served: Served::begin(ctx, (&head, parts), (epochs, limits), checkpoints, None),
+            served,
             committer: Committer::new(config, head),
             intents: VecDeque::new(),
             uptime_before: head.uptime_ms,

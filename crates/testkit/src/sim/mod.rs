@@ -39,6 +39,7 @@ mod serving;
 mod session;
 mod shrink;
 mod slave;
+mod slots;
 mod store;
 mod succession;
 mod topology;

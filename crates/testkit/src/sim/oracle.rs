@@ -11,6 +11,7 @@ use replikv_proto::{
 
 use super::context::Sizes;
 use super::model::Model;
+use super::slots::Stands;
 use super::store::{ModelStore, Request};
 use super::work::{Intended, Promise};
 use super::{Coverage, Scene};
@@ -62,6 +63,8 @@ pub enum Invariant {
     KeptLog,
     /// Every entry of a centre is one of the link that has claimed its key, or was left by one that is gone.
     LinksApart,
+    /// The log is kept for whoever has a slot in it, from where it was last known to stand.
+    KeptForAway,
     /// A log is cut only where something in it is damaged.
     CutRightly,
     /// Buffers stay under their bounds.
@@ -129,8 +132,11 @@ pub(super) struct Oracle {
     refused: BTreeSet<u64>,
     /// Stores of masters that have kept that a newer epoch was met.
     fenced: BTreeSet<usize>,
-    /// Stores of slaves that go through what is compacted, and hold no state of their master meanwhile.
-    touching: BTreeSet<usize>,
+    /// For whom masters keep their logs.
+    pub(super) stands: Stands,
+    /// Stores of slaves that go through what is compacted, and hold no state of their master meanwhile: and where they last
+    /// held one.
+    touching: BTreeMap<usize, Seq>,
     /// Stores of slaves that resync, having held a state of their master before: where else they have been since.
     parted: BTreeMap<usize, Vec<Position>>,
 }
@@ -391,9 +397,9 @@ impl Oracle {
                 let back = from.epoch == to.epoch && to.seq < from.seq && !parts;
                 self.require(Invariant::CursorGoesOn, !back, || format!("the cursor went from {from} to {to}"));
                 if covered.is_complete() && !cursor.coverage.is_complete() && cursor.coverage.rest().is_none() {
-                    self.touching.insert(number);
+                    self.touching.insert(number, from.seq);
                 }
-                if !covered.is_complete() && cursor.coverage.is_complete() && self.touching.remove(&number) {
+                if !covered.is_complete() && cursor.coverage.is_complete() && self.touching.remove(&number).is_some() {
                     coverage.met(Scene::TouchesPassed);
                 } else if !covered.is_complete() && cursor.coverage.is_complete() {
                     let compared = covered.fill() == Some(Fill::Compare);
@@ -598,16 +604,24 @@ impl Oracle {
         *sent = position;
     }
 
-    /// A master sends what keys hold that were touched, on a session that stands at `sent`. They were looked up once
-    /// `from` was published.
-    pub(super) fn touched_sent(&mut self, sent: &mut Position, ranges: &KeyRanges, from: &Position, touched: &Touched) {
+    /// A master sends what keys hold that were touched, on a session that stands at `sent` and was `told` others of the
+    /// same stretch. They were looked up once `from` was published.
+    pub(super) fn touched_sent(
+        &mut self,
+        (sent, told): (&mut Position, &mut Vec<Bytes>),
+        ranges: &KeyRanges,
+        from: &Position,
+        touched: &Touched,
+    ) {
         let Touched { read_at, end, ops } = touched;
         let until = end.unwrap_or(*sent);
         let goes_on = end.is_none_or(|end| end.seq > sent.seq && self.model.leads_to(sent, &end));
         self.require(Invariant::SentInOrder, goes_on && self.model.leads_to(&until, read_at), || {
             format!("a stretch up to {end:?} was sent after {sent}, as of {read_at}")
         });
-        self.only(ranges, ops);
+        if !ranges.is_all() {
+            self.only(ranges, ops);
+        }
         let read_at = self.model.point(read_at);
         let points: Vec<_> = std::iter::successors(read_at, |point| self.model.before(point))
             .take_while(|point| point.position.seq >= from.seq)
@@ -623,7 +637,25 @@ impl Oracle {
         self.require(Invariant::SentIsIntact, strange.is_none(), || {
             format!("{strange:?} never held from {from} on what was sent of it")
         });
+        told.extend(ops.iter().filter_map(|op| match op {
+            Op::Put { key, .. } | Op::Delete { key } => Some(Bytes::copy_from_slice(key)),
+            Op::DeleteRange { .. } => None,
+        }));
+        if let Some(end) = end {
+            let told = std::mem::take(told);
+            let strange = self.model.untouched(told, sent, end).map(|key| key.escape_ascii().to_string());
+            self.require(Invariant::SentIsIntact, strange.is_none(), || {
+                format!("{strange:?} was touched by no record after {sent} up to {end}")
+            });
+        }
         *sent = until;
+    }
+
+    /// A master decides how far its log may be trimmed, which begins after `floor`: it keeps what comes after `held`.
+    pub(super) fn holds(&mut self, node: usize, floor: Seq, held: Option<Seq>) {
+        if let Some(words) = self.stands.forgotten(node, floor, held) {
+            self.fail(Invariant::KeptForAway, words);
+        }
     }
 
     /// A log is about to be cut after this one.
@@ -662,7 +694,7 @@ impl Oracle {
     }
 
     /// A slave tells how far it is. One that is `parting` speaks of the history that it joins.
-    pub(super) fn acknowledged(&mut self, store: &ModelStore, ack: &Ack, parting: bool) {
+    pub(super) fn acknowledged(&mut self, (number, store): (usize, &ModelStore), ack: &Ack, parting: bool) {
         let seq = |cursor: Option<Cursor>| cursor.map_or(Seq::ZERO, |cursor| cursor.position.seq);
         let visible = store.visible.cursor();
         let consistent = visible.as_ref().is_some_and(Cursor::is_consistent);
@@ -674,6 +706,8 @@ impl Oracle {
         self.require(Invariant::AckIsTrue, ack.durable <= durable, || format!("{ack:?}, durable is only {durable}"));
         // Of two slaves on one store, one cannot know what the other has begun until it looks, or writes itself.
         let known = !store.went_back && !store.was_shared;
+        // Nor can a slave know that the first touches are there before its store says so.
+        let known = known && self.touching.get(&number) != Some(&ack.applied);
         self.require(Invariant::AckIsTrue, consistent || !ack.consistent || !known, || {
             format!("{ack:?} is not consistent")
         });

@@ -10,6 +10,7 @@ use super::Scene;
 use super::context::{Context, Node};
 use super::ring::Ring;
 use super::session::Session;
+use super::slots::SlotBook;
 use super::store::Reply;
 
 /// A history, as sessions see it.
@@ -31,6 +32,7 @@ pub(super) struct Served {
     /// Where the parts of the log begin and end, as its owner has last read or changed them.
     pub(super) parts: LogParts,
     pub(super) damaged: Option<Seq>,
+    pub(super) book: SlotBook,
     /// The relays above, and this one; `None` if it is a master.
     pub(super) path: Option<Vec<PathNode>>,
 }
@@ -64,6 +66,7 @@ impl Served {
             checkpoints,
             parts,
             damaged: None,
+            book: SlotBook::none(ctx.now),
             path,
         }
     }

@@ -5,10 +5,11 @@ use replikv_core::{Coverage, Fill, KeyRange, KeyRanges, Keyspace, Op, Page, Posi
 use replikv_proto::layout::{Head, Stored as _, Superseded};
 use replikv_proto::{
     Content, DecoderLimits, GoodbyeReason, Hello, Located, LogAnswer, LogParts, MasterAction, MasterSession,
-    MasterSessionConfig, Message, Mode, Progress, ProtocolError, RejectCode, Relay, Response, SubscriberId, View,
+    MasterSessionConfig, Message, Mode, Progress, ProtocolError, RejectCode, Relay, Response, SlotName, SubscriberId,
+    View,
 };
 
-use super::context::{Context, Happening, MILLI, Owner};
+use super::context::{Context, Happening, MILLI, Node, Owner};
 use super::link::{Broken, Conn, Side};
 use super::locate::{locate, stored};
 use super::log::{self, LookUp};
@@ -28,6 +29,8 @@ pub(super) struct Session {
     seen: u64,
     view: View,
     name: Option<String>,
+    /// Of a slave of a master.
+    slot: Option<SlotName>,
     /// Its slave subscribes to a part of the keys.
     listening: Option<SubscriberId>,
     nonce: u64,
@@ -37,6 +40,8 @@ pub(super) struct Session {
     hello: Option<Hello>,
     judged: Vec<(View, LogParts)>,
     sent: Option<Position>,
+    /// Keys of a stretch that were sent, and the stretch is not.
+    told: Vec<Bytes>,
     /// What was published when keys were last looked up.
     looked_up_from: Position,
     copying: bool,
@@ -114,12 +119,14 @@ impl Session {
             seen: open.version,
             view: open.view,
             name: None,
+            slot: None,
             listening: None,
             nonce: 0,
             replaced: None,
             hello: None,
             judged: Vec::new(),
             sent: None,
+            told: Vec::new(),
             looked_up_from: open.view.published,
             copying: false,
             page_waits: false,
@@ -177,6 +184,9 @@ impl Sessions {
         if let Some(listening) = session.listening {
             open.subscribers.leave(listening);
         }
+        if let Some(name) = &session.slot {
+            open.book.disconnected(ctx, self.wall_offset_ms, name);
+        }
         if let Some(name) = &session.name
             && self.names.get(name).is_some_and(|(newest, _)| *newest == id)
         {
@@ -204,6 +214,9 @@ impl Sessions {
                 if let Message::Hello(hello) = &message {
                     session.hello = Some(hello.clone());
                     session.judged = vec![(session.view, open.parts)];
+                    if let Some(cursor) = hello.cursor.as_ref().filter(|_| ctx.planted(DriverBug::SlotFromHello)) {
+                        open.book.claimed(&SlotName::slave(&*hello.slave), cursor.position);
+                    }
                 }
                 session.session.handle_message(ctx.clock(wall), message).map_err(|_| Over)?;
             }
@@ -308,8 +321,11 @@ impl Sessions {
             MasterAction::LookUp { keys, max_bytes } => {
                 session.asked = Some(look_up(ctx, store, owner, LookUp::new(open, keys, max_bytes)));
             }
-            // Nothing is held back for a slave that is not connected.
-            MasterAction::Verified(_) => {}
+            MasterAction::Verified(position) => {
+                if let (Some(name), Node::Master(node)) = (&session.slot, self.node) {
+                    open.book.verified(ctx, node, name, position);
+                }
+            }
             // Whoever restores a master with a new epoch makes sure by himself that there is no other one.
             MasterAction::Superseded(_) if ctx.topology == Topology::Star || self.reign_over => {}
             MasterAction::Superseded(epoch) => {
@@ -335,6 +351,9 @@ impl Sessions {
                 }
                 session.conn.set_limits(DecoderLimits { control: 1 << 20, data: 1 << 20 });
                 session.name = Some(slave.clone());
+                let slot = SlotName::slave(&*slave);
+                open.book.connected(ctx, self.wall_offset_ms, &slot);
+                session.slot = Some(slot);
                 let at_start = Progress { applied: start, ..Progress::default() };
                 let older = self.names.insert(slave, (id, at_start));
                 if let Some(older) = older.and_then(|(older, _)| self.map.get_mut(&older)) {
@@ -355,6 +374,7 @@ impl Sessions {
                     && let Some(entered) = self.names.get_mut(name).filter(|(newest, _)| *newest == id)
                 {
                     entered.1 = progress;
+                    open.book.note(SlotName::slave(&**name), progress.durable);
                 }
             }
             MasterAction::Answer(request) => {
@@ -552,12 +572,15 @@ impl Session {
                 ctx.oracle.content_sent(&ctx.stores[witness], &touched.read_at);
                 let ranges = self.ranges();
                 if let Some(sent) = &mut self.sent {
-                    ctx.oracle.touched_sent(sent, &ranges, &self.looked_up_from, touched);
+                    ctx.oracle.touched_sent((sent, &mut self.told), &ranges, &self.looked_up_from, touched);
                 }
                 let deletes = touched.ops.iter().any(|op| matches!(op, Op::DeleteRange { .. }));
                 let keys = touched.ops.iter().any(|op| !matches!(op, Op::DeleteRange { .. }));
-                for scene in [deletes.then_some(Scene::RangeTouched), keys.then_some(Scene::TouchLookedUp)] {
-                    scene.into_iter().for_each(|scene| ctx.coverage.met(scene));
+                if deletes {
+                    ctx.coverage.met(Scene::RangeTouched);
+                }
+                if keys {
+                    ctx.coverage.met(Scene::TouchLookedUp);
                 }
             }
             Message::Ranges(content) => {

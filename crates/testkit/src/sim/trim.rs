@@ -5,10 +5,10 @@ use replikv_core::{Durability, KeyRange, Keyspace, Outcome, Seq, StoreError, Wri
 use replikv_proto::layout::{Checkpoint, Floor, Head, Stored};
 use replikv_proto::{Compacted, CompactionStep, Expiry, LogParts, Retention, Run};
 
+use super::Scene;
 use super::context::{Context, MILLI, Moment};
 use super::master::{Process, Task};
 use super::store::Request;
-use super::{DriverBug, Scene};
 
 /// Why the parts of the log are changed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -26,12 +26,23 @@ pub(super) fn retention(ctx: &Context) -> Retention {
 }
 
 impl Process {
-    // One bounded step, then writers get their turn.
+    /// Slots first, then one bounded step; then writers get their turn.
     pub(super) fn trim(&mut self, ctx: &mut Context) {
-        let uptime_ms = self.uptime(ctx);
-        let held = self.held();
         let Some(open) = &mut self.open else { return };
         open.trim_at = ctx.now + TRIM_EVERY;
+        if open.committer.is_fenced() {
+            // Log and slots are the other master's now.
+            open.damaged = None;
+            return;
+        }
+        self.save_slots(ctx);
+    }
+
+    pub(super) fn trim_log(&mut self, ctx: &mut Context) {
+        let uptime_ms = self.uptime(ctx);
+        let held = self.held(ctx);
+        let connected = self.sessions.held();
+        let Some(open) = &mut self.open else { return };
         if let Some(damaged) = open.damaged.take() {
             return self.cut(ctx, damaged);
         }
@@ -58,14 +69,22 @@ impl Process {
             _ => {
                 if matches!(free, Ok(Some(_))) {
                     ctx.coverage.met(Scene::HeldBack);
+                    let away = matches!(retention.step(&floor, &head, &above, connected), Ok(Some(_)));
+                    if away {
+                        ctx.coverage.met(Scene::HeldForAway);
+                    }
                 }
             }
         }
     }
 
     /// Where the slowest of those is for whom the log is kept.
-    pub(super) fn held(&self) -> Option<Seq> {
-        self.sessions.held()
+    pub(super) fn held(&self, ctx: &mut Context) -> Option<Seq> {
+        let open = self.open.as_ref()?;
+        let floor = open.view.floor.seq;
+        let held = [open.book.slowest(floor), self.sessions.held()].into_iter().flatten().min();
+        ctx.oracle.holds(self.node, floor, held);
+        held
     }
 
     // The log begins after a damaged record: at the next point whose digest is known.
@@ -114,9 +133,7 @@ impl Process {
     fn change_log(&mut self, ctx: &mut Context, after: LogParts, why: Why, writes: WriteSet) {
         let Some(open) = &mut self.open else { return };
         // Told before it is done: nobody is sent to records that are about to go.
-        if !ctx.planted(DriverBug::FloorToldLate) {
-            open.change(|view| view.floor = after.begins().position);
-        }
+        open.change(|view| view.floor = after.begins().position);
         ctx.call(self.store, self.owner(), Request::Apply(writes.clone(), Durability::Buffered));
         self.task = Task::Trimming { after, why, writes, attempt: 0, retry_at: None };
     }

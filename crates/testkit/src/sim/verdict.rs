@@ -48,17 +48,17 @@ enum Place {
 struct Finds {
     /// A damaged record is found in the store; or it is not, because memory still holds what it was.
     damage: bool,
-    /// Where the log is compacted, a run ends with the very record that is looked for. Runs come and go.
-    run: bool,
+    /// Something that comes and goes has kept the very record that is looked for: a run that ends with it, or a slot.
+    kept: bool,
 }
 
 impl Finds {
-    const EVERYTHING: Self = Self { damage: true, run: true };
+    const EVERYTHING: Self = Self { damage: true, kept: true };
 }
 
 impl Judged<'_> {
     /// Every right decision. There is more than one where a record is damaged, and found to be so or not; and where it is
-    /// compacted, and a run ended there or not.
+    /// compacted or gone, and something has kept it or not.
     pub(super) fn verdicts(&self, hello: &Hello) -> Vec<Verdict> {
         let right = self.whatever_was_asked(hello);
         right.into_iter().flat_map(|verdict| self.as_asked(hello, verdict)).collect()
@@ -103,8 +103,9 @@ impl Judged<'_> {
         }
         let mut positions = vec![cursor.position];
         positions.extend(cursor.coverage.read_at());
+        let path = self.model.path(&self.view.published);
         let decide = |finds: Finds| {
-            let places = self.places(&positions, finds);
+            let places = self.places(&path, &positions, finds);
             if places.contains(&Place::Parted) {
                 Verdict::Refuse(RejectCode::Diverged)
             } else if places.contains(&Place::Ahead) && self.path.is_some() {
@@ -116,12 +117,14 @@ impl Judged<'_> {
             } else if places[0] == Place::Shared || (!cursor.coverage.is_complete() && hello.ranges.is_empty()) {
                 Verdict::Compare
             } else {
-                self.by_lineage(hello, &cursor.position, finds)
+                self.by_lineage(hello, &path, &cursor.position, finds)
             }
         };
-        let found = [false, true].into_iter().flat_map(|damage| [false, true].map(|run| Finds { damage, run }));
-        let compacted = self.parts.compacted.is_some();
-        found.filter(|finds| compacted || finds.run).map(decide).collect()
+        let found = [false, true].into_iter().flat_map(|damage| [false, true].map(|kept| Finds { damage, kept }));
+        let right = found.map(decide);
+        // Until an epoch of its own is there, a master does not count it.
+        let counts = cursor.position.epoch.number <= self.view.published.epoch.number || self.path.is_some();
+        right.chain((!counts).then_some(Verdict::Refuse(RejectCode::Superseded))).collect()
     }
 
     // A log of more than a MiB is weighed against the data. In no run do they come so close that a write could tip it.
@@ -131,8 +134,8 @@ impl Judged<'_> {
     }
 
     // Its position is too old to tell: what it passed through before tells, or the epoch that it is in.
-    fn by_lineage(&self, hello: &Hello, position: &Position, finds: Finds) -> Verdict {
-        let places = self.places(&hello.checkpoints, finds);
+    fn by_lineage(&self, hello: &Hello, path: &[Position], position: &Position, finds: Finds) -> Verdict {
+        let places = self.places(path, &hello.checkpoints, finds);
         let epochs = self.known_epochs();
         let own = epochs.iter().find(|start| start.epoch == position.epoch);
         let unfinished = hello.cursor.as_ref().is_some_and(|cursor| !cursor.coverage.is_complete());
@@ -152,14 +155,14 @@ impl Judged<'_> {
         self.epochs.map_or_else(|| self.model.epochs(&self.view.published), <[_]>::to_vec)
     }
 
-    fn places(&self, positions: &[Position], finds: Finds) -> Vec<Place> {
-        let path = self.model.path(&self.view.published);
-        positions.iter().map(|position| self.place(&path, position, finds)).collect()
+    fn places(&self, path: &[Position], positions: &[Position], finds: Finds) -> Vec<Place> {
+        positions.iter().map(|position| self.place(path, position, finds)).collect()
     }
 
     /// True if only a checkpoint below the floor can tell that the histories parted.
     pub(super) fn by_checkpoint(&self, position: &Position) -> bool {
-        position.seq < self.view.floor.seq && self.places(&[*position], Finds::EVERYTHING) == [Place::Parted]
+        let path = self.model.path(&self.view.published);
+        position.seq < self.view.floor.seq && self.places(&path, &[*position], Finds::EVERYTHING) == [Place::Parted]
     }
 
     fn place(&self, path: &[Position], position: &Position, finds: Finds) -> Place {
@@ -181,7 +184,10 @@ impl Judged<'_> {
                 }
                 None => own.is_some_and(|own| own.epoch == position.epoch),
             };
-            let below = self.place_below(position, on_the_way, same_epoch);
+            let mut below = self.place_below(position, on_the_way, same_epoch);
+            if (below, on_the_way, finds.kept) == (Place::Below, true, true) {
+                below = Place::Shared;
+            }
             let is_there = position.seq >= floor.seq;
             return if is_there { self.place_compacted(position, on_the_way, below, finds) } else { below };
         }
@@ -215,8 +221,7 @@ impl Judged<'_> {
         match below {
             _ if end && on_the_way => Place::Held,
             Place::Shared => Place::Held,
-            Place::Below if finds.run && on_the_way => Place::Held,
-            Place::Below if finds.run => Place::Parted,
+            Place::Below if finds.kept => Place::Parted,
             below => below,
         }
     }
