@@ -298,6 +298,38 @@ async fn a_run_that_was_altered_is_never_served() -> Result<(), Error> {
 }
 
 #[tokio::test(start_paused = true)]
+async fn what_is_cut_while_a_step_is_prepared_is_not_taken_for_damage() -> Result<(), Error> {
+    let store = store();
+    let compaction = Compaction { window_records: 700, ..SMALL };
+    let first = master(&store, config().compaction(compaction)).await;
+    let copy = followed(&first, "edge").await;
+    overwrite(&first, 1_200, 100).await;
+    compacted().await;
+    first.shutdown().await?;
+    // A record above what is compacted, and below a checkpoint.
+    let inner = store.inner().open_again();
+    let damaged = Seq::new(1_000).to_key();
+    let mut altered = inner.get(Keyspace::Log, &damaged).await?.ok_or("no such record")?.to_vec();
+    *altered.last_mut().ok_or("an empty record")? ^= 1;
+    support::put_raw(&inner, Keyspace::Log, &damaged, &altered).await?;
+    let store = FaultStore::new(inner);
+    let master = master(&store, config().compaction(compaction)).await;
+    compacted().await;
+    overwrite(&master, 600, 100).await;
+    // The task that compacts has looked where the log begins, and at its oldest run; a slave finds the damage meanwhile.
+    let held = store.faults().hold_read(Keyspace::Log);
+    held.reached().await;
+    let slave = slave(&copy, "edge").await;
+    let _connection = connect(&master, &slave);
+    sleep(Duration::from_secs(5)).await;
+    assert_eq!(master.status().floor.seq, Seq::new(1_024), "the log is cut at the next checkpoint");
+    held.release();
+    compacted().await;
+    assert_eq!(master.status().floor.seq, Seq::new(1_024), "and not any further");
+    Ok(())
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_crash_between_any_two_steps_leaves_a_log_that_serves() -> Result<(), Error> {
     for steps in 0..8 {
         let store = store();

@@ -170,7 +170,14 @@ impl<S: ReplicaStore> Inner<S> {
             let seq = Seq::from_key(&key).unwrap_or_default();
             // What does not continue the history is never folded into a run, which would vouch for it.
             let record = Record::decode(value).and_then(|record| record.header().verify_after(&last).map(|()| record));
-            let record = record.map_err(|source| LogError::Record { seq, source })?;
+            let record = record.map_err(|source| {
+                // What was trimmed or cut meanwhile is not damaged.
+                if self.view().floor.seq > after.seq {
+                    LogError::Store(StoreError::HeadMoved)
+                } else {
+                    LogError::Record { seq, source }
+                }
+            })?;
             last = record.position();
             records.push(record);
         }

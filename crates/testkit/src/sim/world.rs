@@ -225,7 +225,9 @@ impl World {
 
     fn answered(&mut self, owner: Owner, reply: Reply) {
         match owner {
-            Owner::Commit { node, .. } | Owner::Session { node: Node::Master(node), .. } => {
+            Owner::Commit { node, .. }
+            | Owner::Compact { node, .. }
+            | Owner::Session { node: Node::Master(node), .. } => {
                 self.masters[node].answered(&mut self.ctx, owner, reply);
                 self.wake(Node::Master(node));
             }
@@ -519,6 +521,7 @@ impl World {
             model: &self.ctx.oracle.model,
             store: &self.ctx.stores[server.unwrap_or(master.store)],
             view,
+            parts: open.parts,
             limits: open.limits,
             epochs: Some(&open.epochs[..]).filter(|_| self.ctx.topology != Topology::Star),
             path: path.as_deref(),
