@@ -431,15 +431,31 @@ pub(crate) struct Place {
     /// The store.
     #[arg(long, value_name = "URL")]
     pub(crate) store: Option<String>,
-    /// Ask the master that serves at this address, or the slave that follows with --serve-reads or --serve, HOST:PORT.
+    /// Ask the master that serves at this address, or the slave that follows with --serve-reads or --serve, HOST:PORT. Given
+    /// more than once, one of the slaves that are close enough behind is asked, and another one if that fails; the master
+    /// only if no slave can answer.
     #[arg(long, value_name = "ADDR")]
-    pub(crate) from: Option<String>,
+    pub(crate) from: Vec<String>,
+}
+
+/// How stale what is read may be.
+#[derive(Debug, Group)]
+pub(crate) struct Bound {
+    /// What a slave tells may be so old at most. For example 5s, 500ms, 2m. A slave hears of its master every two seconds
+    /// while nobody writes. With more than one --from 10s by default, or any age if none of them has a master any more.
+    #[arg(long, value_name = "TIME", value_parser = duration, conflicts_with = "store")]
+    pub(crate) max_lag: Option<Duration>,
+    /// What a slave tells may lack so many records at most. By default any number.
+    #[arg(long, value_name = "RECORDS", conflicts_with = "store")]
+    pub(crate) max_lag_records: Option<u64>,
 }
 
 #[derive(Debug, Group)]
 pub(crate) struct Get {
     #[command(flatten)]
     pub(crate) place: Place,
+    #[command(flatten)]
+    pub(crate) bound: Bound,
     /// The key.
     pub(crate) key: String,
 }
@@ -468,6 +484,8 @@ pub(crate) struct Del {
 pub(crate) struct Scan {
     #[command(flatten)]
     pub(crate) place: Place,
+    #[command(flatten)]
+    pub(crate) bound: Bound,
     /// Only keys that begin with this.
     #[arg(long)]
     pub(crate) prefix: Option<String>,

@@ -10,6 +10,7 @@ mod gather;
 mod handover;
 mod import;
 mod log;
+mod nodes;
 mod place;
 mod point;
 mod promote;
