@@ -7,10 +7,12 @@ use std::time::Duration;
 use clap::{ArgAction, Args as Group, Parser, Subcommand, ValueEnum};
 use replikv::{Compression, KeyRange, LinkId};
 
+use crate::aggregates::Definition;
+
 const CODES: &str = "\
 Exit codes:
   0    done; the answer is yes
-  1    the answer is no: no such key, stores differ, not healthy
+  1    the answer is no: no such key or group, stores differ, not healthy
   2    it could not be done; one line on standard error says why
   130  interrupted by Ctrl-C or SIGTERM before it was done; what runs until
        then (serve, follow without --once, log --follow) ends with 0";
@@ -43,6 +45,8 @@ pub(crate) enum Command {
     Gather(Gather),
     /// Undoes a link of a centre, so that its keys are free.
     Unlink(Unlink),
+    /// Prints the figures of groups of keys that `follow` or `gather` keeps.
+    Aggregate(Aggregate),
     /// Puts the entries of a file into a store, through its log.
     Import(Import),
     /// Writes the entries of a store to a file, in key order.
@@ -214,6 +218,11 @@ pub(crate) struct Follow {
     /// --keep-log.
     #[arg(long, value_name = "BYTES", value_parser = clap::value_parser!(u64).range(1..))]
     pub(crate) keep_log_bytes: Option<u64>,
+    /// Keep a figure of each group of keys, in the transactions that change the data; once for each, and all of them each
+    /// time. The group is the part of a key before the first SEPARATOR, / if none is said. The figure is the count of entries,
+    /// the bytes of their values, or the sum of those values that are decimal numbers. `aggregate` prints it.
+    #[arg(long = "aggregate", value_name = "NAME=count|bytes|sum[:SEPARATOR]")]
+    pub(crate) aggregates: Vec<Definition>,
     /// Answer GET /metrics there, in the text format of Prometheus. Port 0 takes a free one; the address is printed.
     #[arg(long, value_name = "ADDR")]
     pub(crate) metrics: Option<SocketAddr>,
@@ -272,6 +281,12 @@ pub(crate) struct Gather {
     /// End when everything that all masters have published is here.
     #[arg(long)]
     pub(crate) once: bool,
+    /// Keep a figure of each group of keys over all links, in the transactions that change the data; once for each, and all
+    /// of them each time. The group is the part of a key, without the prefix of its link, before the first SEPARATOR, / if none
+    /// is said. The figure is the count of entries, the bytes of their values, or the sum of those values that are decimal
+    /// numbers. `aggregate` prints it.
+    #[arg(long = "aggregate", value_name = "NAME=count|bytes|sum[:SEPARATOR]")]
+    pub(crate) aggregates: Vec<Definition>,
     /// Answer GET /metrics there, in the text format of Prometheus. Port 0 takes a free one; the address is printed.
     #[arg(long, value_name = "ADDR")]
     pub(crate) metrics: Option<SocketAddr>,
@@ -301,6 +316,17 @@ pub(crate) struct Unlink {
     /// Its entries are removed first.
     #[arg(long)]
     pub(crate) remove_data: bool,
+}
+
+#[derive(Debug, Group)]
+pub(crate) struct Aggregate {
+    /// The store of a slave or a centre. But for LMDB, one which nobody has open.
+    #[arg(long, value_name = "URL")]
+    pub(crate) store: String,
+    /// The name that --aggregate gave it.
+    pub(crate) name: String,
+    /// Print the figure of this group only.
+    pub(crate) group: Option<String>,
 }
 
 #[derive(Debug, Group)]
@@ -431,15 +457,31 @@ pub(crate) struct Place {
     /// The store.
     #[arg(long, value_name = "URL")]
     pub(crate) store: Option<String>,
-    /// Ask the master that serves at this address, or the slave that follows with --serve-reads or --serve, HOST:PORT.
+    /// Ask the master that serves at this address, or the slave that follows with --serve-reads or --serve, HOST:PORT. Given
+    /// more than once, one of the slaves that are close enough behind is asked, and another one if that fails; the master
+    /// only if no slave can answer.
     #[arg(long, value_name = "ADDR")]
-    pub(crate) from: Option<String>,
+    pub(crate) from: Vec<String>,
+}
+
+/// How stale what is read may be.
+#[derive(Debug, Group)]
+pub(crate) struct Bound {
+    /// What a slave tells may be so old at most. For example 5s, 500ms, 2m. A slave hears of its master every two seconds
+    /// while nobody writes. With more than one --from 10s by default, or any age if none of them has a master any more.
+    #[arg(long, value_name = "TIME", value_parser = duration, conflicts_with = "store")]
+    pub(crate) max_lag: Option<Duration>,
+    /// What a slave tells may lack so many records at most. By default any number.
+    #[arg(long, value_name = "RECORDS", conflicts_with = "store")]
+    pub(crate) max_lag_records: Option<u64>,
 }
 
 #[derive(Debug, Group)]
 pub(crate) struct Get {
     #[command(flatten)]
     pub(crate) place: Place,
+    #[command(flatten)]
+    pub(crate) bound: Bound,
     /// The key.
     pub(crate) key: String,
 }
@@ -468,6 +510,8 @@ pub(crate) struct Del {
 pub(crate) struct Scan {
     #[command(flatten)]
     pub(crate) place: Place,
+    #[command(flatten)]
+    pub(crate) bound: Bound,
     /// Only keys that begin with this.
     #[arg(long)]
     pub(crate) prefix: Option<String>,

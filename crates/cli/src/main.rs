@@ -1,5 +1,6 @@
 //! The program `replikv`.
 
+mod aggregates;
 mod args;
 #[macro_use]
 mod ui;

@@ -6,9 +6,10 @@ use std::sync::Arc;
 use anyhow::{Context, anyhow, bail};
 use bytes::Bytes;
 use futures_util::TryStreamExt;
+use replikv::proto::layout::Backup;
 use replikv::{
     KeyRange, Keyspace, LmdbOptions, LmdbStore, Master, MasterConfig, OpenError, OpenUrlError, Page, ReplicaStore,
-    ReplicaStoreExt, Role, ScanOptions, StoreError, StoreLimits,
+    ReplicaStoreExt, Role, ScanOptions, StoreError, StoreLimits, role,
 };
 
 pub(crate) type Store = Arc<dyn ReplicaStore>;
@@ -75,6 +76,13 @@ pub(crate) async fn open_master(store: Store, url: &str, config: MasterConfig) -
         OpenError::Backup => is_backup(url),
         error => anyhow::Error::new(error).context(url.to_string()),
     })
+}
+
+/// Whether a store is new, or of one of `roles`, and no backup. One that is not is refused by whoever opens it so, and is
+/// left as it is.
+pub(crate) async fn is_of(store: &Store, roles: &[Role]) -> anyhow::Result<bool> {
+    let is_backup = store.get(Keyspace::Meta, Backup::KEY).await?.is_some();
+    Ok(!is_backup && role(store).await?.is_none_or(|role| roles.contains(&role)))
 }
 
 /// Nobody but its owner knows how a backup goes on.

@@ -29,7 +29,7 @@ pub use blocking::{Blocking, BlockingChanges, BlockingEntries, BlockingError, Bl
 pub use blocking::{Following, Serving};
 pub use centre::{Centre, LinkConfig, LinkError, LinkSeen, LinkStore, Unlinked, links};
 pub use changes::{Change, ChangeOp, Changes, ChangesError, ChangesFrom, Consumer, ConsumerError};
-pub use derive::{DerivedReader, DerivedStore, DerivedStoreBuilder, InData};
+pub use derive::{DerivedReader, DerivedStore, DerivedStoreBuilder, InData, InStore};
 pub use error::OpenError;
 pub use health::{Health, HealthState};
 pub use master::{

@@ -7,11 +7,12 @@ use std::time::Duration;
 use anyhow::{Context, anyhow};
 use replikv::proto::Retention;
 use replikv::{
-    FollowError, KeepLog, KeyRange, KeyRanges, LinkId, OpenError, QuarantineFile, Slave, SlaveConfig, SlaveState,
+    FollowError, KeepLog, KeyRange, KeyRanges, LinkId, OpenError, QuarantineFile, Role, Slave, SlaveConfig, SlaveState,
 };
 use tokio::net::TcpStream;
 use tokio::time::{sleep, timeout};
 
+use crate::aggregates;
 use crate::args::{self, OnDivergence};
 use crate::interrupt::{INTERRUPTED, Interrupt};
 use crate::store::{self, Store};
@@ -22,6 +23,7 @@ const CONNECT: Duration = Duration::from_secs(10);
 pub(crate) async fn run(args: args::Follow, json: bool) -> anyhow::Result<ExitCode> {
     // Before anything else: a bad name leaves nothing behind.
     LinkId::new(args.name())?;
+    aggregates::check(&args.aggregates)?;
     let config = config(&args)?;
     let mut interrupt = Interrupt::new()?;
     // Before the store is made: a name that leads nowhere leaves nothing behind.
@@ -43,6 +45,11 @@ pub(crate) async fn run(args: args::Follow, json: bool) -> anyhow::Result<ExitCo
     // A backup is there, and so is what was a master's.
     let there = args.as_slave.is_some() || args.rejoin.is_some();
     let store = if there { store::open_existing(&args.store)? } else { store::open(&args.store)? };
+    let store = tokio::select! {
+        biased;
+        () = interrupt.wait() => return Ok(ExitCode::from(if args.once { INTERRUPTED } else { 0 })),
+        store = keeping(store, &args, there) => store?,
+    };
     let slave = Slave::open(store, config).await.map_err(|error| match error {
         OpenError::Backup => store::is_backup(&args.store),
         error => anyhow::Error::new(error).context(args.store.clone()),
@@ -111,6 +118,13 @@ pub(crate) async fn run(args: args::Follow, json: bool) -> anyhow::Result<ExitCo
         }
     }
     Ok(code.unwrap_or(ExitCode::SUCCESS))
+}
+
+async fn keeping(store: Store, args: &args::Follow, there: bool) -> anyhow::Result<Store> {
+    if !there && !store::is_of(&store, &[Role::Slave]).await? {
+        return Ok(store);
+    }
+    aggregates::keep(store, &args.store, &args.aggregates, Vec::new()).await
 }
 
 fn config(args: &args::Follow) -> anyhow::Result<SlaveConfig> {

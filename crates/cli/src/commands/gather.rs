@@ -4,6 +4,7 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use anyhow::{Context, anyhow, ensure};
+use bytes::Bytes;
 use futures_util::future::try_join_all;
 use futures_util::stream::{FuturesUnordered, StreamExt};
 use replikv::{
@@ -13,6 +14,7 @@ use replikv::{
 use serde_json::json;
 use tokio::time::sleep;
 
+use crate::aggregates;
 use crate::args::{self, Link, OnDivergence};
 use crate::interrupt::{INTERRUPTED, Interrupt};
 use crate::store::{self, Store};
@@ -22,6 +24,7 @@ type Follower = Slave<LinkStore<Store>>;
 
 pub(crate) async fn run(args: args::Gather, json: bool) -> anyhow::Result<ExitCode> {
     LinkId::new(args.id.as_str())?;
+    aggregates::check(&args.aggregates)?;
     let mut interrupt = Interrupt::new()?;
     let ranges = args.ranges.iter().map(|(name, _)| name);
     for name in ranges.chain(args.only.iter().chain(&args.strips).map(|(name, _)| name)) {
@@ -40,7 +43,11 @@ pub(crate) async fn run(args: args::Gather, json: bool) -> anyhow::Result<ExitCo
     };
     super::expose_metrics(args.metrics, args.insecure, json).await?;
     let configs = args.links.iter().map(|link| config(link, &args)).collect::<anyhow::Result<Vec<_>>>()?;
-    let centre = open(&args, listener.is_some()).await?;
+    let centre = tokio::select! {
+        biased;
+        () = interrupt.wait() => return Ok(ExitCode::from(if args.once { INTERRUPTED } else { 0 })),
+        centre = open(&args, listener.is_some()) => centre?,
+    };
     let mut links = Vec::new();
     for (config, link) in configs.into_iter().zip(&args.links) {
         let follower = centre.link(config).await.map_err(|error| refused(&args.store, &error))?;
@@ -91,6 +98,7 @@ async fn open(args: &args::Gather, serves: bool) -> anyhow::Result<Centre<Store>
     let store = store::open(&args.store)?;
     // What has a log goes on having one, whether anybody is served or not.
     let keeps_log = replikv::role(&store).await? == Some(Role::Master);
+    let store = keeping(store, args).await?;
     let opened = if serves || keeps_log {
         Centre::open_master(store, MasterConfig::default()).await
     } else {
@@ -100,6 +108,25 @@ async fn open(args: &args::Gather, serves: bool) -> anyhow::Result<Centre<Store>
         OpenError::Backup => store::is_backup(&args.store),
         error => anyhow::Error::new(error).context(args.store.clone()),
     })
+}
+
+async fn keeping(store: Store, args: &args::Gather) -> anyhow::Result<Store> {
+    if !store::is_of(&store, &[Role::Centre, Role::Master]).await? {
+        return Ok(store);
+    }
+    let prefixes = prefixes(&store, args).await?;
+    aggregates::keep(store, &args.store, &args.aggregates, prefixes).await
+}
+
+// Of all links, those that are there already and are not gathered now among them.
+async fn prefixes(store: &Store, args: &args::Gather) -> anyhow::Result<Vec<Bytes>> {
+    let there = replikv::links(store).await?;
+    let new = args.links.iter().filter(|link| there.iter().all(|seen| seen.link != link.name));
+    let new = new.map(|link| {
+        let said = single(link, &args.prefixes, "--prefix")?;
+        anyhow::Ok(said.map_or_else(|| Bytes::from(format!("{}/", link.name)), |said| said.prefix().clone()))
+    });
+    there.iter().map(|seen| anyhow::Ok(seen.prefix.clone())).chain(new).collect()
 }
 
 fn config(link: &Link, args: &args::Gather) -> anyhow::Result<LinkConfig> {

@@ -1,5 +1,6 @@
 //! The commands, one module each.
 
+mod aggregate;
 mod backup;
 mod bench;
 mod demo;
@@ -10,6 +11,7 @@ mod gather;
 mod handover;
 mod import;
 mod log;
+mod nodes;
 mod place;
 mod point;
 mod promote;
@@ -81,6 +83,7 @@ pub(crate) async fn run(args: Args) -> anyhow::Result<ExitCode> {
         Command::Follow(args) => follow::run(args, json).await,
         Command::Gather(args) => gather::run(args, json).await,
         Command::Unlink(args) => unlink::run(args, json).await,
+        Command::Aggregate(args) => aggregate::run(args, json).await,
         Command::Promote(args) => promote::run(args, json).await,
         Command::Unfence(args) => unfence::run(args, json).await,
         Command::Handover(args) => handover::run(args, json).await,

@@ -1,4 +1,4 @@
-//! Where `get` and `scan` read: a store that is here, or a node that answers.
+//! Where `get` and `scan` read: a store that is here, a node that answers, or several of them.
 
 use std::time::Duration;
 
@@ -10,32 +10,34 @@ use replikv::{
 };
 use tokio::time::timeout;
 
+use super::nodes::Nodes;
 use crate::args;
 use crate::store::{self, Store};
 
 /// How long a node may take for an answer.
-const ANSWER: Duration = Duration::from_secs(60);
+pub(super) const ANSWER: Duration = Duration::from_secs(60);
 
 pub(super) enum Place {
     /// And what it holds, if that is a part of the keys.
     Store(Store, Option<KeyRanges>),
     Node(RemoteReader, String),
+    Nodes(Nodes),
 }
 
 impl Place {
-    pub(super) async fn open(args: &args::Place) -> anyhow::Result<Self> {
-        match (&args.from, &args.store) {
-            (Some(address), _) => {
+    pub(super) async fn open(args: &args::Place, bound: &args::Bound) -> anyhow::Result<Self> {
+        match (&args.from[..], &args.store) {
+            ([address], _) if !bound.is_set() => {
                 super::check_address(address).await?;
-                let config = RemoteReaderConfig::default().silence(ANSWER);
-                Ok(Self::Node(RemoteReader::tcp(address, config), address.clone()))
+                Ok(Self::Node(RemoteReader::tcp(address, reader_config()), address.clone()))
             }
-            (None, Some(url)) => {
+            ([], Some(url)) => {
                 let store = store::open_to_read(url)?;
                 let ranges = subscription(&store).await?;
                 Ok(Self::Store(store, ranges))
             }
-            (None, None) => Err(anyhow!("say --store URL or --from ADDR")),
+            ([], None) => Err(anyhow!("say --store URL or --from ADDR")),
+            (addresses, _) => Ok(Self::Nodes(Nodes::meet(addresses, bound).await?)),
         }
     }
 
@@ -48,6 +50,7 @@ impl Place {
                 Ok(value)
             }
             Self::Node(reader, address) => Ok(asked(address, reader.read(key, None)).await?.value),
+            Self::Nodes(nodes) => nodes.get(key).await,
         }
     }
 
@@ -59,6 +62,7 @@ impl Place {
                 Ok(store.scan(Keyspace::Data, range, options).await?)
             }
             Self::Node(reader, address) => Ok(asked(address, reader.read_page(range, options, None)).await?.value),
+            Self::Nodes(nodes) => nodes.scan(range, options).await,
         }
     }
 
@@ -68,6 +72,10 @@ impl Place {
         }
         Ok(())
     }
+}
+
+pub(super) fn reader_config() -> RemoteReaderConfig {
+    RemoteReaderConfig::default().silence(ANSWER)
 }
 
 // As a slave that runs says it: what it does not subscribe to it cannot tell.

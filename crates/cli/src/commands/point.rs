@@ -12,7 +12,7 @@ use crate::formats::Writer;
 use crate::{store, ui};
 
 pub(crate) async fn get(args: args::Get, json: bool) -> anyhow::Result<ExitCode> {
-    let value = place::Place::open(&args.place).await?.get(args.key.as_bytes()).await?;
+    let value = place::Place::open(&args.place, &args.bound).await?.get(args.key.as_bytes()).await?;
     let Some(value) = value else {
         note!("replikv: no such key");
         return Ok(ExitCode::from(NO));

@@ -11,7 +11,7 @@ use crate::formats::Writer;
 use crate::ui;
 
 pub(crate) async fn run(args: args::Scan, json: bool) -> anyhow::Result<ExitCode> {
-    let place = Place::open(&args.place).await?;
+    let place = Place::open(&args.place, &args.bound).await?;
     let mut range = args.prefix.as_ref().map_or_else(KeyRange::all, KeyRange::prefix);
     let bounds = KeyRange::new(args.start.unwrap_or_default(), args.end.map(Into::into));
     range = range.intersect(&bounds);

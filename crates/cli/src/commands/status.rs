@@ -44,7 +44,7 @@ pub(crate) async fn run(args: args::Status, json: bool) -> anyhow::Result<ExitCo
     }
 }
 
-async fn ask(address: &str) -> anyhow::Result<Value> {
+pub(super) async fn ask(address: &str) -> anyhow::Result<Value> {
     super::check_address(address).await?;
     let asking = async {
         let stream = TcpStream::connect(address).await?;

@@ -1,5 +1,6 @@
 //! The program, driven as people and scripts drive it: by its arguments, its output and its exit code.
 
+mod aggregates;
 mod backup;
 mod bench;
 mod cascade;

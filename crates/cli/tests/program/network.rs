@@ -3,10 +3,9 @@
 use std::io::Write;
 use std::time::Duration;
 
-use replikv::{Keyspace, LmdbOptions, LmdbStore, Op, ReplicaStore, ReplicaStoreExt};
 use serde_json::{Value, json};
 
-use crate::support::{Ended, Place, Running, contents, fill, run};
+use crate::support::{Ended, Place, Running, contents, fill, run, tamper};
 
 fn follow_once(store: &str, id: &str, address: &str) -> Ended {
     run(&["follow", "--store", store, "--id", id, "--from", address, "--once"])
@@ -225,7 +224,7 @@ fn a_slaves_store_is_compared_with_its_master_over_the_network_and_mended() {
     assert_eq!((&equal["equal"], &equal["different"], &equal["differences"]), (&json!(true), &json!(0), &json!([])));
     let entries = equal["entries"].as_u64().unwrap();
     assert!(entries > 0);
-    tamper(&place);
+    tamper(&place.path("slave"), "mine", "1");
     let wanted = json!([{ "key": "mine", "kind": "extra" }]);
     for (more, repaired) in [(&[][..], 0), (&["--repair"], 1)] {
         let different = verify(more).code(1).json();
@@ -239,23 +238,13 @@ fn a_slaves_store_is_compared_with_its_master_over_the_network_and_mended() {
     run(&["verify", "--store", &slave, "--repair"]).code(2);
 }
 
-/// Puts an entry into the slave's store, past whoever it belongs to.
-fn tamper(place: &Place) {
-    let runtime = tokio::runtime::Runtime::new().unwrap();
-    runtime.block_on(async {
-        let held = LmdbStore::open(place.path("slave"), LmdbOptions::default()).unwrap();
-        held.apply_one(Keyspace::Data, Op::Put { key: b"mine", value: b"1" }).await.unwrap();
-        held.close().await.unwrap();
-    });
-}
-
 #[test]
 fn a_slave_verifies_in_the_background_and_its_status_tells_what_differs() {
     let place = Place::new();
     let (master, address) = Running::master(&place.filled("master"), &[]);
     let slave = place.lmdb("slave");
     follow_once(&slave, "edge", &address).ok();
-    tamper(&place);
+    tamper(&place.path("slave"), "mine", "1");
     let every = ["--verify-every", "1s", "--verify-bytes-per-second", "1000000"];
     let args = ["follow", "--store", &slave, "--from", &address, "--id", "edge", "--status", "127.0.0.1:0"];
     let following = Running::spawn(&[&args[..], &every].concat());

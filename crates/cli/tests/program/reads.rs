@@ -4,7 +4,7 @@ use std::net::TcpListener;
 
 use serde_json::json;
 
-use crate::support::{Place, Running, run};
+use crate::support::{Place, Running, run, tamper};
 
 fn entries(place: &Place) -> String {
     let lines = (0..25_000).map(|n| format!("k{n:05}\tvalue {n}\n")).collect::<String>();
@@ -68,6 +68,60 @@ fn reads_over_the_network_are_refused_in_one_line_that_says_why() {
     run(&["get", "--from", "nowhere", "k"]).says(2, "is no address");
     run(&["get", "--from", &free, "--store", &store, "k"]).says(2, "cannot be used with");
     run(&["get", "k"]).says(2, "--store");
+    run(&["get", "--from", &free, "--from", "nowhere", "k"]).says(2, "is no address");
+    run(&["get", "--store", &store, "--max-lag", "1s", "apple"]).says(2, "cannot be used with");
+    run(&["scan", "--from", &free, "--max-lag", "soon"]).says(2, "is no time");
     let args = ["follow", "--store", &store, "--id", "x", "--from", &free, "--serve-reads", "0.0.0.0:0"];
     run(&args).says(2, "is not loopback");
+}
+
+/// A slave that answers reads, which holds its own name besides what its master has, and its address.
+fn reader(place: &Place, name: &str, from: &str) -> (Running, String) {
+    let store = place.lmdb(name);
+    let follow = ["follow", "--store", &store, "--id", name, "--from", from];
+    run(&[&follow[..], &["--once"]].concat()).ok();
+    tamper(&place.path(name), "name", name);
+    let slave = Running::spawn(&[&follow[..], &["--serve-reads", "127.0.0.1:0"]].concat());
+    let reads = slave.line().strip_prefix("reads on ").map(String::from).expect("it says where it answers");
+    // It knows how far it is behind.
+    assert!(slave.line().starts_with("following "));
+    while run(&["status", "--from", &reads, "--check"]).code != Some(0) {}
+    (slave, reads)
+}
+
+#[test]
+fn of_several_addresses_slaves_are_asked_then_the_master_and_one_that_is_down_is_passed_over() {
+    let place = Place::new();
+    let store = place.filled("master");
+    let (master, at_master) = Running::master(&store, &[]);
+    let ((one, at_one), (two, at_two)) = (reader(&place, "one", &at_master), reader(&place, "two", &at_master));
+    let all = ["--from", &at_master, "--from", &at_one, "--from", &at_two];
+    let get = |from: &[&str], key| run(&[&["get", key][..], from].concat());
+    for _ in 0..5 {
+        let name = get(&all, "name").ok();
+        assert!(["one", "two"].contains(&name.text()), "a slave is asked: {name:?}");
+    }
+    let scanned = |from: &[&str]| run(&[&["scan", "--end", "name"][..], from].concat()).ok().text().to_owned();
+    assert_eq!(scanned(&all), scanned(&["--store", &store]));
+    // Nobody but the master is never behind, and its answer needs no bound.
+    get(&[&all[..], &["--max-lag", "0s", "--max-lag-records", "0"]].concat(), "apple").ok();
+
+    one.interrupt("KILL");
+    for _ in 0..5 {
+        assert_eq!(get(&all, "name").ok().text(), "two");
+    }
+    let without_two = ["--from", &at_one, "--from", &at_master];
+    assert_eq!(get(&without_two, "apple").ok().text(), "1");
+    get(&without_two, "name").says(1, "no such key");
+
+    // Without a master nobody knows how old it is: it will do, unless that was asked for.
+    master.interrupt("KILL");
+    while get(&[&all[..], &["--max-lag", "1h"]].concat(), "name").code != Some(2) {}
+    let bounded = get(&[&all[..], &["--max-lag", "1h"]].concat(), "name");
+    bounded.says(2, "no reader is within the bound: nobody knows how far it is behind");
+    assert_eq!(get(&all, "name").ok().text(), "two");
+    assert_eq!(scanned(&all), scanned(&["--store", &place.lmdb("two")]));
+    two.interrupt("KILL");
+    let said = get(&all, "name").says(2, "cannot be asked");
+    assert!([&at_master, &at_one, &at_two].iter().all(|address| said.stderr.contains(*address)), "{said:?}");
 }

@@ -7,6 +7,7 @@ use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use replikv::{Keyspace, LmdbOptions, LmdbStore, Op, ReplicaStore, ReplicaStoreExt};
 use serde_json::Value;
 
 /// Only turns a hang into a failure.
@@ -295,6 +296,17 @@ pub(crate) fn fill(store: &str, entries: &[(&str, &str)]) {
 #[track_caller]
 pub(crate) fn contents(store: &str) -> String {
     run(&["export", "--store", store]).ok().text().into()
+}
+
+/// Puts an entry into an LMDB store that nobody has open, past whoever it belongs to.
+pub(crate) fn tamper(path: &Path, key: &str, value: &str) {
+    let runtime = tokio::runtime::Runtime::new().unwrap();
+    runtime.block_on(async {
+        let held = LmdbStore::open(path, LmdbOptions::default()).unwrap();
+        let put = Op::Put { key: key.as_bytes(), value: value.as_bytes() };
+        held.apply_one(Keyspace::Data, put).await.unwrap();
+        held.close().await.unwrap();
+    });
 }
 
 /// Waits until a file is there.

@@ -93,7 +93,7 @@ async fn build<S: ReplicaStore>(store: &S, built: &dyn Derive, alone: &Derives) 
     Ok(store.apply(writes.build(), Durability::Synced).await?)
 }
 
-async fn all<S: ReplicaStore>(store: &S, range: KeyRange) -> Result<Vec<(Bytes, Bytes)>, StoreError> {
+pub(super) async fn all<S: ReplicaStore>(store: &S, range: KeyRange) -> Result<Vec<(Bytes, Bytes)>, StoreError> {
     let (mut all, mut rest) = (Vec::new(), Some(range));
     while let Some(range) = rest.take() {
         let page = store.scan(Keyspace::Meta, range, ScanOptions::default()).await?;

@@ -5,6 +5,6 @@ mod changed;
 mod read;
 mod store;
 
-pub use self::read::{DerivedReader, InData};
+pub use self::read::{DerivedReader, InData, InStore};
 pub use self::store::{DerivedStore, DerivedStoreBuilder};
 pub(crate) use self::store::{MARKS, RESERVED};

@@ -7,11 +7,12 @@ use bytes::Bytes;
 use replikv_core::{
     Cursor, DataReader, KeyRange, Keyspace, Page, Position, ReplicaStore, ScanOptions, StoreError, Subspace,
 };
-use replikv_proto::layout::{Head, Identity, Role};
-use replikv_proto::space_in;
+use replikv_proto::layout::{Head, Identity, Role, Stored};
+use replikv_proto::{DeriveMark, DeriveState, space_in};
 
 use super::DerivedStore;
-use super::store::entries_of;
+use super::build::all;
+use super::store::{MARKS, entries_of};
 use crate::{Centre, Master, Slave, stored};
 
 /// Whatever what is derived can be read from: a master, which keeps it in its data, a [`DerivedStore`], and a slave or a
@@ -166,5 +167,64 @@ impl<R: DataReader + ?Sized> DerivedReader for InData<'_, R> {
 
     async fn derived_at(&self) -> Result<Option<Position>, StoreError> {
         Ok(None)
+    }
+}
+
+/// What a [`DerivedStore`] has derived, read in the store inside: when nobody has it open, or by another process, where the
+/// store can be read by two. What is not derived to the end is not there, and neither is what somebody has left alone who
+/// opened the store to write.
+#[derive(Debug)]
+pub struct InStore<'a, S> {
+    store: &'a S,
+}
+
+impl<'a, S: ReplicaStore> InStore<'a, S> {
+    /// Reads in `store`.
+    pub fn new(store: &'a S) -> Self {
+        Self { store }
+    }
+
+    /// The names of all that is there, in order.
+    ///
+    /// # Errors
+    /// What the store reports.
+    pub async fn names(&self) -> Result<Vec<String>, StoreError> {
+        let mut names = Vec::new();
+        for (_, value) in all(self.store, KeyRange::prefix(MARKS)).await? {
+            let mark = DeriveMark::from_bytes(&value)?;
+            names.extend(Some(mark).filter(is_whole).map(|mark| mark.name));
+        }
+        Ok(names)
+    }
+
+    async fn space(&self, name: &str) -> Result<Subspace, StoreError> {
+        let key = [MARKS, name.as_bytes()].concat();
+        let mark = stored::read::<S, DeriveMark>(self.store, &key).await?;
+        mark.filter(is_whole).map(|_| space_in(&entries_of(name))).ok_or_else(|| unknown(name))
+    }
+}
+
+fn is_whole(mark: &DeriveMark) -> bool {
+    mark.state == DeriveState::Complete
+}
+
+#[async_trait]
+impl<S: ReplicaStore> DerivedReader for InStore<'_, S> {
+    async fn get_derived(&self, name: &str, key: &[u8]) -> Result<Option<Bytes>, StoreError> {
+        let value = self.store.get(Keyspace::Meta, &self.space(name).await?.key(key)).await?;
+        // Whoever derives anew removes the mark first: what was read meanwhile may be half of it.
+        self.space(name).await?;
+        Ok(value)
+    }
+
+    async fn scan_derived(&self, name: &str, range: KeyRange, options: ScanOptions) -> Result<Page, StoreError> {
+        let read = |range| self.store.scan(Keyspace::Meta, range, options);
+        let page = page(&self.space(name).await?, range, read).await?;
+        self.space(name).await?;
+        Ok(page)
+    }
+
+    async fn derived_at(&self) -> Result<Option<Position>, StoreError> {
+        position_of(self.store).await
     }
 }
