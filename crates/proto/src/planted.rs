@@ -71,6 +71,8 @@ pub enum Bug {
     KeptAcrossGap,
     /// A slave that is ahead of a relay is refused.
     NobodyWaits,
+    /// And one of an epoch that is over as well.
+    DeadBranchWaits,
     /// A slave may follow a relay below itself.
     CircleUnnoticed,
     /// A claim within another one is free.
@@ -112,6 +114,7 @@ impl Bug {
         Self::ChangedIsNotDisplaced,
         Self::KeptAcrossGap,
         Self::NobodyWaits,
+        Self::DeadBranchWaits,
         Self::CircleUnnoticed,
         Self::NestedClaimFree,
     ];

@@ -50,6 +50,7 @@ fn config_for(bug: Bug) -> Config {
         "MarkNotKept" | "QuarantinedTooLate" | "PromotedInMidCopy" | "EpochsForgotten" | "ChangedIsNotDisplaced" => {
             default.topology(Topology::Failover)
         }
+        "DeadBranchWaits" => default.topology(Topology::Dynasty),
         "RangeOutOfLink" | "UnlinkedDataStays" | "NestedClaimFree" => default.topology(Topology::Centre),
         "GroupedFailureUnseen" => {
             let refused = [Fault::Transient, Fault::Full, Fault::UnknownOutcome];

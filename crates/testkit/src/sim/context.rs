@@ -365,9 +365,9 @@ impl Context {
         let slow = if self.stores[store].slow { 100 } else { 1 };
         let delay = |rng: &mut Rng| rng.u64(1..=self.sizes.store_delay * slow);
         let writes = !matches!(request, Request::Get(_) | Request::Scan(..));
-        // Now and then a reader is held up, and a lot happens between its read and the answer. In a tree a writer as well:
-        // a relay's slaves may read what it does not know yet to be there.
-        let may_be_held_up = !writes || self.topology == Topology::Tree;
+        // Now and then a reader is held up, and a lot happens between its read and the answer. Where there are relays a
+        // writer as well: a relay's slaves may read what it does not know yet to be there.
+        let may_be_held_up = !writes || self.topology.cascades();
         let held_up = if may_be_held_up && self.store_rng.u8(0..16) == 0 { 12 } else { 1 };
         let (until_effect, until_answer) = (delay(&mut self.store_rng), delay(&mut self.store_rng));
         let free_at = if writes { self.stores[store].writer_free_at } else { 0 };

@@ -249,6 +249,18 @@ named! {
         PromotionCatchingUp = "promotion-catching-up",
         /// A slave that subscribes to key ranges was not promoted.
         PromotionFiltered = "promotion-filtered",
+        /// A relay was promoted that had slaves of its own.
+        RelayPromoted = "relay-promoted",
+        /// A slave of a relay went on below it when that had become a master.
+        WentOnBelow = "went-on-below",
+        /// A slave of a master went on below it when that had become a relay.
+        BelowFormer = "below-former",
+        /// A slave of an epoch that is over found a relay of a newer one, which had not come as far.
+        DeadBranchBelow = "dead-branch-below",
+        /// A slave was refused by a relay: its epoch is newer.
+        RefusedByOlderRelay = "refused-by-older-relay",
+        /// A relay that held batches which are no longer part of the history resynced.
+        RelayResynced = "relay-resynced",
         /// A slave of an earlier epoch resumed with a master of a later one.
         MovedOver = "moved-over",
         /// A master committed after another one had been promoted.

@@ -5,7 +5,7 @@ use std::ops::{Deref, DerefMut};
 
 use bytes::Bytes;
 use replikv_core::{Durability, Epoch, KeyRange, Keyspace, Outcome, Position, Seq, StoreError, StoreLimits, WriteSet};
-use replikv_proto::layout::{Checkpoint, Epochs, Floor, Head, Stored, Superseded};
+use replikv_proto::layout::{Checkpoint, Epochs, Floor, Head, Role, Stored, Superseded};
 use replikv_proto::{
     Answer, CommitGroup, Committer, CommitterConfig, Intent, LogEntry, RecordKind, Retention, Step, Work,
 };
@@ -168,7 +168,6 @@ impl Master {
                 let began = process.task_answered(ctx, reply, epoch);
                 self.new_epoch = epoch.filter(|_| !began);
                 if process.refused {
-                    ctx.coverage.met(Scene::SupersededAtOpen);
                     self.superseded = true;
                     self.kill(ctx, false);
                 }
@@ -319,7 +318,7 @@ impl Process {
         if group.entries.len() > 1 {
             ctx.coverage.met(Scene::GroupCommit);
         }
-        if ctx.topology == Topology::Failover && ctx.newer_epoch(group.head.position.epoch.number) {
+        if ctx.topology.passes_on() && ctx.newer_epoch(group.head.position.epoch.number) {
             ctx.coverage.met(Scene::WroteBeside);
         }
         let Some(open) = &mut self.open else { return };
@@ -394,8 +393,13 @@ impl Process {
     fn opened(&mut self, ctx: &mut Context, new_epoch: Option<u64>) -> bool {
         let store = &ctx.stores[self.store];
         let (Some(head), Some(floor)) = (store.head(), store.floor()) else { return false };
-        if store.visible.stored::<Superseded>(Superseded::KEY).is_some() {
+        let superseded = store.visible.stored::<Superseded>(Superseded::KEY).is_some();
+        if superseded || store.identity().is_none_or(|identity| identity.role != Role::Master) {
+            // Or its promotion was taken back by a failed sync.
             self.refused = true;
+            if superseded {
+                ctx.coverage.met(Scene::SupersededAtOpen);
+            }
             return false;
         }
         let limits = StoreLimits { max_batch: ctx.sizes.max_batch, ..store.limits };

@@ -23,6 +23,7 @@ mod centre;
 mod config;
 mod context;
 mod coverage;
+mod dynasty;
 mod faults;
 mod link;
 mod master;

@@ -215,6 +215,9 @@ impl Oracle {
         let left = before.resync.filter(|_| resync.is_none());
         if let Some((resync, cursor)) = left.zip(cursor.as_ref()) {
             coverage.met(Scene::ResyncFinished);
+            if store.head().is_some() {
+                coverage.met(Scene::RelayResynced);
+            }
             if let Some(mut been) = self.parted.remove(&number).filter(|_| !before.filtered) {
                 been.push(cursor.position);
                 self.resynced(&resync, &been, quarantined);
@@ -507,7 +510,7 @@ impl Oracle {
     }
 
     /// A master sends records on a session that stands at `sent`.
-    pub(super) fn records_sent(&mut self, store: &ModelStore, sent: &mut Position, parts: &[Bytes]) {
+    pub(super) fn records_sent(&mut self, store: Option<&ModelStore>, sent: &mut Position, parts: &[Bytes]) {
         for part in parts {
             let mut rest = part.clone();
             while !rest.is_empty() {
@@ -523,14 +526,13 @@ impl Oracle {
                 *sent = position;
             }
         }
-        let durable = self.is_durable(store, sent);
-        self.require(Invariant::SentIsDurable, durable, || format!("{sent} was sent, and is not durable"));
+        self.sent_is_durable(store, sent);
     }
 
     /// A master sends what of its records lies within `ranges`, on a session that stands at `sent`.
     pub(super) fn filtered_sent(
         &mut self,
-        store: &ModelStore,
+        store: Option<&ModelStore>,
         sent: &mut Position,
         ranges: &KeyRanges,
         filtered: &Filtered,
@@ -563,8 +565,7 @@ impl Oracle {
                 }
             }
         }
-        let durable = self.is_durable(store, sent);
-        self.require(Invariant::SentIsDurable, durable, || format!("{sent} was sent, and is not durable"));
+        self.sent_is_durable(store, sent);
     }
 
     fn share_sent(&mut self, sent: &mut Position, ranges: &KeyRanges, share: &Share) {
@@ -601,11 +602,28 @@ impl Oracle {
     }
 
     /// A master sends a page, or says what is equal.
-    pub(super) fn content_sent(&mut self, store: &ModelStore, read_at: &Position) {
-        let durable = self.is_durable(store, read_at);
-        self.require(Invariant::SentIsDurable, durable, || {
-            format!("content was sent that was read at {read_at}, which is not durable")
+    pub(super) fn content_sent(&mut self, store: Option<&ModelStore>, read_at: &Position) {
+        self.sent_is_durable(store, read_at);
+    }
+
+    // In `store`, whose node sends it. What a relay sends was durable on a master as well, when that sent it, or stepped down.
+    fn sent_is_durable(&mut self, store: Option<&ModelStore>, position: &Position) {
+        let is_master = |store: &ModelStore| store.identity().is_some_and(|identity| identity.role == Role::Master);
+        let durable = store.is_none_or(|store| self.is_durable(store, position));
+        if durable && store.is_some_and(is_master) {
+            self.model.settle(position);
+        }
+        let settled = self.model.is_settled(position);
+        self.require(Invariant::SentIsDurable, durable && settled, || {
+            format!("{position} was sent, and is not durable: {durable}, on a master: {settled}")
         });
+    }
+
+    /// A store that was a master's is a slave's, which is durable.
+    pub(super) fn stepped_down(&mut self, store: &ModelStore) {
+        if let Some(cursor) = store.visible.cursor() {
+            self.model.settle(&cursor.position);
+        }
     }
 
     /// A slave tells how far it is. One that is `parting` speaks of the history that it joins.

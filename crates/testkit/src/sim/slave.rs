@@ -97,6 +97,8 @@ struct Follow {
     conn: Option<Conn>,
     session: SlaveSession,
     apply: Apply,
+    /// Who is at the other end.
+    server: Node,
     over: Option<Result<(), Ending>>,
     welcomed: bool,
     /// It has read of its own data.
@@ -315,6 +317,7 @@ impl Slave {
                 Ok(()) if matches!(step, Opening::StepDown) => {
                     self.rejoins = false;
                     ctx.coverage.met(Scene::SteppedDown);
+                    ctx.oracle.stepped_down(&ctx.stores[self.store]);
                     process.tracker.rewound(hello.cursor.as_ref());
                     ctx.call(self.store, owner, Request::Sync);
                     process.state = State::Opening(Opening::Sync);
@@ -375,6 +378,7 @@ impl Slave {
         let session = SlaveSession::new(config, ctx.clock(self.wall_offset_ms));
         let verifying = Verifying::new(ctx, &self.ranges);
         let follow = Follow {
+            server: ctx.links[conn.link].ends.server,
             conn: Some(conn),
             session,
             apply,
@@ -406,7 +410,12 @@ impl Slave {
                 }
                 if follow.welcomed {
                     process.pause = FIRST_PAUSE;
-                    self.last_master = Some(self.parent.map_or(Node::Master(self.target), Node::Slave));
+                    let server = follow.server;
+                    match self.last_master.replace(server) {
+                        Some(Node::Slave(was)) if server == Node::Master(was) => ctx.coverage.met(Scene::WentOnBelow),
+                        Some(Node::Master(was)) if server == Node::Slave(was) => ctx.coverage.met(Scene::BelowFormer),
+                        _ => {}
+                    }
                 }
                 if follow.conn.is_none() && follow.over.is_some() && follow.apply.is_done() && !follow.keeping {
                     self.end(ctx);

@@ -59,6 +59,13 @@ pub(super) struct World {
     pub(super) rests: bool,
 }
 
+/// A relay that somebody follows.
+struct Above {
+    store: usize,
+    view: Option<View>,
+    path: Vec<PathNode>,
+}
+
 /// No run needs as many; one that does runs in circles.
 const MOST_EVENTS: u64 = 20_000_000;
 const CHECK_EVERY: Moment = 50 * MILLI;
@@ -97,6 +104,7 @@ impl World {
             Topology::Star => world.populate(config),
             Topology::Failover => world.populate_failover(config),
             Topology::Tree => world.populate_tree(config),
+            Topology::Dynasty => world.populate_dynasty(config),
             Topology::Centre => world.populate_centre(config),
         }
         world.begin();
@@ -509,7 +517,7 @@ impl World {
 
     // True if the slave equals its master, false if it is refused as it must be.
     fn is_settled(&mut self, node: usize) -> Result<bool, String> {
-        let (server, path) = self.served_by(node);
+        let relay = self.served_by(node);
         let slave = &mut self.slaves[node];
         let master = &self.masters[slave.target];
         let Some(open) = master.opened() else { return Err("its master is not open".into()) };
@@ -517,11 +525,11 @@ impl World {
         let view: View = open.view;
         let judged = Judged {
             model: &self.ctx.oracle.model,
-            store: &self.ctx.stores[server.unwrap_or(master.store)],
-            view,
+            store: &self.ctx.stores[relay.as_ref().map_or(master.store, |relay| relay.store)],
+            view: relay.as_ref().and_then(|relay| relay.view).unwrap_or(view),
             limits: open.limits,
             epochs: Some(&open.epochs[..]).filter(|_| self.ctx.topology != Topology::Star),
-            path: path.as_deref(),
+            path: relay.as_ref().map(|relay| &relay.path[..]),
         };
         match &slave.ending {
             None => {}
@@ -552,11 +560,13 @@ impl World {
         Ok(true)
     }
 
-    // The store of the relay that a slave follows, and the path to it.
-    fn served_by(&mut self, node: usize) -> (Option<usize>, Option<Vec<PathNode>>) {
-        let Some(parent) = self.slaves[node].parent else { return (None, None) };
-        let path = self.slaves[parent].relay().and_then(|relay| relay.served.as_ref()?.path.clone());
-        (Some(self.slaves[parent].store), Some(path.unwrap_or_default()))
+    // The relay that a slave follows.
+    fn served_by(&mut self, node: usize) -> Option<Above> {
+        let parent = self.slaves[node].parent?;
+        let store = self.slaves[parent].store;
+        let served = self.slaves[parent].relay().and_then(|relay| relay.served.as_ref());
+        let path = served.and_then(|served| served.path.clone()).unwrap_or_default();
+        Some(Above { store, view: served.map(|served| served.view), path })
     }
 
     fn report(self, seed: u64, config: &Config) -> Report {
