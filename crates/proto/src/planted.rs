@@ -75,6 +75,8 @@ pub enum Bug {
     DeadBranchWaits,
     /// A slave may follow a relay below itself.
     CircleUnnoticed,
+    /// One slave fewer has to promise.
+    FewerFenced,
     /// A claim within another one is free.
     NestedClaimFree,
 }
@@ -116,6 +118,7 @@ impl Bug {
         Self::NobodyWaits,
         Self::DeadBranchWaits,
         Self::CircleUnnoticed,
+        Self::FewerFenced,
         Self::NestedClaimFree,
     ];
 }

@@ -85,17 +85,30 @@ fn seeds_that_failed_once_hold() {
 fn promotions_that_failed_once_hold() {
     let mended = [600030, 731356, 796796, 4295567533, 4295763939];
     let seeds = [600107, 665655, 731133, 4295567450, 4295567509].into_iter().chain(mended);
+    // They are of a time when nobody changed masters in order.
+    let config = Config::default().topology(Topology::Failover).pace(40).millis(6_000);
+    let unplanned = [Fault::TakeOver, Fault::FencedPromotion, Fault::LostAnswer];
+    let config = unplanned.into_iter().fold(config, Config::without);
     for seed in seeds {
-        let report = Simulation::run(seed, &Config::default().topology(Topology::Failover).pace(40).millis(6_000));
+        let report = Simulation::run(seed, &config);
         assert_eq!(report.violation, None, "{}", report.reproduce());
     }
 }
 
-// A mistake of the simulator: a master went on that was opened while a failed sync took its promotion back.
+// All of them mistakes of the simulator. In the first two a master went on that was opened while a failed sync took its
+// promotion back; in the others nobody was left to be a slave, and a master woke for ever that waited for what was in flight.
 #[test]
 fn dynasties_that_failed_once_hold() {
-    for (seed, millis) in [(1883242379608103, 3_000), (1883246674640922, 7_000)] {
-        let report = Simulation::run(seed, &Config::default().topology(Topology::Dynasty).millis(millis));
+    let config = Config::default().topology(Topology::Dynasty);
+    let apart = config.clone().without(Fault::TakeOver);
+    let runs = [
+        (1883242379608103, apart.clone().millis(3_000)),
+        (1883246674640922, apart.millis(7_000)),
+        (1883241388703744, config.clone().millis(3_000)),
+        (1883245683736578, config.millis(2_000)),
+    ];
+    for (seed, config) in runs {
+        let report = Simulation::run(seed, &config);
         assert_eq!(report.violation, None, "{}", report.reproduce());
     }
 }

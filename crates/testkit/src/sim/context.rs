@@ -7,9 +7,11 @@ use bytes::Bytes;
 use fastrand::Rng;
 use replikv_core::{Durability, Keyspace, Op};
 use replikv_proto::layout::Role;
-use replikv_proto::{Compression, Now};
+use replikv_proto::{Compression, FenceRefusal, Fenced, Now};
 
 use super::centre::Gatherer;
+use super::fencing::Question;
+use super::handover::{Answer, Handing};
 use super::link::{Ends, Link, Side};
 use super::oracle::{Before, Oracle};
 use super::print;
@@ -44,6 +46,12 @@ pub(super) enum Happening {
     Check,
     /// Nodes change their places.
     Reorder,
+    /// And in order.
+    Plan,
+    /// A slave takes over from its master.
+    Handing(Handing),
+    /// A slave asks others to wait for its epoch.
+    Fencing(Question),
     /// What links handed over takes effect.
     Gathered(usize),
     /// What they have handed over since is taken.
@@ -208,6 +216,12 @@ pub(super) struct Context {
     pub(super) fault_rng: Rng,
     pub(super) range_rng: Rng,
     pub(super) top_rng: Rng,
+    pub(super) plan_rng: Rng,
+    /// How many slaves a writer waits for.
+    pub(super) replicated: usize,
+    /// What masters have said to those who want to take over, and slaves to those who want to be followed, by question.
+    pub(super) answers: BTreeMap<u64, Answer>,
+    pub(super) pledges: BTreeMap<u64, Result<Fenced, FenceRefusal>>,
     /// Whether slaves subscribe to parts of the keys.
     pub(super) filters: bool,
     pub(super) topology: Topology,
@@ -244,6 +258,10 @@ impl Context {
             fault_rng: rng.fork(),
             range_rng: rng.fork(),
             top_rng: rng.fork(),
+            plan_rng: rng.fork(),
+            replicated: 1,
+            answers: BTreeMap::new(),
+            pledges: BTreeMap::new(),
             topology: config.topology.unwrap_or_else(|| Topology::of(seed)),
             quarantined: BTreeMap::new(),
             filters: seed % 3 == 1,
@@ -499,6 +517,12 @@ impl Context {
         self.stores[real].visible.change(Keyspace::Meta, op);
         self.stores[real].durable.change(Keyspace::Meta, op);
         self.look_again(real, false);
+    }
+
+    /// Something is gone, for good.
+    pub(super) fn delete_meta(&mut self, store: usize, key: &[u8]) {
+        self.stores[store].visible.change(Keyspace::Meta, Op::Delete { key });
+        self.stores[store].durable.change(Keyspace::Meta, Op::Delete { key });
     }
 
     pub(super) fn connect(&mut self, ends: Ends) -> usize {

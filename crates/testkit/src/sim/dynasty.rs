@@ -23,6 +23,7 @@ impl World {
             }
         }
         self.ctx.after(200 * MILLI, Happening::Reorder);
+        self.ctx.after(300 * MILLI, Happening::Plan);
     }
 
     /// A slave follows another node: as what it is, a master or a relay.

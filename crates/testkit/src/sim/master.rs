@@ -12,6 +12,7 @@ use replikv_proto::{
 
 use super::begin::begin;
 use super::context::{Context, MILLI, Moment, Node, Owner};
+use super::handover::Handovers;
 use super::serving::{Served, Sessions};
 use super::session::Session;
 use super::store::{Reply, Request};
@@ -70,6 +71,7 @@ pub(super) struct Opened {
     epoch: Epoch,
     beginning: Option<Epoch>,
     marking: bool,
+    pub(super) handovers: Handovers,
 }
 
 /// What the commit task waits for.
@@ -92,6 +94,7 @@ enum Task {
         retry_at: Option<Moment>,
     },
     EndingReign {
+        mark: Superseded,
         writes: WriteSet,
         attempt: u32,
         retry_at: Option<Moment>,
@@ -235,6 +238,8 @@ impl Process {
             let version = open.version;
             if let Some(open) = &mut self.open {
                 self.sessions.run(ctx, &mut open.served);
+                let Opened { served, handovers, .. } = open;
+                handovers.drive(ctx, &mut self.sessions, served, matches!(self.task, Task::Ready));
             }
             let Some(open) = &self.open else { return };
             let wanted = (open.damaged.is_some() || self.sessions.met.is_some()) && matches!(self.task, Task::Ready);
@@ -361,12 +366,12 @@ impl Process {
                 }
                 result => self.trimmed(ctx, floor, result),
             },
-            Task::EndingReign { writes, attempt, .. } => match reply.done() {
+            Task::EndingReign { mark, writes, attempt, .. } => match reply.done() {
                 Err(error) if error.is_retryable() && attempt < ATTEMPTS => {
                     let retry_at = Some(ctx.now + (MILLI << attempt));
-                    self.task = Task::EndingReign { writes, attempt: attempt + 1, retry_at };
+                    self.task = Task::EndingReign { mark, writes, attempt: attempt + 1, retry_at };
                 }
-                result => self.reign_ended(ctx, result),
+                result => self.reign_ended(ctx, mark, result),
             },
             Task::Reopening(group) => self.reopened(ctx, group),
             Task::Ready => {}
@@ -428,6 +433,7 @@ impl Process {
             epoch,
             beginning: begun,
             marking: false,
+            handovers: Handovers::default(),
         });
         ctx.wake(Node::Master(self.node));
         true
@@ -507,7 +513,7 @@ impl Process {
         self.sessions.reign_over = true;
         ctx.coverage.met(Scene::Superseded);
         if ctx.planted(DriverBug::MarkNotKept) {
-            return self.reign_ended(ctx, Ok(()));
+            return self.reign_ended(ctx, mark, Ok(()));
         }
         let mut writes = WriteSet::builder();
         if writes.put(Keyspace::Meta, Superseded::KEY, mark.to_bytes()).is_err() {
@@ -515,10 +521,13 @@ impl Process {
         }
         let writes = writes.build();
         ctx.call(self.store, self.owner(), Request::Apply(writes.clone(), Durability::Synced));
-        self.task = Task::EndingReign { writes, attempt: 0, retry_at: None };
+        self.task = Task::EndingReign { mark, writes, attempt: 0, retry_at: None };
     }
 
-    fn reign_ended(&mut self, ctx: &mut Context, result: Result<(), StoreError>) {
+    fn reign_ended(&mut self, ctx: &mut Context, mark: Superseded, result: Result<(), StoreError>) {
+        if let Some(open) = &mut self.open {
+            open.handovers.stopped(mark, result.is_ok());
+        }
         match result {
             Ok(()) => ctx.oracle.fenced(self.store),
             // Nobody could keep it: it holds for as long as this process lives.
@@ -702,6 +711,7 @@ impl Opened {
                 self.marking = true;
                 self.committer.push(Intent { ticket: MARK, work: Work::Mark(RecordKind::Epoch) });
             }
+            None if self.handovers.pauses() => {}
             None => self.intents.drain(..).for_each(|intent| self.committer.push(intent)),
         }
     }

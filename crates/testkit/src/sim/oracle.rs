@@ -6,11 +6,12 @@ use bytes::Bytes;
 use replikv_core::{Cursor, EncodedOps, Fill, KeyRange, KeyRanges, Keyspace, Op, Position, Seq, WriteSet};
 use replikv_proto::layout::{Epochs, Role, Superseded};
 use replikv_proto::{
-    Ack, Answer, Content, Filtered, LogEntry, Passage, Record, RecordKind, Resync, Share, Subscription,
+    Ack, Answer, Content, Fence, Filtered, LogEntry, Passage, Record, RecordKind, Resync, Share, Subscription,
 };
 
 use super::context::Sizes;
 use super::model::Model;
+use super::promises::Promises;
 use super::store::{ModelStore, Request};
 use super::work::{Intended, Promise};
 use super::{Coverage, Scene};
@@ -54,6 +55,11 @@ pub enum Invariant {
     RightDecision,
     /// A master that has met a newer epoch never commits again.
     Fenced,
+    /// A slave takes over only once its master has stopped, which its store says, and stands where that has stopped.
+    HandedOver,
+    /// What as many slaves have acknowledged as a writer waits for is in the history that goes on after a promotion that
+    /// fences, and nothing more is acknowledged of the one before.
+    Acknowledged,
     /// A slave is promoted only if it holds a state of its master, and knows the history that it goes on with.
     Promotable,
     /// What a resync takes away is in the quarantine.
@@ -95,6 +101,7 @@ pub(super) struct Before {
     resync: Option<Resync>,
     filtered: bool,
     superseded: bool,
+    fence: Option<Fence>,
 }
 
 impl Before {
@@ -108,6 +115,7 @@ impl Before {
                 resync: store.visible.stored(Resync::KEY),
                 filtered: store.visible.stored::<Subscription>(Subscription::KEY).is_some(),
                 superseded: store.visible.stored::<Superseded>(Superseded::KEY).is_some(),
+                fence: store.visible.stored(Fence::KEY),
             },
             _ => Self::default(),
         }
@@ -129,6 +137,7 @@ pub(super) struct Oracle {
     fenced: BTreeSet<usize>,
     /// Stores of slaves that resync, having held a state of their master before: where else they have been since.
     parted: BTreeMap<usize, Vec<Position>>,
+    pub(super) promises: Promises,
 }
 
 impl Oracle {
@@ -332,7 +341,10 @@ impl Oracle {
         let record = self.model.point(&head).and_then(|point| Record::decode(point.bytes.clone()).ok());
         let begins = record.is_some_and(|record| record.header().kind == RecordKind::Epoch)
             && last.seq.next() == Some(head.seq)
-            && head.epoch.number == last.epoch.number + 1;
+            && match before.fence.as_ref().filter(|fence| before.cursor.as_ref().is_some_and(|at| fence.binds(at))) {
+                Some(fence) => fence.own && head.epoch == fence.epoch,
+                None => head.epoch.number == last.epoch.number + 1,
+            };
         self.require(Invariant::Promotable, begins, || format!("{head} does not begin an epoch after {last}"));
         let known = store.visible.stored::<Epochs>(Epochs::KEY).unwrap_or_default().0;
         // Of an epoch that ended before its first record there is none.

@@ -144,6 +144,16 @@ impl Session {
         self.asked.take_if(|asked| matches!(asked, Asked::Superseded));
     }
 
+    /// Whose connection it is.
+    pub(super) fn slave(&self, ctx: &Context) -> usize {
+        ctx.links[self.conn.link].ends.slave
+    }
+
+    /// Its slave subscribes to a part of the keys.
+    pub(super) fn is_filtered(&self) -> bool {
+        self.listening.is_some()
+    }
+
     pub(super) fn copies(&self) -> bool {
         self.copying
     }
@@ -352,6 +362,7 @@ impl Sessions {
                 {
                     entered.1 = progress;
                 }
+                self.counted(ctx, open);
             }
             MasterAction::Answer(request) => {
                 session.session.respond(Response { id: request.id, body: Ok(Bytes::from_static(b"{}")) });

@@ -1,17 +1,21 @@
 //! The simulated driver of a slave: what `replikv-node` does around session and applier, step by step.
 
 mod opening;
+mod pledging;
 
 use replikv_core::{
     Cursor, Durability, KeyRange, KeyRanges, Keyspace, Position, ScanOptions, StoreError, StoreLimits, WriteSet,
 };
 use replikv_proto::layout::{Epochs, Head, Identity, Kept, Stored};
 use replikv_proto::{
-    Ack, DecoderLimits, GoodbyeReason, Heartbeat, Hello, Message, Mode, OnDivergence, ProtocolError, Refusal,
+    Ack, DecoderLimits, Fence, GoodbyeReason, Heartbeat, Hello, Message, Mode, OnDivergence, ProtocolError, Refusal,
     RejectCode, Resync, SlaveAction, SlaveSession, SlaveSessionConfig, Welcome,
 };
 
+pub(super) use self::pledging::Plan;
+
 use self::opening::{Opening, Promoting, is_master};
+use self::pledging::{Fencing, Pledge};
 use super::apply::{Apply, Driver, Item, Tracker};
 use super::centre::Unlinking;
 use super::context::{Context, MILLI, Moment, Node, Owner};
@@ -77,12 +81,16 @@ pub(super) struct Process {
     pause: Moment,
     tracker: Tracker,
     relay: Option<RelayNode>,
+    /// What is asked of it, once nobody follows any more.
+    pledge: Option<Pledge>,
 }
 
 #[derive(Debug)]
 enum State {
     Opening(Opening),
     Promoting(Promoting),
+    Pledging(Box<Pledge>),
+    Fencing(Box<Fencing>),
     /// Until it connects again.
     Pausing(Moment),
     /// There is a connection, and the store is asked where it stands.
@@ -155,7 +163,8 @@ impl Slave {
         ctx.call(store, Owner::Follow { node, life }, Request::Reopen);
         let nonce = ctx.net_rng.u64(..);
         let (state, tracker) = (State::Opening(Opening::Reopen), Tracker::default());
-        self.process = Some(Process { life, node, store, nonce, state, pause: FIRST_PAUSE, tracker, relay: None });
+        self.process =
+            Some(Process { life, node, store, nonce, state, pause: FIRST_PAUSE, tracker, relay: None, pledge: None });
     }
 
     /// Stops following, and makes the store a master's.
@@ -169,7 +178,7 @@ impl Slave {
     }
 
     pub(super) fn is_promoting(&self) -> bool {
-        matches!(self.process, Some(Process { state: State::Promoting(_), .. }))
+        matches!(self.process, Some(Process { state: State::Promoting(_) | State::Fencing(_), .. }))
     }
 
     /// The process is gone, from one moment to the next; with `power` the whole machine is.
@@ -203,6 +212,11 @@ impl Slave {
     /// Whom it follows.
     pub(super) fn server(&self) -> Node {
         self.parent.map_or(Node::Master(self.target), Node::Slave)
+    }
+
+    /// Where it stands, as it tells.
+    pub(super) fn stands(&self) -> Option<Position> {
+        self.process.as_ref().and_then(|process| process.tracker.position)
     }
 
     pub(super) fn relay(&mut self) -> Option<&mut RelayNode> {
@@ -295,6 +309,8 @@ impl Slave {
         match std::mem::replace(&mut process.state, State::Pausing(ctx.now)) {
             State::Opening(Opening::Reopen) if is_master(ctx, self.store) => self.was_master(ctx),
             State::Promoting(step) => self.promoting(ctx, step, reply),
+            State::Pledging(pledge) => self.pledging(ctx, *pledge, reply),
+            State::Fencing(fencing) => self.fencing(ctx, fencing, reply),
             State::Following(mut follow) => {
                 follow.kept(ctx, reply);
                 process.state = State::Following(follow);
@@ -328,6 +344,15 @@ impl Slave {
                     process.state = State::Opening(Opening::Reopen);
                 }
             },
+            State::Beginning(mut conn) if matches!(reply, Reply::Done(Err(_))) => {
+                conn.abandon(ctx);
+                process.pause(ctx);
+                self.pledge(ctx);
+            }
+            State::Beginning(mut conn) if process.pledge.is_some() => {
+                conn.abandon(ctx);
+                self.pledge(ctx);
+            }
             State::Beginning(conn) => self.begin(ctx, *conn, hello),
             state => process.state = state,
         }
@@ -355,6 +380,16 @@ impl Slave {
             ctx.coverage.met(Scene::CopyElsewhere);
         }
         process.tracker.rewound(hello.cursor.as_ref());
+        let fence: Option<Fence> = ctx.stores[self.store].visible.stored(Fence::KEY);
+        if let Some((fence, cursor)) = fence.as_ref().zip(hello.cursor.as_ref())
+            && fence.is_over(cursor)
+        {
+            ctx.coverage.met(Scene::FenceOver);
+            let owner = Owner::Follow { node: self.node, life: process.life };
+            ctx.call(self.store, owner, Request::Apply(pledging::dropped(fence), Durability::Buffered));
+            process.state = State::Beginning(Box::new(conn));
+            return;
+        }
         let config = SlaveSessionConfig {
             slave: hello.slave,
             nonce: process.nonce,
@@ -367,7 +402,7 @@ impl Slave {
             handshake_timeout: ctx.sizes.heartbeat * 5,
             on_divergence: hello.on_divergence,
             resync: ctx.stores[self.store].visible.stored(Resync::KEY),
-            fence: None,
+            fence: fence.filter(|_| !ctx.planted(DriverBug::FenceForgotten)),
         };
         let target = ctx.sizes.apply_bytes;
         let kept = self.keeps_log.then(|| ctx.stores[self.store].visible.stored::<Head>(Head::KEY));
@@ -440,6 +475,9 @@ impl Slave {
             _ => over,
         };
         process.pause(ctx);
+        if process.pledge.is_some() && result.is_ok() {
+            return self.pledge(ctx);
+        }
         if let Err(ending) = result {
             // Its program ends; somebody may start it again.
             self.ending = Some(ending);
@@ -636,7 +674,12 @@ impl Follow {
                 return Err(Err(Ending::Refused(RejectCode::DuplicateSlave)));
             }
             SlaveAction::Close(Ok(_)) => return Err(Ok(())),
-            SlaveAction::Close(Err(Refusal { retry: true, .. })) => return Err(Ok(())),
+            SlaveAction::Close(Err(Refusal { retry: true, code, .. })) => {
+                if code == RejectCode::Fenced {
+                    ctx.coverage.met(Scene::FencedRefused);
+                }
+                return Err(Ok(()));
+            }
             SlaveAction::Close(Err(Refusal { code, .. })) => return Err(Err(Ending::Refused(code))),
         }
         Ok(())

@@ -18,7 +18,9 @@ impl World {
         let nodes = 2 + self.ctx.top_rng.usize(1..=config.max_slaves.clamp(1, 4));
         self.add_nodes(nodes);
         self.slaves[0].ranges = KeyRanges::all();
+        self.ctx.replicated = self.ctx.plan_rng.usize(1..nodes);
         self.ctx.after(200 * MILLI, Happening::Reorder);
+        self.ctx.after(300 * MILLI, Happening::Plan);
     }
 
     /// Nodes that are a master at one time and a slave at another: at first all are slaves of the first one.
@@ -170,6 +172,7 @@ impl World {
             self.resign(node);
         }
         let newest = self.newest();
+        self.lift_fences(newest);
         let reigns = self.masters[newest].counts() && !self.masters[newest].superseded;
         for node in self.active_masters().collect::<Vec<_>>() {
             if node != newest || !reigns {

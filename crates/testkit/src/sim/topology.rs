@@ -44,7 +44,9 @@ impl Topology {
 
     /// Whether a run of it knows this kind of fault.
     pub fn knows(self, fault: Fault) -> bool {
-        let moves = matches!(fault, Fault::Promotion | Fault::Demotion | Fault::Moved);
+        let planned = matches!(fault, Fault::TakeOver | Fault::LostAnswer);
+        let fences = fault == Fault::FencedPromotion;
+        let moves = matches!(fault, Fault::Promotion | Fault::Demotion | Fault::Moved) || planned || fences;
         let single = !matches!(
             fault,
             Fault::Restore
@@ -65,7 +67,8 @@ impl Topology {
             }
             // Whoever loses a master's store, or has two of it, does not know any more who is the newest.
             Self::Failover => single && !matches!(fault, Fault::Reparented | Fault::Unlinked),
-            Self::Dynasty => single && fault != Fault::Unlinked,
+            // A master counts its own slaves: what those below a relay promise would say nothing of them.
+            Self::Dynasty => single && !fences && fault != Fault::Unlinked,
         }
     }
 

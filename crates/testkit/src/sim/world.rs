@@ -1,5 +1,6 @@
 //! A run: nodes, the network between them, and the two phases.
 
+use std::collections::BTreeMap;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
 use bytes::Bytes;
@@ -8,6 +9,8 @@ use replikv_core::{KeyRange, KeyRanges, Keyspace, Op};
 use replikv_proto::{PathNode, View};
 
 use super::context::{Context, Happening, MILLI, Moment, Node, Owner, Passing};
+use super::fencing::Asked;
+use super::handover::TakeOver;
 use super::link::{Conn, Ends, Side};
 use super::master::Master;
 use super::oracle::Invariant;
@@ -49,6 +52,10 @@ pub(super) struct World {
     /// Which faults this seed knows.
     pub(super) known: Vec<Fault>,
     sessions: u64,
+    /// Those who take over, and those who are asked to wait for an epoch, by question.
+    pub(super) takeovers: BTreeMap<u64, TakeOver>,
+    pub(super) pledging: BTreeMap<u64, Asked>,
+    pub(super) questions: u64,
     tickets: u64,
     events: u64,
     chaos_ends: Moment,
@@ -78,8 +85,17 @@ impl World {
         let mut knows = |fault: Fault| if few { config.allows(fault) } else { ctx.fault_rng.u8(0..100) < 55 };
         // The last one means something only where slaves subscribe to parts of the keys.
         // And others only where nodes change their places.
-        let apart =
-            [Fault::Resubscribed, Fault::Promotion, Fault::Demotion, Fault::Moved, Fault::Reparented, Fault::Unlinked];
+        let apart = [
+            Fault::Resubscribed,
+            Fault::Promotion,
+            Fault::Demotion,
+            Fault::Moved,
+            Fault::Reparented,
+            Fault::Unlinked,
+            Fault::TakeOver,
+            Fault::FencedPromotion,
+            Fault::LostAnswer,
+        ];
         let others = Fault::ALL.iter().copied().filter(|fault| !apart.contains(fault));
         let mut known: Vec<Fault> = others.filter(|fault| knows(*fault)).collect();
         known.extend(apart[1..].iter().filter(|fault| config.allows(**fault)));
@@ -92,6 +108,9 @@ impl World {
             images: Vec::new(),
             known,
             sessions: 0,
+            takeovers: BTreeMap::new(),
+            pledging: BTreeMap::new(),
+            questions: 0,
             tickets: 0,
             events: 0,
             chaos_ends: config.millis * MILLI,
@@ -228,6 +247,9 @@ impl World {
             Happening::Unlink(node, life) if life == self.slaves[node].lives => self.unlink(node),
             Happening::Unlink(..) => {}
             Happening::Reorder => self.reorder(),
+            Happening::Plan => self.plan(),
+            Happening::Handing(handing) => self.handing(handing),
+            Happening::Fencing(question) => self.fencing(question),
         }
     }
 
@@ -262,6 +284,7 @@ impl World {
                     return self.take_office(node);
                 }
                 self.slaves[node].run(&mut self.ctx);
+                self.ask_others(node);
                 if self.slaves[node].wants_connection(self.ctx.now) {
                     self.connect(node);
                 }
