@@ -339,6 +339,10 @@ named! {
         UnlinkedInCopy = "unlinked-in-copy",
         /// A link was undone that held a state of its master.
         UnlinkedWhole = "unlinked-whole",
+        /// A link subscribed to more than before, beside the others.
+        LinkRangesAdded = "link-ranges-added",
+        /// A link dropped what it no longer subscribes to, beside the others.
+        LinkRangesDropped = "link-ranges-dropped",
         /// Nothing is left of a link that was undone, and another one may have its keys.
         LinkUndone = "link-undone",
         /// It was interrupted, and gone on with.

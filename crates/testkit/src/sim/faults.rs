@@ -310,7 +310,15 @@ impl World {
         if self.ctx.stores[store].shared || self.slaves[node].keeps_log {
             return;
         }
-        self.take_down(store, false);
+        if self.slaves[node].unlinking.is_some() {
+            return;
+        }
+        if self.ctx.topology == Topology::Centre {
+            // The other links of its centre go on.
+            self.slaves[node].kill(&mut self.ctx, false);
+        } else {
+            self.take_down(store, false);
+        }
         if self.ctx.range_rng.u8(0..3) > 0 {
             self.slaves[node].ranges = self.ranges();
         }

@@ -62,9 +62,7 @@ impl Topology {
             Self::Star => !moves && !matches!(fault, Fault::Reparented | Fault::Unlinked),
             Self::Tree => !moves && single && fault != Fault::Unlinked,
             // A link that is given an empty store is undone, which is tried in its own way.
-            Self::Centre => {
-                !moves && single && !matches!(fault, Fault::Reparented | Fault::Wiped | Fault::Resubscribed)
-            }
+            Self::Centre => !moves && single && !matches!(fault, Fault::Reparented | Fault::Wiped),
             // Whoever loses a master's store, or has two of it, does not know any more who is the newest.
             Self::Failover => single && !matches!(fault, Fault::Reparented | Fault::Unlinked),
             // A master counts its own slaves: what those below a relay promise would say nothing of them.

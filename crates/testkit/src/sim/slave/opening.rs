@@ -139,6 +139,9 @@ impl Slave {
                     writes.set_cursor(&LinkId::default(), cursor);
                     if cursor.coverage.rest().is_some() {
                         ctx.coverage.met(Scene::RangesAdded);
+                        if ctx.real(self.store) != self.store {
+                            ctx.coverage.met(Scene::LinkRangesAdded);
+                        }
                     }
                 }
                 Durability::Synced
@@ -146,6 +149,9 @@ impl Slave {
             Opening::Drop => {
                 let dropping = kept.map(|kept| kept.dropping).filter(|dropping| !dropping.is_empty())?;
                 ctx.coverage.met(Scene::RangesDropped);
+                if ctx.real(self.store) != self.store {
+                    ctx.coverage.met(Scene::LinkRangesDropped);
+                }
                 if !ctx.planted(DriverBug::DroppedRangesStay) {
                     for range in &dropping {
                         writes.delete_range(Keyspace::Data, range);
