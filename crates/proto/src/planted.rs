@@ -71,8 +71,12 @@ pub enum Bug {
     KeptAcrossGap,
     /// A slave that is ahead of a relay is refused.
     NobodyWaits,
+    /// And one of an epoch that is over as well.
+    DeadBranchWaits,
     /// A slave may follow a relay below itself.
     CircleUnnoticed,
+    /// One slave fewer has to promise.
+    FewerFenced,
     /// A claim within another one is free.
     NestedClaimFree,
     /// What is deleted leaves no touch.
@@ -124,7 +128,9 @@ impl Bug {
         Self::ChangedIsNotDisplaced,
         Self::KeptAcrossGap,
         Self::NobodyWaits,
+        Self::DeadBranchWaits,
         Self::CircleUnnoticed,
+        Self::FewerFenced,
         Self::NestedClaimFree,
         Self::DeletesNotTouched,
         Self::TombstoneFloorNotRaised,

@@ -8,7 +8,7 @@ use replikv_testkit::sim::{Campaign, Config, Fault, Report, Scene, Simulation, T
 
 /// Fixed, so that a red build is red again. They are few enough for a build, and many enough to meet every situation:
 /// a test holds them to that.
-const SEEDS: u64 = 100;
+const SEEDS: u64 = 113;
 
 fn env(name: &str) -> Option<u64> {
     std::env::var(name).ok().map(|text| text.parse().unwrap_or_else(|_| panic!("{name}={text} is no number")))
@@ -38,7 +38,7 @@ fn the_seed_of_the_environment_holds() {
 #[test]
 fn what_must_hold_holds_and_every_situation_is_met() {
     // Those of one topology follow one another.
-    let parts = [(0, 20), (20, 20), (40, 20), (60, 14), (74, 13), (87, 13)].map(|(first, seeds)| {
+    let parts = [(0, 20), (20, 20), (40, 20), (60, 14), (74, 13), (87, 13), (130, 13)].map(|(first, seeds)| {
         let campaign = Campaign { first, config: Config::default() };
         (Topology::of(first), std::thread::spawn(move || campaign.seeds(seeds)))
     });
@@ -85,15 +85,37 @@ fn seeds_that_failed_once_hold() {
 fn promotions_that_failed_once_hold() {
     let mended = [600030, 731356, 796796, 4295567533, 4295763939];
     let seeds = [600107, 665655, 731133, 4295567450, 4295567509].into_iter().chain(mended);
+    // They are of a time when nobody changed masters in order.
+    let config = Config::default().topology(Topology::Failover).pace(40).millis(6_000);
+    let unplanned = [Fault::TakeOver, Fault::FencedPromotion, Fault::LostAnswer];
+    let config = unplanned.into_iter().fold(config, Config::without);
     for seed in seeds {
-        let report = Simulation::run(seed, &Config::default().topology(Topology::Failover).pace(40).millis(6_000));
+        let report = Simulation::run(seed, &config);
+        assert_eq!(report.violation, None, "{}", report.reproduce());
+    }
+}
+
+// All of them mistakes of the simulator. In the first two a master went on that was opened while a failed sync took its
+// promotion back; in the others nobody was left to be a slave, and a master woke for ever that waited for what was in flight.
+#[test]
+fn dynasties_that_failed_once_hold() {
+    let config = Config::default().topology(Topology::Dynasty);
+    let apart = config.clone().without(Fault::TakeOver);
+    let runs = [
+        (1883242379608103, apart.clone().millis(3_000)),
+        (1883246674640922, apart.millis(7_000)),
+        (1883241388703744, config.clone().millis(3_000)),
+        (1883245683736578, config.millis(2_000)),
+    ];
+    for (seed, config) in runs {
+        let report = Simulation::run(seed, &config);
         assert_eq!(report.violation, None, "{}", report.reproduce());
     }
 }
 
 #[test]
 fn a_seed_gives_the_same_run_again() {
-    let seeds = [3, 14, 15, 61, 80, 92];
+    let seeds = [3, 14, 15, 61, 80, 92, 131];
     for topology in Topology::ALL {
         assert!(seeds.iter().any(|seed| Topology::of(*seed) == *topology), "no seed of a {}", topology.word());
     }
@@ -107,7 +129,7 @@ fn a_seed_gives_the_same_run_again() {
 
 #[test]
 fn without_faults_every_slave_comes_to_equal_its_master() {
-    for seed in (0..4).chain([60, 61, 80, 81]) {
+    for seed in (0..4).chain([60, 61, 80, 81, 130, 131]) {
         let report = Simulation::run(seed, &Config::default().only(&[]).millis(3_000));
         assert_eq!(report.violation, None, "{}", explain(&report));
         assert_eq!((report.coverage.injected(), report.records > 10), (0, true));

@@ -50,6 +50,12 @@ fn config_for(bug: Bug) -> Config {
         "MarkNotKept" | "QuarantinedTooLate" | "PromotedInMidCopy" | "EpochsForgotten" | "ChangedIsNotDisplaced" => {
             default.topology(Topology::Failover)
         }
+        "DeadBranchWaits" => default.topology(Topology::Dynasty),
+        "HandedOverUnmarked" | "TookOverUnanswered" => default.topology(Topology::Failover),
+        "FewerFenced" | "AgainstIgnored" | "FenceForgotten" => {
+            let moves = [Fault::FencedPromotion, Fault::LostAnswer, Fault::Demotion, Fault::Moved, Fault::SlaveCrash];
+            default.topology(Topology::Failover).only(&moves).pace(100).millis(6_000)
+        }
         "RangeOutOfLink" | "UnlinkedDataStays" | "NestedClaimFree" => default.topology(Topology::Centre),
         "GroupedFailureUnseen" => {
             let refused = [Fault::Transient, Fault::Full, Fault::UnknownOutcome];

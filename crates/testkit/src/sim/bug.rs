@@ -91,6 +91,14 @@ pub enum DriverBug {
     GroupedFailureUnseen,
     /// A range without an end goes on behind the keys of its link.
     RangeOutOfLink,
+    /// A master says that it has handed over, and goes on.
+    HandedOverUnmarked,
+    /// A slave that is not answered takes over nevertheless.
+    TookOverUnanswered,
+    /// A slave is promoted though one that it has fenced is more advanced.
+    AgainstIgnored,
+    /// A slave follows whom it followed before, whatever it has promised.
+    FenceForgotten,
     /// Entries of a link that is undone stay, though they were to go.
     UnlinkedDataStays,
     /// A link goes on though the store was opened anew after another one's failure.
@@ -150,6 +158,10 @@ impl DriverBug {
         Self::RelayedBeforeCommitted,
         Self::GroupedFailureUnseen,
         Self::RangeOutOfLink,
+        Self::HandedOverUnmarked,
+        Self::TookOverUnanswered,
+        Self::AgainstIgnored,
+        Self::FenceForgotten,
         Self::UnlinkedDataStays,
         Self::SetbackOfLinkUnnoticed,
         Self::LookupFailureIsDelete,

@@ -7,10 +7,12 @@ use bytes::Bytes;
 use fastrand::Rng;
 use replikv_core::{Durability, Keyspace, Op, Seq};
 use replikv_proto::layout::Role;
-use replikv_proto::{Compression, Now, SlotLimits};
+use replikv_proto::{Compression, FenceRefusal, Fenced, Now, SlotLimits};
 
 use super::centre::Gatherer;
 use super::compact::Plan;
+use super::fencing::Question;
+use super::handover::{Answer, Handing};
 use super::link::{Ends, Link, Side};
 use super::oracle::{Before, Oracle};
 use super::print;
@@ -47,6 +49,12 @@ pub(super) enum Happening {
     Check,
     /// Nodes change their places.
     Reorder,
+    /// And in order.
+    Plan,
+    /// A slave takes over from its master.
+    Handing(Handing),
+    /// A slave asks others to wait for its epoch.
+    Fencing(Question),
     /// What links handed over takes effect.
     Gathered(usize),
     /// What they have handed over since is taken.
@@ -216,6 +224,12 @@ pub(super) struct Context {
     pub(super) fault_rng: Rng,
     pub(super) range_rng: Rng,
     pub(super) top_rng: Rng,
+    pub(super) plan_rng: Rng,
+    /// How many slaves a writer waits for.
+    pub(super) replicated: usize,
+    /// What masters have said to those who want to take over, and slaves to those who want to be followed, by question.
+    pub(super) answers: BTreeMap<u64, Answer>,
+    pub(super) pledges: BTreeMap<u64, Result<Fenced, FenceRefusal>>,
     /// Whether slaves subscribe to parts of the keys.
     pub(super) filters: bool,
     /// Whether masters compact their logs, and how.
@@ -255,6 +269,10 @@ impl Context {
             fault_rng: rng.fork(),
             range_rng: rng.fork(),
             top_rng: rng.fork(),
+            plan_rng: rng.fork(),
+            replicated: 1,
+            answers: BTreeMap::new(),
+            pledges: BTreeMap::new(),
             topology: config.topology.unwrap_or_else(|| Topology::of(seed)),
             quarantined: BTreeMap::new(),
             filters: seed % 3 == 1,
@@ -387,9 +405,9 @@ impl Context {
         let slow = if self.stores[store].slow { 100 } else { 1 };
         let delay = |rng: &mut Rng| rng.u64(1..=self.sizes.store_delay * slow);
         let writes = !matches!(request, Request::Get(_) | Request::Scan(..));
-        // Now and then a reader is held up, and a lot happens between its read and the answer. In a tree a writer as well:
-        // a relay's slaves may read what it does not know yet to be there.
-        let may_be_held_up = !writes || self.topology == Topology::Tree;
+        // Now and then a reader is held up, and a lot happens between its read and the answer. Where there are relays a
+        // writer as well: a relay's slaves may read what it does not know yet to be there.
+        let may_be_held_up = !writes || self.topology.cascades();
         let held_up = if may_be_held_up && self.store_rng.u8(0..16) == 0 { 12 } else { 1 };
         let (until_effect, until_answer) = (delay(&mut self.store_rng), delay(&mut self.store_rng));
         let free_at = if writes { self.stores[store].writer_free_at } else { 0 };
@@ -521,6 +539,12 @@ impl Context {
         self.stores[real].visible.change(Keyspace::Meta, op);
         self.stores[real].durable.change(Keyspace::Meta, op);
         self.look_again(real, false);
+    }
+
+    /// Something is gone, for good.
+    pub(super) fn delete_meta(&mut self, store: usize, key: &[u8]) {
+        self.stores[store].visible.change(Keyspace::Meta, Op::Delete { key });
+        self.stores[store].durable.change(Keyspace::Meta, Op::Delete { key });
     }
 
     pub(super) fn connect(&mut self, ends: Ends) -> usize {

@@ -93,6 +93,12 @@ named! {
         Demotion = "demotion",
         /// A slave is sent to the newest master, or to an older one.
         Moved = "moved",
+        /// A slave takes over from its master, which hands over to it.
+        TakeOver = "take-over",
+        /// A slave is promoted if enough of the others promise to wait for its epoch.
+        FencedPromotion = "fenced-promotion",
+        /// What a node answers to whoever wants to take over, or to be waited for, is lost.
+        LostAnswer = "lost-answer",
         /// A slave is sent to another parent of its tree, or in a circle.
         Reparented = "reparented",
         /// A link of a centre is undone, whatever it is in the middle of.
@@ -279,6 +285,44 @@ named! {
         PromotionCatchingUp = "promotion-catching-up",
         /// A slave that subscribes to key ranges was not promoted.
         PromotionFiltered = "promotion-filtered",
+        /// A slave took over from a master that had handed over to it.
+        TookOver = "took-over",
+        /// A master that had handed over before said the same again.
+        HandedOverBefore = "handed-over-before",
+        /// A master had stopped for a slave that never heard of it.
+        HandoverUnknown = "handover-unknown",
+        /// A master did not hand over, and went on.
+        HandoverFailed = "handover-failed",
+        /// A slave promised to wait for an epoch that was to begin.
+        Pledged = "pledged",
+        /// A slave was promoted that enough others had promised to wait for.
+        PromotedFenced = "promoted-fenced",
+        /// Too few had.
+        FencingTooFew = "fencing-too-few",
+        /// One of them was more advanced, or had parted.
+        FencingAgainst = "fencing-against",
+        /// A slave that is promised to somebody else, or holds no state of its master, fenced nobody.
+        FencingUnfit = "fencing-unfit",
+        /// A promotion that was given up was gone beyond.
+        FencedAnew = "fenced-anew",
+        /// A slave that is promised to another one was not promoted.
+        PromotionFenced = "promotion-fenced",
+        /// A slave refused to follow a master of an earlier epoch.
+        FencedRefused = "fenced-refused",
+        /// A promise was over: its slave had come to that epoch.
+        FenceOver = "fence-over",
+        /// A relay was promoted that had slaves of its own.
+        RelayPromoted = "relay-promoted",
+        /// A slave of a relay went on below it when that had become a master.
+        WentOnBelow = "went-on-below",
+        /// A slave of a master went on below it when that had become a relay.
+        BelowFormer = "below-former",
+        /// A slave of an epoch that is over found a relay of a newer one, which had not come as far.
+        DeadBranchBelow = "dead-branch-below",
+        /// A slave was refused by a relay: its epoch is newer.
+        RefusedByOlderRelay = "refused-by-older-relay",
+        /// A relay that held batches which are no longer part of the history resynced.
+        RelayResynced = "relay-resynced",
         /// A slave of an earlier epoch resumed with a master of a later one.
         MovedOver = "moved-over",
         /// A master committed after another one had been promoted.
@@ -325,6 +369,10 @@ named! {
         UnlinkedInCopy = "unlinked-in-copy",
         /// A link was undone that held a state of its master.
         UnlinkedWhole = "unlinked-whole",
+        /// A link subscribed to more than before, beside the others.
+        LinkRangesAdded = "link-ranges-added",
+        /// A link dropped what it no longer subscribes to, beside the others.
+        LinkRangesDropped = "link-ranges-dropped",
         /// Nothing is left of a link that was undone, and another one may have its keys.
         LinkUndone = "link-undone",
         /// It was interrupted, and gone on with.

@@ -2,6 +2,7 @@
 
 use bytes::Bytes;
 use replikv_core::Keyspace;
+use replikv_proto::Fence;
 use replikv_proto::layout::{Checkpoint, Head};
 
 use super::context::{Happening, MILLI, Moment, Node, Passing, SECOND};
@@ -154,7 +155,14 @@ impl World {
                 let node = self.a_slave();
                 self.resubscribe(node);
             }
-            Fault::Promotion | Fault::Demotion | Fault::Moved | Fault::Reparented | Fault::Unlinked => {}
+            Fault::Promotion
+            | Fault::Demotion
+            | Fault::Moved
+            | Fault::Reparented
+            | Fault::Unlinked
+            | Fault::TakeOver
+            | Fault::FencedPromotion
+            | Fault::LostAnswer => {}
             Fault::StrangeData => {
                 let node = self.a_slave();
                 let image = self.strange_image();
@@ -302,7 +310,15 @@ impl World {
         if self.ctx.stores[store].shared || self.slaves[node].keeps_log {
             return;
         }
-        self.take_down(store, false);
+        if self.slaves[node].unlinking.is_some() {
+            return;
+        }
+        if self.ctx.topology == Topology::Centre {
+            // The other links of its centre go on.
+            self.slaves[node].kill(&mut self.ctx, false);
+        } else {
+            self.take_down(store, false);
+        }
         if self.ctx.range_rng.u8(0..3) > 0 {
             self.slaves[node].ranges = self.ranges();
         }
@@ -461,7 +477,10 @@ impl World {
     fn give_image(&mut self, node: usize, image: Maps) {
         let store = self.slaves[node].store;
         self.take_down(store, false);
-        self.ctx.replace_store(store, image);
+        // Whoever empties a store that has promised something breaks the promise.
+        if self.ctx.stores[store].visible.stored::<Fence>(Fence::KEY).is_none() {
+            self.ctx.replace_store(store, image);
+        }
         self.slaves[node].start(&mut self.ctx);
     }
 }

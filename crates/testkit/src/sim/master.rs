@@ -5,7 +5,7 @@ use std::ops::{Deref, DerefMut};
 
 use bytes::Bytes;
 use replikv_core::{Durability, Epoch, Keyspace, Outcome, Position, Seq, StoreError, StoreLimits, WriteSet};
-use replikv_proto::layout::{Epochs, Head, Stored, Superseded};
+use replikv_proto::layout::{Epochs, Head, Role, Stored, Superseded};
 use replikv_proto::{
     Answer, CommitGroup, Committer, CommitterConfig, Intent, LogEntry, LogParts, RecordKind, SlotName, Step, Work,
 };
@@ -13,6 +13,7 @@ use replikv_proto::{
 use super::begin::begin;
 use super::compact::Compactor;
 use super::context::{Context, MILLI, Moment, Node, Owner};
+use super::handover::Handovers;
 use super::serving::{Served, Sessions};
 use super::session::Session;
 use super::slots::SlotBook;
@@ -73,6 +74,7 @@ pub(super) struct Opened {
     epoch: Epoch,
     beginning: Option<Epoch>,
     marking: bool,
+    pub(super) handovers: Handovers,
 }
 
 /// What the commit task waits for.
@@ -100,6 +102,7 @@ pub(super) enum Task {
         retry_at: Option<Moment>,
     },
     EndingReign {
+        mark: Superseded,
         writes: WriteSet,
         attempt: u32,
         retry_at: Option<Moment>,
@@ -176,7 +179,6 @@ impl Master {
                 let began = process.task_answered(ctx, reply, epoch);
                 self.new_epoch = epoch.filter(|_| !began);
                 if process.refused {
-                    ctx.coverage.met(Scene::SupersededAtOpen);
                     self.superseded = true;
                     self.kill(ctx, false);
                 }
@@ -245,6 +247,8 @@ impl Process {
             let version = open.version;
             if let Some(open) = &mut self.open {
                 self.sessions.run(ctx, &mut open.served);
+                let Opened { served, handovers, .. } = open;
+                handovers.drive(ctx, &mut self.sessions, served, matches!(self.task, Task::Ready));
             }
             self.compact(ctx);
             let Some(open) = &self.open else { return };
@@ -337,7 +341,7 @@ impl Process {
         if group.entries.len() > 1 {
             ctx.coverage.met(Scene::GroupCommit);
         }
-        if ctx.topology == Topology::Failover && ctx.newer_epoch(group.head.position.epoch.number) {
+        if ctx.topology.passes_on() && ctx.newer_epoch(group.head.position.epoch.number) {
             ctx.coverage.met(Scene::WroteBeside);
         }
         let Some(open) = &mut self.open else { return };
@@ -382,12 +386,12 @@ impl Process {
                 }
                 result => self.trimmed(ctx, after, why, result),
             },
-            Task::EndingReign { writes, attempt, .. } => match reply.done() {
+            Task::EndingReign { mark, writes, attempt, .. } => match reply.done() {
                 Err(error) if error.is_retryable() && attempt < ATTEMPTS => {
                     let retry_at = Some(ctx.now + (MILLI << attempt));
-                    self.task = Task::EndingReign { writes, attempt: attempt + 1, retry_at };
+                    self.task = Task::EndingReign { mark, writes, attempt: attempt + 1, retry_at };
                 }
-                result => self.reign_ended(ctx, result),
+                result => self.reign_ended(ctx, mark, result),
             },
             Task::Reopening(group) => self.reopened(ctx, group),
             Task::Ready => {}
@@ -414,8 +418,13 @@ impl Process {
     fn opened(&mut self, ctx: &mut Context, new_epoch: Option<u64>) -> bool {
         let store = &ctx.stores[self.store];
         let (Some(head), Some(parts)) = (store.head(), store.parts()) else { return false };
-        if store.visible.stored::<Superseded>(Superseded::KEY).is_some() {
+        let superseded = store.visible.stored::<Superseded>(Superseded::KEY).is_some();
+        if superseded || store.identity().is_none_or(|identity| identity.role != Role::Master) {
+            // Or its promotion was taken back by a failed sync.
             self.refused = true;
+            if superseded {
+                ctx.coverage.met(Scene::SupersededAtOpen);
+            }
             return false;
         }
         let limits = StoreLimits { max_batch: ctx.sizes.max_batch, ..store.limits };
@@ -448,6 +457,7 @@ impl Process {
             epoch,
             beginning: begun,
             marking: false,
+            handovers: Handovers::default(),
         });
         ctx.wake(Node::Master(self.node));
         true
@@ -527,7 +537,7 @@ impl Process {
         self.sessions.reign_over = true;
         ctx.coverage.met(Scene::Superseded);
         if ctx.planted(DriverBug::MarkNotKept) {
-            return self.reign_ended(ctx, Ok(()));
+            return self.reign_ended(ctx, mark, Ok(()));
         }
         let mut writes = WriteSet::builder();
         if writes.put(Keyspace::Meta, Superseded::KEY, mark.to_bytes()).is_err() {
@@ -535,10 +545,13 @@ impl Process {
         }
         let writes = writes.build();
         ctx.call(self.store, self.owner(), Request::Apply(writes.clone(), Durability::Synced));
-        self.task = Task::EndingReign { writes, attempt: 0, retry_at: None };
+        self.task = Task::EndingReign { mark, writes, attempt: 0, retry_at: None };
     }
 
-    fn reign_ended(&mut self, ctx: &mut Context, result: Result<(), StoreError>) {
+    fn reign_ended(&mut self, ctx: &mut Context, mark: Superseded, result: Result<(), StoreError>) {
+        if let Some(open) = &mut self.open {
+            open.handovers.stopped(mark, result.is_ok());
+        }
         match result {
             Ok(()) => ctx.oracle.fenced(self.store),
             // Nobody could keep it: it holds for as long as this process lives.
@@ -640,6 +653,7 @@ impl Opened {
                 self.marking = true;
                 self.committer.push(Intent { ticket: MARK, work: Work::Mark(RecordKind::Epoch) });
             }
+            None if self.handovers.pauses() => {}
             None => self.intents.drain(..).for_each(|intent| self.committer.push(intent)),
         }
     }

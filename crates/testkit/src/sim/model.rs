@@ -23,6 +23,8 @@ pub(super) struct Point {
     /// Its operations include a range delete.
     pub(super) deletes_range: bool,
     pub(super) time: u64,
+    /// It was durable on a master.
+    settled: bool,
 }
 
 type Name = (SourceId, Seq, Digest);
@@ -77,7 +79,8 @@ impl Model {
         print: Print,
         (deletes_range, time): (bool, u64),
     ) {
-        let point = Point { position, before, state: Arc::new(state), print, bytes, deletes_range, time };
+        let point =
+            Point { position, before, state: Arc::new(state), print, bytes, deletes_range, time, settled: false };
         self.points.insert(name(&position), point);
     }
 
@@ -86,6 +89,19 @@ impl Model {
             // Before the first record there is no epoch to compare.
             point.position == *position || position.seq == Seq::ZERO
         })
+    }
+
+    /// It was durable on a master, with all before it.
+    pub(super) fn settle(&mut self, position: &Position) {
+        let mut next = self.point(position).map(|point| name(&point.position));
+        while let Some(point) = next.and_then(|name| self.points.get_mut(&name)).filter(|point| !point.settled) {
+            point.settled = true;
+            next = point.before;
+        }
+    }
+
+    pub(super) fn is_settled(&self, position: &Position) -> bool {
+        self.point(position).is_some_and(|point| point.settled)
     }
 
     pub(super) fn before(&self, point: &Point) -> Option<&Point> {

@@ -6,11 +6,13 @@ use bytes::Bytes;
 use replikv_core::{Cursor, EncodedOps, Fill, KeyRange, KeyRanges, Keyspace, Op, Position, Seq, WriteSet};
 use replikv_proto::layout::{Epochs, Role, Superseded};
 use replikv_proto::{
-    Ack, Answer, Content, Filtered, LogEntry, Passage, Record, RecordKind, Resync, Run, Share, Subscription, Touched,
+    Ack, Answer, Content, Fence, Filtered, LogEntry, Passage, Record, RecordKind, Resync, Run, Share, Subscription,
+    Touched,
 };
 
 use super::context::Sizes;
 use super::model::Model;
+use super::promises::Promises;
 use super::slots::Stands;
 use super::store::{ModelStore, Request};
 use super::work::{Intended, Promise};
@@ -55,6 +57,11 @@ pub enum Invariant {
     RightDecision,
     /// A master that has met a newer epoch never commits again.
     Fenced,
+    /// A slave takes over only once its master has stopped, which its store says, and stands where that has stopped.
+    HandedOver,
+    /// What as many slaves have acknowledged as a writer waits for is in the history that goes on after a promotion that
+    /// fences, and nothing more is acknowledged of the one before.
+    Acknowledged,
     /// A slave is promoted only if it holds a state of its master, and knows the history that it goes on with.
     Promotable,
     /// What a resync takes away is in the quarantine.
@@ -100,6 +107,7 @@ pub(super) struct Before {
     resync: Option<Resync>,
     filtered: bool,
     superseded: bool,
+    fence: Option<Fence>,
 }
 
 impl Before {
@@ -113,6 +121,7 @@ impl Before {
                 resync: store.visible.stored(Resync::KEY),
                 filtered: store.visible.stored::<Subscription>(Subscription::KEY).is_some(),
                 superseded: store.visible.stored::<Superseded>(Superseded::KEY).is_some(),
+                fence: store.visible.stored(Fence::KEY),
             },
             _ => Self::default(),
         }
@@ -139,6 +148,7 @@ pub(super) struct Oracle {
     touching: BTreeMap<usize, Seq>,
     /// Stores of slaves that resync, having held a state of their master before: where else they have been since.
     parted: BTreeMap<usize, Vec<Position>>,
+    pub(super) promises: Promises,
 }
 
 impl Oracle {
@@ -229,6 +239,9 @@ impl Oracle {
         let left = before.resync.filter(|_| resync.is_none());
         if let Some((resync, cursor)) = left.zip(cursor.as_ref()) {
             coverage.met(Scene::ResyncFinished);
+            if store.head().is_some() {
+                coverage.met(Scene::RelayResynced);
+            }
             if let Some(mut been) = self.parted.remove(&number).filter(|_| !before.filtered) {
                 been.push(cursor.position);
                 self.resynced(&resync, &been, quarantined);
@@ -344,7 +357,10 @@ impl Oracle {
         let record = self.model.point(&head).and_then(|point| Record::decode(point.bytes.clone()).ok());
         let begins = record.is_some_and(|record| record.header().kind == RecordKind::Epoch)
             && last.seq.next() == Some(head.seq)
-            && head.epoch.number == last.epoch.number + 1;
+            && match before.fence.as_ref().filter(|fence| before.cursor.as_ref().is_some_and(|at| fence.binds(at))) {
+                Some(fence) => fence.own && head.epoch == fence.epoch,
+                None => head.epoch.number == last.epoch.number + 1,
+            };
         self.require(Invariant::Promotable, begins, || format!("{head} does not begin an epoch after {last}"));
         let known = store.visible.stored::<Epochs>(Epochs::KEY).unwrap_or_default().0;
         // Of an epoch that ended before its first record there is none.
@@ -533,7 +549,7 @@ impl Oracle {
     }
 
     /// A master sends records on a session that stands at `sent`.
-    pub(super) fn records_sent(&mut self, store: &ModelStore, sent: &mut Position, parts: &[Bytes]) {
+    pub(super) fn records_sent(&mut self, store: Option<&ModelStore>, sent: &mut Position, parts: &[Bytes]) {
         for part in parts {
             let mut rest = part.clone();
             while !rest.is_empty() {
@@ -549,14 +565,13 @@ impl Oracle {
                 *sent = position;
             }
         }
-        let durable = self.is_durable(store, sent);
-        self.require(Invariant::SentIsDurable, durable, || format!("{sent} was sent, and is not durable"));
+        self.sent_is_durable(store, sent);
     }
 
     /// A master sends what of its records lies within `ranges`, on a session that stands at `sent`.
     pub(super) fn filtered_sent(
         &mut self,
-        store: &ModelStore,
+        store: Option<&ModelStore>,
         sent: &mut Position,
         ranges: &KeyRanges,
         filtered: &Filtered,
@@ -589,8 +604,7 @@ impl Oracle {
                 }
             }
         }
-        let durable = self.is_durable(store, sent);
-        self.require(Invariant::SentIsDurable, durable, || format!("{sent} was sent, and is not durable"));
+        self.sent_is_durable(store, sent);
     }
 
     fn share_sent(&mut self, sent: &mut Position, ranges: &KeyRanges, share: &Share) {
@@ -686,11 +700,28 @@ impl Oracle {
     }
 
     /// A master sends a page, or says what is equal.
-    pub(super) fn content_sent(&mut self, store: &ModelStore, read_at: &Position) {
-        let durable = self.is_durable(store, read_at);
-        self.require(Invariant::SentIsDurable, durable, || {
-            format!("content was sent that was read at {read_at}, which is not durable")
+    pub(super) fn content_sent(&mut self, store: Option<&ModelStore>, read_at: &Position) {
+        self.sent_is_durable(store, read_at);
+    }
+
+    // In `store`, whose node sends it. What a relay sends was durable on a master as well, when that sent it, or stepped down.
+    fn sent_is_durable(&mut self, store: Option<&ModelStore>, position: &Position) {
+        let is_master = |store: &ModelStore| store.identity().is_some_and(|identity| identity.role == Role::Master);
+        let durable = store.is_none_or(|store| self.is_durable(store, position));
+        if durable && store.is_some_and(is_master) {
+            self.model.settle(position);
+        }
+        let settled = self.model.is_settled(position);
+        self.require(Invariant::SentIsDurable, durable && settled, || {
+            format!("{position} was sent, and is not durable: {durable}, on a master: {settled}")
         });
+    }
+
+    /// A store that was a master's is a slave's, which is durable.
+    pub(super) fn stepped_down(&mut self, store: &ModelStore) {
+        if let Some(cursor) = store.visible.cursor() {
+            self.model.settle(&cursor.position);
+        }
     }
 
     /// A slave tells how far it is. One that is `parting` speaks of the history that it joins.

@@ -204,6 +204,13 @@ impl Sessions {
         self.names.values().map(|(_, progress)| progress.applied).min()
     }
 
+    /// What a slave of that name holds on stable storage, if it holds every key and a state of the master.
+    pub(super) fn holds(&self, name: &str) -> Option<Seq> {
+        let (session, progress) = self.names.get(name)?;
+        let whole = self.map.get(session).is_some_and(|session| !session.is_filtered());
+        (whole && progress.consistent).then_some(progress.durable)
+    }
+
     /// Where those are connected who take bytes.
     pub(super) fn listening(&mut self) -> Vec<usize> {
         let listening = self.map.values_mut().filter(|session| session.listens());

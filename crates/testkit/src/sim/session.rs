@@ -16,7 +16,7 @@ use super::log::{self, LookUp};
 use super::oracle::Invariant;
 use super::serving::{Served, Sessions};
 use super::store::{Reply, Request};
-use super::verdict::{Judged, Verdict};
+use super::verdict::{Judged, Verdict, judge_joined};
 use super::{DriverBug, Scene, Topology};
 
 /// One connection.
@@ -161,6 +161,16 @@ impl Session {
         self.asked.take_if(|asked| matches!(asked, Asked::Superseded));
     }
 
+    /// Whose connection it is.
+    pub(super) fn slave(&self, ctx: &Context) -> usize {
+        ctx.links[self.conn.link].ends.slave
+    }
+
+    /// Its slave subscribes to a part of the keys.
+    pub(super) fn is_filtered(&self) -> bool {
+        self.listening.is_some()
+    }
+
     pub(super) fn copies(&self) -> bool {
         self.copying
     }
@@ -267,7 +277,11 @@ impl Sessions {
             MasterAction::Send(message) => {
                 // What a relay passes on is durable on the master already, and need not be here.
                 let durable = self.synced && !(open.path.is_some() && ctx.stores[store].unsettled);
-                let witness = if durable { store } else { ctx.master_store(store) };
+                let witness = match ctx.topology {
+                    _ if durable || open.path.is_none() => Some(store),
+                    Topology::Dynasty => None,
+                    _ => Some(ctx.master_store(store)),
+                };
                 session.observe(ctx, (store, witness), open, &message);
                 session.conn.send(ctx, &message).map_err(|_| Over)?;
             }
@@ -376,6 +390,7 @@ impl Sessions {
                     entered.1 = progress;
                     open.book.note(SlotName::slave(&**name), progress.durable);
                 }
+                self.counted(ctx, open);
             }
             MasterAction::Answer(request) => {
                 session.session.respond(Response { id: request.id, body: Ok(Bytes::from_static(b"{}")) });
@@ -548,24 +563,31 @@ impl Session {
     }
 
     // What is about to be sent is compared with what the oracle knows.
-    fn observe(&mut self, ctx: &mut Context, (store, witness): (usize, usize), open: &Served, message: &Message) {
+    fn observe(
+        &mut self,
+        ctx: &mut Context,
+        (store, witness): (usize, Option<usize>),
+        open: &Served,
+        message: &Message,
+    ) {
+        let Context { oracle, stores, coverage, sizes, .. } = &mut *ctx;
+        let witness = witness.map(|store| &stores[store]);
         match message {
             Message::Records(records) => {
                 if open.path.is_some() {
-                    ctx.coverage.met(Scene::Relayed);
+                    coverage.met(Scene::Relayed);
                 }
-                if records.parts.iter().any(|part| part.len() > ctx.sizes.chunk) {
-                    ctx.coverage.met(Scene::LargeRecord);
+                if records.parts.iter().any(|part| part.len() > sizes.chunk) {
+                    coverage.met(Scene::LargeRecord);
                 }
                 if let Some(sent) = &mut self.sent {
-                    ctx.oracle.records_sent(&ctx.stores[witness], sent, &records.parts);
+                    oracle.records_sent(witness, sent, &records.parts);
                 }
             }
             Message::Filtered(filtered) => {
                 let ranges = self.ranges();
                 if let Some(sent) = &mut self.sent {
-                    let Context { oracle, stores, coverage, .. } = ctx;
-                    oracle.filtered_sent(&stores[witness], sent, &ranges, filtered, coverage);
+                    oracle.filtered_sent(witness, sent, &ranges, filtered, coverage);
                 }
             }
             Message::Touched(touched) => {
@@ -584,14 +606,14 @@ impl Session {
                 }
             }
             Message::Ranges(content) => {
-                ctx.oracle.content_within(&self.ranges(), content);
-                ctx.oracle.content_sent(&ctx.stores[witness], &content.read_at);
+                oracle.content_within(&self.ranges(), content);
+                oracle.content_sent(witness, &content.read_at);
                 self.copying &= content.range.end().is_some();
                 self.page_waits = false;
             }
-            Message::Probed(probed) => ctx.oracle.content_sent(&ctx.stores[witness], &probed.at),
+            Message::Probed(probed) => oracle.content_sent(witness, &probed.at),
             Message::Compared(compared) => {
-                ctx.oracle.content_sent(&ctx.stores[witness], &compared.read_at);
+                oracle.content_sent(witness, &compared.read_at);
                 self.page_waits = false;
             }
             Message::Welcome(welcome) => {
@@ -657,6 +679,15 @@ impl Session {
                 if let Some(scene) = scene {
                     ctx.coverage.met(scene);
                 }
+                let stands =
+                    self.hello.as_ref().and_then(|hello| hello.cursor.as_ref()).map(|cursor| cursor.position.seq);
+                match reject.code {
+                    RejectCode::Superseded if open.path.is_some() => ctx.coverage.met(Scene::RefusedByOlderRelay),
+                    RejectCode::Diverged if open.path.is_some() && stands > Some(open.view.published.seq) => {
+                        ctx.coverage.met(Scene::DeadBranchBelow);
+                    }
+                    _ => {}
+                }
                 self.judge(ctx, store, open, Verdict::Refuse(reject.code));
             }
             _ => {}
@@ -699,18 +730,6 @@ impl Session {
             let words = format!("{verdict:?} for a slave at {position:?}, of {views:?}; right would be {right:?}");
             ctx.oracle.fail(Invariant::RightDecision, words);
         }
-    }
-}
-
-// Served or refused under its name. Nobody comes back after more others than are remembered.
-fn judge_joined(ctx: &mut Context, came: &mut Vec<u64>, nonce: u64, served: bool) {
-    let fenced = came.last() != Some(&nonce) && came.contains(&nonce);
-    if served == fenced {
-        let words = format!("{nonce:x} has a name: {served}; those that had it are {came:x?}");
-        ctx.oracle.fail(Invariant::RightDecision, words);
-    }
-    if !came.contains(&nonce) {
-        came.push(nonce);
     }
 }
 

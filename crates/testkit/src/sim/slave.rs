@@ -1,17 +1,21 @@
 //! The simulated driver of a slave: what `replikv-node` does around session and applier, step by step.
 
 mod opening;
+mod pledging;
 
 use replikv_core::{
     Cursor, Durability, KeyRange, KeyRanges, Keyspace, Position, ScanOptions, StoreError, StoreLimits, WriteSet,
 };
 use replikv_proto::layout::{Epochs, Head, Identity, Kept, Stored};
 use replikv_proto::{
-    Ack, DecoderLimits, GoodbyeReason, Heartbeat, Hello, Message, Mode, OnDivergence, ProtocolError, Refusal,
+    Ack, DecoderLimits, Fence, GoodbyeReason, Heartbeat, Hello, Message, Mode, OnDivergence, ProtocolError, Refusal,
     RejectCode, Resync, SlaveAction, SlaveSession, SlaveSessionConfig, Welcome,
 };
 
+pub(super) use self::pledging::Plan;
+
 use self::opening::{Opening, Promoting, is_master};
+use self::pledging::{Fencing, Pledge};
 use super::apply::{Apply, Driver, Item, Tracker};
 use super::centre::Unlinking;
 use super::context::{Context, MILLI, Moment, Node, Owner};
@@ -77,12 +81,16 @@ pub(super) struct Process {
     pause: Moment,
     tracker: Tracker,
     relay: Option<RelayNode>,
+    /// What is asked of it, once nobody follows any more.
+    pledge: Option<Pledge>,
 }
 
 #[derive(Debug)]
 enum State {
     Opening(Opening),
     Promoting(Promoting),
+    Pledging(Box<Pledge>),
+    Fencing(Box<Fencing>),
     /// Until it connects again.
     Pausing(Moment),
     /// There is a connection, and the store is asked where it stands.
@@ -97,6 +105,8 @@ struct Follow {
     conn: Option<Conn>,
     session: SlaveSession,
     apply: Apply,
+    /// Who is at the other end.
+    server: Node,
     over: Option<Result<(), Ending>>,
     welcomed: bool,
     /// It has read of its own data.
@@ -153,7 +163,8 @@ impl Slave {
         ctx.call(store, Owner::Follow { node, life }, Request::Reopen);
         let nonce = ctx.net_rng.u64(..);
         let (state, tracker) = (State::Opening(Opening::Reopen), Tracker::default());
-        self.process = Some(Process { life, node, store, nonce, state, pause: FIRST_PAUSE, tracker, relay: None });
+        self.process =
+            Some(Process { life, node, store, nonce, state, pause: FIRST_PAUSE, tracker, relay: None, pledge: None });
     }
 
     /// Stops following, and makes the store a master's.
@@ -167,7 +178,7 @@ impl Slave {
     }
 
     pub(super) fn is_promoting(&self) -> bool {
-        matches!(self.process, Some(Process { state: State::Promoting(_), .. }))
+        matches!(self.process, Some(Process { state: State::Promoting(_) | State::Fencing(_), .. }))
     }
 
     /// The process is gone, from one moment to the next; with `power` the whole machine is.
@@ -201,6 +212,11 @@ impl Slave {
     /// Whom it follows.
     pub(super) fn server(&self) -> Node {
         self.parent.map_or(Node::Master(self.target), Node::Slave)
+    }
+
+    /// Where it stands, as it tells.
+    pub(super) fn stands(&self) -> Option<Position> {
+        self.process.as_ref().and_then(|process| process.tracker.position)
     }
 
     pub(super) fn relay(&mut self) -> Option<&mut RelayNode> {
@@ -293,6 +309,8 @@ impl Slave {
         match std::mem::replace(&mut process.state, State::Pausing(ctx.now)) {
             State::Opening(Opening::Reopen) if is_master(ctx, self.store) => self.was_master(ctx),
             State::Promoting(step) => self.promoting(ctx, step, reply),
+            State::Pledging(pledge) => self.pledging(ctx, *pledge, reply),
+            State::Fencing(fencing) => self.fencing(ctx, fencing, reply),
             State::Following(mut follow) => {
                 follow.kept(ctx, reply);
                 process.state = State::Following(follow);
@@ -315,6 +333,7 @@ impl Slave {
                 Ok(()) if matches!(step, Opening::StepDown) => {
                     self.rejoins = false;
                     ctx.coverage.met(Scene::SteppedDown);
+                    ctx.oracle.stepped_down(&ctx.stores[self.store]);
                     process.tracker.rewound(hello.cursor.as_ref());
                     ctx.call(self.store, owner, Request::Sync);
                     process.state = State::Opening(Opening::Sync);
@@ -325,6 +344,15 @@ impl Slave {
                     process.state = State::Opening(Opening::Reopen);
                 }
             },
+            State::Beginning(mut conn) if matches!(reply, Reply::Done(Err(_))) => {
+                conn.abandon(ctx);
+                process.pause(ctx);
+                self.pledge(ctx);
+            }
+            State::Beginning(mut conn) if process.pledge.is_some() => {
+                conn.abandon(ctx);
+                self.pledge(ctx);
+            }
             State::Beginning(conn) => self.begin(ctx, *conn, hello),
             state => process.state = state,
         }
@@ -352,6 +380,16 @@ impl Slave {
             ctx.coverage.met(Scene::CopyElsewhere);
         }
         process.tracker.rewound(hello.cursor.as_ref());
+        let fence: Option<Fence> = ctx.stores[self.store].visible.stored(Fence::KEY);
+        if let Some((fence, cursor)) = fence.as_ref().zip(hello.cursor.as_ref())
+            && fence.is_over(cursor)
+        {
+            ctx.coverage.met(Scene::FenceOver);
+            let owner = Owner::Follow { node: self.node, life: process.life };
+            ctx.call(self.store, owner, Request::Apply(pledging::dropped(fence), Durability::Buffered));
+            process.state = State::Beginning(Box::new(conn));
+            return;
+        }
         let config = SlaveSessionConfig {
             slave: hello.slave,
             nonce: process.nonce,
@@ -364,7 +402,7 @@ impl Slave {
             handshake_timeout: ctx.sizes.heartbeat * 5,
             on_divergence: hello.on_divergence,
             resync: ctx.stores[self.store].visible.stored(Resync::KEY),
-            fence: None,
+            fence: fence.filter(|_| !ctx.planted(DriverBug::FenceForgotten)),
         };
         let target = ctx.sizes.apply_bytes;
         let kept = self.keeps_log.then(|| ctx.stores[self.store].visible.stored::<Head>(Head::KEY));
@@ -375,6 +413,7 @@ impl Slave {
         let session = SlaveSession::new(config, ctx.clock(self.wall_offset_ms));
         let verifying = Verifying::new(ctx, &self.ranges);
         let follow = Follow {
+            server: ctx.links[conn.link].ends.server,
             conn: Some(conn),
             session,
             apply,
@@ -406,7 +445,12 @@ impl Slave {
                 }
                 if follow.welcomed {
                     process.pause = FIRST_PAUSE;
-                    self.last_master = Some(self.parent.map_or(Node::Master(self.target), Node::Slave));
+                    let server = follow.server;
+                    match self.last_master.replace(server) {
+                        Some(Node::Slave(was)) if server == Node::Master(was) => ctx.coverage.met(Scene::WentOnBelow),
+                        Some(Node::Master(was)) if server == Node::Slave(was) => ctx.coverage.met(Scene::BelowFormer),
+                        _ => {}
+                    }
                 }
                 if follow.conn.is_none() && follow.over.is_some() && follow.apply.is_done() && !follow.keeping {
                     self.end(ctx);
@@ -431,6 +475,9 @@ impl Slave {
             _ => over,
         };
         process.pause(ctx);
+        if process.pledge.is_some() && result.is_ok() {
+            return self.pledge(ctx);
+        }
         if let Err(ending) = result {
             // Its program ends; somebody may start it again.
             self.ending = Some(ending);
@@ -627,7 +674,12 @@ impl Follow {
                 return Err(Err(Ending::Refused(RejectCode::DuplicateSlave)));
             }
             SlaveAction::Close(Ok(_)) => return Err(Ok(())),
-            SlaveAction::Close(Err(Refusal { retry: true, .. })) => return Err(Ok(())),
+            SlaveAction::Close(Err(Refusal { retry: true, code, .. })) => {
+                if code == RejectCode::Fenced {
+                    ctx.coverage.met(Scene::FencedRefused);
+                }
+                return Err(Ok(()));
+            }
             SlaveAction::Close(Err(Refusal { code, .. })) => return Err(Err(Ending::Refused(code))),
         }
         Ok(())

@@ -16,6 +16,15 @@ use super::{Config, Fault, Topology};
 impl World {
     pub(super) fn populate_failover(&mut self, config: &Config) {
         let nodes = 2 + self.ctx.top_rng.usize(1..=config.max_slaves.clamp(1, 4));
+        self.add_nodes(nodes);
+        self.slaves[0].ranges = KeyRanges::all();
+        self.ctx.replicated = self.ctx.plan_rng.usize(1..nodes);
+        self.ctx.after(200 * MILLI, Happening::Reorder);
+        self.ctx.after(300 * MILLI, Happening::Plan);
+    }
+
+    /// Nodes that are a master at one time and a slave at another: at first all are slaves of the first one.
+    pub(super) fn add_nodes(&mut self, nodes: usize) {
         for node in 0..nodes {
             let store = self.ctx.add_store(Maps::default());
             let sync_every = self.sync_every();
@@ -31,7 +40,6 @@ impl World {
                 slave.on_divergence = OnDivergence::Resync;
             }
         }
-        self.slaves[0].ranges = KeyRanges::all();
         for node in 0..nodes {
             // They were started together; one of both is not there.
             if node == 0 {
@@ -40,7 +48,6 @@ impl World {
                 self.masters[node].kill(&mut self.ctx, false);
             }
         }
-        self.ctx.after(200 * MILLI, Happening::Reorder);
     }
 
     /// Nodes change their places.
@@ -53,6 +60,7 @@ impl World {
         match self.ctx.top_rng.u8(0..10) {
             0..4 => self.promote_one(),
             4..7 => self.demote_one(),
+            _ if self.ctx.topology == Topology::Dynasty && self.ctx.top_rng.u8(0..3) > 0 => self.reparent_one(),
             _ => self.move_one(),
         }
     }
@@ -73,7 +81,7 @@ impl World {
             return;
         }
         let node = fit[self.ctx.top_rng.usize(0..fit.len())];
-        let target = self.slaves[node].target;
+        let target = if self.ctx.topology == Topology::Dynasty { self.newest() } else { self.slaves[node].target };
         // Its master is gone; or goes on, and nobody can know.
         match self.ctx.top_rng.u8(0..6) {
             0 => self.take_down(self.masters[target].store, false),
@@ -96,7 +104,7 @@ impl World {
         // Some move over as soon as they can.
         for other in self.active_slaves().collect::<Vec<_>>() {
             if self.ctx.top_rng.bool() {
-                self.slaves[other].target = node;
+                self.below(other, node);
                 self.slaves[other].drop_follow(&mut self.ctx);
             }
         }
@@ -109,7 +117,8 @@ impl World {
             return;
         }
         let node = outdated[self.ctx.top_rng.usize(0..outdated.len())];
-        self.demote(node, newest);
+        let upstream = self.somewhere(node).unwrap_or(newest);
+        self.demote(node, upstream);
     }
 
     fn move_one(&mut self) {
@@ -125,8 +134,8 @@ impl World {
     }
 
     // It follows another one, and tries again if it had given up.
-    fn send(&mut self, slave: usize, target: usize) {
-        self.slaves[slave].target = target;
+    pub(super) fn send(&mut self, slave: usize, target: usize) {
+        self.below(slave, target);
         self.slaves[slave].drop_follow(&mut self.ctx);
         if self.slaves[slave].is_down() {
             self.slaves[slave].start(&mut self.ctx);
@@ -138,7 +147,9 @@ impl World {
         self.masters[node].kill(&mut self.ctx, false);
         self.ctx.stores[self.masters[node].store].process_died();
         (self.masters[node].idle, self.slaves[node].idle) = (true, false);
-        (self.slaves[node].rejoins, self.slaves[node].target) = (true, target);
+        self.slaves[node].rejoins = true;
+        self.below(node, target);
+        self.goes_on_below(node);
         self.slaves[node].start(&mut self.ctx);
     }
 
@@ -149,17 +160,19 @@ impl World {
         self.masters[node].idle = false;
         self.masters[node].wall_offset_ms = slave.wall_offset_ms;
         self.masters[node].start(&mut self.ctx);
+        self.goes_on_below(node);
     }
 
     /// Everybody finds his place: there is one master, and all others follow it.
     pub(super) fn order(&mut self) {
-        if self.ctx.topology != Topology::Failover || self.slaves.iter().any(super::slave::Slave::is_promoting) {
+        if !self.ctx.topology.passes_on() || self.slaves.iter().any(super::slave::Slave::is_promoting) {
             return;
         }
         for node in self.active_masters().collect::<Vec<_>>() {
             self.resign(node);
         }
         let newest = self.newest();
+        self.lift_fences(newest);
         let reigns = self.masters[newest].counts() && !self.masters[newest].superseded;
         for node in self.active_masters().collect::<Vec<_>>() {
             if node != newest || !reigns {
@@ -169,6 +182,9 @@ impl World {
         if !reigns && let Some(heir) = self.heir() {
             // The one who took over is gone: whoever has come furthest in the newest epoch takes over from him.
             return self.slaves[heir].promote(&mut self.ctx);
+        }
+        if self.ctx.topology == Topology::Dynasty {
+            return self.straighten_below(newest);
         }
         for node in self.active_slaves().collect::<Vec<_>>() {
             if self.slaves[node].target != newest {
@@ -183,6 +199,7 @@ impl World {
         if identity.is_some_and(|identity| identity.role == Role::Slave) {
             self.masters[node].kill(&mut self.ctx, false);
             (self.masters[node].idle, self.slaves[node].idle) = (true, false);
+            self.goes_on_below(node);
             self.slaves[node].start(&mut self.ctx);
         }
     }
@@ -205,7 +222,7 @@ impl World {
     }
 
     // The master of the highest epoch; of twins the one who has come further.
-    fn newest(&self) -> usize {
+    pub(super) fn newest(&self) -> usize {
         let at = |node: &usize| {
             let head = self.ctx.stores[self.masters[*node].store].head().map(|head| head.position);
             head.map(|head| (head.epoch.number, head.seq, head.epoch.nonce))
@@ -217,7 +234,7 @@ impl World {
         (0..self.masters.len()).filter(|node| self.masters[*node].counts())
     }
 
-    fn active_slaves(&self) -> impl Iterator<Item = usize> {
+    pub(super) fn active_slaves(&self) -> impl Iterator<Item = usize> {
         (0..self.slaves.len()).filter(|node| self.slaves[*node].counts())
     }
 }

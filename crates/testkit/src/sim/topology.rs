@@ -11,27 +11,42 @@ pub enum Topology {
     Failover,
     /// One master, and slaves that serve slaves of their own, which find other parents.
     Tree,
+    /// As a tree, in which relays and leaves are promoted, and masters come back as slaves below any node.
+    Dynasty,
     /// Several masters, and one store that follows them all: over links, each under a prefix.
     Centre,
 }
 
 impl Topology {
     /// All of them.
-    pub const ALL: &'static [Self] = &[Self::Star, Self::Failover, Self::Tree, Self::Centre];
+    pub const ALL: &'static [Self] = &[Self::Star, Self::Failover, Self::Tree, Self::Dynasty, Self::Centre];
 
     /// What a seed stands for, if the settings do not say.
     pub const fn of(seed: u64) -> Self {
-        match seed % 100 {
-            0..60 => Self::Star,
-            60..74 => Self::Failover,
-            74..87 => Self::Tree,
+        match seed % 200 {
+            0..60 | 100..130 => Self::Star,
+            130..160 => Self::Dynasty,
+            60..74 | 160..174 => Self::Failover,
+            74..87 | 174..187 => Self::Tree,
             _ => Self::Centre,
         }
     }
 
+    /// Whether its nodes are masters at one time and slaves at another.
+    pub(super) const fn passes_on(self) -> bool {
+        matches!(self, Self::Failover | Self::Dynasty)
+    }
+
+    /// Whether its slaves serve slaves of their own.
+    pub(super) const fn cascades(self) -> bool {
+        matches!(self, Self::Tree | Self::Dynasty)
+    }
+
     /// Whether a run of it knows this kind of fault.
     pub fn knows(self, fault: Fault) -> bool {
-        let moves = matches!(fault, Fault::Promotion | Fault::Demotion | Fault::Moved);
+        let planned = matches!(fault, Fault::TakeOver | Fault::LostAnswer);
+        let fences = fault == Fault::FencedPromotion;
+        let moves = matches!(fault, Fault::Promotion | Fault::Demotion | Fault::Moved) || planned || fences;
         let single = !matches!(
             fault,
             Fault::Restore
@@ -47,11 +62,11 @@ impl Topology {
             Self::Star => !moves && !matches!(fault, Fault::Reparented | Fault::Unlinked),
             Self::Tree => !moves && single && fault != Fault::Unlinked,
             // A link that is given an empty store is undone, which is tried in its own way.
-            Self::Centre => {
-                !moves && single && !matches!(fault, Fault::Reparented | Fault::Wiped | Fault::Resubscribed)
-            }
+            Self::Centre => !moves && single && !matches!(fault, Fault::Reparented | Fault::Wiped),
             // Whoever loses a master's store, or has two of it, does not know any more who is the newest.
             Self::Failover => single && !matches!(fault, Fault::Reparented | Fault::Unlinked),
+            // A master counts its own slaves: what those below a relay promise would say nothing of them.
+            Self::Dynasty => single && !fences && fault != Fault::Unlinked,
         }
     }
 
@@ -61,6 +76,7 @@ impl Topology {
             Self::Star => "star",
             Self::Failover => "failover",
             Self::Tree => "tree",
+            Self::Dynasty => "dynasty",
             Self::Centre => "centre",
         }
     }

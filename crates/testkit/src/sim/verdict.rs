@@ -4,7 +4,9 @@ use replikv_core::{Keyspace, Position, Seq, StoreLimits};
 use replikv_proto::layout::Checkpoint;
 use replikv_proto::{EpochStart, Hello, LogParts, PathNode, Record, RejectCode, View};
 
+use super::context::Context;
 use super::model::Model;
+use super::oracle::Invariant;
 use super::store::ModelStore;
 
 /// A decision about a slave.
@@ -101,12 +103,15 @@ impl Judged<'_> {
         if cursor.position.epoch.number > own && self.path.is_none() {
             return vec![Verdict::Refuse(RejectCode::Superseded)];
         }
+        let known = self.known_epochs().last().map_or(0, |start| start.epoch.number);
         let mut positions = vec![cursor.position];
         positions.extend(cursor.coverage.read_at());
         let path = self.model.path(&self.view.published);
         let decide = |finds: Finds| {
             let places = self.places(&path, &positions, finds);
-            if places.contains(&Place::Parted) {
+            if places.contains(&Place::Parted) && self.path.is_some() && cursor.position.epoch.number > known {
+                Verdict::Refuse(RejectCode::Superseded)
+            } else if places.contains(&Place::Parted) {
                 Verdict::Refuse(RejectCode::Diverged)
             } else if places.contains(&Place::Ahead) && self.path.is_some() {
                 Verdict::Wait
@@ -172,7 +177,10 @@ impl Judged<'_> {
         let same = |own: &Position| own.digest == position.digest && (own == position || own.seq == Seq::ZERO);
         let on_the_way = own.is_some_and(same);
         if position.seq > published.seq {
-            return Place::Ahead;
+            // Epochs never go back: a relay of a later one, or of another one of that number, comes to no such position.
+            let left = published.epoch != position.epoch && published.epoch.number >= position.epoch.number;
+            let left = left && self.path.is_some() && published.seq > Seq::ZERO;
+            return if left { Place::Parted } else { Place::Ahead };
         }
         let remembered = position.seq == published.seq || position.seq == floor.seq;
         let full_after = self.parts.full_after().position.seq;
@@ -232,5 +240,17 @@ impl Judged<'_> {
         record.is_some_and(|record| {
             self.model.point(&record.position()).is_some_and(|point| point.bytes == record.bytes())
         })
+    }
+}
+
+/// Served or refused under its name. Nobody comes back after more others than are remembered.
+pub(super) fn judge_joined(ctx: &mut Context, came: &mut Vec<u64>, nonce: u64, served: bool) {
+    let fenced = came.last() != Some(&nonce) && came.contains(&nonce);
+    if served == fenced {
+        let words = format!("{nonce:x} has a name: {served}; those that had it are {came:x?}");
+        ctx.oracle.fail(Invariant::RightDecision, words);
+    }
+    if !came.contains(&nonce) {
+        came.push(nonce);
     }
 }

@@ -1,13 +1,16 @@
 //! A run: nodes, the network between them, and the two phases.
 
+use std::collections::BTreeMap;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
 use bytes::Bytes;
 use fastrand::Rng;
 use replikv_core::{KeyRange, KeyRanges, Keyspace, Op};
-use replikv_proto::{PathNode, View};
+use replikv_proto::{LogParts, PathNode, View};
 
 use super::context::{Context, Happening, MILLI, Moment, Node, Owner, Passing};
+use super::fencing::Asked;
+use super::handover::TakeOver;
 use super::link::{Conn, Ends, Side};
 use super::master::Master;
 use super::oracle::Invariant;
@@ -49,6 +52,10 @@ pub(super) struct World {
     /// Which faults this seed knows.
     pub(super) known: Vec<Fault>,
     sessions: u64,
+    /// Those who take over, and those who are asked to wait for an epoch, by question.
+    pub(super) takeovers: BTreeMap<u64, TakeOver>,
+    pub(super) pledging: BTreeMap<u64, Asked>,
+    pub(super) questions: u64,
     tickets: u64,
     events: u64,
     chaos_ends: Moment,
@@ -57,6 +64,13 @@ pub(super) struct World {
     outcome: (usize, usize),
     /// Nobody writes for a while.
     pub(super) rests: bool,
+}
+
+/// A relay that somebody follows.
+struct Above {
+    store: usize,
+    served: Option<(View, LogParts)>,
+    path: Vec<PathNode>,
 }
 
 /// No run needs as many; one that does runs in circles.
@@ -71,8 +85,17 @@ impl World {
         let mut knows = |fault: Fault| if few { config.allows(fault) } else { ctx.fault_rng.u8(0..100) < 55 };
         // The last one means something only where slaves subscribe to parts of the keys.
         // And others only where nodes change their places.
-        let apart =
-            [Fault::Resubscribed, Fault::Promotion, Fault::Demotion, Fault::Moved, Fault::Reparented, Fault::Unlinked];
+        let apart = [
+            Fault::Resubscribed,
+            Fault::Promotion,
+            Fault::Demotion,
+            Fault::Moved,
+            Fault::Reparented,
+            Fault::Unlinked,
+            Fault::TakeOver,
+            Fault::FencedPromotion,
+            Fault::LostAnswer,
+        ];
         let others = Fault::ALL.iter().copied().filter(|fault| !apart.contains(fault));
         let mut known: Vec<Fault> = others.filter(|fault| knows(*fault)).collect();
         known.extend(apart[1..].iter().filter(|fault| config.allows(**fault)));
@@ -85,6 +108,9 @@ impl World {
             images: Vec::new(),
             known,
             sessions: 0,
+            takeovers: BTreeMap::new(),
+            pledging: BTreeMap::new(),
+            questions: 0,
             tickets: 0,
             events: 0,
             chaos_ends: config.millis * MILLI,
@@ -97,6 +123,7 @@ impl World {
             Topology::Star => world.populate(config),
             Topology::Failover => world.populate_failover(config),
             Topology::Tree => world.populate_tree(config),
+            Topology::Dynasty => world.populate_dynasty(config),
             Topology::Centre => world.populate_centre(config),
         }
         world.begin();
@@ -220,6 +247,9 @@ impl World {
             Happening::Unlink(node, life) if life == self.slaves[node].lives => self.unlink(node),
             Happening::Unlink(..) => {}
             Happening::Reorder => self.reorder(),
+            Happening::Plan => self.plan(),
+            Happening::Handing(handing) => self.handing(handing),
+            Happening::Fencing(question) => self.fencing(question),
         }
     }
 
@@ -256,6 +286,7 @@ impl World {
                     return self.take_office(node);
                 }
                 self.slaves[node].run(&mut self.ctx);
+                self.ask_others(node);
                 if self.slaves[node].wants_connection(self.ctx.now) {
                     self.connect(node);
                 }
@@ -511,20 +542,20 @@ impl World {
 
     // True if the slave equals its master, false if it is refused as it must be.
     fn is_settled(&mut self, node: usize) -> Result<bool, String> {
-        let (server, path) = self.served_by(node);
+        let relay = self.served_by(node);
         let slave = &mut self.slaves[node];
         let master = &self.masters[slave.target];
         let Some(open) = master.opened() else { return Err("its master is not open".into()) };
         let hello = slave.hello(&self.ctx);
-        let view: View = open.view;
+        let (view, parts) = relay.as_ref().and_then(|relay| relay.served).unwrap_or((open.view, open.parts));
         let judged = Judged {
             model: &self.ctx.oracle.model,
-            store: &self.ctx.stores[server.unwrap_or(master.store)],
+            store: &self.ctx.stores[relay.as_ref().map_or(master.store, |relay| relay.store)],
             view,
-            parts: open.parts,
+            parts,
             limits: open.limits,
             epochs: Some(&open.epochs[..]).filter(|_| self.ctx.topology != Topology::Star),
-            path: path.as_deref(),
+            path: relay.as_ref().map(|relay| &relay.path[..]),
         };
         match &slave.ending {
             None => {}
@@ -555,11 +586,13 @@ impl World {
         Ok(true)
     }
 
-    // The store of the relay that a slave follows, and the path to it.
-    fn served_by(&mut self, node: usize) -> (Option<usize>, Option<Vec<PathNode>>) {
-        let Some(parent) = self.slaves[node].parent else { return (None, None) };
-        let path = self.slaves[parent].relay().and_then(|relay| relay.served.as_ref()?.path.clone());
-        (Some(self.slaves[parent].store), Some(path.unwrap_or_default()))
+    // The relay that a slave follows.
+    fn served_by(&mut self, node: usize) -> Option<Above> {
+        let parent = self.slaves[node].parent?;
+        let store = self.slaves[parent].store;
+        let served = self.slaves[parent].relay().and_then(|relay| relay.served.as_ref());
+        let path = served.and_then(|served| served.path.clone()).unwrap_or_default();
+        Some(Above { store, served: served.map(|served| (served.view, served.parts)), path })
     }
 
     fn report(self, seed: u64, config: &Config) -> Report {

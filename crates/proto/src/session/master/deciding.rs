@@ -2,7 +2,7 @@
 
 use std::collections::VecDeque;
 
-use replikv_core::{Coverage, Cursor, Fill, KeyRange, KeyRanges, Position};
+use replikv_core::{Coverage, Cursor, Fill, KeyRange, KeyRanges, Position, Seq};
 
 use super::{Applicant, LONG, MasterAction, MasterSession, Pending, Relay, State, Stream};
 use crate::filter::Filter;
@@ -93,7 +93,14 @@ impl MasterSession {
     pub(super) fn decide_by_history(&mut self, applicant: Box<Applicant>, located: &[Located]) {
         let Some(Cursor { position, coverage }) = &applicant.hello.cursor else { return };
         let own = self.epochs.last().map_or(position.epoch.number, |start| start.epoch.number);
-        if located.contains(&Located::Mismatch) && position.epoch.number > own {
+        let stands_on = [Some(*position), coverage.read_at()];
+        let mut places = stands_on.iter().flatten().zip(located);
+        let parted = places.any(|(position, place)| match place {
+            Located::Mismatch => true,
+            Located::Ahead => self.has_left(position) && !planted::is(Bug::DeadBranchWaits),
+            _ => false,
+        });
+        if parted && position.epoch.number > own {
             // As on a master of that epoch: what is newer is not overwritten, whatever the slave has asked for.
             let words = format!(
                 "the slave has been in epoch {} of this history, and this relay follows epoch {own}, which went on beside \
@@ -101,7 +108,7 @@ impl MasterSession {
                 position.epoch.number
             );
             self.refuse(Refusal::new(RejectCode::Superseded, words));
-        } else if located.contains(&Located::Mismatch) {
+        } else if parted {
             let refusal = diverged(*position);
             self.part(applicant, refusal);
         } else if located.contains(&Located::Ahead) && self.config.relay.is_some() && !planted::is(Bug::NobodyWaits) {
@@ -219,6 +226,14 @@ impl MasterSession {
             pending: Pending::Nothing,
             records_next: false,
         }));
+    }
+
+    // Of a relay, of whoever is ahead of it: it has come to another epoch, and comes to no such position any more. A master
+    // says that the slave is ahead.
+    fn has_left(&self, position: &Position) -> bool {
+        let (own, epoch) = (self.view.published, position.epoch);
+        let elsewhere = own.seq > Seq::ZERO && own.epoch != epoch && own.epoch.number >= epoch.number;
+        elsewhere && self.config.relay.is_some()
     }
 
     // The slave may be right, and this relay behind: that is known once the relay has come as far as the slave.

@@ -77,6 +77,34 @@ fn a_slave_that_has_parted_where_the_relay_can_tell_is_refused_at_once() {
 }
 
 #[test]
+fn a_slave_ahead_of_a_relay_waits_only_for_what_may_still_come() {
+    let position = History::of(20).position(15);
+    let in_epoch = |number, nonce| Position { epoch: Epoch { number, nonce }, ..position };
+    let Epoch { number, nonce } = position.epoch;
+    // The relay has come to another epoch than the slave's: what it lacks is of that, or of one after it.
+    for gone in [in_epoch(number, nonce + 1), in_epoch(number - 1, nonce)] {
+        let (_, behind, mut relay) = relay(Cursor::at(gone));
+        located(&mut relay, &behind);
+        let Some(MasterAction::Send(Message::Reject(reject))) = relay.poll_action() else { panic!("a reject") };
+        assert_eq!(reject.code, RejectCode::Diverged);
+    }
+    let (_, behind, mut relay) = relay(Cursor::at(in_epoch(number + 1, nonce)));
+    located(&mut relay, &behind);
+    told_to_wait(&mut relay);
+}
+
+#[test]
+fn of_an_unfinished_copy_the_moment_of_its_pages_may_be_what_has_parted() {
+    let whole = History::of(20);
+    let read_at = whole.position(15);
+    let read_at = Position { epoch: Epoch { nonce: read_at.epoch.nonce + 1, ..read_at.epoch }, ..read_at };
+    let (_, behind, mut relay) = relay(Cursor { position: whole.position(9), coverage: copied_to("m", read_at) });
+    located(&mut relay, &behind);
+    let Some(MasterAction::Send(Message::Reject(reject))) = relay.poll_action() else { panic!("a reject") };
+    assert_eq!(reject.code, RejectCode::Diverged);
+}
+
+#[test]
 fn an_unfinished_copy_waits_for_the_moment_of_its_pages_too() {
     let whole = History::of(20);
     let coverage = copied_to("m", whole.position(15));

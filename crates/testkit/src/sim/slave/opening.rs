@@ -2,7 +2,7 @@
 
 use replikv_core::{Cursor, Durability, KeyRange, Keyspace, LinkId, WriteSet, meta};
 use replikv_proto::layout::{Epochs, Floor, Head, Identity, Role, Stored};
-use replikv_proto::{Candidate, Resync, Subscription, Unfit, step_down};
+use replikv_proto::{Candidate, Fence, Resync, Subscription, Unfit, step_down};
 
 use super::{Slave, State};
 use crate::sim::context::{Context, Node, Owner};
@@ -71,19 +71,8 @@ impl Slave {
             // What it is now is seen when it is opened.
             (Promoting::Apply, Err(_)) => self.start(ctx),
             (Promoting::Reopen, _) => {
-                let maps = &ctx.stores[self.store].visible;
-                let candidate = Candidate {
-                    identity: maps.stored(Identity::KEY),
-                    subscription: maps.stored(Subscription::KEY),
-                    cursor: maps.cursor().map(|cursor| (LinkId::default(), cursor)),
-                    resync: maps.stored(Resync::KEY),
-                    head: maps.stored(Head::KEY),
-                    epochs: maps.stored(Epochs::KEY),
-                    fence: None,
-                    backup: None,
-                };
                 let unix_ms = ctx.clock(self.wall_offset_ms).unix_ms;
-                match candidate.promote(ctx.top_rng.u64(..), unix_ms) {
+                match candidate(ctx, self.store).promote(ctx.top_rng.u64(..), unix_ms) {
                     Ok(promotion) => {
                         ctx.call(self.store, owner, Request::Apply(promotion.writes, Durability::Synced));
                         process.state = State::Promoting(Promoting::Apply);
@@ -92,7 +81,8 @@ impl Slave {
                         match unfit {
                             Unfit::CatchingUp => ctx.coverage.met(Scene::PromotionCatchingUp),
                             Unfit::Filtered(_) => ctx.coverage.met(Scene::PromotionFiltered),
-                            Unfit::NoSlave | Unfit::Empty | Unfit::Fenced(_) | Unfit::Store(_) => {}
+                            Unfit::Fenced(_) => ctx.coverage.met(Scene::PromotionFenced),
+                            Unfit::NoSlave | Unfit::Empty | Unfit::Store(_) => {}
                         }
                         self.start(ctx);
                     }
@@ -149,6 +139,9 @@ impl Slave {
                     writes.set_cursor(&LinkId::default(), cursor);
                     if cursor.coverage.rest().is_some() {
                         ctx.coverage.met(Scene::RangesAdded);
+                        if ctx.real(self.store) != self.store {
+                            ctx.coverage.met(Scene::LinkRangesAdded);
+                        }
                     }
                 }
                 Durability::Synced
@@ -156,6 +149,9 @@ impl Slave {
             Opening::Drop => {
                 let dropping = kept.map(|kept| kept.dropping).filter(|dropping| !dropping.is_empty())?;
                 ctx.coverage.met(Scene::RangesDropped);
+                if ctx.real(self.store) != self.store {
+                    ctx.coverage.met(Scene::LinkRangesDropped);
+                }
                 if !ctx.planted(DriverBug::DroppedRangesStay) {
                     for range in &dropping {
                         writes.delete_range(Keyspace::Data, range);
@@ -198,6 +194,21 @@ impl Slave {
             Opening::Reopen | Opening::DropLog | Opening::StepDown | Opening::Sync => return None,
         };
         Some((writes.build(), durability))
+    }
+}
+
+/// What a store says of itself that matters to a promotion.
+pub(super) fn candidate(ctx: &Context, store: usize) -> Candidate {
+    let maps = &ctx.stores[store].visible;
+    Candidate {
+        identity: maps.stored(Identity::KEY),
+        subscription: maps.stored(Subscription::KEY),
+        cursor: maps.cursor().map(|cursor| (LinkId::default(), cursor)),
+        resync: maps.stored(Resync::KEY),
+        head: maps.stored(Head::KEY),
+        epochs: maps.stored(Epochs::KEY),
+        fence: maps.stored(Fence::KEY),
+        backup: None,
     }
 }
 

@@ -1,0 +1,106 @@
+//! What slaves have promised, and what follows from that for writes that enough of them had acknowledged.
+
+use std::collections::BTreeSet;
+
+use replikv_core::{Cursor, Epoch, Position, Seq};
+use replikv_proto::Subscription;
+use replikv_proto::layout::{Role, Superseded};
+
+use super::Topology;
+use super::context::Context;
+use super::oracle::{Invariant, Oracle};
+use super::serving::{Served, Sessions};
+use super::store::ModelStore;
+
+/// Writes that as many slaves have acknowledged as a writer waits for, and epochs that enough slaves wait for.
+#[derive(Debug, Default)]
+pub(super) struct Promises {
+    /// The newest of such writes for each set of slaves that acknowledged it, by their stores.
+    replicated: Vec<(Position, BTreeSet<usize>)>,
+    /// Epochs that enough slaves have promised to wait for, and the last record before each.
+    begun: Vec<(Epoch, Position)>,
+}
+
+impl Sessions {
+    /// A slave has told how far it is: what as many have as a writer waits for is acknowledged.
+    pub(super) fn counted(&self, ctx: &mut Context, open: &Served) {
+        if ctx.topology != Topology::Failover || open.path.is_some() {
+            return;
+        }
+        // Nodes have the numbers of their stores.
+        let store = |session: &u64| self.map.get(session).map(|session| session.slave(ctx));
+        let held = self.names.iter().filter_map(|(name, (session, _))| Some((self.holds(name)?, store(session)?)));
+        let mut held: Vec<(Seq, usize)> = held.collect();
+        held.sort_unstable_by(|one, other| other.cmp(one));
+        held.truncate(ctx.replicated);
+        let Some((seq, _)) = held.last().filter(|_| held.len() == ctx.replicated) else { return };
+        let Context { oracle, stores, .. } = ctx;
+        let Some(point) = oracle.model.at(&open.view.published, *seq) else { return };
+        let (position, holders) = (point.position, held.iter().map(|(_, store)| *store).collect());
+        oracle.replicated(stores, position, holders);
+    }
+}
+
+impl Oracle {
+    /// A master counts so many slaves that hold a record, and all before it, on stable storage.
+    pub(super) fn replicated(&mut self, stores: &[ModelStore], position: Position, holders: BTreeSet<usize>) {
+        if !self.all_hold(stores, &position, &holders) {
+            return;
+        }
+        // A record of the epochs that are over, which is not in the history that goes on.
+        let over = |(epoch, last): &&(Epoch, Position)| {
+            let numbers = last.epoch.number..epoch.number;
+            last.source == position.source && numbers.contains(&position.epoch.number)
+        };
+        let lost = self.promises.begun.iter().filter(over).find(|(_, last)| !self.model.leads_to(&position, last));
+        if let Some((epoch, last)) = lost {
+            let words = format!("{position} was acknowledged by {holders:?}; epoch {epoch} goes on after {last}");
+            return self.fail(Invariant::Acknowledged, words);
+        }
+        let model = &self.model;
+        self.promises.replicated.retain(|(before, by)| *by != holders || !model.leads_to(before, &position));
+        self.promises.replicated.push((position, holders));
+    }
+
+    /// Enough slaves have promised to follow nobody but the master of this epoch, which begins after `last`.
+    pub(super) fn promised(&mut self, stores: &[ModelStore], last: Position, epoch: Epoch) {
+        // What an earlier promotion left behind is none of this one's.
+        let of_it = |position: &Position| position.source == last.source && position.epoch.number == last.epoch.number;
+        let lost = self.promises.replicated.iter().find(|(position, holders)| {
+            of_it(position) && !self.model.leads_to(position, &last) && self.all_hold(stores, position, holders)
+        });
+        if let Some((position, holders)) = lost {
+            let words = format!("{position}, which {holders:?} hold, is lost: epoch {epoch} begins after {last}");
+            return self.fail(Invariant::Acknowledged, words);
+        }
+        self.promises.begun.push((epoch, last));
+    }
+
+    // Whoever lost its store, or has joined another history since, holds it no more: nobody promised that.
+    fn all_hold(&self, stores: &[ModelStore], position: &Position, holders: &BTreeSet<usize>) -> bool {
+        holders.iter().all(|store| {
+            let maps = &stores[*store].durable;
+            let reigns = stores[*store].identity().is_some_and(|identity| identity.role == Role::Master);
+            let stands = if reigns {
+                stores[*store].durable_head()
+            } else {
+                let whole = maps.stored::<Subscription>(Subscription::KEY).is_none();
+                maps.cursor().filter(|cursor| whole && Cursor::is_consistent(cursor)).map(|cursor| cursor.position)
+            };
+            stands.is_some_and(|stands| self.model.leads_to(position, &stands))
+        })
+    }
+
+    /// A slave takes over from a master that has handed over to it.
+    pub(super) fn takes_over(&mut self, successor: &ModelStore, master: &ModelStore) {
+        let reigns = master.identity().is_some_and(|identity| identity.role == Role::Master);
+        let stopped = master.durable.stored::<Superseded>(Superseded::KEY).is_some();
+        let stands = successor.visible.cursor().filter(Cursor::is_consistent).map(|cursor| cursor.position);
+        let last = master.head().map(|head| head.position);
+        if reigns && !(stopped && stands == last) {
+            let words =
+                format!("it takes over at {stands:?}, its master stands at {last:?}, and has stopped: {stopped}");
+            self.fail(Invariant::HandedOver, words);
+        }
+    }
+}
