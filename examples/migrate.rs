@@ -72,15 +72,15 @@ async fn migrate(
     current: &Current,
     written: &AtomicU64,
 ) -> Result<(), Error> {
-    let before = written.load(Ordering::Relaxed);
     let old = current.read().await.clone();
+    let (before, begun) = (written.load(Ordering::Relaxed), Instant::now());
     let slave = Slave::open(open()?, SlaveConfig::new(name)).await?;
     let (here, there) = tokio::io::duplex(1 << 20);
     let (serving, following) = (old.clone(), slave.clone());
     tokio::spawn(async move { serving.serve(there).await });
     tokio::spawn(async move { following.follow(here).await });
     slave.wait_caught_up().await?;
-    let during = written.load(Ordering::Relaxed) - before;
+    let (during, copy) = (written.load(Ordering::Relaxed) - before, begun.elapsed());
 
     let handed_over = old.hand_over(name, PATIENCE).await?;
     let begun = Instant::now();
@@ -96,7 +96,11 @@ async fn migrate(
     *place = new;
     drop(place);
     old.shutdown().await?;
-    println!("moved to {name}: {during} writes during the copy, {entries} entries equal, writers waited {waited:.1?}");
+    println!("moved to {name}: {during} writes during the copy of {copy:.1?}, {entries} entries equal");
+    // Each writer says the next one when it has an answer.
+    let write = copy.as_secs_f64() * WRITERS as f64 / during.max(1) as f64;
+    let (writes, copies) = (waited.as_secs_f64() / write, waited.as_secs_f64() / copy.as_secs_f64());
+    println!("  writers waited {waited:.1?}: {writes:.1} times as long as for a write, {copies:.2} times the copy");
 
     // It goes on with the new engine.
     let until = written.load(Ordering::Relaxed) + 200;

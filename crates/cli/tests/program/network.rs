@@ -275,3 +275,35 @@ fn a_slave_verifies_in_the_background_and_its_status_tells_what_differs() {
     run(&verify).ok();
     master.interrupt("INT").ok();
 }
+
+#[test]
+fn what_comes_once_leaves_no_slot_at_its_master() {
+    let place = Place::new();
+    let store = place.filled("master");
+    let (master, address) = Running::master(&store, &[]);
+    let (slave, centre, link) = (place.lmdb("slave"), place.lmdb("centre"), format!("one={address}"));
+    let once: [&[&str]; 8] = [
+        &["follow", "--store", &slave, "--id", "once", "--once", "--from", &address],
+        &["follow", "--store", &slave, "--id", "once", "--once", "--from", &address],
+        &["verify", "--store", &slave, "--from", &address],
+        &["verify", "--store", &slave, "--from", &address, "--repair"],
+        &["gather", "--store", &centre, "--once", "--link", &link],
+        &["get", "apple", "--from", &address],
+        &["scan", "--from", &address],
+        &["scan", "--from", &address, "--from", &address, "--max-lag", "5s"],
+    ];
+    once.iter().for_each(|command| drop(run(command).ok()));
+    // What it has acknowledged becomes a slot after that of whoever came before, and has a name before its own.
+    let lasting = Running::spawn(&["follow", "--store", &slave, "--id", "without end", "--from", &address]);
+    let names = |of: [&str; 2]| -> Vec<Value> {
+        let status = run(&[&["status", "--json"][..], &of].concat()).ok().json();
+        status["slots"].as_array().unwrap().iter().map(|slot| slot["name"].clone()).collect()
+    };
+    let from = ["--from", &address];
+    while !names(from).contains(&json!("without end")) {}
+    assert_eq!(names(from), [json!("without end")]);
+    lasting.interrupt("TERM").ok();
+    run(once[2]).ok();
+    master.interrupt("TERM").ok();
+    assert_eq!(names(["--store", &store]), [json!("without end")]);
+}

@@ -2,9 +2,11 @@
 
 use bytes::Bytes;
 use proptest::prelude::*;
-use replikv_core::{Batch, Durability, EncodedOps, KeyRange, Keyspace, Op, ReplicaStore, ReplicaStoreExt, WriteSet};
+use replikv_core::{
+    Batch, Durability, EncodedOps, KeyRange, Keyspace, Op, ReplicaStore, ReplicaStoreExt, StoreError, WriteSet,
+};
 use replikv_memory::MemoryStore;
-use replikv_node::{DerivedStore, OpenError};
+use replikv_node::{AggregateError, DerivedStore, InStore, OpenError, Slave, SlaveConfig};
 
 use crate::kinds::Kinds;
 use crate::support::{Error, contents, entries};
@@ -208,4 +210,27 @@ mod laws {
     }
 
     replikv_testkit::conformance_suite!(derives, volatile);
+}
+
+#[tokio::test]
+async fn what_is_derived_is_read_in_the_store_inside_for_as_long_as_it_is_whole() -> Result<(), Error> {
+    let kinds = Kinds::new();
+    let inner = MemoryStore::new();
+    let name = kinds.count.name();
+    let none = InStore::new(&inner);
+    assert!(none.names().await?.is_empty());
+    assert!(matches!(kinds.count.get(&none, &b'a').await, Err(AggregateError::Store(StoreError::NotDerived { .. }))));
+    let store = kinds.on(inner.clone()).await;
+    store.apply_one(Keyspace::Data, Op::Put { key: b"ab", value: b"cd" }).await?;
+    let inside = InStore::new(&inner);
+    assert!(inside.names().await?.iter().any(|found| found == name));
+    assert_eq!(kinds.count.get(&inside, &b'a').await?, Some(1));
+    assert_eq!(kinds.count.all(&inside).await?.value, kinds.count.all(&store).await?.value);
+    // Whoever opens it to write and does not derive leaves it alone.
+    Slave::open(inner.clone(), SlaveConfig::new("plain")).await?.shutdown().await?;
+    let left = inner.open_again();
+    let left = InStore::new(&left);
+    assert!(left.names().await?.is_empty());
+    assert!(matches!(kinds.count.all(&left).await, Err(AggregateError::Store(StoreError::NotDerived { .. }))));
+    Ok(())
 }
