@@ -231,7 +231,7 @@ impl Reach {
         self.known = changes.len();
         self.bounds.get(&keyspace).is_some_and(|(least, greatest)| {
             let (least, greatest) = (&changes[*least].1, &changes[*greatest].1);
-            range.start() <= &greatest[..] && range.end().is_none_or(|end| &end[..] > &least[..])
+            range.start() <= &greatest[..] && range.end().is_none_or(|end| end[..] > least[..])
         })
     }
 }

@@ -187,7 +187,7 @@ async fn what_does_not_fit_into_the_store_is_refused_as_not_derived() -> Result<
     let store = kinds.on(MemoryStore::new()).await;
     let longest = vec![b'a'; store.limits().max_key];
     let refused = store.apply_one(Keyspace::Data, Op::Put { key: &longest, value: b"cde" }).await;
-    assert!(matches!(refused, Err(replikv_core::StoreError::NotDerived { .. })), "{refused:?}");
+    assert!(matches!(refused, Err(StoreError::NotDerived { .. })), "{refused:?}");
     assert!(store.get(Keyspace::Data, &longest).await?.is_none());
     kinds.assert_of(&store, &[], "after a refusal").await;
     Ok(())

@@ -41,7 +41,7 @@ impl Plan {
             expire_entries: rng.usize(1..20),
             stretch: rng.usize(20..1_500),
         };
-        (topology == Topology::Star && seed / 4 % 2 == 0).then_some(plan)
+        (topology == Topology::Star && (seed / 4).is_multiple_of(2)).then_some(plan)
     }
 }
 

@@ -95,7 +95,7 @@ pub(super) enum Task {
     WritingSlots(WriteSet),
     /// The parts of the log are changed.
     Trimming {
-        after: LogParts,
+        after: Box<LogParts>,
         why: Why,
         writes: WriteSet,
         attempt: u32,
@@ -384,7 +384,7 @@ impl Process {
                     let retry_at = Some(ctx.now + (MILLI << attempt));
                     self.task = Task::Trimming { after, why, writes, attempt: attempt + 1, retry_at };
                 }
-                result => self.trimmed(ctx, after, why, result),
+                result => self.trimmed(ctx, *after, why, result),
             },
             Task::EndingReign { mark, writes, attempt, .. } => match reply.done() {
                 Err(error) if error.is_retryable() && attempt < ATTEMPTS => {

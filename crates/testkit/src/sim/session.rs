@@ -591,7 +591,7 @@ impl Session {
                 }
             }
             Message::Touched(touched) => {
-                ctx.oracle.content_sent(&ctx.stores[witness], &touched.read_at);
+                oracle.content_sent(witness, &touched.read_at);
                 let ranges = self.ranges();
                 if let Some(sent) = &mut self.sent {
                     ctx.oracle.touched_sent((sent, &mut self.told), &ranges, &self.looked_up_from, touched);

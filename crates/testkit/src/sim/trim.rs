@@ -135,7 +135,7 @@ impl Process {
         // Told before it is done: nobody is sent to records that are about to go.
         open.change(|view| view.floor = after.begins().position);
         ctx.call(self.store, self.owner(), Request::Apply(writes.clone(), Durability::Buffered));
-        self.task = Task::Trimming { after, why, writes, attempt: 0, retry_at: None };
+        self.task = Task::Trimming { after: Box::new(after), why, writes, attempt: 0, retry_at: None };
     }
 
     pub(super) fn trimmed(&mut self, ctx: &mut Context, after: LogParts, why: Why, result: Result<(), StoreError>) {
