@@ -11,7 +11,6 @@ use super::step::Indexed;
 use super::{Compacted, CompactionStep, LogParts, TombstoneFloor};
 use crate::Retention;
 use crate::layout::{Floor, Head, Stored};
-use crate::planted::{self, Bug};
 
 /// What goes next.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -49,8 +48,7 @@ impl Expiry {
     pub fn range(&self) -> KeyRange {
         let first = self.before.floor.position.seq.to_key();
         let compacted = self.before.compacted().map_or(self.until.position.seq, |compacted| compacted.position.seq);
-        let beyond = planted::is(Bug::ExpiredBeyondFloor);
-        let last = if beyond { compacted } else { compacted.min(self.until.position.seq) };
+        let last = compacted.min(self.until.position.seq);
         let end = last.next().map(|next| Bytes::copy_from_slice(&next.to_key()));
         KeyRange::new(KeyRange::all().after(&first).start().clone(), end)
     }
@@ -85,12 +83,11 @@ impl Expiry {
             writes.put(Keyspace::Meta, Compacted::KEY, compacted.to_bytes())?;
         }
         let raised = TombstoneFloor(self.until);
-        let raises = !planted::is(Bug::TombstoneFloorNotRaised) || page.is_empty();
-        if after.tombstones != Some(raised) && raises {
+        if after.tombstones != Some(raised) {
             writes.put(Keyspace::Meta, TombstoneFloor::KEY, raised.to_bytes())?;
             after.tombstones = Some(raised);
         }
-        if complete && raises {
+        if complete {
             writes.put(Keyspace::Meta, Floor::KEY, self.until.to_bytes())?;
             after.floor = self.until;
         }
