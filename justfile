@@ -17,12 +17,12 @@ deny:
 
 # The figures of the README.
 bench:
-    cargo run --release -p replikv-cli -- bench
+    cargo run --release -p replikv-cli --features jemalloc -- bench
 
 # Every scenario, on every store, masters and slaves in processes of their own, with charts in target/charts. Takes long:
 # docs/performance.md says which of them its figures are of.
 bench-all ENTRIES="100000" ROUNDS="3":
-    cargo run --release -p replikv-cli -- bench --all --entries {{ENTRIES}} --rounds {{ROUNDS}} --plot target/charts
+    cargo run --release -p replikv-cli --features jemalloc -- bench --all --entries {{ENTRIES}} --rounds {{ROUNDS}} --plot target/charts
 
 # The same work by Redis, NATS JetStream and level-master, in one table: the one of docs/performance.md. Installs what is missing
 # (Debian), level-master below target/compare.
