@@ -315,10 +315,16 @@ async fn what_is_cut_while_a_step_is_prepared_is_not_taken_for_damage() -> Resul
     let store = FaultStore::new(inner);
     let master = master(&store, config().compaction(compaction)).await;
     compacted().await;
-    overwrite(&master, 600, 100).await;
-    // The task that compacts has looked where the log begins, and at its oldest run; a slave finds the damage meanwhile.
+    // One record more than the window, while the task that compacts is held up: its next step is due.
+    let before = store.faults().hold_read(Keyspace::Log);
+    before.reached().await;
+    overwrite(&master, 1, 100).await;
     let held = store.faults().hold_read(Keyspace::Log);
+    before.release();
     held.reached().await;
+    assert_eq!(master.status().floor.seq, Seq::ZERO, "nobody has met the damage");
+    // It has looked where the log begins, and at its oldest run; a slave finds the damage meanwhile.
+    overwrite(&master, 600, 100).await;
     let slave = slave(&copy, "edge").await;
     let _connection = connect(&master, &slave);
     sleep(Duration::from_secs(5)).await;
