@@ -73,6 +73,10 @@ macro_rules! store_on_threads {
                 self.$threaded.preferred_write_set()
             }
 
+            fn preferred_operations(&self) -> usize {
+                self.$threaded.preferred_operations()
+            }
+
             fn stats(&self) -> $crate::__core::StoreStats {
                 self.$threaded.stats()
             }

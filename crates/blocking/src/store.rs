@@ -50,6 +50,11 @@ pub trait BlockingStore: Send + Sync + 'static {
         32 << 20
     }
 
+    /// How many operations a write set holds at best; see `ReplicaStore::preferred_operations`. Default: any number.
+    fn preferred_operations(&self) -> usize {
+        usize::MAX
+    }
+
     /// What it can say of itself. Called on any thread; must not wait for a write.
     fn stats(&self) -> StoreStats {
         StoreStats::default()

@@ -47,6 +47,7 @@ pub struct Threaded<B> {
     readers: async_channel::Sender<ReaderJob<B>>,
     limits: StoreLimits,
     preferred_write_set: usize,
+    preferred_operations: usize,
 }
 
 type Opener<B> = Box<dyn Fn() -> Result<B, StoreError> + Send + Sync>;
@@ -95,7 +96,8 @@ impl<B: BlockingStore> Threaded<B> {
         let open: Opener<B> = Box::new(open);
         let state = State::opened(guarded_open(&open)?);
         let State::Open { store, .. } = &state else { return Err(StoreError::Closed) };
-        let (limits, preferred_write_set) = (store.limits(), store.preferred_write_set());
+        let limits = store.limits();
+        let (preferred_write_set, preferred_operations) = (store.preferred_write_set(), store.preferred_operations());
         let shared =
             Arc::new(Shared { state: RwLock::new(state), open: Mutex::new(Some(open)), gate: Gate::default() });
         let (readers, jobs) = async_channel::bounded::<ReaderJob<B>>(options.readers.max(1) * 16);
@@ -111,7 +113,7 @@ impl<B: BlockingStore> Threaded<B> {
         let (writer, jobs) = async_channel::bounded(options.queue.max(1));
         let own = shared.clone();
         spawn(format!("{name}-writer"), move || write_loop(&own, &jobs, reading))?;
-        Ok(Self { shared, writer, readers, limits, preferred_write_set })
+        Ok(Self { shared, writer, readers, limits, preferred_write_set, preferred_operations })
     }
 
     /// Calls `call` with the store, on the caller's thread, which waits for it: for what a backend offers beyond the
@@ -448,6 +450,10 @@ impl<B: BlockingStore> ReplicaStore for Threaded<B> {
 
     fn preferred_write_set(&self) -> usize {
         self.preferred_write_set
+    }
+
+    fn preferred_operations(&self) -> usize {
+        self.preferred_operations
     }
 
     fn stats(&self) -> StoreStats {

@@ -540,7 +540,8 @@ pub(crate) struct Status {
     /// Answer by exit code: 0 if all is well, 1 if not.
     #[arg(long, conflicts_with = "store")]
     pub(crate) check: bool,
-    /// With --check: a slave that is further behind, or whose lag nobody knows, is not well. For example 5s, 500ms, 2m.
+    /// With --check: a slave that is further behind, that has heard of its master longer ago, or whose lag nobody knows, is
+    /// not well. It hears of it every two seconds while nobody writes. For example 5s, 500ms, 2m.
     #[arg(long, value_name = "TIME", requires = "check", value_parser = duration)]
     pub(crate) max_lag: Option<Duration>,
 }

@@ -156,6 +156,12 @@ pub trait ReplicaStore: Send + Sync + 'static {
         32 << 20
     }
 
+    /// How many operations a write set holds at best, besides: for stores that keep something for each of them. A hint as
+    /// [`preferred_write_set`](Self::preferred_write_set) is. Default: as many as these bytes hold.
+    fn preferred_operations(&self) -> usize {
+        usize::MAX
+    }
+
     /// What it can say of itself, for whoever watches it. Never waits for a write; nothing is decided by it.
     ///
     /// A store that wraps another one passes this on.
@@ -204,6 +210,10 @@ impl<T: ReplicaStore + ?Sized> ReplicaStore for Arc<T> {
 
     fn preferred_write_set(&self) -> usize {
         (**self).preferred_write_set()
+    }
+
+    fn preferred_operations(&self) -> usize {
+        (**self).preferred_operations()
     }
 
     fn stats(&self) -> StoreStats {
@@ -271,6 +281,10 @@ mod tests {
             4
         }
 
+        fn preferred_operations(&self) -> usize {
+            6
+        }
+
         fn stats(&self) -> StoreStats {
             StoreStats { foreign_commits: Some(5), ..StoreStats::default() }
         }
@@ -301,6 +315,7 @@ mod tests {
         assert_eq!(told(now(store.reopen())), "reopen");
         assert_eq!(told(now(store.close())), "close");
         assert_eq!(store.limits(), StoreLimits { max_key: 1, max_value: 2, max_batch: 3 });
-        assert_eq!((store.preferred_write_set(), store.stats().foreign_commits), (4, Some(5)));
+        assert_eq!((store.preferred_write_set(), store.preferred_operations()), (4, 6));
+        assert_eq!(store.stats().foreign_commits, Some(5));
     }
 }

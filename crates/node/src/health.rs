@@ -23,6 +23,8 @@ pub enum HealthState {
     /// Its master's writers are faster, and it does not get there: its lag has done nothing but grow for ten minutes, or it
     /// copies or compares again and again and never gets to the end.
     Outpaced,
+    /// Another master goes on in its place: one was promoted, or this one has handed over.
+    Replaced,
     /// There is no connection; it tries again.
     Disconnected,
     /// It was shut down.

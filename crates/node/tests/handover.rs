@@ -77,7 +77,7 @@ async fn nothing_is_lost_and_there_are_never_two_masters() -> Result<(), Error> 
     assert!(acknowledged.len() >= 100);
     assert!(matches!(old.put("late", "").await, Err(WriteError::Superseded { by: None })));
     let health = old.status().health;
-    assert!(health.state == HealthState::Blocked && health.reason.contains("handed over"), "{health:?}");
+    assert!(health.state == HealthState::Replaced && health.reason.contains("handed over"), "{health:?}");
     let new = master(&again(&next), MasterConfig::default()).await;
     let held: BTreeMap<_, _> = contents(new.store()).await.into_iter().collect();
     for (key, token) in &acknowledged {

@@ -116,7 +116,7 @@ async fn a_master_that_meets_a_newer_epoch_never_writes_again() -> Result<(), Er
     let gone = old.transact(|_, batch| Ok(batch.put("later", "1"))).await.unwrap_err();
     assert!(matches!(gone, WriteError::Superseded { .. }), "{gone}");
     let health = old.status().health;
-    assert!(health.state == HealthState::Blocked && health.reason.contains("promoted"), "{health:?}");
+    assert!(health.state == HealthState::Replaced && health.reason.contains("promoted"), "{health:?}");
     assert_eq!(slaves[1].get("k").await?.as_deref(), Some(&b"2"[..]), "a slave loses nothing to it");
     old.shutdown().await?;
     // Nor does whoever opens it next, whatever he says.

@@ -85,6 +85,40 @@ async fn applied(slave: &Slave<Store>, master: &Master<Store>) {
     soon(slave.wait_applied(master.status().published.seq)).await.unwrap();
 }
 
+// Or whoever reads there within a bound is told what is old.
+#[tokio::test(start_paused = true)]
+async fn a_slave_is_no_nearer_to_the_master_than_the_relay_that_it_follows() -> Result<(), Error> {
+    let stores = [store(), store(), store(), store()];
+    let top = master(&stores[0], MasterConfig::default()).await;
+    let (middle, lower) = (relay(&stores[1], "middle").await, relay(&stores[2], "lower").await);
+    let leaf = slave(&stores[3], "leaf").await;
+    let (serving, following) = connect(&top, &middle);
+    let (_lower, _leaf) = (keep_below(&middle, &lower), keep_below(&lower, &leaf));
+    write(&top, 0, 10).await;
+    applied(&leaf, &top).await;
+    let near = || {
+        let status = leaf.status();
+        status.lag.is_some_and(|lag| lag.seqs == 0) && status.last_contact_ms.is_some_and(|silence| silence < 9_000)
+    };
+    until(near).await;
+    assert_eq!(leaf.status().health.state, HealthState::Ready);
+    serving.abort();
+    following.abort();
+    // All of them go on hearing of one another.
+    tokio::time::sleep(Duration::from_secs(60)).await;
+    write(&top, 10, 20).await;
+    for slave in [&middle, &lower, &leaf] {
+        let status = slave.status();
+        assert_eq!((status.lag, status.health.state), (None, HealthState::Disconnected), "{status:?}");
+        assert!(status.last_contact_ms.is_some_and(|silence| silence >= 59_000), "{status:?}");
+    }
+    let (_serving, _following) = connect(&top, &middle);
+    applied(&leaf, &top).await;
+    until(near).await;
+    assert_eq!(leaf.status().health.state, HealthState::Ready);
+    Ok(())
+}
+
 #[tokio::test(start_paused = true)]
 async fn the_log_is_kept_record_by_record_and_others_follow_from_it() -> Result<(), Error> {
     let stores = [store(), store(), store()];

@@ -1,6 +1,7 @@
 //! Stores that take little at once, closures that panic, and stores that break while nobody writes.
 
 use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
 use crate::support::{self, Error, master, soon, store, until};
 use async_trait::async_trait;
@@ -15,27 +16,37 @@ use replikv_node::{ChangesError, ChangesFrom, Master, MasterConfig, Slave, Slave
 use replikv_proto::layout::{Checkpoint, Floor, Stored};
 use replikv_proto::{Compaction, Retention, SlotKind};
 use replikv_testkit::ApplyFault;
+use tokio::time::sleep;
 
-/// Takes write sets of so many bytes, and remembers where the log began after each.
+/// Takes write sets of so many bytes, likes so many operations, and remembers where the log began after each, and how many
+/// changes of the data it held.
 #[derive(Debug, Clone)]
 struct Small {
     inner: MemoryStore,
     max_batch: usize,
+    operations: usize,
     floors: Arc<Mutex<Vec<u64>>>,
+    changes: Arc<Mutex<Vec<usize>>>,
 }
 
 fn small(inner: &MemoryStore, max_batch: usize) -> Small {
-    Small { inner: inner.open_again(), max_batch, floors: Arc::default() }
+    let (floors, changes) = (Arc::default(), Arc::default());
+    Small { inner: inner.open_again(), max_batch, operations: usize::MAX, floors, changes }
 }
 
 #[async_trait]
 impl ReplicaStore for Small {
     async fn apply(&self, writes: WriteSet, durability: Durability) -> Result<(), StoreError> {
         writes.check(&self.limits())?;
+        self.changes.lock().unwrap().push(writes.ops().filter(|(keyspace, _)| *keyspace == Keyspace::Data).count());
         for (_, op) in writes.ops() {
             if let Op::Put { key: Floor::KEY, value } = op {
                 self.floors.lock().unwrap().push(Floor::from_bytes(value)?.position.seq.as_u64());
             }
+        }
+        if self.operations < usize::MAX {
+            // Something waits meanwhile.
+            sleep(Duration::from_millis(2)).await;
         }
         self.inner.apply(writes, durability).await
     }
@@ -63,6 +74,10 @@ impl ReplicaStore for Small {
     fn limits(&self) -> StoreLimits {
         StoreLimits { max_batch: self.max_batch, ..self.inner.limits() }
     }
+
+    fn preferred_operations(&self) -> usize {
+        self.operations
+    }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -76,6 +91,34 @@ async fn batches_that_do_not_fit_into_the_store_together_are_committed_apart() -
         written??;
     }
     assert_eq!(master.scan(.., ScanOptions::default().max_bytes(usize::MAX)).await?.len(), 40);
+    Ok(())
+}
+
+#[tokio::test]
+async fn groups_of_a_slave_have_no_more_operations_than_its_store_likes() -> Result<(), Error> {
+    let master = Master::open(MemoryStore::new(), MasterConfig::default()).await?;
+    let store = Small { operations: 250, ..small(&MemoryStore::new(), 1 << 30) };
+    let changes = store.changes.clone();
+    let slave = Slave::open(store, SlaveConfig::new("edge")).await?;
+    let (here, there) = tokio::io::duplex(64 << 10);
+    let (serving, following) = (master.clone(), slave.clone());
+    tokio::spawn(async move { serving.serve(here).await });
+    tokio::spawn(async move { following.follow(there).await });
+    soon(slave.wait_applied(master.put("first", "value").await?)).await?;
+    changes.lock().unwrap().clear();
+    // It stands in the log, and goes on there.
+    let mut token = None;
+    for batch in 0..40u32 {
+        let keys = if batch == 20 { 1_000 } else { 100 };
+        let entries = (0..keys).map(|n| (batch * 1_000 + n).to_be_bytes());
+        token = Some(master.write(entries.fold(Batch::new(), |batch, key| batch.put(key, "value"))).await?);
+    }
+    soon(slave.wait_applied(token.ok_or("nothing was written")?)).await?;
+    let changes: Vec<usize> = changes.lock().unwrap().iter().copied().filter(|count| *count > 0).collect();
+    assert_eq!(changes.iter().sum::<usize>(), 4_900);
+    assert_eq!(changes.iter().max(), Some(&1_000), "a batch goes whole: {changes:?}");
+    assert!(changes.iter().all(|count| [100, 200, 1_000].contains(count)), "{changes:?}");
+    assert!(changes.contains(&200), "what waits goes together: {changes:?}");
     Ok(())
 }
 
@@ -152,7 +195,7 @@ async fn a_store_that_broke_while_nobody_writes_is_opened_anew() -> Result<(), E
     assert!(consumer.ack(position).await.is_err(), "the outcome is unknown");
     soon(async {
         while master.get("key").await.is_err() {
-            tokio::time::sleep(std::time::Duration::from_millis(10)).await;
+            sleep(Duration::from_millis(10)).await;
         }
     })
     .await;
@@ -195,7 +238,7 @@ async fn a_batch_that_cannot_be_compacted_at_once_does_not_end_compaction() -> R
         let batch = (0..40).fold(Batch::new(), |batch, n| batch.put((round * 40 + n).to_be_bytes(), "v"));
         master.write(batch).await?;
     }
-    tokio::time::sleep(std::time::Duration::from_secs(600)).await;
+    sleep(Duration::from_secs(600)).await;
     let status = master.status();
     assert!(status.floor.seq >= large.seq, "the log was cut after it: {:?}", status.floor);
     let compacted = status.compacted.ok_or("nothing is compacted")?;

@@ -68,9 +68,9 @@ pub use subscription::{InvalidSubscription, Resubscribing, Subscription};
 pub use succession::{Candidate, Promotion, Unfit, epoch_after, next_epoch, step_down};
 pub use time::Now;
 pub use wire::{
-    Ack, Answered, AnsweredBody, Compression, Compressor, Content, DecodeError, Decoder, DecoderLimits, EncodeError,
-    Encoder, EpochStart, Event, FRAME_HEADER_LEN, Filtered, Fragment, Goodbye, GoodbyeReason, Heartbeat, Hello, Lag,
-    MAX_FRAME_LEN, Message, Mode, Outgoing, PREAMBLE_LEN, Packed, Passage, PathNode, Preamble, ReadAt, ReadFailure,
-    Records, Reject, RejectCode, Request, RequestBody, Response, Share, Skipped, Touched, UnknownCompression, VERSION,
-    WaitFor, Welcome,
+    Above, Ack, Answered, AnsweredBody, Compression, Compressor, Content, DecodeError, Decoder, DecoderLimits,
+    EncodeError, Encoder, EpochStart, Event, FRAME_HEADER_LEN, Filtered, Fragment, Goodbye, GoodbyeReason, Heartbeat,
+    Hello, Lag, MAX_FRAME_LEN, Message, Mode, Outgoing, PREAMBLE_LEN, Packed, Passage, PathNode, Preamble, ReadAt,
+    ReadFailure, Records, Reject, RejectCode, Request, RequestBody, Response, Share, Skipped, Touched,
+    UnknownCompression, VERSION, WaitFor, Welcome,
 };

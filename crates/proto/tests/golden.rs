@@ -15,12 +15,12 @@ use replikv_core::{
 };
 use replikv_proto::layout::{Backup, Checkpoint, Epochs, Floor, Head, Identity, Kept, Role, Stored, Superseded};
 use replikv_proto::{
-    Ack, Answered, AnsweredBody, Claim, ClaimState, Compacted, Compaction, Compare, Compared, Content, EpochStart,
-    FRAME_HEADER_LEN, Fence, FenceRequest, Filtered, Goodbye, GoodbyeReason, Heartbeat, Held, Hello, Lag, LogParts,
-    Message, Mode, OnDivergence, Passage, PathNode, PreparedRecord, Probe, Probed, RangeSummary, ReadAt, ReadFailure,
-    Record, RecordDraft, RecordHeader, RecordKind, Records, Reject, RejectCode, Request, RequestBody, Response, Resync,
-    Share, Skipped, Slot, Subscription, Summary, TombstoneFloor, Touched, Verdict, WaitFor, Welcome, origin,
-    read_stretch,
+    Above, Ack, Answered, AnsweredBody, Claim, ClaimState, Compacted, Compaction, Compare, Compared, Content,
+    EpochStart, FRAME_HEADER_LEN, Fence, FenceRequest, Filtered, Goodbye, GoodbyeReason, Heartbeat, Held, Hello, Lag,
+    LogParts, Message, Mode, OnDivergence, Passage, PathNode, PreparedRecord, Probe, Probed, RangeSummary, ReadAt,
+    ReadFailure, Record, RecordDraft, RecordHeader, RecordKind, Records, Reject, RejectCode, Request, RequestBody,
+    Response, Resync, Share, Skipped, Slot, Subscription, Summary, TombstoneFloor, Touched, Verdict, WaitFor, Welcome,
+    origin, read_stretch,
 };
 
 fn source() -> SourceId {
@@ -163,6 +163,15 @@ fn messages() -> Vec<(&'static str, Message)> {
         (
             "frame_08_heartbeat_source",
             Message::Heartbeat(Heartbeat::Source { head: position(1000), log_bytes: 123_456, time: 1_700_000_000_000 }),
+        ),
+        (
+            "frame_08_heartbeat_relay",
+            Message::Heartbeat(Heartbeat::Relay {
+                head: position(1000),
+                log_bytes: 123_456,
+                time: 1_700_000_000_000,
+                above: Above { lag: Some(Lag { seqs: 3, bytes: 300, millis: 40 }), silence_ms: Some(2_000) },
+            }),
         ),
         ("frame_08_heartbeat_follower", Message::Heartbeat(Heartbeat::Follower { applied, durable, consistent })),
         ("frame_09_compare", Message::Compare(question())),

@@ -7,7 +7,7 @@ use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail};
-use replikv::{Batch, Commit, Master, MasterConfig, StoreLimits};
+use replikv::{Batch, Commit, Master, MasterConfig, ReplicaStore, StoreLimits};
 use tokio::sync::mpsc;
 
 use crate::args::{self, Format};
@@ -20,6 +20,22 @@ use crate::ui;
 /// of them once.
 const BATCH_ENTRIES: usize = 50_000;
 const BATCH_BYTES: usize = 4 << 20;
+
+/// What a batch holds at most, but for one entry.
+#[derive(Clone, Copy)]
+struct Most {
+    entries: usize,
+    bytes: usize,
+}
+
+impl Most {
+    fn of(store: &impl ReplicaStore) -> Self {
+        Self {
+            entries: BATCH_ENTRIES.min(store.preferred_operations()),
+            bytes: BATCH_BYTES.min(store.preferred_write_set()),
+        }
+    }
+}
 
 pub(crate) async fn run(args: args::Import, json: bool) -> anyhow::Result<ExitCode> {
     let columns = Columns { key: args.key_column, value: args.value_column };
@@ -132,16 +148,16 @@ impl Source {
     }
 
     // On a thread of its own: reading blocks.
-    fn read(self, batches: &mpsc::Sender<(Batch, u64)>, batch_bytes: usize) -> anyhow::Result<()> {
+    fn read(self, batches: &mpsc::Sender<(Batch, u64)>, most: Most) -> anyhow::Result<()> {
         let name = self.name;
         match self.input {
             Input::File { file, format, columns } => {
                 Reader::entries(format, BufReader::with_capacity(1 << 20, file), &columns)
-                    .and_then(|reader| send_all(reader.limits(self.limits), batches, batch_bytes))
+                    .and_then(|reader| send_all(reader.limits(self.limits), batches, most))
             }
             Input::Standard { format, columns } => Reader::entries(format, BufReader::new(std::io::stdin()), &columns)
-                .and_then(|reader| send_all(reader.limits(self.limits), batches, batch_bytes)),
-            Input::Included { text, separator } => send_all(Reader::separated(text, separator), batches, batch_bytes),
+                .and_then(|reader| send_all(reader.limits(self.limits), batches, most)),
+            Input::Included { text, separator } => send_all(Reader::separated(text, separator), batches, most),
         }
         .context(name)
     }
@@ -150,7 +166,7 @@ impl Source {
 fn send_all(
     mut reader: Reader<impl std::io::BufRead>,
     batches: &mpsc::Sender<(Batch, u64)>,
-    batch_bytes: usize,
+    most: Most,
 ) -> anyhow::Result<()> {
     let (mut waiting, mut bytes) = (Vec::new(), 0);
     loop {
@@ -160,7 +176,7 @@ fn send_all(
             bytes += operation.byte_len();
             waiting.push(operation);
         }
-        if waiting.len() >= BATCH_ENTRIES || bytes >= batch_bytes || (is_end && !waiting.is_empty()) {
+        if waiting.len() >= most.entries || bytes >= most.bytes || (is_end && !waiting.is_empty()) {
             let entries = waiting.len() as u64;
             // Nobody takes it any more: the import was interrupted, or failed for another reason.
             if batches.blocking_send((in_key_order(&mut waiting), entries)).is_err() {
@@ -190,8 +206,8 @@ pub(crate) async fn import(
     mut progress: impl FnMut(u64),
 ) -> anyhow::Result<Imported> {
     let (sender, mut batches) = mpsc::channel(8);
-    let batch_bytes = BATCH_BYTES.min(master.store().preferred_write_set());
-    let reading = tokio::task::spawn_blocking(move || source.read(&sender, batch_bytes));
+    let most = Most::of(master.store());
+    let reading = tokio::task::spawn_blocking(move || source.read(&sender, most));
     let mut imported = Imported { entries: 0, complete: true, token: None };
     loop {
         let batch = tokio::select! {

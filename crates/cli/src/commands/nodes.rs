@@ -31,6 +31,9 @@ struct Met {
     reader: Arc<dyn Reader>,
     /// The epoch and the last record of a master.
     master: Option<(u64, u64)>,
+    address: String,
+    /// Whose history it holds, as its status says that; of an empty slave nothing.
+    source: Value,
 }
 
 impl Met {
@@ -58,6 +61,7 @@ impl Nodes {
     pub(super) async fn meet(addresses: &[String], bound: &args::Bound) -> anyhow::Result<Self> {
         addresses.iter().try_for_each(|address| super::check_port(address))?;
         let met = meet_all(addresses).await?;
+        of_one_source(&met)?;
         let config = bound.config(&met);
         let (masters, slaves): (Vec<_>, Vec<_>) = met.into_iter().partition(|met| met.master.is_some());
         let slaves = slaves.into_iter().map(|slave| slave.reader);
@@ -113,7 +117,19 @@ async fn meet(address: &str) -> anyhow::Result<Met> {
         _ => Ok(()),
     });
     probe.with_context(|| format!("the node at {address} cannot be asked"))?;
-    Ok(Met { reader: Arc::new(reader), master: master_of(&status) })
+    let held = [&status["published"], &status["position"]].into_iter().find(|position| position.is_object());
+    let source = held.map_or(Value::Null, |position| position["source"].clone());
+    Ok(Met { reader: Arc::new(reader), master: master_of(&status), address: address.to_owned(), source })
+}
+
+// One of them is not meant, and nobody knows which.
+fn of_one_source(met: &[Met]) -> anyhow::Result<()> {
+    let mut holders = met.iter().filter(|met| !met.source.is_null());
+    let Some(first) = holders.next() else { return Ok(()) };
+    match holders.find(|other| other.source != first.source) {
+        Some(other) => bail!("{} and {} hold the data of two masters: name nodes of one", first.address, other.address),
+        None => Ok(()),
+    }
 }
 
 fn master_of(status: &Value) -> Option<(u64, u64)> {

@@ -166,6 +166,11 @@ fn trouble(status: &Value, max_lag: Option<Duration>) -> Option<String> {
     if let Some(lag) = lag_of(status).filter(|lag| *lag > max) {
         return Some(format!("it is {} behind", ui::time_words(lag)));
     }
+    // What its master wrote since is not known.
+    let silence = status["last_contact_ms"].as_u64().map(Duration::from_millis);
+    if let Some(silence) = silence.filter(|silence| *silence > max) {
+        return Some(format!("nothing was heard of its master for {}", ui::time_words(silence)));
+    }
     let slaves = status["slaves"].as_array()?;
     slaves.iter().find_map(|slave| {
         let lag = Duration::from_millis(slave["lag_ms"].as_u64()?);

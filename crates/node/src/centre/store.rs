@@ -226,6 +226,10 @@ impl<S: ReplicaStore> ReplicaStore for LinkStore<S> {
         (whole / links).max(LEAST).min(whole)
     }
 
+    fn preferred_operations(&self) -> usize {
+        self.shared.store.preferred_operations()
+    }
+
     fn stats(&self) -> StoreStats {
         self.shared.store.stats()
     }

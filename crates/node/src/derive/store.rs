@@ -292,6 +292,10 @@ impl<S: ReplicaStore> ReplicaStore for DerivedStore<S> {
         self.shared.inner.preferred_write_set()
     }
 
+    fn preferred_operations(&self) -> usize {
+        self.shared.inner.preferred_operations()
+    }
+
     fn stats(&self) -> StoreStats {
         self.shared.inner.stats()
     }

@@ -108,7 +108,8 @@ impl<S: ReplicaStore> Inner<S> {
         let records = self.full_records(full).await?;
         let until = self.held_in_full(&parts, &head);
         let checkpoints = self.with_checkpoints(|checkpoints| checkpoints.clone());
-        let mut most_ops = (self.store.preferred_write_set() / OP_BYTES).clamp(1, STEP_OPS);
+        let most_ops = (self.store.preferred_write_set() / OP_BYTES).min(self.store.preferred_operations());
+        let mut most_ops = most_ops.clamp(1, STEP_OPS);
         loop {
             let Some(folding) = compaction.fold(&parts, &head, &records, most_ops, until, &checkpoints)? else {
                 return Ok(None);

@@ -10,7 +10,7 @@ use futures_util::future::BoxFuture;
 use replikv_core::{Epoch, KeyRange, Keyspace, Position, ReplicaStore, ScanOptions, Seq, StoreError};
 use replikv_proto::layout::{Head, Superseded};
 use replikv_proto::{
-    Content, DecoderLimits, FenceRefusal, FenceRequest, Fenced, Goodbye, GoodbyeReason, LogAnswer, MasterAction,
+    Above, Content, DecoderLimits, FenceRefusal, FenceRequest, Fenced, Goodbye, GoodbyeReason, LogAnswer, MasterAction,
     MasterSession, MasterSessionConfig, Message, Reject, RejectCode, Relay, Request, RequestBody, Response, SlotName,
     View,
 };
@@ -47,6 +47,11 @@ pub(crate) trait Serves<S: ReplicaStore>: Send + Sync {
 
     /// The answer to a question of somebody who follows.
     fn tell(&self, request: &Request) -> Response;
+
+    /// What it knows of its master, if it has one.
+    fn above(&self) -> Option<Above> {
+        None
+    }
 }
 
 #[async_trait]
@@ -332,6 +337,7 @@ impl<N: Serves<S>, S: ReplicaStore> Driver<'_, N, S> {
                     if looked {
                         session.handle_view(*self.views.borrow_and_update());
                     } else {
+                        self.tell_above(session);
                         session.handle_timeout(inner.clock.now())?;
                     }
                 }
@@ -417,6 +423,7 @@ impl<N: Serves<S>, S: ReplicaStore> Driver<'_, N, S> {
                     "a slave has connected"
                 );
                 inner.metrics.session_accepted();
+                self.tell_above(session);
                 // A question of a comparison is the longest that a slave has to say.
                 connection.set_limits(DecoderLimits { control: 2 << 20, data: 1 << 20 });
                 if !temporary {
@@ -449,6 +456,12 @@ impl<N: Serves<S>, S: ReplicaStore> Driver<'_, N, S> {
             }
         }
         Ok(None)
+    }
+
+    fn tell_above(&self, session: &mut MasterSession) {
+        if let Some(above) = self.node.above() {
+            session.handle_above(above);
+        }
     }
 
     // A read that failed ends the session: it is never told to a slave as if it were an answer.

@@ -89,7 +89,7 @@ pub(super) struct Trouble(Option<(HealthState, String, u64)>);
 
 impl Trouble {
     pub(super) fn superseded(words: String) -> Self {
-        Self(Some((HealthState::Blocked, words, crate::clock::unix_ms())))
+        Self(Some((HealthState::Replaced, words, crate::clock::unix_ms())))
     }
 
     pub(super) fn from_commit(error: &StoreError) -> Self {

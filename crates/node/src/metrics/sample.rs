@@ -48,13 +48,14 @@ async fn run<T: Sampled>(node: Weak<T>, closing: CancellationToken) {
     }
 }
 
-const STATES: [HealthState; 8] = [
+const STATES: [HealthState; 9] = [
     HealthState::Ready,
     HealthState::CatchingUp,
     HealthState::Stale,
     HealthState::Diverged,
     HealthState::Blocked,
     HealthState::Outpaced,
+    HealthState::Replaced,
     HealthState::Disconnected,
     HealthState::Stopped,
 ];
@@ -68,6 +69,7 @@ fn label_of(state: HealthState) -> &'static str {
         HealthState::Diverged => "diverged",
         HealthState::Blocked => "blocked",
         HealthState::Outpaced => "outpaced",
+        HealthState::Replaced => "replaced",
         HealthState::Disconnected => "disconnected",
         HealthState::Stopped => "stopped",
         // No node is in it.

@@ -215,7 +215,8 @@ impl BalancedReader {
     }
 
     /// Reads from `readers`, and from `fallback`, the master as a rule, when none of them can answer. It is not asked
-    /// otherwise; but what it has counts for how far readers are behind.
+    /// otherwise; but what it has counts for how far readers are behind. Nor is it asked once another master goes on in its
+    /// place, as far as it says so, or readers have been in a later epoch.
     pub fn with_fallback(
         readers: impl IntoIterator<Item = Arc<dyn Reader>>,
         fallback: Arc<dyn Reader>,
@@ -316,9 +317,8 @@ impl Inner {
         F: Future<Output = Result<Reading<T>, ReadError>>,
     {
         let statuses: Vec<ReaderStatus> = self.readers.iter().map(|entry| entry.reader.status()).collect();
-        if let Some(fallback) = &self.fallback {
-            self.judge.saw_status(&fallback.reader.status());
-        }
+        let last_resort = self.fallback.as_ref().map(|fallback| fallback.reader.status());
+        last_resort.iter().for_each(|status| self.judge.saw_status(status));
         statuses.iter().for_each(|status| self.judge.saw_status(status));
         let mut reasons: Vec<Option<String>> = vec![None; self.readers.len()];
         let mut hopeless = Vec::new();
@@ -333,15 +333,18 @@ impl Inner {
             }
         }
         let mut reasons: Vec<String> = reasons.into_iter().flatten().collect();
-        if let Some(fallback) = &self.fallback {
-            match self.attempt(fallback, false, &read).await {
+        let unfit = last_resort.and_then(|status| self.judge.fallback(&status).err());
+        match (&self.fallback, unfit) {
+            (Some(_), Some(unfit)) => reasons.push(format!("the fallback: {unfit}")),
+            (Some(fallback), None) => match self.attempt(fallback, false, &read).await {
                 Ok(read) => return Round::Answered(read),
                 Err(error) if is_final(&error) => return Round::Final(error),
                 Err(error) => {
                     reasons.push(format!("the fallback: {error}"));
                     hopeless.push(error);
                 }
-            }
+            },
+            (None, _) => {}
         }
         // One reader may be of another history. When all who were asked say so, it is what was asked for.
         let never =

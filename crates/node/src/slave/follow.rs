@@ -140,8 +140,11 @@ impl<S: ReplicaStore> Slave<S> {
         let session = self.session().await?;
         let target = inner.config.group_bytes.unwrap_or_else(|| inner.store.preferred_write_set());
         let target = target.min(session.limits.max_batch).max(1);
-        let mut applier =
-            Applier::new(inner.config.link.clone(), session.cursor.clone(), target).resyncing(session.resync);
+        // Who says how many bytes a group has, means all of them.
+        let by_store = inner.config.group_bytes.is_none().then(|| inner.store.preferred_operations());
+        let mut applier = Applier::new(inner.config.link.clone(), session.cursor.clone(), target)
+            .most_operations(by_store.unwrap_or(usize::MAX))
+            .resyncing(session.resync);
         if let Some(relay) = &inner.relay {
             applier = applier.keeping_log(stored::read(&inner.store, Head::KEY).await?);
             relay.take_turn(&inner.store).await?;

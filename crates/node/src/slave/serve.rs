@@ -5,7 +5,7 @@ use std::sync::Arc;
 use async_trait::async_trait;
 use replikv_core::{Epoch, KeyRange, ReplicaStore, StoreError};
 use replikv_proto::{
-    Content, DecoderLimits, Message, Refusal, Reject, RejectCode, Request, Response, SlotKind, SlotName,
+    Above, Content, DecoderLimits, Message, Refusal, Reject, RejectCode, Request, Response, SlotKind, SlotName,
 };
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::time::timeout;
@@ -112,5 +112,11 @@ impl<S: ReplicaStore> Serves<Arc<S>> for Relaying<'_, S> {
 
     fn tell(&self, request: &Request) -> Response {
         tell(self.slave, request.id, &request.body)
+    }
+
+    fn above(&self) -> Option<Above> {
+        let inner = &self.slave.inner;
+        let (_, at) = inner.tracker.read_at(inner.clock.now());
+        Some(Above { lag: at.lag, silence_ms: at.last_contact_ms })
     }
 }

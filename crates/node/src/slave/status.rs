@@ -4,7 +4,7 @@ use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 use replikv_core::{Cursor, Epoch, Fill, KeyRanges, Position, Seq, StoreError};
-use replikv_proto::{EpochStart, Fence, Lag, Mode, Now, Progress, ReadAt, RejectCode, SourceFacts, Welcome};
+use replikv_proto::{Above, EpochStart, Fence, Lag, Mode, Now, Progress, ReadAt, RejectCode, SourceFacts, Welcome};
 use serde::Serialize;
 use tokio::sync::watch;
 
@@ -71,9 +71,10 @@ pub struct SlaveStatus {
     pub durable: Seq,
     /// The master's last published record, as last told.
     pub source_head: Option<Position>,
-    /// How far it is behind; `None` before a master has told where it stands, and while none is connected.
+    /// How far it is behind the master, also through relays; `None` before that has told where it stands, and while none is
+    /// connected, here or at a relay above.
     pub lag: Option<Lag>,
-    /// Milliseconds since anything was heard of the master; `None` if nothing ever was.
+    /// Milliseconds since anything was heard of the master, also through relays; `None` if nothing ever was.
     pub last_contact_ms: Option<u64>,
     /// Records applied since the slave was opened.
     pub records: u64,
@@ -162,6 +163,7 @@ struct Facts {
     applied_time: Option<u64>,
     clock_offset: i64,
     heard: Option<Duration>,
+    above: Link,
     trouble: Option<(HealthState, String)>,
     since: u64,
     last_state: Option<HealthState>,
@@ -183,6 +185,15 @@ struct Facts {
     trend: Trend,
     /// What the slave has promised.
     fence: Option<Fence>,
+}
+
+/// Whom a slave follows.
+#[derive(Debug, Clone, Copy, Default)]
+enum Link {
+    #[default]
+    Master,
+    /// A relay, and what it has told of the master, and when.
+    Relay(Option<(Above, Duration)>),
 }
 
 /// How much has come of connecting, since the slave was opened.
@@ -239,6 +250,7 @@ impl Tracker {
             facts.copies += u64::from(matches!(welcome.mode, Mode::Copy { .. }));
             facts.begun += u64::from(welcome.mode.from().is_some());
             facts.path = path(&self.name, welcome);
+            facts.above = if welcome.path.is_empty() { Link::Master } else { Link::Relay(None) };
         });
         let begins = welcome.mode.from().is_some();
         self.progress.send_modify(|progress| {
@@ -265,6 +277,9 @@ impl Tracker {
     pub(super) fn contact(&self, source: SourceFacts, now: Now) {
         self.change(|facts| {
             facts.source = Some(source);
+            if let Some(above) = source.above {
+                facts.above = Link::Relay(Some((above, now.monotonic)));
+            }
             if let Some(time) = source.time {
                 facts.clock_offset = time.cast_signed().wrapping_sub(now.unix_ms.cast_signed());
             }
@@ -274,7 +289,7 @@ impl Tracker {
             return;
         }
         let progress = self.progress.borrow().clone();
-        self.change(|facts| match lag(facts, &progress, now) {
+        self.change(|facts| match own_lag(facts, &progress, now) {
             Some(lag) if progress.consistent => facts.trend.told(lag.bytes, facts.applied_ever, now.monotonic),
             // A copy or a comparison ends with what was written meanwhile.
             _ => facts.trend = Trend::default(),
@@ -396,7 +411,7 @@ impl Tracker {
             shows: None,
             consistent: progress.consistent,
             lag: lag(&facts, &progress, now),
-            last_contact_ms: facts.heard.map(|heard| millis(now.monotonic.saturating_sub(heard))),
+            last_contact_ms: facts.silence(now).map(millis),
         };
         drop(facts);
         (progress, at)
@@ -414,10 +429,12 @@ impl Tracker {
             Some(_) if caught_up && progress.consistent => SlaveState::Following,
             Some(_) => SlaveState::CatchingUp,
         };
-        let silence = facts.heard.map(|heard| now.monotonic.saturating_sub(heard));
-        let millis = |age: Duration| u64::try_from(age.as_millis()).unwrap_or(u64::MAX);
+        let silence = facts.silence(now);
         let (health, reason) = match &facts.trouble {
             Some((state, reason)) => (*state, reason.clone()),
+            None if facts.is_cut_off() => {
+                (HealthState::Disconnected, "the relay that it follows has lost the master".into())
+            }
             None if silence.is_some_and(|silence| silence > self.stale_after) => {
                 (HealthState::Stale, "nothing was heard of the master for too long".into())
             }
@@ -493,6 +510,21 @@ impl Facts {
         (!over).then(|| fence.clone())
     }
 
+    // Since the master itself was heard of. A relay that has not told yet knows what this slave knew before.
+    fn silence(&self, now: Now) -> Option<Duration> {
+        let since = |at: Duration| now.monotonic.saturating_sub(at);
+        match self.above {
+            Link::Master | Link::Relay(None) => self.heard.map(since),
+            Link::Relay(Some((above, told))) => {
+                above.silence_ms.map(|silence| since(told).saturating_add(Duration::from_millis(silence)))
+            }
+        }
+    }
+
+    fn is_cut_off(&self) -> bool {
+        matches!(self.above, Link::Relay(Some((Above { lag: None, .. }, _))))
+    }
+
     fn filled_in(&mut self, cursor: Option<&Cursor>) {
         // Where everything is covered nothing is copied: part of it is newer than the position.
         let missing = cursor.filter(|cursor| cursor.coverage.consistent_at().is_none());
@@ -524,6 +556,19 @@ pub(super) struct Applied {
 
 // A lag is only told while somebody is there who could tell that it has grown: lag 0 while broken is impossible.
 fn lag(facts: &Facts, progress: &SlaveProgress, now: Now) -> Option<Lag> {
+    let own = own_lag(facts, progress, now)?;
+    match facts.above {
+        Link::Master => Some(own),
+        Link::Relay(told) => told.and_then(|(above, _)| above.lag).map(|above| Lag {
+            seqs: own.seqs + above.seqs,
+            bytes: own.bytes + above.bytes,
+            millis: own.millis.max(above.millis),
+        }),
+    }
+}
+
+// Behind whom it follows.
+fn own_lag(facts: &Facts, progress: &SlaveProgress, now: Now) -> Option<Lag> {
     let source = facts.source.filter(|_| progress.connected)?;
     let head = progress.head.map_or(source.head.seq, |head| head.seq.max(source.head.seq));
     let seqs = progress.position.map_or(head.as_u64(), |position| head.since(position.seq));
@@ -574,5 +619,33 @@ mod tests {
             let seen = seen.borrow_and_update();
             assert_eq!((seen.connected, seen.head, seen.consistent), (true, Some(from), consistent), "{mode:?}");
         }
+    }
+
+    // Also before the relay has told anything, and once it says that it does not know.
+    #[test]
+    fn what_a_relay_lacks_itself_is_lacking_below_it() {
+        let position = |seq| Position {
+            source: SourceId::from_bytes([7; 16]),
+            epoch: Epoch { number: 1, nonce: 9 },
+            seq: Seq::new(seq),
+            digest: Digest::from_bytes([3; 16]),
+        };
+        let tracker = Tracker::new(&SlaveConfig::new("leaf"), &KeyRanges::all(), Some(&Cursor::at(position(5))));
+        tracker.progress.send_modify(|progress| progress.connected = true);
+        tracker.change(|facts| facts.above = Link::Relay(None));
+        let now = |seconds: u64| Now { monotonic: Duration::from_secs(seconds), unix_ms: seconds * 1_000 };
+        let told = |at: u64, head: u64, above: Option<Above>| {
+            let source = SourceFacts { head: position(head), log_bytes: head * 10, time: Some(at * 1_000), above };
+            tracker.contact(source, now(at));
+            let (_, read_at) = tracker.read_at(now(at + 1));
+            (read_at.lag, read_at.last_contact_ms)
+        };
+        let lag = |seqs, bytes, millis| Some(Lag { seqs, bytes, millis });
+        assert_eq!(told(1, 5, None), (None, None));
+        let above = |lag| Some(Above { lag, silence_ms: Some(500) });
+        assert_eq!(told(2, 5, above(lag(0, 0, 0))), (lag(0, 0, 0), Some(1_500)));
+        assert_eq!(told(3, 5, above(lag(4, 40, 400))), (lag(4, 40, 400), Some(1_500)));
+        assert_eq!(told(4, 8, above(lag(4, 40, 400))), (lag(7, 120, 400), Some(1_500)), "and three of its own");
+        assert_eq!(told(5, 8, above(None)), (None, Some(1_500)));
     }
 }

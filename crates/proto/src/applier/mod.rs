@@ -29,6 +29,7 @@ use crate::{Content, Displacing, Portion, Probed, Record, Resync, SlotName, Touc
 pub struct Applier {
     link: LinkId,
     target: usize,
+    most_operations: usize,
     /// What the store holds once every group handed out is committed.
     cursor: Option<Cursor>,
     /// The stored form of `cursor`: what the next group requires.
@@ -85,7 +86,15 @@ impl Applier {
     pub fn new(link: LinkId, cursor: Option<Cursor>, target: usize) -> Self {
         let stored = cursor.as_ref().map(Cursor::to_bytes);
         let (resync, keeping, pending) = (None, None, VecDeque::new());
-        Self { link, target, cursor, stored, resync, keeping, pending, pending_bytes: 0, received: 0 }
+        let (most_operations, pending_bytes, received) = (usize::MAX, 0, 0);
+        Self { link, target, most_operations, cursor, stored, resync, keeping, pending, pending_bytes, received }
+    }
+
+    /// A group takes input of so many operations at most, and one item at least.
+    #[must_use]
+    pub fn most_operations(mut self, operations: usize) -> Self {
+        self.most_operations = operations;
+        self
     }
 
     /// Keeps the log as it is received. `head` is where what is stored of it ends: at the stored cursor, or there is none.
@@ -353,13 +362,15 @@ impl Applier {
 
     fn take_items(&mut self) -> Vec<Item> {
         let mut items = Vec::new();
-        let mut bytes = 0;
+        let (mut bytes, mut operations) = (0, 0);
         while let Some(item) = self.pending.front() {
             if matches!(item, Item::Probed(_)) {
                 break;
             }
             let len = item.byte_len();
-            if !items.is_empty() && bytes + len > self.target {
+            // Nobody counts them where there may be any number.
+            let more = if self.most_operations == usize::MAX { 0 } else { item.operations() };
+            if !items.is_empty() && (bytes + len > self.target || operations + more > self.most_operations) {
                 if planted::is(Bug::GroupIsTorn) {
                     self.pending_bytes -= len;
                     self.pending.pop_front();
@@ -367,6 +378,7 @@ impl Applier {
                 break;
             }
             bytes += len;
+            operations += more;
             items.extend(self.pending.pop_front());
         }
         self.pending_bytes -= bytes;
@@ -385,6 +397,16 @@ impl Item {
             Self::Covered(range, _) => Applier::covered_len(range),
             Self::Checkpoints(_) => 0,
             Self::Probed(probed) => probed.byte_len(),
+        }
+    }
+
+    fn operations(&self) -> usize {
+        match self {
+            Self::Record(record) => operations(record.body()),
+            Self::Portion(portion) => operations(&portion.ops),
+            Self::Content(content) => operations(&content.entries),
+            Self::Touched(touched) => operations(&touched.ops),
+            Self::Begin(_) | Self::Resync(..) | Self::Covered(..) | Self::Checkpoints(_) | Self::Probed(_) => 0,
         }
     }
 
@@ -418,6 +440,14 @@ impl Item {
             _ => None,
         }
     }
+}
+
+fn operations(ops: &EncodedOps) -> usize {
+    let of_part = |part| match part {
+        OpsPart::Put(_) => 1,
+        OpsPart::Ops(ops) => ops.count(),
+    };
+    ops.parts().map(of_part).sum()
 }
 
 fn records_bytes(items: &[Item]) -> u64 {

@@ -179,6 +179,31 @@ fn groups_hold_whole_batches_up_to_the_target_and_one_at_least() {
     }
 }
 
+#[test]
+fn groups_hold_whole_batches_up_to_so_many_operations_and_one_at_least() {
+    let records = records((0..10).map(|n| (0..5).fold(Batch::new(), |batch, key| batch.put([b'a' + key], [b'0' + n]))));
+    for (operations, per_group) in [(1, 1), (5, 1), (9, 1), (10, 2), (15, 3), (1000, 10)] {
+        let mut applier = applier(Coverage::default(), usize::MAX).most_operations(operations);
+        records.iter().cloned().for_each(|record| applier.push_record(record));
+        let groups = std::iter::from_fn(|| applier.next_group().unwrap().map(|group| group.records));
+        let taken: Vec<usize> = groups.collect();
+        assert!(taken[..taken.len() - 1].iter().all(|count| *count == per_group), "{taken:?}");
+        assert_eq!(taken.iter().sum::<usize>(), 10, "{operations}");
+        assert_eq!((applier.pending_bytes(), applier.is_idle()), (0, true));
+    }
+}
+
+#[test]
+fn pages_count_for_as_many_operations_as_they_hold_entries() {
+    let mut applier = applier(Coverage::begin(KeyRange::all()), usize::MAX).most_operations(3);
+    let entries = |from: u8| (from..from + 2).fold(Batch::new(), |batch, key| batch.put([key], "page"));
+    applier.push_content(page(KeyRange::from_bounds(..[2]), start(), entries(0)));
+    applier.push_content(page(KeyRange::from_bounds([2]..[4]), start(), entries(2)));
+    applier.push_content(page(KeyRange::from_bounds([4]..), start(), Batch::new().put([4], "page")));
+    let groups = std::iter::from_fn(|| applier.next_group().unwrap());
+    assert_eq!(groups.map(|group| data(&group).len()).collect::<Vec<_>>(), [3, 5], "a range and its entries each");
+}
+
 // Else the store would hold more, or less, than what the answer speaks of.
 #[test]
 fn no_group_reaches_across_the_answer_to_a_probe() {

@@ -15,7 +15,7 @@ use crate::filter::{self, Filter};
 use crate::planted::{self, Bug};
 use crate::reconcile::{Answer, Asked, Examination, MAX_BOUND_BYTES, MAX_PIECES, Probe, Probed};
 use crate::{
-    Ack, Content, EpochStart, Goodbye, GoodbyeReason, Heartbeat, Hello, Message, Mode, Now, PathNode, Progress,
+    Above, Ack, Content, EpochStart, Goodbye, GoodbyeReason, Heartbeat, Hello, Message, Mode, Now, PathNode, Progress,
     Records, RejectCode, Request, Response, Skipped, Stretch, Touched,
 };
 
@@ -183,6 +183,7 @@ pub struct MasterSession {
     queue: VecDeque<MasterAction>,
     heard: Duration,
     next_heartbeat: Duration,
+    above: Option<Above>,
     /// The last time that was told.
     now: Duration,
     /// No comparison is answered before.
@@ -281,8 +282,16 @@ impl MasterSession {
         let deadline = now.monotonic.saturating_add(config.handshake_timeout);
         let next_heartbeat = now.monotonic.saturating_add(config.heartbeat);
         let state = State::AwaitHello { deadline };
+        let (queue, above) = (VecDeque::new(), None);
         let (now, compare_from) = (now.monotonic, Duration::ZERO);
-        Self { config, view, epochs, state, queue: VecDeque::new(), heard: now, next_heartbeat, now, compare_from }
+        Self { config, view, epochs, state, queue, heard: now, next_heartbeat, above, now, compare_from }
+    }
+
+    /// What a relay knows of its master: heartbeats say so. The first one does at once.
+    pub fn handle_above(&mut self, above: Above) {
+        if self.above.replace(above).is_none() {
+            self.next_heartbeat = self.next_heartbeat.min(self.now);
+        }
     }
 
     /// A message has arrived.
@@ -486,11 +495,15 @@ impl MasterSession {
                     stream.tell(&mut self.queue);
                 }
                 let (head, log_bytes) = (self.view.published, self.view.log_bytes);
-                let beat = Message::Heartbeat(Heartbeat::Source { head, log_bytes, time: now.unix_ms });
+                let time = now.unix_ms;
+                let beat = match self.above {
+                    Some(above) => Heartbeat::Relay { head, log_bytes, time, above },
+                    None => Heartbeat::Source { head, log_bytes, time },
+                };
                 // A connection that does not drain gets one heartbeat, not a queue of them.
                 let waiting = |action: &MasterAction| matches!(action, MasterAction::Send(Message::Heartbeat(_)));
                 if !self.queue.iter().any(waiting) {
-                    self.queue.push_back(MasterAction::Send(beat));
+                    self.queue.push_back(MasterAction::Send(Message::Heartbeat(beat)));
                 }
             }
             _ => {}

@@ -11,8 +11,8 @@ use crate::layout::Epochs;
 use crate::planted::{self, Bug};
 use crate::reconcile::{Comparison, Held, Probe, Probed};
 use crate::{
-    Ack, Compare, Compared, Content, Fence, Goodbye, GoodbyeReason, Heartbeat, Hello, Message, Mode, Now, OnDivergence,
-    Progress, Record, Records, RejectCode, Resync, Touched, Welcome,
+    Above, Ack, Compare, Compared, Content, Fence, Goodbye, GoodbyeReason, Heartbeat, Hello, Message, Mode, Now,
+    OnDivergence, Progress, Record, Records, RejectCode, Resync, Touched, Welcome,
 };
 
 /// What a session needs to know of its slave, once.
@@ -104,6 +104,8 @@ pub struct SourceFacts {
     pub log_bytes: u64,
     /// Its wall clock, when it last told; milliseconds since the Unix epoch.
     pub time: Option<u64>,
+    /// What it knows of the master, if it is a relay and has said so.
+    pub above: Option<Above>,
 }
 
 /// How much of its own data a slave reads at once to compare it, in bytes.
@@ -292,15 +294,14 @@ impl SlaveSession {
                     self.queue.push_back(SlaveAction::Covered { range, read_at });
                 }
             }
-            (Message::Heartbeat(Heartbeat::Source { head, log_bytes, time }), State::Following { received, .. }) => {
-                if head.source != received.source {
-                    return Err(ProtocolError::misbehaved("a heartbeat speaks of another source"));
-                }
-                let source = SourceFacts { head, log_bytes, time: Some(time) };
-                self.queue.push_back(SlaveAction::Contact(source));
+            (Message::Heartbeat(Heartbeat::Source { head, log_bytes, time }), State::Following { .. }) => {
+                self.told(SourceFacts { head, log_bytes, time: Some(time), above: None })?;
+            }
+            (Message::Heartbeat(Heartbeat::Relay { head, log_bytes, time, above }), State::Following { .. }) => {
+                self.told(SourceFacts { head, log_bytes, time: Some(time), above: Some(above) })?;
             }
             // A sign of life, of one who knows less than this slave does.
-            (Message::Heartbeat(Heartbeat::Source { .. }), State::Waiting) => {}
+            (Message::Heartbeat(Heartbeat::Source { .. } | Heartbeat::Relay { .. }), State::Waiting) => {}
             // Answers to questions that this session never asks.
             (Message::Response(_), _) => {}
             (message, _) => {
@@ -424,6 +425,14 @@ impl SlaveSession {
         self.queue.push_back(SlaveAction::Close(ending));
     }
 
+    fn told(&mut self, source: SourceFacts) -> Result<(), ProtocolError> {
+        if matches!(&self.state, State::Following { received, .. } if source.head.source != received.source) {
+            return Err(ProtocolError::misbehaved("a heartbeat speaks of another source"));
+        }
+        self.queue.push_back(SlaveAction::Contact(source));
+        Ok(())
+    }
+
     // The master would go on; the slave knows better, and says so before it leaves.
     fn give_up(&mut self, refusal: Refusal) {
         let goodbye = Goodbye { reason: GoodbyeReason::Refused, words: refusal.words.clone() };
@@ -463,7 +472,7 @@ impl SlaveSession {
             self.queue.push_back(SlaveAction::Waiting(Box::new(welcome)));
             return Ok(());
         }
-        let source = SourceFacts { head: welcome.head, log_bytes: welcome.log_bytes, time: None };
+        let source = SourceFacts { head: welcome.head, log_bytes: welcome.log_bytes, time: None, above: None };
         let coverage = cursor.coverage.clone();
         let compares = coverage.fill() == Some(Fill::Compare);
         let comparison = compares.then(|| Box::new(Comparison::new(coverage.holes())));

@@ -11,7 +11,7 @@ use serde::{Deserialize, Serialize};
 
 use super::compare;
 use super::filtered::{self, Filtered};
-use super::reads::{self, Answered, RequestBody};
+use super::reads::{self, Answered, Lag, RequestBody};
 use crate::{Compare, Compared, Held, OnDivergence, Probe, Probed, Summary};
 
 /// What master and slave say to each other.
@@ -261,6 +261,26 @@ pub enum Heartbeat {
         /// Whether its data is a state of the master.
         consistent: bool,
     },
+    /// A relay's, to its slaves: as the master's, and how far it is behind itself.
+    Relay {
+        /// The last record that it serves.
+        head: Position,
+        /// Bytes of records ever published.
+        log_bytes: u64,
+        /// Its wall clock; milliseconds since the Unix epoch.
+        time: u64,
+        /// What it knows of the master.
+        above: Above,
+    },
+}
+
+/// What a relay knows of the master, at the moment at which it says so: a slave below it is no nearer to the master than that.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Above {
+    /// How far it is behind; `None` if nobody is there who could tell.
+    pub lag: Option<Lag>,
+    /// Milliseconds since anything was heard of the master; `None` if nothing ever was.
+    pub silence_ms: Option<u64>,
 }
 
 /// The content of a range: the slave replaces what it holds there.

@@ -17,8 +17,8 @@ pub(crate) use filtered::LONG;
 pub use filtered::{Filtered, Passage, Share, Skipped};
 pub use frame::{FRAME_HEADER_LEN, MAX_FRAME_LEN};
 pub use message::{
-    Ack, Content, EpochStart, Goodbye, GoodbyeReason, Heartbeat, Hello, Message, Mode, PathNode, Records, Reject,
-    RejectCode, Request, Response, Touched, Welcome,
+    Above, Ack, Content, EpochStart, Goodbye, GoodbyeReason, Heartbeat, Hello, Message, Mode, PathNode, Records,
+    Reject, RejectCode, Request, Response, Touched, Welcome,
 };
 pub use preamble::{PREAMBLE_LEN, Preamble, VERSION};
 pub use reads::{Answered, AnsweredBody, Lag, ReadAt, ReadFailure, RequestBody, WaitFor};

@@ -7,10 +7,11 @@ use replikv_core::{
     Batch, Coverage, Cursor, Digest, EncodedOps, Epoch, Fingerprint, KeyRange, Position, Seq, SourceId, StoreLimits,
 };
 use replikv_proto::{
-    Ack, Answered, AnsweredBody, Compare, Compared, Content, DecodeError, Decoder, DecoderLimits, Encoder, EpochStart,
-    Event, FenceRequest, Filtered, Goodbye, GoodbyeReason, Heartbeat, Hello, Lag, Message, Mode, OnDivergence, Passage,
-    PathNode, PreparedRecord, RangeSummary, ReadAt, ReadFailure, Record, RecordDraft, RecordKind, Records, Reject,
-    RejectCode, Request, RequestBody, Response, Share, Skipped, Verdict, WaitFor, Welcome, origin,
+    Above, Ack, Answered, AnsweredBody, Compare, Compared, Content, DecodeError, Decoder, DecoderLimits, Encoder,
+    EpochStart, Event, FenceRequest, Filtered, Goodbye, GoodbyeReason, Heartbeat, Hello, Lag, Message, Mode,
+    OnDivergence, Passage, PathNode, PreparedRecord, RangeSummary, ReadAt, ReadFailure, Record, RecordDraft,
+    RecordKind, Records, Reject, RejectCode, Request, RequestBody, Response, Share, Skipped, Verdict, WaitFor, Welcome,
+    origin,
 };
 
 pub(crate) const CRITICAL: u8 = 0x01;
@@ -314,6 +315,12 @@ pub(crate) fn message() -> impl Strategy<Value = Message> {
             log_bytes,
             time
         })),
+        (position(), any::<(u64, u64)>(), any::<(Option<(u64, u64, u64)>, Option<u64>)>()).prop_map(
+            |(head, (log_bytes, time), (lag, silence_ms))| {
+                let lag = lag.map(|(seqs, bytes, millis)| Lag { seqs, bytes, millis });
+                Message::Heartbeat(Heartbeat::Relay { head, log_bytes, time, above: Above { lag, silence_ms } })
+            }
+        ),
         (range(), position(), batch()).prop_map(|(range, read_at, entries)| Message::Ranges(Content {
             range,
             read_at,

@@ -262,6 +262,10 @@ impl<S: ReplicaStore> ReplicaStore for FaultStore<S> {
         self.shared.inner.preferred_write_set()
     }
 
+    fn preferred_operations(&self) -> usize {
+        self.shared.inner.preferred_operations()
+    }
+
     fn stats(&self) -> StoreStats {
         self.shared.inner.stats()
     }

@@ -2,15 +2,18 @@
 //! the raw store of the same size: where both get slower alike, the ratio stays.
 
 use bytes::Bytes;
+use replikv::ReplicaStore;
 
 use super::figure::Sample;
 use super::peer::Order;
 use super::workload::{Entries, Key, ingest, write};
 use super::{Place, serve};
 use crate::args::{self, Keys};
-use crate::{store, ui};
+use crate::store::{self, Store};
+use crate::ui;
 
-/// How what is there already is loaded, on either side: about as large as stores like it.
+/// How what is there already is loaded, on either side, at most: as large as the store likes it. In batches of this sled
+/// would take 3 GB of memory for each million.
 const LOAD: usize = 10_000;
 /// What a slave's groups are compared with.
 const RAW: usize = 1_000;
@@ -36,9 +39,14 @@ struct Raw {
     applied: f64,
 }
 
+fn load(store: &Store, args: &args::Bench) -> usize {
+    let entries = store.preferred_write_set() / (size_of::<Key>() + args.value);
+    entries.min(store.preferred_operations()).clamp(1, LOAD)
+}
+
 async fn raw(place: &Place<'_>, size: usize, count: usize, args: &args::Bench) -> anyhow::Result<Raw> {
     let raw = place.open("raw")?;
-    let loaded = ingest(&raw, Grown::of(size, args.value), LOAD).await?;
+    let loaded = ingest(&raw, Grown::of(size, args.value), load(&raw, args)).await?;
     let written = ingest(&raw, Entries::part(args, 1).take(count), args.batch).await?;
     let applied = ingest(&raw, Entries::part(args, 2).take(count), RAW).await?;
     raw.close().await?;
@@ -55,7 +63,7 @@ async fn replicated(
     args: &args::Bench,
 ) -> anyhow::Result<[Sample; 3]> {
     let store = place.open("master")?;
-    ingest(&store, Grown::of(size, args.value), LOAD).await?;
+    ingest(&store, Grown::of(size, args.value), load(&store, args)).await?;
     // What a ring in memory holds would be served from there.
     let master = store::open_master(store, place.kind, place.config().ring_bytes(RING)).await?;
     let from = serve(&master).await?;

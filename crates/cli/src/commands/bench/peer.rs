@@ -55,7 +55,7 @@ pub(super) enum Order {
     Host,
     /// Let that master write so many entries. Answered with the time that took.
     Write { entries: usize, batch: usize, value: usize, keys: Keys },
-    /// Answered with the memory that the process has.
+    /// Answered with the memory that the process has, and the processor time that it has used.
     Weigh,
     /// Answered when these records are applied, with quantiles of the time since what their values say they were written
     /// at.
@@ -252,7 +252,7 @@ impl Follower {
                 write(master, Entries::seeded(keys, value, 0).take(entries), batch).await?;
                 Ok(Answer { seconds: start.elapsed().as_secs_f64(), ..Answer::default() })
             }
-            Order::Weigh => Ok(Answer { resident: resident()?, ..Answer::default() }),
+            Order::Weigh => Ok(Answer { resident: resident()?, processor: processor_time()?, ..Answer::default() }),
             Order::Watch { first, last } => self.watch(first, last).await,
         }
     }

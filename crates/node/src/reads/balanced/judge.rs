@@ -14,6 +14,8 @@ use crate::{HealthState, ReaderStatus};
 pub(super) enum Unfit {
     #[error("it cannot be reached, or was shut down")]
     Gone,
+    #[error("another master goes on in its place")]
+    Replaced,
     #[error("it holds no state of its master")]
     Inconsistent,
     #[error("it follows another source than the other readers")]
@@ -60,12 +62,21 @@ impl Judge {
     }
 
     pub(super) fn status(&self, status: &ReaderStatus) -> Result<(), Unfit> {
-        if matches!(status.health.state, HealthState::Stopped) {
-            return Err(Unfit::Gone);
-        }
+        standing(status)?;
         // It may be old. By its own words it is judged, which are all of one moment, and not by how far others have come
         // since.
         self.bound(status.position, status.consistent, status.lag, status.last_contact_ms, false)
+    }
+
+    /// Whether the fallback is asked, whatever it lacks. A master in an earlier reign than others are in was replaced, though
+    /// it may not have heard of it.
+    pub(super) fn fallback(&self, status: &ReaderStatus) -> Result<(), Unfit> {
+        standing(status)?;
+        let older = |(position, furthest): (Position, Position)| position.epoch.number < furthest.epoch.number;
+        if status.position.zip(*lock(&self.furthest)).is_some_and(older) {
+            return Err(Unfit::Replaced);
+        }
+        Ok(())
     }
 
     /// An answer is used if it is within the bound, or need not be.
@@ -121,6 +132,14 @@ impl Judge {
             }
         }
         Ok(())
+    }
+}
+
+fn standing(status: &ReaderStatus) -> Result<(), Unfit> {
+    match status.health.state {
+        HealthState::Stopped => Err(Unfit::Gone),
+        HealthState::Replaced => Err(Unfit::Replaced),
+        _ => Ok(()),
     }
 }
 

@@ -38,6 +38,8 @@ struct Nature {
     ahead: u64,
     /// The number of the epoch that it is in.
     reign: u64,
+    /// It says that another master goes on in its place.
+    replaced: bool,
 }
 
 impl Nature {
@@ -52,6 +54,7 @@ impl Nature {
             status_is_old: 0,
             ahead: 0,
             reign: 1,
+            replaced: false,
         }
     }
 }
@@ -150,7 +153,8 @@ impl Reader for Fake {
 
     fn status(&self) -> ReaderStatus {
         let nature = self.now();
-        let health = Health { state: HealthState::Ready, reason: String::new(), since_unix_ms: 0 };
+        let state = if nature.replaced { HealthState::Replaced } else { HealthState::Ready };
+        let health = Health { state, reason: String::new(), since_unix_ms: 0 };
         let position = Some(nature.position(nature.seq.saturating_sub(nature.status_is_old)));
         let (lag, last_contact_ms) = (nature.lag, Some(nature.silent_ms));
         ReaderStatus { health, position, consistent: nature.consistent, lag, last_contact_ms }
@@ -234,6 +238,28 @@ async fn a_reader_outside_of_the_bound_is_left_out_and_comes_back() {
     assert!(matches!(&error, ReadError::NobodyWithin { .. }) && error.is_retryable(), "{error}");
     let words = error.to_string();
     assert!(words.contains("no state of its master") && words.contains("nobody knows"), "{words}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_master_that_was_replaced_is_no_last_resort() {
+    let (slave, old) = (Fake::new(10), Fake::new(5));
+    let balanced = BalancedReader::with_fallback(readers(&[slave.clone()]), old.clone(), config());
+    slave.become_(|nature| nature.broken = true);
+    assert_eq!(number(balanced.get(b"k").await.unwrap()), 5, "nobody knows better");
+    // It does not know itself, and others are in a later reign.
+    slave.become_(|nature| nature.reign = 2);
+    let words = balanced.read(b"k", None).await.unwrap_err().to_string();
+    assert!(words.contains("another master goes on in its place"), "{words}");
+    slave.become_(|nature| (nature.reign, nature.broken) = (2, false));
+    sleep(Duration::from_secs(60)).await;
+    assert_eq!(number(balanced.get(b"k").await.unwrap()), 10);
+    // Or it says so.
+    let (slave, old) = (Fake::new(5), Fake::new(10));
+    let balanced = BalancedReader::with_fallback(readers(&[slave.clone()]), old.clone(), config());
+    slave.become_(|nature| nature.broken = true);
+    old.become_(|nature| nature.replaced = true);
+    let words = balanced.read(b"k", None).await.unwrap_err().to_string();
+    assert!(words.contains("another master goes on in its place"), "{words}");
 }
 
 #[tokio::test(start_paused = true)]
