@@ -5,7 +5,8 @@
  *   REPLIKV_RECORD_ROOT   the folder, an absolute path without symbolic links
  *   REPLIKV_RECORD_LOG    where the recording goes
  *   REPLIKV_RECORD_NOTES  writes to this file are notes: they stand in the recording at their place, and nowhere else
- *   REPLIKV_FAULT_SWITCH  while this file is there, it says which calls fail: "enospc write NAME", "eio sync NAME"
+ *   REPLIKV_FAULT_SWITCH  while this file is there, it says which calls fail: "enospc write NAME", "eio sync NAME", and
+ *                         "enospc synced-write NAME" for writes that are syncs by themselves
  *
  * An operation: kind, flags, length of the path (u16), zero (u32), inode, offset, length (u64 each), the path, and for
  * writes, notes and renames so many bytes. Numbers are in the machine's order.
@@ -173,6 +174,7 @@ static ssize_t write_all(int fd, const struct iovec *parts, int count, off_t off
     }
     pthread_mutex_lock(&lock);
     int error = fault("write", name);
+    if (!error && (write_flags(fd) & SYNCED_WRITE)) error = fault("synced-write", name);
     long wrote;
     if (error) {
         /* As disks fill up: the first part of something long still fits. */

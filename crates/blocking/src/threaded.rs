@@ -1,6 +1,7 @@
 //! Threads around a synchronous store.
 
 use std::any::Any;
+use std::error::Error;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicU8, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
@@ -291,7 +292,7 @@ impl<B: BlockingStore> Shared<B> {
         if let Err(error) = result
             && error.outcome() == Outcome::Unknown
         {
-            self.set_broken(error.to_string());
+            self.set_broken(reason(error));
         }
     }
 
@@ -303,7 +304,7 @@ impl<B: BlockingStore> Shared<B> {
             }
             // The kernel may have dropped what it could not write: only opening anew tells what is there.
             Err(error) => {
-                let reason = format!("a sync failed: {error}");
+                let reason = format!("a sync failed: {}", reason(&error));
                 self.set_broken(reason.clone());
                 Err(StoreError::Fatal { reason })
             }
@@ -380,6 +381,21 @@ impl<B> State<B> {
             Self::Closed => Err(StoreError::Closed),
         }
     }
+}
+
+// With all causes: whoever comes later is told no other.
+fn reason(error: &StoreError) -> String {
+    if let StoreError::Fatal { reason } = error {
+        return reason.clone();
+    }
+    let mut words = error.to_string();
+    for cause in std::iter::successors(error.source(), |&cause| cause.source()) {
+        let cause = cause.to_string();
+        if !words.ends_with(&cause) {
+            words = format!("{words}: {cause}");
+        }
+    }
+    words
 }
 
 fn guarded_open<B>(open: &Opener<B>) -> Result<B, StoreError> {

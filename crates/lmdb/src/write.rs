@@ -27,7 +27,7 @@ pub(crate) fn apply(environment: &Environment, writes: WriteSet) -> Result<(), F
     let _open = environment.hold().map_err(Failed::Unchanged)?;
     let mut txn = environment.env().write_txn().map_err(classify)?;
     write(environment.tables(), &mut txn, writes)?;
-    commit(txn)
+    commit(environment, txn)
 }
 
 /// Commits a transaction that changes nothing.
@@ -36,16 +36,23 @@ pub(crate) fn settle(environment: &Environment) -> Result<(), Failed> {
     let mut txn = environment.env().write_txn().map_err(classify)?;
     // LMDB does not commit what touches no page; this does.
     Book::sign(environment.tables().book, &mut txn).map_err(Change::from)?;
-    commit(txn)
+    commit(environment, txn)
 }
 
 // Only here can an error leave doubt: pages are on their way to the disk.
-fn commit(txn: RwTxn<'_>) -> Result<(), Failed> {
+fn commit(environment: &Environment, txn: RwTxn<'_>) -> Result<(), Failed> {
     txn.commit().map_err(|error| match classify(error) {
-        Failed::Unchanged(error @ StoreError::StoreFull { .. }) => Failed::Unchanged(error),
+        Failed::Unchanged(error @ StoreError::StoreFull { .. }) if !has_panicked(environment) => {
+            Failed::Unchanged(error)
+        }
         Failed::Unchanged(error) => Failed::Unknown(StoreError::backend_unknown(error)),
         failed => failed,
     })
+}
+
+// A meta page that was not written, or in part, is read nevertheless; LMDB begins no transaction any more.
+fn has_panicked(environment: &Environment) -> bool {
+    matches!(environment.env().write_txn(), Err(heed::Error::Mdb(heed::MdbError::Panic)))
 }
 
 /// Puts a write set into a transaction, if its preconditions hold. After an error the transaction must be aborted.
@@ -137,6 +144,9 @@ impl From<Change> for Failed {
     }
 }
 
+/// Also what LMDB makes of a write that came short, as the last one does before a disk is full.
+const EIO: i32 = 5;
+
 pub(crate) fn classify(error: heed::Error) -> Failed {
     let full = |hint: String| Failed::Unchanged(StoreError::StoreFull { hint });
     match error {
@@ -145,6 +155,10 @@ pub(crate) fn classify(error: heed::Error) -> Failed {
         heed::Error::Mdb(heed::MdbError::TxnFull) => {
             Failed::Unchanged(StoreError::Transient { reason: "the transaction touches too many pages".into() })
         }
+        heed::Error::Mdb(heed::MdbError::Panic) => Failed::Unknown(StoreError::Fatal {
+            reason: "LMDB could not write its meta page, as on a disk that fails or is full, and begins nothing more"
+                .into(),
+        }),
         heed::Error::Mdb(heed::MdbError::Corrupted | heed::MdbError::PageNotFound) => {
             Failed::Unchanged(StoreError::Corrupt { what: "a page is damaged".into() })
         }
@@ -153,6 +167,9 @@ pub(crate) fn classify(error: heed::Error) -> Failed {
         }
         heed::Error::Io(error) if error.kind() == io::ErrorKind::QuotaExceeded => {
             full("the disk quota is used up".into())
+        }
+        heed::Error::Io(error) if cfg!(unix) && error.raw_os_error() == Some(EIO) => {
+            Failed::Unchanged(StoreError::backend(format!("the disk fails, or is full: {error}")))
         }
         error => Failed::Unchanged(StoreError::backend(error.to_string())),
     }

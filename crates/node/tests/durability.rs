@@ -245,6 +245,38 @@ async fn what_a_killed_slave_left_unsynced_is_synced_before_it_is_acknowledged()
 }
 
 #[tokio::test]
+async fn what_a_failure_has_left_on_a_slave_becomes_durable_without_another_write() -> Result<(), Error> {
+    let synced = SlaveConfig::new("edge");
+    let buffered = SlaveConfig::new("edge").durability(replikv_core::Durability::Buffered).sync_every(AT_ONCE);
+    for (config, fault) in [(synced, Some(ApplyFault::UnknownButApplied)), (buffered, None)] {
+        let copy = store();
+        let master = master(&store(), MasterConfig::default()).await;
+        let slave = Slave::open(copy.clone(), config).await?;
+        let (_, following) = connect(&master, &slave);
+        let before = master.put("before", "v").await?;
+        until(|| slave.status().durable == before.seq).await;
+        match fault {
+            Some(fault) => copy.faults().next_apply(fault),
+            None => copy.faults().fail_sync(Lost::Nothing),
+        }
+        let token = master.put("a", "1").await?;
+        assert!(matches!(soon(following).await?, Err(FollowError::Store(_))));
+        // The next connection finds it there, and its sync fails as well.
+        copy.faults().fail_sync(Lost::Nothing);
+        let (_, following) = connect(&master, &slave);
+        let error = soon(following).await?.expect_err("the sync fails");
+        assert!(matches!(error, FollowError::Store(_)) && error.is_retryable(), "{error:?}");
+        assert_eq!(slave.get("a").await?.as_deref(), Some(&b"1"[..]), "it was opened anew");
+        assert_eq!(slave.status().durable, before.seq);
+        connect(&master, &slave);
+        until(|| master.status().slaves.iter().any(|slave| slave.durable == token.seq)).await;
+        let cursor = copy.power_loss().await?.cursor(&LinkId::default()).await?;
+        assert!(cursor.is_some_and(|cursor| cursor.position.seq == token.seq), "what is called durable outlives it");
+    }
+    Ok(())
+}
+
+#[tokio::test]
 async fn what_a_failed_sync_has_lost_is_never_published() -> Result<(), Error> {
     for lost in [Lost::Unsynced, Lost::Nothing] {
         let (store, copy) = (store(), store());

@@ -165,6 +165,20 @@ async fn a_failed_sync_is_fatal() {
 }
 
 #[tokio::test]
+async fn whoever_comes_before_it_is_reopened_is_told_the_cause() {
+    let (unknown, unsynced) = (open(), open());
+    drop(unknown.apply(put("k", "unknown"), Durability::Synced).await);
+    unsynced.apply(put("sync", "fails"), Durability::Synced).await.unwrap();
+    drop(unsynced.sync().await);
+    for (store, reason) in
+        [(unknown, "the store failed: as told"), (unsynced, "a sync failed: the store failed: as told")]
+    {
+        let error = store.get(Keyspace::Data, b"k").await.unwrap_err();
+        assert_eq!(error.to_string(), format!("the store must be reopened: {reason}"));
+    }
+}
+
+#[tokio::test]
 async fn a_dropped_write_is_decided_before_the_next_call_answers() {
     for polls in 0..4 {
         let store = open();

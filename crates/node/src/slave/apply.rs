@@ -245,7 +245,7 @@ impl<S: ReplicaStore> ApplyTask<S> {
                 Err(error) if error.is_retryable() && attempt < ATTEMPTS && kept.is_some() => {
                     sleep(Duration::from_millis(10 << attempt)).await;
                 }
-                Err(error) => return Err(self.give_up(error).await),
+                Err(error) => return Err(self.inner.give_up(error).await),
             }
         }
         if let Some(relay) = &self.inner.relay {
@@ -376,7 +376,7 @@ impl<S: ReplicaStore> ApplyTask<S> {
                 Err(error) if error.is_retryable() && attempt < ATTEMPTS => {
                     sleep(Duration::from_millis(10 << attempt)).await;
                 }
-                Err(error) => return Err(self.give_up(error).await),
+                Err(error) => return Err(self.inner.give_up(error).await),
             }
         }
         if inner.feed.is_heard() {
@@ -431,25 +431,27 @@ impl<S: ReplicaStore> ApplyTask<S> {
                 self.inner.tracker.synced(applied);
                 Ok(())
             }
-            Err(error) => Err(self.give_up(error).await),
+            Err(error) => Err(self.inner.give_up(error).await),
         }
     }
+}
 
+impl<S: ReplicaStore> Inner<S> {
     // After an unknown outcome the store is opened anew; what it then holds is where the next connection goes on.
-    async fn give_up(&self, error: StoreError) -> FollowError {
+    pub(super) async fn give_up(&self, error: StoreError) -> FollowError {
         if error.outcome() == StoreOutcome::Unknown
-            && let Err(reopening) = self.inner.store.reopen().await
+            && let Err(reopening) = self.store.reopen().await
         {
             tracing::warn!(
-                target: "replikv::slave", follower = %self.inner.config.name, error = %crate::error_chain(&reopening),
+                target: "replikv::slave", follower = %self.config.name, error = %crate::error_chain(&reopening),
                 "the slave's store cannot be opened again"
             );
         }
-        if let Some(relay) = &self.inner.relay
-            && let Err(unsettled) = relay.settle(&self.inner.store).await
+        if let Some(relay) = &self.relay
+            && let Err(unsettled) = relay.settle(&self.store).await
         {
             tracing::warn!(
-                target: "replikv::slave", follower = %self.inner.config.name, error = %crate::error_chain(&unsettled),
+                target: "replikv::slave", follower = %self.config.name, error = %crate::error_chain(&unsettled),
                 "where the kept log ends cannot be read"
             );
         }

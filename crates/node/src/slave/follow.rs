@@ -9,7 +9,8 @@ use replikv_core::{
 };
 use replikv_proto::layout::{Epochs, Head, Identity, Kept, Stored};
 use replikv_proto::{
-    Applier, DecoderLimits, Mode, Refusal, RejectCode, Resync, SlaveAction, SlaveSession, SlaveSessionConfig, Welcome,
+    Applier, DecoderLimits, Mode, Progress, Refusal, RejectCode, Resync, SlaveAction, SlaveSession, SlaveSessionConfig,
+    Welcome,
 };
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::sync::{OwnedMutexGuard, oneshot};
@@ -150,12 +151,27 @@ impl<S: ReplicaStore> Slave<S> {
             relay.take_turn(&inner.store).await?;
         }
         inner.tracker.rewound(session.cursor.as_ref());
+        self.sync_what_was_left().await?;
         let (queue, items, backlog) = Queue::new(target.saturating_mul(2));
         let task = ApplyTask::new(inner.clone(), items, backlog.clone(), applier, abandoned);
         if ready.send(Prepared { session, queue, backlog }).is_err() {
             return Ok(());
         }
         task.run().await
+    }
+
+    // What an unknown outcome or a failed sync has left there may not be durable, and nothing need come that it is synced
+    // with. Before the master is heard: a resync leaves the history that is spoken of here.
+    async fn sync_what_was_left(&self) -> Result<(), FollowError> {
+        let inner = &self.inner;
+        let Progress { applied, durable, .. } = inner.tracker.progress();
+        if durable < applied {
+            if let Err(error) = inner.store.sync().await {
+                return Err(inner.give_up(error).await);
+            }
+            inner.tracker.synced(applied);
+        }
+        Ok(())
     }
 
     async fn session(&self) -> Result<SlaveSessionConfig, StoreError> {
