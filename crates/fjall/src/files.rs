@@ -1,12 +1,11 @@
 //! The directory of a database: whole, or not there.
 
-use std::ffi::OsStr;
 use std::fs::{self, File};
 use std::io;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use fjall::{CompressionType, Database, Error, JournalRecoveryError, Keyspace, KeyspaceCreateOptions, LsmError};
-use replikv_blocking::{create_directory, sync_directory};
+use replikv_blocking::{Aside, create_directory, sync_directory};
 use replikv_core::StoreError;
 
 use crate::FjallOptions;
@@ -32,6 +31,7 @@ pub(crate) fn open(path: &Path, options: &FjallOptions) -> Result<Opened, StoreE
     let at = |what: &str, error: &dyn std::fmt::Display| {
         StoreError::backend(format!("{} cannot be {what}: {error}", path.display()))
     };
+    let busy = || StoreError::Busy { holder: format!("{} is open in this or another process", path.display()) };
     // Without a slash at its end, and where a link leads to.
     let absolute = match fs::canonicalize(path) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => std::path::absolute(path),
@@ -43,7 +43,9 @@ pub(crate) fn open(path: &Path, options: &FjallOptions) -> Result<Opened, StoreE
         if !is_free(&absolute).map_err(|error| at("opened", &error))? {
             return Err(StoreError::Corrupt { what: format!("{} holds no fjall database", path.display()) });
         }
-        begin(&absolute, options).map_err(|error| at("made", &error))?;
+        if !begin(&absolute, options).map_err(|error| at("made", &error))? {
+            return Err(busy());
+        }
     }
     let mut opened = open_keyspaces(&absolute, options);
     if matches!(&opened, Err(Error::JournalRecovery(found)) if *found != JournalRecoveryError::InvalidFileName)
@@ -52,7 +54,7 @@ pub(crate) fn open(path: &Path, options: &FjallOptions) -> Result<Opened, StoreE
         opened = open_keyspaces(&absolute, options);
     }
     let opened = opened.map_err(|error| match error {
-        Error::Locked => StoreError::Busy { holder: format!("{} is open in this or another process", path.display()) },
+        Error::Locked => busy(),
         Error::Io(error) | Error::Storage(LsmError::Io(error)) => at("opened", &error),
         error => failed(error),
     })?;
@@ -88,42 +90,26 @@ fn open_keyspaces(path: &Path, options: &FjallOptions) -> Result<Opened, Error> 
     Ok(Opened { database, data, log, meta })
 }
 
-// Made aside, and given its name once it is whole: power loss, and a kill, leave nothing that is half of one.
-fn begin(path: &Path, options: &FjallOptions) -> Result<(), Box<dyn std::error::Error>> {
-    let (Some(parent), Some(name)) = (path.parent(), path.file_name()) else {
-        return Err("name a directory".into());
-    };
-    create_directory(parent)?;
-    // One at a time. Where directories cannot be locked, two processes that begin at once disturb each other.
-    let turn = if cfg!(unix) { Some(File::open(parent)?) } else { None };
-    if let Some(parent) = &turn {
-        drop(parent.lock());
-    }
+// Made aside, and given its name once it is whole: power loss, and a kill, leave nothing that is half of one. False if
+// another one is making it.
+fn begin(path: &Path, options: &FjallOptions) -> Result<bool, Box<dyn std::error::Error>> {
+    // A name that nobody gives to something of his own.
+    let name = format!(".{}.replikv-new", path.file_name().ok_or("name a directory")?.display());
+    let Some(aside) = Aside::take(&path.with_file_name(name))? else { return Ok(false) };
+    // Another one may have made it meanwhile.
     if is_database(path)? {
-        return Ok(());
+        return Ok(true);
     }
-    let aside = aside(parent, name);
-    // What is left of an earlier beginning.
-    match fs::remove_dir_all(&aside) {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error.into()),
-        _ => {}
-    }
-    drop(open_keyspaces(&aside, options)?);
-    sync_all(&aside)?;
+    drop(open_keyspaces(aside.place(), options)?);
+    sync_all(aside.place())?;
     if !cfg!(unix) {
         // Only there it is in the way of the new name; and it is empty.
         drop(fs::remove_dir(path));
     }
-    fs::rename(&aside, path).map_err(|error| {
+    aside.give_name(path).map_err(|error| {
         format!("a new database is made beside it and gets its name, which a mount point cannot give: {error}")
     })?;
-    sync_directory(parent)?;
-    Ok(())
-}
-
-// A name that nobody gives to something of his own: what has it goes.
-fn aside(parent: &Path, name: &OsStr) -> PathBuf {
-    parent.join(format!(".{}.replikv-new", name.display()))
+    Ok(true)
 }
 
 // Files too: fjall has synced what it needs to find its way, and this is done once.

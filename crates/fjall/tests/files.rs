@@ -103,6 +103,16 @@ fn threads_that_make_one_store_at_once_make_one_store() {
     FjallStore::open(&path).unwrap();
 }
 
+// As `flock DIRECTORY COMMAND` holds it.
+#[cfg(unix)]
+#[test]
+fn a_store_is_made_in_a_directory_that_somebody_has_locked() {
+    let dir = tempfile::tempdir().unwrap();
+    let held = fs::File::open(dir.path()).unwrap();
+    held.lock().unwrap();
+    FjallStore::open(dir.path().join("store")).unwrap();
+}
+
 #[tokio::test]
 async fn others_read_what_is_stored_in_place_and_what_they_stored_is_read() {
     let dir = tempfile::tempdir().unwrap();

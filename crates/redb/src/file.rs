@@ -1,10 +1,10 @@
 //! The file of a database: whole, or not there.
 
 use std::io;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use redb::{Builder, Database, DatabaseError, ReadableDatabase};
-use replikv_blocking::{create_directory, sync_directory};
+use replikv_blocking::Aside;
 use replikv_core::StoreError;
 
 use crate::RedbOptions;
@@ -16,15 +16,14 @@ pub(crate) fn open(path: &Path, options: &RedbOptions) -> Result<Database, Store
     let at = |what: &str, error: &dyn std::fmt::Display| {
         StoreError::backend(format!("{} cannot be {what}: {error}", path.display()))
     };
+    let busy = || StoreError::Busy { holder: format!("{} is open in this or another process", path.display()) };
     let builder = builder(options);
     let there = path.try_exists().map_err(|error| at("opened", &error))?;
-    if !there {
-        begin(path, &builder).map_err(|error| at("created", &error))?;
+    if !there && !begin(path, &builder).map_err(|error| at("created", &error))? {
+        return Err(busy());
     }
     let database = builder.open(path).map_err(|error| match error {
-        DatabaseError::DatabaseAlreadyOpen => {
-            StoreError::Busy { holder: format!("{} is open in this or another process", path.display()) }
-        }
+        DatabaseError::DatabaseAlreadyOpen => busy(),
         DatabaseError::Storage(redb::StorageError::Io(error)) if error.kind() == io::ErrorKind::InvalidData => {
             StoreError::Corrupt { what: format!("{} holds no redb database", path.display()) }
         }
@@ -43,26 +42,19 @@ fn builder(options: &RedbOptions) -> Builder {
     builder
 }
 
-// Made aside, and given its name once it is whole: power loss leaves no file that is half of one.
-fn begin(path: &Path, builder: &Builder) -> Result<(), Box<dyn std::error::Error>> {
-    let directory = path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
-    create_directory(directory)?;
-    let aside = aside(directory, path).ok_or("name a file")?;
-    // What is left of an earlier beginning.
-    match std::fs::remove_file(&aside) {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error.into()),
-        _ => {}
+// Made aside, and given its name once it is whole: power loss leaves no file that is half of one. False if another one is
+// making it.
+fn begin(path: &Path, builder: &Builder) -> Result<bool, Box<dyn std::error::Error>> {
+    // A name that nobody gives to something of his own.
+    let name = format!(".{}.replikv-new", path.file_name().ok_or("name a file")?.display());
+    let Some(aside) = Aside::take(&path.with_file_name(name))? else { return Ok(false) };
+    // Another one may have made it meanwhile.
+    if !path.try_exists()? {
+        make_tables(&builder.create(aside.place())?)?;
+        std::fs::File::open(aside.place())?.sync_all()?;
+        aside.give_name(path)?;
     }
-    make_tables(&builder.create(&aside)?)?;
-    std::fs::File::open(&aside)?.sync_all()?;
-    std::fs::rename(&aside, path)?;
-    sync_directory(directory)?;
-    Ok(())
-}
-
-// A name that nobody gives to something of his own: what has it goes.
-fn aside(directory: &Path, path: &Path) -> Option<PathBuf> {
-    Some(directory.join(format!(".{}.replikv-new", path.file_name()?.display())))
+    Ok(true)
 }
 
 fn make_tables(database: &Database) -> Result<(), redb::Error> {

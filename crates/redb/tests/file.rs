@@ -39,6 +39,26 @@ fn what_is_no_database_is_refused_by_name_and_left_as_it_is() {
 }
 
 #[tokio::test]
+async fn threads_that_make_one_store_at_once_make_one_store_and_keep_what_is_written_to_it() {
+    let dir = tempfile::tempdir().unwrap();
+    for round in 0..20 {
+        let path = dir.path().join(format!("{round}.redb"));
+        let mut opened: Vec<_> = std::thread::scope(|scope| {
+            let opening: Vec<_> = (0..4).map(|_| scope.spawn(|| RedbStore::open(&path))).collect();
+            opening.into_iter().map(|opening| opening.join().unwrap()).collect()
+        });
+        let busy = opened.iter().filter(|store| matches!(store, Err(StoreError::Busy { .. }))).count();
+        assert_eq!(busy, 3, "round {round}: {opened:?}");
+        let store = opened.drain(..).find_map(Result::ok).expect("one has it");
+        store.apply(put("k", "v"), Durability::Synced).await.unwrap();
+        store.close().await.unwrap();
+        let store = RedbStore::open(&path).unwrap();
+        assert_eq!(store.get(Keyspace::Data, b"k").await.unwrap().as_deref(), Some(&b"v"[..]), "round {round}");
+    }
+    assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 20);
+}
+
+#[tokio::test]
 async fn what_is_left_of_a_beginning_is_no_obstacle() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("store.redb");

@@ -4,6 +4,7 @@
 //! snapshot, so pages are taken under a lock that excludes `apply`.
 
 use std::path::Path;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, PoisonError, RwLock};
 
 use bytes::Bytes;
@@ -28,6 +29,8 @@ pub(crate) struct Blocking {
     view: RwLock<()>,
     /// `None` for a database that nobody else can have.
     _lease: Option<Lease>,
+    /// Whether sled has given up a write half way, and does not know.
+    stuck: AtomicBool,
 }
 
 /// Larger keys and values work in sled, and cost more than they are worth.
@@ -50,7 +53,8 @@ impl Blocking {
     }
 
     fn new(database: Db, trees: Trees, path: &Path, doubt: Arc<Doubt>, lease: Option<Lease>) -> Self {
-        Self { database, trees, files: Files::new(path), doubt, view: RwLock::new(()), _lease: lease }
+        let (files, stuck) = (Files::new(path), AtomicBool::default());
+        Self { database, trees, files, doubt, view: RwLock::new(()), _lease: lease, stuck }
     }
 
     fn keys(&self, keyspace: Keyspace, range: &KeyRange) -> Result<Vec<Bytes>, StoreError> {
@@ -97,7 +101,10 @@ impl Blocking {
             1 => touched.pop().map_or(Ok(()), |(tree, batch)| self.doubt.until_done(|| tree.apply_batch(batch))),
             _ => self.doubt.until_done(|| apply_together(&touched)),
         }
-        .map_err(unknown)?;
+        .map_err(|error| {
+            self.stuck.fetch_or(self.database.context.global_error().is_ok(), Ordering::Relaxed);
+            unknown(error)
+        })?;
         // The end of the log is still in memory, unless the application flushes just now.
         if self.may_be_a_file(largest) { self.doubt.until_done(|| self.files.sync_blobs()) } else { Ok(()) }
     }
@@ -126,6 +133,16 @@ fn apply_together(touched: &[(&Tree, Batch)]) -> Result<(), sled::Error> {
     trees[..].transaction(apply).map_err(|error| match error {
         TransactionError::Abort(error) | TransactionError::Storage(error) => error,
     })
+}
+
+impl Drop for Blocking {
+    fn drop(&mut self) {
+        // Where the file of a large value cannot be written, sled goes on counting its writer: the next flush waits for it, and
+        // so would the end of the last handle. The database stays locked until the process ends.
+        if self.stuck.load(Ordering::Relaxed) {
+            std::mem::forget(self.database.clone());
+        }
+    }
 }
 
 impl BlockingStore for Blocking {

@@ -27,23 +27,23 @@ pub(crate) fn open(path: &Path, options: &SledOptions) -> Result<Db, StoreError>
         .flush_every_ms(None);
     let mut attempt = 0;
     loop {
-        match names::begin(path).and_then(|()| config.open()) {
-            Ok(database) => {
+        match names::begin(path).and_then(|is_begun| is_begun.then(|| config.open()).transpose()) {
+            Ok(Some(database)) => {
                 settle(path)?;
                 return Ok(database);
             }
-            Err(error) if is_locked(&error) && attempt < OPEN_ATTEMPTS => {
+            Err(sled::Error::Io(error)) if !is_locked(&error) => {
+                return Err(StoreError::backend(format!("{} cannot be opened: {error}", path.display())));
+            }
+            Err(error) if !matches!(error, sled::Error::Io(_)) => return Err(failed(error)),
+            _ if attempt < OPEN_ATTEMPTS => {
                 attempt += 1;
                 sleep(OPEN_PAUSE);
             }
-            Err(error) if is_locked(&error) => {
+            _ => {
                 let holder = format!("{} is open in this or another process", path.display());
                 return Err(StoreError::Busy { holder });
             }
-            Err(sled::Error::Io(error)) => {
-                return Err(StoreError::backend(format!("{} cannot be opened: {error}", path.display())));
-            }
-            Err(error) => return Err(failed(error)),
         }
     }
 }
@@ -204,8 +204,8 @@ fn sync_file(path: &Path) -> Result<(), StoreError> {
     }
 }
 
-fn is_locked(error: &sled::Error) -> bool {
-    matches!(error, sled::Error::Io(error) if error.to_string().contains("could not acquire lock"))
+fn is_locked(error: &std::io::Error) -> bool {
+    error.to_string().contains("could not acquire lock")
 }
 
 pub(crate) fn failed(error: sled::Error) -> StoreError {

@@ -3,49 +3,39 @@
 use std::fs::{self, File};
 use std::io;
 use std::path::Path;
-use std::sync::atomic::{AtomicU64, Ordering};
 
-use replikv_blocking::{create_directory, sync_directory};
+use replikv_blocking::{Aside, create_directory, sync_directory};
 
 /// sled's name for its settings.
 const SETTINGS: &str = "conf";
-/// Where a new database's settings are made: what such names begin with.
+/// Where a new database's settings are made.
 const ASIDE: &str = "replikv.new";
-/// How many were.
-static BEGUN: AtomicU64 = AtomicU64::new(0);
 
 /// Makes the settings of a new database, on stable storage before anything else of it: sled writes them without a sync,
-/// and refuses the database for ever if power loss leaves half of them.
-pub(crate) fn begin(path: &Path) -> Result<(), sled::Error> {
+/// and refuses the database for ever if power loss leaves half of them. False if another one is making them.
+pub(crate) fn begin(path: &Path) -> Result<bool, sled::Error> {
+    let settings = path.join(SETTINGS);
     if path.join("db").exists() {
-        return Ok(settle_snapshots(path)?);
+        settle_snapshots(path)?;
+        return Ok(true);
     }
-    if path.join(SETTINGS).exists() {
-        return Ok(());
+    if settings.exists() {
+        return Ok(true);
     }
     create_directory(path)?;
-    forget_beginnings(path)?;
-    // With the same settings as the database: those that sled takes by default. Gone some time after it was dropped, when
-    // sled's threads have let go of it; so each has a name of its own.
-    let number = BEGUN.fetch_add(1, Ordering::Relaxed);
-    let aside = path.join(format!("{ASIDE}.{}.{number}", std::process::id()));
-    let sample = sled::Config::new().path(&aside).flush_every_ms(None).temporary(true).open()?;
-    let settings = aside.join(SETTINGS);
-    File::open(&settings)?.sync_all()?;
-    fs::rename(&settings, path.join(SETTINGS))?;
-    drop(sample);
-    Ok(sync_directory(path)?)
-}
-
-// What is left of earlier ones. It is in nobody's way, and may be about to go by itself.
-fn forget_beginnings(path: &Path) -> io::Result<()> {
-    for entry in fs::read_dir(path)? {
-        let name = entry?.file_name();
-        if name.to_string_lossy().starts_with(ASIDE) {
-            drop(fs::remove_dir_all(path.join(name)));
-        }
+    let Some(aside) = Aside::take(&path.join(ASIDE))? else { return Ok(false) };
+    // Another one may have made them meanwhile.
+    if !settings.exists() {
+        // With the same settings as the database: those that sled takes by default. Gone some time after it was dropped, when
+        // sled's threads have let go of it.
+        let sample = sled::Config::new().path(aside.place()).flush_every_ms(None).temporary(true).open()?;
+        let made = aside.place().join(SETTINGS);
+        File::open(&made)?.sync_all()?;
+        fs::rename(&made, settings)?;
+        drop(sample);
+        sync_directory(path)?;
     }
-    Ok(())
+    Ok(true)
 }
 
 // sled takes the snapshot that it was writing when its process ended for a whole one, and refuses the database for ever.

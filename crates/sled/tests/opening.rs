@@ -32,6 +32,39 @@ async fn a_second_open_is_busy_in_this_and_in_another_process() {
     assert_eq!(value(&SledStore::open(path).unwrap(), "k").await.unwrap(), "v");
 }
 
+#[test]
+fn threads_that_make_one_store_at_once_make_one_store() {
+    let dir = tempfile::tempdir().unwrap();
+    for round in 0..3 {
+        let path = dir.path().join(format!("{round}"));
+        let opened: Vec<_> = std::thread::scope(|scope| {
+            let opening: Vec<_> = (0..4).map(|_| scope.spawn(|| SledStore::open(&path))).collect();
+            opening.into_iter().map(|opening| opening.join().unwrap()).collect()
+        });
+        let busy = opened.iter().filter(|store| matches!(store, Err(StoreError::Busy { .. }))).count();
+        assert_eq!((busy, opened.iter().filter(|store| store.is_ok()).count()), (3, 1), "round {round}: {opened:?}");
+    }
+}
+
+// sled waits for ever for a write that it has given up.
+#[tokio::test]
+async fn a_store_whose_large_value_finds_no_place_can_be_closed() {
+    const TEST: &str = "opening::a_store_whose_large_value_finds_no_place_can_be_closed";
+    if let Some(role) = role() {
+        let store = SledStore::open(&role[0]).unwrap();
+        store.apply(put("k", "v"), Durability::Synced).await.unwrap();
+        std::fs::remove_dir_all(Path::new(&role[0]).join("blobs")).unwrap();
+        let error = store.apply(put("large", vec![7; 3 << 20]), Durability::Buffered).await.unwrap_err();
+        assert!(matches!(error.outcome(), replikv_core::Outcome::Unknown), "{error}");
+        return store.close().await.unwrap();
+    }
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().to_str().unwrap();
+    let ended = end(child(TEST, &[path]), Duration::from_secs(60)).expect("it hangs");
+    assert!(ended.status.success(), "{ended:?}");
+    assert_eq!(value(&SledStore::open(path).unwrap(), "k").await.unwrap(), "v");
+}
+
 #[tokio::test]
 async fn a_store_can_be_opened_again_right_after_it_was_dropped_or_closed() {
     let dir = tempfile::tempdir().unwrap();

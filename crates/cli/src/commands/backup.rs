@@ -5,7 +5,7 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use anyhow::{Context, anyhow, bail, ensure};
-use replikv::blocking::sync_directory;
+use replikv::blocking::{Aside, sync_directory};
 use replikv::{BackedUp, BackupError, LmdbOptions, LmdbStore, ReplicaStore, backup, mark_backup};
 use tokio::time::interval;
 
@@ -14,7 +14,7 @@ use crate::interrupt::{INTERRUPTED, Interrupt};
 use crate::{store, ui};
 
 pub(crate) async fn run(args: args::Backup, json: bool) -> anyhow::Result<ExitCode> {
-    let Some((taken, destination)) = take_whole(&args).await? else { return Ok(ExitCode::from(INTERRUPTED)) };
+    let Some((taken, destination)) = take_whole(&args, "backup").await? else { return Ok(ExitCode::from(INTERRUPTED)) };
     let seq = taken.position.map(|position| position.seq.as_u64());
     if json {
         say!("{}", serde_json::json!({ "backup": destination, "role": taken.role, "seq": seq }))?;
@@ -25,13 +25,13 @@ pub(crate) async fn run(args: args::Backup, json: bool) -> anyhow::Result<ExitCo
     Ok(ExitCode::SUCCESS)
 }
 
-/// As [`run`], and says nothing.
+/// As [`run`], and says nothing unless it fails: of a restore.
 pub(super) async fn take_quietly(args: args::Backup) -> anyhow::Result<ExitCode> {
-    Ok(take_whole(&args).await?.map_or_else(|| ExitCode::from(INTERRUPTED), |_| ExitCode::SUCCESS))
+    Ok(take_whole(&args, "restore").await?.map_or_else(|| ExitCode::from(INTERRUPTED), |_| ExitCode::SUCCESS))
 }
 
 // None if it was interrupted.
-async fn take_whole(args: &args::Backup) -> anyhow::Result<Option<(BackedUp, String)>> {
+async fn take_whole(args: &args::Backup, what: &str) -> anyhow::Result<Option<(BackedUp, String)>> {
     let mut interrupt = Interrupt::new()?;
     let Some((kind, source)) = args.store.split_once(':').filter(|(_, path)| !path.is_empty()) else {
         bail!("{}: only what is on a disk can be backed up", args.store);
@@ -40,12 +40,13 @@ async fn take_whole(args: &args::Backup) -> anyhow::Result<Option<(BackedUp, Str
     destination.check()?;
     // Made beside, and given its name when it is whole: what a crash leaves has another name, and the next backup to the
     // same place removes it.
-    let aside = destination.aside()?;
-    let _cleared = Cleared::begin(aside.clone())?;
+    let aside = destination.aside(what)?;
+    // Another one may have come to its end meanwhile.
+    destination.check()?;
     let taken = tokio::select! {
         biased;
         () = interrupt.wait() => return Ok(None),
-        taken = take((kind, source), &args.store, &destination, &aside) => taken?,
+        taken = take((kind, source), &args.store, &destination, aside.place()) => taken?,
     };
     destination.take_name(&aside)?;
     Ok(Some((taken, destination.url())))
@@ -147,45 +148,18 @@ impl Destination {
         Ok(())
     }
 
-    fn parent(&self) -> &Path {
-        self.path.parent().filter(|dir| !dir.as_os_str().is_empty()).unwrap_or(Path::new("."))
-    }
-
-    fn aside(&self) -> anyhow::Result<PathBuf> {
-        let name = self.path.file_name().with_context(|| format!("{}: it has no name", self.path.display()))?;
-        Ok(self.parent().join(format!(".{}.replikv-partial", name.to_string_lossy())))
+    fn aside(&self, what: &str) -> anyhow::Result<Aside> {
+        let path = self.path.display();
+        let name = self.path.file_name().with_context(|| format!("{path}: it has no name"))?;
+        let aside = self.path.with_file_name(format!(".{}.replikv-partial", name.to_string_lossy()));
+        let taken = Aside::take(&aside).with_context(|| aside.display().to_string())?;
+        taken.with_context(|| format!("another {what} to {path} is under way"))
     }
 
     // An empty directory gives way; one that is not does not.
-    fn take_name(&self, aside: &Path) -> anyhow::Result<()> {
-        let name = || self.path.display().to_string();
-        sync_directory(aside).with_context(name)?;
-        std::fs::rename(aside, &self.path).with_context(name)?;
-        sync_directory(self.parent()).with_context(name)
+    fn take_name(&self, aside: &Aside) -> anyhow::Result<()> {
+        self.check()?;
+        let named = sync_directory(aside.place()).and_then(|()| aside.give_name(&self.path));
+        named.with_context(|| self.path.display().to_string())
     }
-}
-
-/// Removes what is left of an earlier attempt, and of this one if it ends early.
-struct Cleared(PathBuf);
-
-impl Cleared {
-    fn begin(aside: PathBuf) -> anyhow::Result<Self> {
-        match remove(&aside) {
-            Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
-                Err(error).with_context(|| aside.display().to_string())
-            }
-            _ => Ok(Self(aside)),
-        }
-    }
-}
-
-impl Drop for Cleared {
-    fn drop(&mut self) {
-        drop(remove(&self.0));
-    }
-}
-
-// A directory, or a file.
-fn remove(path: &Path) -> std::io::Result<()> {
-    if path.is_dir() { std::fs::remove_dir_all(path) } else { std::fs::remove_file(path) }
 }

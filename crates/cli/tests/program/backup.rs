@@ -154,6 +154,127 @@ fn is_backed_up_while_nobody_has_it_open(kind: &str) {
 }
 
 #[test]
+fn of_two_backups_to_one_place_one_is_refused_and_the_other_one_is_whole_lmdb() {
+    one_is_refused_and_the_other_one_is_whole("lmdb");
+}
+
+#[test]
+fn of_two_backups_to_one_place_one_is_refused_and_the_other_one_is_whole_sled() {
+    one_is_refused_and_the_other_one_is_whole("sled");
+}
+
+#[test]
+fn of_two_backups_to_one_place_one_is_refused_and_the_other_one_is_whole_redb() {
+    one_is_refused_and_the_other_one_is_whole("redb");
+}
+
+#[test]
+fn of_two_backups_to_one_place_one_is_refused_and_the_other_one_is_whole_fjall() {
+    one_is_refused_and_the_other_one_is_whole("fjall");
+}
+
+fn one_is_refused_and_the_other_one_is_whole(kind: &str) {
+    let place = Place::new();
+    let store = large(&place);
+    let backup = place.url(kind, "backup");
+    let args = ["backup", "--store", &store, &backup];
+    let refused = format!("another backup to {} is under way", place.name("backup"));
+    let first = halfway(&place, "backup", &args);
+    run(&args).says(2, &refused);
+    // Of another kind, it would be made in the same place.
+    run(&["backup", "--store", &store, &place.url("lmdb", "backup")]).says(2, &refused);
+    // What a kill leaves is in nobody's way.
+    first.interrupt("KILL");
+    assert!(place.path(".backup.replikv-partial").exists());
+    let second = halfway(&place, "backup", &args);
+    run(&args).says(2, &refused);
+    second.signal("CONT");
+    second.end().ok();
+    run(&args).says(2, "choose another place");
+    let names = |place: &Place| -> Vec<_> {
+        std::fs::read_dir(place.path("")).unwrap().map(|entry| entry.unwrap().file_name()).collect()
+    };
+    assert!(!names(&place).iter().any(|name| name.to_string_lossy().starts_with('.')), "{:?}", names(&place));
+    run(&["restore", &backup, &place.name("restored")]).ok();
+    let same = |one: &str, two: &str| {
+        run(&["verify", "--store", one, "--store", two]).ok();
+    };
+    same(&store, &place.url(kind, "restored"));
+    // Both at once, as they come: the one that is not refused has made a backup.
+    for round in 0..3 {
+        let backup = place.url(kind, &format!("round-{round}"));
+        let args = ["backup", "--store", &store, &backup];
+        let mut codes = [Running::spawn(&args), Running::spawn(&args)].map(|one| one.end().code.unwrap());
+        codes.sort_unstable();
+        assert_eq!(codes, [0, 2], "round {round}");
+        same(&store, &backup);
+    }
+}
+
+#[test]
+fn of_two_restores_to_one_place_one_is_refused() {
+    let place = Place::new();
+    let (store, backup, restored) = (large(&place), place.lmdb("backup"), place.lmdb("restored"));
+    run(&["backup", "--store", &store, &backup]).ok();
+    let args = ["restore", &backup, &restored];
+    let first = halfway(&place, "restored", &args);
+    run(&args).says(2, &format!("another restore to {} is under way", place.name("restored")));
+    first.signal("CONT");
+    first.end().ok();
+    run(&["verify", "--store", &store, "--store", &restored]).ok();
+}
+
+#[test]
+fn a_backup_does_not_replace_a_store_that_was_made_there_meanwhile() {
+    for kind in ["redb", "lmdb"] {
+        let place = Place::new();
+        let store = large(&place);
+        let backup = place.url(kind, "backup");
+        let first = halfway(&place, "backup", &["backup", "--store", &store, &backup]);
+        fill(&backup, &[("theirs", "1")]);
+        first.signal("CONT");
+        first.end().says(2, "choose another place");
+        assert_eq!(run(&["get", "--store", &backup, "theirs"]).ok().text(), "1");
+        assert!(!place.path(".backup.replikv-partial").exists());
+    }
+}
+
+// So large that a copy of it is stopped before it is whole.
+fn large(place: &Place) -> String {
+    let store = place.lmdb("central");
+    let entries: String = (0..1_500).map(|n| format!("k{n:06}\t{}\n", "v".repeat(20_000))).collect();
+    run(&["import", "--store", &store, &place.file("entries.tsv", entries)]).ok();
+    store
+}
+
+// Begins to make `name`, and is stopped.
+fn halfway(place: &Place, name: &str, args: &[&str]) -> Running {
+    let partial = place.path(&format!(".{name}.replikv-partial"));
+    let left = begun(&partial);
+    loop {
+        let running = Running::spawn(args);
+        // What it makes: the lock is there before it is held, and what is left of another one until then.
+        while begun(&partial).is_none_or(|found| Some(found) == left) && !place.path(name).exists() {
+            std::thread::sleep(std::time::Duration::from_millis(1));
+        }
+        running.signal("STOP");
+        if !place.path(name).exists() {
+            return running;
+        }
+        // It was too quick.
+        running.signal("CONT");
+        running.end().ok();
+        let made = place.path(name);
+        if made.is_dir() { std::fs::remove_dir_all(made) } else { std::fs::remove_file(made) }.unwrap();
+    }
+}
+
+fn begun(partial: &Path) -> Option<std::ffi::OsString> {
+    let names = std::fs::read_dir(partial).ok()?.filter_map(|entry| Some(entry.ok()?.file_name()));
+    names.filter(|name| name != "replikv.lock").max()
+}
+
+#[test]
 fn after_a_backup_is_restored_a_slave_that_was_further_resyncs_into_a_quarantine() {
     let place = Place::new();
     let store = place.filled("central");
