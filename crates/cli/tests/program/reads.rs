@@ -125,3 +125,35 @@ fn of_several_addresses_slaves_are_asked_then_the_master_and_one_that_is_down_is
     let said = get(&all, "name").says(2, "cannot be asked");
     assert!([&at_master, &at_one, &at_two].iter().all(|address| said.stderr.contains(*address)), "{said:?}");
 }
+
+#[test]
+fn nodes_of_two_masters_are_not_mixed_and_a_master_that_was_replaced_is_not_read() {
+    let place = Place::new();
+    let (one, two) = (place.filled("one"), place.filled("two"));
+    let ((_one, at_one), (_two, at_two)) = (Running::master(&one, &[]), Running::master(&two, &[]));
+    let (slave, at_slave) = reader(&place, "slave", &at_two);
+    for other in [&at_slave, &at_two] {
+        run(&["get", "--from", other, "--from", &at_one, "apple"]).says(2, "hold the data of two masters");
+        run(&["scan", "--from", &at_one, "--from", other]).says(2, "hold the data of two masters");
+    }
+    slave.interrupt("KILL");
+    let standby = place.lmdb("standby");
+    run(&["follow", "--store", &standby, "--id", "standby", "--from", &at_two, "--once"]).ok();
+    run(&["handover", "--store", &standby, "--id", "standby", "--from", &at_two]).ok();
+    // It still runs, and answers whoever asks for it and nobody else.
+    run(&["get", "--from", &at_two, "apple"]).ok();
+    run(&["get", "--from", &at_two, "--from", &at_slave, "apple"]).says(2, "another master goes on in its place");
+    run(&["status", "--from", &at_two, "--check"]).says(1, "replaced");
+}
+
+#[test]
+fn a_slave_that_has_not_heard_of_its_master_for_longer_than_was_asked_for_is_not_well() {
+    let place = Place::new();
+    let (_master, at_master) = Running::master(&place.filled("master"), &[]);
+    let (_slave, reads) = reader(&place, "edge", &at_master);
+    let check = |max_lag| run(&["status", "--from", &reads, "--check", "--max-lag", max_lag]);
+    check("1h").ok();
+    // Its master says something every other second.
+    let silent = std::iter::repeat_with(|| check("1ms")).find(|answer| answer.code != Some(0)).unwrap();
+    silent.says(1, "nothing was heard of its master for");
+}
