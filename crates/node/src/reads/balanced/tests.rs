@@ -243,7 +243,7 @@ async fn a_reader_outside_of_the_bound_is_left_out_and_comes_back() {
 #[tokio::test(start_paused = true)]
 async fn a_master_that_was_replaced_is_no_last_resort() {
     let (slave, old) = (Fake::new(10), Fake::new(5));
-    let balanced = BalancedReader::with_fallback(readers(&[slave.clone()]), old.clone(), config());
+    let balanced = BalancedReader::with_fallback(readers(std::slice::from_ref(&slave)), old.clone(), config());
     slave.become_(|nature| nature.broken = true);
     assert_eq!(number(balanced.get(b"k").await.unwrap()), 5, "nobody knows better");
     // It does not know itself, and others are in a later reign.
@@ -255,7 +255,7 @@ async fn a_master_that_was_replaced_is_no_last_resort() {
     assert_eq!(number(balanced.get(b"k").await.unwrap()), 10);
     // Or it says so.
     let (slave, old) = (Fake::new(5), Fake::new(10));
-    let balanced = BalancedReader::with_fallback(readers(&[slave.clone()]), old.clone(), config());
+    let balanced = BalancedReader::with_fallback(readers(std::slice::from_ref(&slave)), old.clone(), config());
     slave.become_(|nature| nature.broken = true);
     old.become_(|nature| nature.replaced = true);
     let words = balanced.read(b"k", None).await.unwrap_err().to_string();
