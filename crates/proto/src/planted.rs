@@ -79,6 +79,18 @@ pub enum Bug {
     FewerFenced,
     /// A claim within another one is free.
     NestedClaimFree,
+    /// What is deleted leaves no touch.
+    DeletesNotTouched,
+    /// Touches go, and the tombstone floor stays where it is.
+    TombstoneFloorNotRaised,
+    /// Touches above the tombstone floor go as well.
+    ExpiredBeyondFloor,
+    /// A run is read whatever its hash and its sum say.
+    RunNotChecked,
+    /// Records are framed while touched keys are looked up.
+    RecordsWhileLookedUp,
+    /// A slot stays where it is when its owner comes back from before it.
+    SlotNeverLowered,
 }
 
 impl Bug {
@@ -120,6 +132,12 @@ impl Bug {
         Self::CircleUnnoticed,
         Self::FewerFenced,
         Self::NestedClaimFree,
+        Self::DeletesNotTouched,
+        Self::TombstoneFloorNotRaised,
+        Self::ExpiredBeyondFloor,
+        Self::RunNotChecked,
+        Self::RecordsWhileLookedUp,
+        Self::SlotNeverLowered,
     ];
 }
 

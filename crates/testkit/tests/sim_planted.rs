@@ -70,6 +70,12 @@ fn config_for(bug: Bug) -> Config {
             default.topology(Topology::Failover).only(&moves).pace(50).millis(5_000)
         }
         "EpochsByNumber" => default.topology(Topology::Failover).pace(100).millis(6_000),
+        "LookupFailureIsDelete" => default.only(&[Fault::ReadError, Fault::Wiped, Fault::Cut]).pace(15).millis(4_000),
+        "RunNotChecked" => default.only(&[Fault::FlipStored, Fault::Wiped]).pace(150).millis(5_000),
+        "SlotNeverLowered" => {
+            let others = [Fault::SameName, Fault::MasterCrash, Fault::SlaveCrash, Fault::Cut];
+            default.only(&others).pace(20).millis(5_000)
+        }
         "RelayHandsLate" => default.topology(Topology::Tree).only(&[Fault::Wiped]).pace(60).millis(4_000),
         "RelayServesOn" | "RelayedBeforeCommitted" | "KeptAcrossGap" | "NobodyWaits" | "CircleUnnoticed" => {
             default.topology(Topology::Tree)

@@ -4,7 +4,7 @@ use std::collections::VecDeque;
 
 use replikv_core::{Cursor, Durability, KeyRange, Keyspace, LinkId, Outcome, Position, ScanOptions, Seq, StoreError};
 use replikv_proto::layout::{Epochs, Head};
-use replikv_proto::{Applier, Content, Displacing, Group, Portion, Probed, Progress, Record, Resync};
+use replikv_proto::{Applier, Content, Displacing, Group, Portion, Probed, Progress, Record, Resync, Touched};
 
 use super::context::{Context, MILLI, Moment, Node, Owner};
 use super::relay::{Facts, RelayNode};
@@ -65,6 +65,7 @@ pub(super) enum Item {
     Record(Record),
     Portion(Portion),
     Content(Content),
+    Touched(Touched),
     Covered(KeyRange, Position),
     Checkpoints(Vec<Position>),
     Probed(Box<Probed>),
@@ -78,6 +79,7 @@ impl Item {
             Self::Record(record) => record.bytes().len(),
             Self::Portion(portion) => portion.byte_len(),
             Self::Content(content) => content.entries.byte_len(),
+            Self::Touched(touched) => touched.ops.byte_len(),
             Self::Covered(range, _) => Applier::covered_len(range),
             Self::Probed(probed) => probed.byte_len(),
         }
@@ -142,6 +144,7 @@ impl Apply {
         let records = self.items.iter().filter_map(|item| match item {
             Item::Record(record) => Some(record.position().seq),
             Item::Portion(portion) => Some(portion.position.seq),
+            Item::Touched(touched) => touched.end.map(|end| end.seq),
             _ => None,
         });
         records.max()
@@ -286,6 +289,7 @@ impl Apply {
             Item::Record(record) => self.applier.push_record(record),
             Item::Portion(portion) => self.applier.push_portion(portion),
             Item::Content(content) => self.applier.push_content(content),
+            Item::Touched(touched) => self.applier.push_touched(touched),
             Item::Covered(range, read_at) => self.applier.push_covered(range, read_at),
             Item::Checkpoints(checkpoints) => self.applier.push_checkpoints(checkpoints),
             Item::Probed(probed) => self.applier.push_probed(probed),

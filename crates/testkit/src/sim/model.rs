@@ -117,6 +117,22 @@ impl Model {
         Some(point).filter(|point| point.position.seq == seq)
     }
 
+    /// One of `keys` that no record after `from` up to `until` has touched.
+    pub(super) fn untouched(&self, mut keys: Vec<Bytes>, from: &Position, until: &Position) -> Option<Bytes> {
+        let mut next = self.point(until);
+        while let Some(point) = next.filter(|point| point.position.seq > from.seq && !keys.is_empty()) {
+            if let Ok(record) = Record::decode(point.bytes.clone()) {
+                let touches = |op: Op<'_>, other: &Bytes| match op {
+                    Op::Put { key, .. } | Op::Delete { key } => key == other,
+                    Op::DeleteRange { .. } => false,
+                };
+                keys.retain(|key| !record.body().iter().any(|op| touches(op, key)));
+            }
+            next = self.before(point);
+        }
+        keys.pop()
+    }
+
     /// Every point on the way to `head`, from the origin on: its number is its index.
     pub(super) fn path(&self, head: &Position) -> Vec<Position> {
         let mut path = Vec::new();

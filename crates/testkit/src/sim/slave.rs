@@ -644,7 +644,7 @@ impl Follow {
                 }
                 self.apply.push(ctx, Item::Content(content));
             }
-            SlaveAction::Touch(_) => unreachable!("the simulated log is not compacted"),
+            SlaveAction::Touch(touched) => self.apply.push(ctx, Item::Touched(touched)),
             SlaveAction::Covered { range, read_at } => {
                 ctx.coverage.met(Scene::EqualKept);
                 self.apply.push(ctx, Item::Covered(range, read_at));
@@ -747,7 +747,7 @@ impl Follow {
         if let Some(ack) = ack {
             let stands = ctx.stores[store].visible.cursor();
             self.parting.take_if(|before| *before != stands);
-            ctx.oracle.acknowledged(&ctx.stores[store], &ack, self.parting.is_some());
+            ctx.oracle.acknowledged((store, &ctx.stores[store]), &ack, self.parting.is_some());
         }
         if let Some(conn) = &mut self.conn {
             // A message that does not encode is a bug of its own, and is noticed by nobody hearing from this slave.
