@@ -79,8 +79,6 @@ pub enum Bug {
     FewerFenced,
     /// A claim within another one is free.
     NestedClaimFree,
-    /// What is deleted leaves no touch.
-    DeletesNotTouched,
     /// Touches go, and the tombstone floor stays where it is.
     TombstoneFloorNotRaised,
     /// Touches above the tombstone floor go as well.
@@ -132,7 +130,6 @@ impl Bug {
         Self::CircleUnnoticed,
         Self::FewerFenced,
         Self::NestedClaimFree,
-        Self::DeletesNotTouched,
         Self::TombstoneFloorNotRaised,
         Self::ExpiredBeyondFloor,
         Self::RunNotChecked,

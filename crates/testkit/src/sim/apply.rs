@@ -30,6 +30,11 @@ impl Tracker {
         (self.position, self.durable, self.consistent) = (Some(cursor.position), Seq::ZERO, false);
     }
 
+    /// A group goes to the store. What it leaves there may be no state of the master, and be there before it is answered.
+    fn hands(&mut self, cursor: &Cursor) {
+        self.consistent &= cursor.is_consistent();
+    }
+
     pub(super) fn rewound(&mut self, cursor: Option<&Cursor>) {
         self.position = cursor.map(|cursor| cursor.position);
         self.consistent = cursor.is_some_and(Cursor::is_consistent);
@@ -221,6 +226,9 @@ impl Apply {
                         && !ctx.planted(DriverBug::QuarantinedTooLate)
                     {
                         quarantine(ctx, driver.store, displacing);
+                    }
+                    if !ctx.planted(DriverBug::ConsistentUntilAnswered) {
+                        tracker.hands(&group.cursor);
                     }
                     let request = Request::Apply(group.writes.clone(), driver.durability());
                     ctx.call(driver.store, driver.owner, request);

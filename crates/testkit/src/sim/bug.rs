@@ -111,6 +111,8 @@ pub enum DriverBug {
     SlotFromHello,
     /// A master that is opened drops the slots that the log does not reach.
     LostSlotsDropped,
+    /// A slave says that it holds a state of its master until its store has answered that it does not.
+    ConsistentUntilAnswered,
     /// A writer is told that a condition does not hold before it is known what becomes of the batch that it saw.
     ConflictToldEarly,
     /// Data that was there before a store became a master's is in no base record, and slaves go through the log.
@@ -166,6 +168,7 @@ impl DriverBug {
         Self::SetbackOfLinkUnnoticed,
         Self::LookupFailureIsDelete,
         Self::LookedUpAtBefore,
+        Self::ConsistentUntilAnswered,
         Self::ConflictToldEarly,
         Self::BaseLeftOut,
         Self::SlotFromHello,

@@ -5,7 +5,7 @@ use bytes::Bytes;
 use replikv_core::{KeyRange, Keyspace, Page, Position, ScanOptions, Seq};
 use replikv_proto::{LogAnswer, Record, Run, read_stretch};
 
-use super::context::{Context, Owner};
+use super::context::{Context, Moment, Owner};
 use super::serving::Served;
 use super::store::Request;
 use super::{DriverBug, Scene};
@@ -99,17 +99,22 @@ pub(super) struct LookUp {
     pub(super) handed: Position,
     pub(super) published: Position,
     setbacks: u64,
+    /// No further key from then on: the slave is to hear something.
+    until: Moment,
 }
 
 impl LookUp {
-    pub(super) fn new(open: &Served, keys: Vec<Bytes>, max_bytes: usize) -> Self {
-        let (handed, published) = (open.view.handed, open.view.published);
-        Self { keys, max_bytes, bytes: 0, values: Vec::new(), handed, published, setbacks: open.setbacks }
+    pub(super) fn new(ctx: &Context, open: &Served, keys: Vec<Bytes>, max_bytes: usize) -> Self {
+        let (handed, published, setbacks) = (open.view.handed, open.view.published, open.setbacks);
+        let heartbeat = u64::try_from(ctx.sizes.heartbeat.as_micros()).unwrap_or(u64::MAX);
+        let until = ctx.now.saturating_add(heartbeat);
+        Self { keys, max_bytes, bytes: 0, values: Vec::new(), handed, published, setbacks, until }
     }
 
     /// The next key; `None` if enough are looked up.
-    pub(super) fn next(&self) -> Option<Bytes> {
-        self.keys.get(self.values.len()).filter(|_| self.values.is_empty() || self.bytes < self.max_bytes).cloned()
+    pub(super) fn next(&self, now: Moment) -> Option<Bytes> {
+        let goes_on = self.values.is_empty() || (self.bytes < self.max_bytes && now < self.until);
+        self.keys.get(self.values.len()).filter(|_| goes_on).cloned()
     }
 
     pub(super) fn found(&mut self, value: Option<Bytes>) {
@@ -123,7 +128,7 @@ impl LookUp {
         self.setbacks != open.setbacks
     }
 
-    pub(super) fn again(self, open: &Served) -> Self {
-        Self::new(open, self.keys, self.max_bytes)
+    pub(super) fn again(self, ctx: &Context, open: &Served) -> Self {
+        Self::new(ctx, open, self.keys, self.max_bytes)
     }
 }

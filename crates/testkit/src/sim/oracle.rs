@@ -143,9 +143,8 @@ pub(super) struct Oracle {
     fenced: BTreeSet<usize>,
     /// For whom masters keep their logs.
     pub(super) stands: Stands,
-    /// Stores of slaves that go through what is compacted, and hold no state of their master meanwhile: and where they last
-    /// held one.
-    touching: BTreeMap<usize, Seq>,
+    /// Stores of slaves that go through what is compacted, and hold no state of their master meanwhile.
+    touching: BTreeSet<usize>,
     /// Stores of slaves that resync, having held a state of their master before: where else they have been since.
     parted: BTreeMap<usize, Vec<Position>>,
     pub(super) promises: Promises,
@@ -413,9 +412,9 @@ impl Oracle {
                 let back = from.epoch == to.epoch && to.seq < from.seq && !parts;
                 self.require(Invariant::CursorGoesOn, !back, || format!("the cursor went from {from} to {to}"));
                 if covered.is_complete() && !cursor.coverage.is_complete() && cursor.coverage.rest().is_none() {
-                    self.touching.insert(number, from.seq);
+                    self.touching.insert(number);
                 }
-                if !covered.is_complete() && cursor.coverage.is_complete() && self.touching.remove(&number).is_some() {
+                if !covered.is_complete() && cursor.coverage.is_complete() && self.touching.remove(&number) {
                     coverage.met(Scene::TouchesPassed);
                 } else if !covered.is_complete() && cursor.coverage.is_complete() {
                     let compared = covered.fill() == Some(Fill::Compare);
@@ -725,7 +724,7 @@ impl Oracle {
     }
 
     /// A slave tells how far it is. One that is `parting` speaks of the history that it joins.
-    pub(super) fn acknowledged(&mut self, (number, store): (usize, &ModelStore), ack: &Ack, parting: bool) {
+    pub(super) fn acknowledged(&mut self, store: &ModelStore, ack: &Ack, parting: bool) {
         let seq = |cursor: Option<Cursor>| cursor.map_or(Seq::ZERO, |cursor| cursor.position.seq);
         let visible = store.visible.cursor();
         let consistent = visible.as_ref().is_some_and(Cursor::is_consistent);
@@ -737,8 +736,6 @@ impl Oracle {
         self.require(Invariant::AckIsTrue, ack.durable <= durable, || format!("{ack:?}, durable is only {durable}"));
         // Of two slaves on one store, one cannot know what the other has begun until it looks, or writes itself.
         let known = !store.went_back && !store.was_shared;
-        // Nor can a slave know that the first touches are there before its store says so.
-        let known = known && self.touching.get(&number) != Some(&ack.applied);
         self.require(Invariant::AckIsTrue, consistent || !ack.consistent || !known, || {
             format!("{ack:?} is not consistent")
         });

@@ -5,8 +5,8 @@ use replikv_core::{Coverage, Fill, KeyRange, KeyRanges, Keyspace, Op, Page, Posi
 use replikv_proto::layout::{Head, Stored as _, Superseded};
 use replikv_proto::{
     Content, DecoderLimits, GoodbyeReason, Hello, Located, LogAnswer, LogParts, MasterAction, MasterSession,
-    MasterSessionConfig, Message, Mode, Progress, ProtocolError, RejectCode, Relay, Response, SlotName, SubscriberId,
-    View,
+    MasterSessionConfig, Message, Mode, Now, Progress, ProtocolError, RejectCode, Relay, Response, SlotName,
+    SubscriberId, View,
 };
 
 use super::context::{Context, Happening, MILLI, Node, Owner};
@@ -26,6 +26,8 @@ pub(super) struct Session {
     session: MasterSession,
     /// What was asked of the store. Nothing else is done until it answers.
     asked: Option<Asked>,
+    /// It has answered: before it is asked again the connection has its turn.
+    has_read: bool,
     seen: u64,
     view: View,
     name: Option<String>,
@@ -116,6 +118,7 @@ impl Session {
             conn: Conn::new(ctx, link, Side::Master),
             session: MasterSession::new(config, open.view, open.epochs.clone(), now),
             asked: None,
+            has_read: false,
             seen: open.version,
             view: open.view,
             name: None,
@@ -206,6 +209,7 @@ impl Sessions {
 
     fn drive(&mut self, ctx: &mut Context, open: &mut Served, id: u64) -> Result<(), Over> {
         let wall = self.wall_offset_ms;
+        self.listen(ctx, open, id)?;
         loop {
             loop {
                 let Some(session) = self.map.get_mut(&id) else { return Ok(()) };
@@ -219,17 +223,7 @@ impl Sessions {
                 self.execute(ctx, open, id, action)?;
             }
             let Some(session) = self.map.get_mut(&id) else { return Ok(()) };
-            while let Some(message) = session.conn.next_message().map_err(|broken| notice(ctx, &broken))? {
-                ctx.trace(message.name().len() as u64);
-                if let Message::Hello(hello) = &message {
-                    session.hello = Some(hello.clone());
-                    session.judged = vec![(session.view, open.parts)];
-                    if let Some(cursor) = hello.cursor.as_ref().filter(|_| ctx.planted(DriverBug::SlotFromHello)) {
-                        open.book.claimed(&SlotName::slave(&*hello.slave), cursor.position);
-                    }
-                }
-                session.session.handle_message(ctx.clock(wall), message).map_err(|_| Over)?;
-            }
+            session.hear(ctx, open, wall)?;
             let quiet = session.listening.is_some() && session.session.is_quiet();
             let looks = !quiet || open.concerned.remove(&id);
             if session.seen != open.version && looks {
@@ -259,14 +253,21 @@ impl Sessions {
                 session.session.handle_view(open.view);
                 continue;
             }
-            session.session.handle_timeout(now).map_err(|error| {
-                if matches!(error, ProtocolError::Silent { .. }) {
-                    let hello = session.hello.is_some();
-                    ctx.coverage.met(if hello { Scene::MasterHeardNothing } else { Scene::NoHello });
-                }
-                Over
-            })?;
+            session.time_out(ctx, now)?;
         }
+    }
+
+    // Once the store has answered, bytes and clock have their turn before it is asked again.
+    fn listen(&mut self, ctx: &mut Context, open: &mut Served, id: u64) -> Result<(), Over> {
+        let Some(session) = self.map.get_mut(&id) else { return Ok(()) };
+        if !std::mem::take(&mut session.has_read) {
+            return Ok(());
+        }
+        session.conn.take_arrived(ctx);
+        session.hear(ctx, open, self.wall_offset_ms)?;
+        let now = ctx.clock(self.wall_offset_ms);
+        let due = session.session.poll_timeout().is_some_and(|at| at <= now.monotonic);
+        if due { session.time_out(ctx, now) } else { Ok(()) }
     }
 
     fn execute(&mut self, ctx: &mut Context, open: &mut Served, id: u64, action: MasterAction) -> Result<(), Over> {
@@ -333,7 +334,7 @@ impl Sessions {
                 session.asked = Some(Asked::Exactly { range, max_bytes });
             }
             MasterAction::LookUp { keys, max_bytes } => {
-                session.asked = Some(look_up(ctx, store, owner, LookUp::new(open, keys, max_bytes)));
+                session.asked = Some(look_up(ctx, store, owner, LookUp::new(ctx, open, keys, max_bytes)));
             }
             MasterAction::Verified(position) => {
                 if let (Some(name), Node::Master(node)) = (&session.slot, self.node) {
@@ -404,7 +405,10 @@ impl Sessions {
     pub(super) fn session_answered(&mut self, ctx: &mut Context, open: &mut Served, id: u64, reply: Reply) {
         // A read that failed ends the session: it is never told to a slave as if it were an answer.
         if self.hand_over(ctx, open, id, reply).is_err() {
-            self.end_session(ctx, open, id);
+            return self.end_session(ctx, open, id);
+        }
+        if let Some(session) = self.map.get_mut(&id) {
+            session.has_read = session.asked.is_none();
         }
     }
 
@@ -465,7 +469,7 @@ impl Sessions {
             Some(Asked::ValuesHead(keys)) => {
                 let head = head(reply)?;
                 if keys.is_void(open) {
-                    session.asked = Some(look_up(ctx, store, owner, keys.again(open)));
+                    session.asked = Some(look_up(ctx, store, owner, keys.again(ctx, open)));
                     return Ok(());
                 }
                 let now = open.view.handed;
@@ -555,6 +559,32 @@ impl Sessions {
 }
 
 impl Session {
+    // What has arrived.
+    fn hear(&mut self, ctx: &mut Context, open: &mut Served, wall: i64) -> Result<(), Over> {
+        while let Some(message) = self.conn.next_message().map_err(|broken| notice(ctx, &broken))? {
+            ctx.trace(message.name().len() as u64);
+            if let Message::Hello(hello) = &message {
+                self.hello = Some(hello.clone());
+                self.judged = vec![(self.view, open.parts)];
+                if let Some(cursor) = hello.cursor.as_ref().filter(|_| ctx.planted(DriverBug::SlotFromHello)) {
+                    open.book.claimed(&SlotName::slave(&*hello.slave), cursor.position);
+                }
+            }
+            self.session.handle_message(ctx.clock(wall), message).map_err(|_| Over)?;
+        }
+        Ok(())
+    }
+
+    fn time_out(&mut self, ctx: &mut Context, now: Now) -> Result<(), Over> {
+        self.session.handle_timeout(now).map_err(|error| {
+            if matches!(error, ProtocolError::Silent { .. }) {
+                let hello = self.hello.is_some();
+                ctx.coverage.met(if hello { Scene::MasterHeardNothing } else { Scene::NoHello });
+            }
+            Over
+        })
+    }
+
     fn read(&mut self, ctx: &mut Context, answer: LogAnswer) {
         if matches!(answer, LogAnswer::Trimmed) {
             ctx.coverage.met(Scene::TrimmedUnderSlave);
@@ -655,7 +685,7 @@ impl Session {
                 if resumes && epoch.is_some_and(|epoch| epoch.number < open.view.published.epoch.number) {
                     ctx.coverage.met(Scene::MovedOver);
                 }
-                let fills = verdict != Verdict::Resume || unfinished.is_some();
+                let fills = verdict != Verdict::Resume || coverage.and_then(Coverage::fill).is_some();
                 if fills && !ctx.healing {
                     // It does not take long: something is to go wrong meanwhile.
                     let soon = ctx.fault_rng.u64(MILLI..100 * MILLI);
@@ -746,7 +776,7 @@ fn head(reply: Reply) -> Result<Head, StoreError> {
 }
 
 fn look_up(ctx: &mut Context, store: usize, owner: Owner, keys: LookUp) -> Asked {
-    match keys.next() {
+    match keys.next(ctx.now) {
         Some(key) => {
             ctx.call(store, owner, Request::Get(vec![(Keyspace::Data, key)]));
             Asked::Values(keys)

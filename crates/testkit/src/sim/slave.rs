@@ -747,7 +747,7 @@ impl Follow {
         if let Some(ack) = ack {
             let stands = ctx.stores[store].visible.cursor();
             self.parting.take_if(|before| *before != stands);
-            ctx.oracle.acknowledged((store, &ctx.stores[store]), &ack, self.parting.is_some());
+            ctx.oracle.acknowledged(&ctx.stores[store], &ack, self.parting.is_some());
         }
         if let Some(conn) = &mut self.conn {
             // A message that does not encode is a bug of its own, and is noticed by nobody hearing from this slave.

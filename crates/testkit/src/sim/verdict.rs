@@ -103,13 +103,12 @@ impl Judged<'_> {
         if cursor.position.epoch.number > own && self.path.is_none() {
             return vec![Verdict::Refuse(RejectCode::Superseded)];
         }
-        let known = self.known_epochs().last().map_or(0, |start| start.epoch.number);
+        let newest = || self.known_epochs().last().map_or(0, |start| start.epoch.number);
         let mut positions = vec![cursor.position];
         positions.extend(cursor.coverage.read_at());
-        let path = self.model.path(&self.view.published);
         let decide = |finds: Finds| {
-            let places = self.places(&path, &positions, finds);
-            if places.contains(&Place::Parted) && self.path.is_some() && cursor.position.epoch.number > known {
+            let places = self.places(&positions, finds);
+            if places.contains(&Place::Parted) && self.path.is_some() && cursor.position.epoch.number > newest() {
                 Verdict::Refuse(RejectCode::Superseded)
             } else if places.contains(&Place::Parted) {
                 Verdict::Refuse(RejectCode::Diverged)
@@ -122,7 +121,7 @@ impl Judged<'_> {
             } else if places[0] == Place::Shared || (!cursor.coverage.is_complete() && hello.ranges.is_empty()) {
                 Verdict::Compare
             } else {
-                self.by_lineage(hello, &path, &cursor.position, finds)
+                self.by_lineage(hello, &cursor.position, finds)
             }
         };
         let found = [false, true].into_iter().flat_map(|damage| [false, true].map(|kept| Finds { damage, kept }));
@@ -139,8 +138,8 @@ impl Judged<'_> {
     }
 
     // Its position is too old to tell: what it passed through before tells, or the epoch that it is in.
-    fn by_lineage(&self, hello: &Hello, path: &[Position], position: &Position, finds: Finds) -> Verdict {
-        let places = self.places(path, &hello.checkpoints, finds);
+    fn by_lineage(&self, hello: &Hello, position: &Position, finds: Finds) -> Verdict {
+        let places = self.places(&hello.checkpoints, finds);
         let epochs = self.known_epochs();
         let own = epochs.iter().find(|start| start.epoch == position.epoch);
         let unfinished = hello.cursor.as_ref().is_some_and(|cursor| !cursor.coverage.is_complete());
@@ -160,19 +159,18 @@ impl Judged<'_> {
         self.epochs.map_or_else(|| self.model.epochs(&self.view.published), <[_]>::to_vec)
     }
 
-    fn places(&self, path: &[Position], positions: &[Position], finds: Finds) -> Vec<Place> {
-        positions.iter().map(|position| self.place(path, position, finds)).collect()
+    fn places(&self, positions: &[Position], finds: Finds) -> Vec<Place> {
+        positions.iter().map(|position| self.place(position, finds)).collect()
     }
 
     /// True if only a checkpoint below the floor can tell that the histories parted.
     pub(super) fn by_checkpoint(&self, position: &Position) -> bool {
-        let path = self.model.path(&self.view.published);
-        position.seq < self.view.floor.seq && self.places(&path, &[*position], Finds::EVERYTHING) == [Place::Parted]
+        position.seq < self.view.floor.seq && self.place(position, Finds::EVERYTHING) == Place::Parted
     }
 
-    fn place(&self, path: &[Position], position: &Position, finds: Finds) -> Place {
+    fn place(&self, position: &Position, finds: Finds) -> Place {
         let View { published, floor, .. } = self.view;
-        let own = usize::try_from(position.seq.as_u64()).ok().and_then(|seq| path.get(seq));
+        let own = self.model.at(&published, position.seq).map(|point| &point.position);
         // Before the first record there is no epoch to compare.
         let same = |own: &Position| own.digest == position.digest && (own == position || own.seq == Seq::ZERO);
         let on_the_way = own.is_some_and(same);
@@ -213,9 +211,8 @@ impl Judged<'_> {
 
     // Without records there are epochs and checkpoints: of the first record's beginning everybody knows.
     fn place_below(&self, position: &Position, on_the_way: bool, same_epoch: bool) -> Place {
-        let checkpoints = self.store.visible.checkpoints();
-        let known =
-            position.seq == Seq::ZERO || checkpoints.iter().any(|checkpoint| checkpoint.position.seq == position.seq);
+        let meta = self.store.visible.of(Keyspace::Meta);
+        let known = position.seq == Seq::ZERO || meta.contains_key(&Checkpoint::at(*position).key());
         match (known, on_the_way) {
             (true, true) => Place::Shared,
             (false, _) if same_epoch => Place::Below,

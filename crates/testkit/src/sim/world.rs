@@ -510,6 +510,7 @@ impl World {
         let mut missing = Vec::new();
         let mut outcome = (0, 0);
         self.order();
+        self.rescue();
         for node in 0..self.masters.len() {
             let master = &self.masters[node];
             if !master.extra && !master.idle && (master.is_fenced() || master.is_overtaken(&self.ctx)) {
