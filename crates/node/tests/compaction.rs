@@ -214,6 +214,61 @@ async fn writes_during_a_catch_up_over_touches_are_not_lost() -> Result<(), Erro
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_slave_says_that_it_is_not_consistent_before_the_first_touches_are_there() -> Result<(), Error> {
+    let master = master(&store(), config()).await;
+    let copy = followed(&master, "edge").await;
+    overwrite(&master, 1_000, 60).await;
+    compacted().await;
+    // One message at a time.
+    let slave = Slave::open(copy.clone(), SlaveConfig::new("edge").group_bytes(1)).await?;
+    let mut held = copy.faults().hold_apply_visible();
+    let _connection = connect(&master, &slave);
+    loop {
+        soon(held.reached()).await;
+        let cursor = copy.cursor(&Default::default()).await?.ok_or("no cursor")?;
+        assert!(cursor.is_consistent() || !slave.status().consistent, "its store has not answered yet");
+        if !cursor.is_consistent() {
+            break;
+        }
+        let next = copy.faults().hold_apply_visible();
+        std::mem::replace(&mut held, next).release();
+    }
+    held.release();
+    soon(slave.wait_caught_up()).await?;
+    assert_equal(&master, &slave).await;
+    Ok(())
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_slave_hears_something_however_slow_lookups_are() -> Result<(), Error> {
+    let store = store();
+    let master = master(&store, config()).await;
+    let copy = followed(&master, "edge").await;
+    overwrite(&master, 1_000, 60).await;
+    compacted().await;
+    let slave = slave(&copy, "edge").await;
+    // All keys take half a minute, and a slave waits eight seconds for a word.
+    let slow = async {
+        let mut held = store.faults().hold_read(Keyspace::Data);
+        loop {
+            held.reached().await;
+            sleep(Duration::from_millis(500)).await;
+            let next = store.faults().hold_read(Keyspace::Data);
+            std::mem::replace(&mut held, next).release();
+        }
+    };
+    let (serving, _following) = connect(&master, &slave);
+    tokio::select! {
+        () = slow => {}
+        caught_up = soon(slave.wait_caught_up()) => caught_up?,
+    }
+    assert!(!serving.is_finished(), "it is its first connection");
+    store.faults().clear();
+    assert_equal(&master, &slave).await;
+    Ok(())
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_lookup_that_fails_ends_the_session_and_deletes_nothing() -> Result<(), Error> {
     let store = store();
     let master = master(&store, config()).await;

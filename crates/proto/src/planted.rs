@@ -79,6 +79,16 @@ pub enum Bug {
     FewerFenced,
     /// A claim within another one is free.
     NestedClaimFree,
+    /// Touches go, and the tombstone floor stays where it is.
+    TombstoneFloorNotRaised,
+    /// Touches above the tombstone floor go as well.
+    ExpiredBeyondFloor,
+    /// A run is read whatever its hash and its sum say.
+    RunNotChecked,
+    /// Records are framed while touched keys are looked up.
+    RecordsWhileLookedUp,
+    /// A slot stays where it is when its owner comes back from before it.
+    SlotNeverLowered,
 }
 
 impl Bug {
@@ -120,6 +130,11 @@ impl Bug {
         Self::CircleUnnoticed,
         Self::FewerFenced,
         Self::NestedClaimFree,
+        Self::TombstoneFloorNotRaised,
+        Self::ExpiredBeyondFloor,
+        Self::RunNotChecked,
+        Self::RecordsWhileLookedUp,
+        Self::SlotNeverLowered,
     ];
 }
 

@@ -11,6 +11,7 @@ use replikv_core::{Keyspace, Position, Seq, StoreError, WriteSet};
 use serde::{Deserialize, Serialize};
 
 use crate::layout::Stored;
+use crate::planted::{self, Bug};
 
 /// Who a slot is for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
@@ -163,6 +164,9 @@ impl Slots {
     /// An owner holds this position, and it lies in the history: it becomes the slot's, downwards too. Makes no slot.
     pub fn verified(&mut self, name: &SlotName, position: Position) {
         if let Some(entry) = self.entries.get_mut(name) {
+            if planted::is(Bug::SlotNeverLowered) && position.seq < entry.slot.position.seq {
+                return;
+            }
             entry.slot.position = position;
         }
     }

@@ -54,7 +54,7 @@ fn config_for(bug: Bug) -> Config {
         "HandedOverUnmarked" | "TookOverUnanswered" => default.topology(Topology::Failover),
         "FewerFenced" | "AgainstIgnored" | "FenceForgotten" => {
             let moves = [Fault::FencedPromotion, Fault::LostAnswer, Fault::Demotion, Fault::Moved, Fault::SlaveCrash];
-            default.topology(Topology::Failover).only(&moves).pace(100).millis(6_000)
+            default.topology(Topology::Failover).only(&moves).pace(40).millis(3_500)
         }
         "RangeOutOfLink" | "UnlinkedDataStays" | "NestedClaimFree" => default.topology(Topology::Centre),
         "GroupedFailureUnseen" => {
@@ -67,9 +67,22 @@ fn config_for(bug: Bug) -> Config {
         }
         "VerdictsOfAnyRange" => {
             let moves = [Fault::LostMessage, Fault::Promotion, Fault::Demotion, Fault::Moved];
-            default.topology(Topology::Failover).only(&moves).pace(50).millis(5_000)
+            default.topology(Topology::Failover).only(&moves).pace(12).millis(2_500)
         }
         "EpochsByNumber" => default.topology(Topology::Failover).pace(100).millis(6_000),
+        "ConsistentUntilAnswered" => {
+            default.only(&[Fault::SlowStore, Fault::HalfOpen, Fault::Wiped]).pace(60).millis(6_000)
+        }
+        "LookupFailureIsDelete" => default.only(&[Fault::ReadError, Fault::Wiped, Fault::Cut]).pace(15).millis(4_000),
+        "RunNotChecked" => default.only(&[Fault::FlipStored, Fault::Wiped]).pace(150).millis(5_000),
+        "LostSlotsDropped" => {
+            let others = [Fault::MasterCrash, Fault::SlaveCrash, Fault::Transient, Fault::Cut];
+            default.only(&others).pace(40).millis(4_000)
+        }
+        "SlotNeverLowered" => {
+            let others = [Fault::SameName, Fault::MasterCrash, Fault::SlaveCrash, Fault::Cut];
+            default.only(&others).pace(20).millis(5_000)
+        }
         "RelayHandsLate" => default.topology(Topology::Tree).only(&[Fault::Wiped]).pace(60).millis(4_000),
         "RelayServesOn" | "RelayedBeforeCommitted" | "KeptAcrossGap" | "NobodyWaits" | "CircleUnnoticed" => {
             default.topology(Topology::Tree)

@@ -23,6 +23,7 @@ use super::history::{History, Rooms};
 use super::listening::Listening;
 use super::sessions::{Entered, Joined};
 use super::{Master, ServeError};
+use crate::clock::ahead;
 use crate::reads::ask_for_json;
 use crate::reads::serve::{Asked, Ended as Asking, Refused, Wish, answer_all, tell};
 use crate::slave::Ending;
@@ -521,15 +522,17 @@ impl<S: ReplicaStore> History<S> {
         Ok(Content { range: covered, read_at, entries: page.ops().clone() })
     }
 
-    // The values of the first of `keys`, as many as fit, and one at least.
+    // The values of the first of `keys`, as many as fit, and one at least. A slow store is asked for no longer than a
+    // heartbeat, then the slave hears of what there is: it would give up a master that is silent.
     async fn look_up(&self, keys: &[Bytes], max_bytes: usize) -> Result<(Vec<Option<Bytes>>, Position), StoreError> {
         let look_up = || async {
             let (mut values, mut bytes) = (Vec::new(), 0);
+            let until = ahead(self.serving.heartbeat);
             for key in keys {
                 let value = self.store.get(Keyspace::Data, key).await?;
                 bytes += key.len() + value.as_ref().map_or(0, Bytes::len);
                 values.push(value);
-                if bytes >= max_bytes {
+                if bytes >= max_bytes || Instant::now() >= until {
                     break;
                 }
             }

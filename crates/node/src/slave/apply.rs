@@ -237,6 +237,7 @@ impl<S: ReplicaStore> ApplyTask<S> {
         if let Some(relay) = &self.inner.relay {
             relay.hand(group.cursor.position, group.log.as_ref());
         }
+        self.inner.tracker.handed(&group.cursor);
         for attempt in 0.. {
             let writes = if once { kept.take() } else { kept.clone() };
             let Some(writes) = writes else { break };

@@ -300,6 +300,14 @@ impl Tracker {
         self.change(|facts| facts.heard = Some(at));
     }
 
+    /// A group that ends at `cursor` goes to the store. What it leaves there may be no state of the master, and is there
+    /// before the store says so.
+    pub(super) fn handed(&self, cursor: &Cursor) {
+        if !cursor.is_consistent() {
+            self.progress.send_if_modified(|progress| std::mem::take(&mut progress.consistent));
+        }
+    }
+
     /// A group is readable, and durable if `durable` says so.
     pub(super) fn applied(&self, group: &Applied) {
         self.change(|facts| {

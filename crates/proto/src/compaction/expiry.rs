@@ -11,6 +11,7 @@ use super::step::Indexed;
 use super::{Compacted, CompactionStep, LogParts, TombstoneFloor};
 use crate::Retention;
 use crate::layout::{Floor, Head, Stored};
+use crate::planted::{self, Bug};
 
 /// What goes next.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -48,7 +49,8 @@ impl Expiry {
     pub fn range(&self) -> KeyRange {
         let first = self.before.floor.position.seq.to_key();
         let compacted = self.before.compacted().map_or(self.until.position.seq, |compacted| compacted.position.seq);
-        let last = compacted.min(self.until.position.seq);
+        let beyond = planted::is(Bug::ExpiredBeyondFloor);
+        let last = if beyond { compacted } else { compacted.min(self.until.position.seq) };
         let end = last.next().map(|next| Bytes::copy_from_slice(&next.to_key()));
         KeyRange::new(KeyRange::all().after(&first).start().clone(), end)
     }
@@ -83,11 +85,12 @@ impl Expiry {
             writes.put(Keyspace::Meta, Compacted::KEY, compacted.to_bytes())?;
         }
         let raised = TombstoneFloor(self.until);
-        if after.tombstones != Some(raised) {
+        let raises = !planted::is(Bug::TombstoneFloorNotRaised) || page.is_empty();
+        if after.tombstones != Some(raised) && raises {
             writes.put(Keyspace::Meta, TombstoneFloor::KEY, raised.to_bytes())?;
             after.tombstones = Some(raised);
         }
-        if complete {
+        if complete && raises {
             writes.put(Keyspace::Meta, Floor::KEY, self.until.to_bytes())?;
             after.floor = self.until;
         }

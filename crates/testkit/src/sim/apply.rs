@@ -4,7 +4,7 @@ use std::collections::VecDeque;
 
 use replikv_core::{Cursor, Durability, KeyRange, Keyspace, LinkId, Outcome, Position, ScanOptions, Seq, StoreError};
 use replikv_proto::layout::{Epochs, Head};
-use replikv_proto::{Applier, Content, Displacing, Group, Portion, Probed, Progress, Record, Resync};
+use replikv_proto::{Applier, Content, Displacing, Group, Portion, Probed, Progress, Record, Resync, Touched};
 
 use super::context::{Context, MILLI, Moment, Node, Owner};
 use super::relay::{Facts, RelayNode};
@@ -28,6 +28,11 @@ impl Tracker {
     /// The history that the slave was in is left.
     pub(super) fn resyncs(&mut self, cursor: &Cursor) {
         (self.position, self.durable, self.consistent) = (Some(cursor.position), Seq::ZERO, false);
+    }
+
+    /// A group goes to the store. What it leaves there may be no state of the master, and be there before it is answered.
+    fn hands(&mut self, cursor: &Cursor) {
+        self.consistent &= cursor.is_consistent();
     }
 
     pub(super) fn rewound(&mut self, cursor: Option<&Cursor>) {
@@ -65,6 +70,7 @@ pub(super) enum Item {
     Record(Record),
     Portion(Portion),
     Content(Content),
+    Touched(Touched),
     Covered(KeyRange, Position),
     Checkpoints(Vec<Position>),
     Probed(Box<Probed>),
@@ -78,6 +84,7 @@ impl Item {
             Self::Record(record) => record.bytes().len(),
             Self::Portion(portion) => portion.byte_len(),
             Self::Content(content) => content.entries.byte_len(),
+            Self::Touched(touched) => touched.ops.byte_len(),
             Self::Covered(range, _) => Applier::covered_len(range),
             Self::Probed(probed) => probed.byte_len(),
         }
@@ -142,6 +149,7 @@ impl Apply {
         let records = self.items.iter().filter_map(|item| match item {
             Item::Record(record) => Some(record.position().seq),
             Item::Portion(portion) => Some(portion.position.seq),
+            Item::Touched(touched) => touched.end.map(|end| end.seq),
             _ => None,
         });
         records.max()
@@ -219,6 +227,9 @@ impl Apply {
                     {
                         quarantine(ctx, driver.store, displacing);
                     }
+                    if !ctx.planted(DriverBug::ConsistentUntilAnswered) {
+                        tracker.hands(&group.cursor);
+                    }
                     let request = Request::Apply(group.writes.clone(), driver.durability());
                     ctx.call(driver.store, driver.owner, request);
                     self.waits = Waits::Apply { group: Box::new(group), attempt: 0, retry_at: None };
@@ -286,6 +297,7 @@ impl Apply {
             Item::Record(record) => self.applier.push_record(record),
             Item::Portion(portion) => self.applier.push_portion(portion),
             Item::Content(content) => self.applier.push_content(content),
+            Item::Touched(touched) => self.applier.push_touched(touched),
             Item::Covered(range, read_at) => self.applier.push_covered(range, read_at),
             Item::Checkpoints(checkpoints) => self.applier.push_checkpoints(checkpoints),
             Item::Probed(probed) => self.applier.push_probed(probed),

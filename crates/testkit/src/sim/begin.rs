@@ -5,15 +5,15 @@ use replikv_core::{EncodedOps, Epoch, Keyspace, Seq, SourceId, WriteSet};
 use replikv_proto::layout::{Epochs, Floor, Head, Identity, Role, Stored};
 use replikv_proto::{EpochStart, PreparedRecord, RecordDraft, RecordKind, origin};
 
-use super::Scene;
 use super::context::Context;
+use super::{DriverBug, Scene};
 
 /// The beginning of a history, in one synced write set: as `replikv-node` writes it.
 pub(super) fn begin(ctx: &mut Context, store: usize, wall_offset_ms: i64) {
     let source = SourceId::from_bytes(ctx.store_rng.u128(..).to_le_bytes());
     let epoch = Epoch { number: 1, nonce: ctx.store_rng.u64(..) };
     let time = ctx.clock(wall_offset_ms).unix_ms;
-    let holds_data = !ctx.stores[store].visible.of(Keyspace::Data).is_empty();
+    let holds_data = !ctx.stores[store].visible.of(Keyspace::Data).is_empty() && !ctx.planted(DriverBug::BaseLeftOut);
     let mut at = origin(source, epoch);
     let mut floor = Floor { position: at, log_bytes: 0 };
     let mut log_bytes = 0;

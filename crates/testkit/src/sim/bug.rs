@@ -103,6 +103,20 @@ pub enum DriverBug {
     UnlinkedDataStays,
     /// A link goes on though the store was opened anew after another one's failure.
     SetbackOfLinkUnnoticed,
+    /// A touched key whose lookup fails is taken for deleted.
+    LookupFailureIsDelete,
+    /// The moment of looking up touched keys is taken before.
+    LookedUpAtBefore,
+    /// A slot is set by what a slave says in its hello, before that is looked up.
+    SlotFromHello,
+    /// A master that is opened drops the slots that the log does not reach.
+    LostSlotsDropped,
+    /// A slave says that it holds a state of its master until its store has answered that it does not.
+    ConsistentUntilAnswered,
+    /// A writer is told that a condition does not hold before it is known what becomes of the batch that it saw.
+    ConflictToldEarly,
+    /// Data that was there before a store became a master's is in no base record, and slaves go through the log.
+    BaseLeftOut,
 }
 
 impl DriverBug {
@@ -152,6 +166,13 @@ impl DriverBug {
         Self::FenceForgotten,
         Self::UnlinkedDataStays,
         Self::SetbackOfLinkUnnoticed,
+        Self::LookupFailureIsDelete,
+        Self::LookedUpAtBefore,
+        Self::ConsistentUntilAnswered,
+        Self::ConflictToldEarly,
+        Self::BaseLeftOut,
+        Self::SlotFromHello,
+        Self::LostSlotsDropped,
     ];
 }
 

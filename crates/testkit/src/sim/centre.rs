@@ -12,7 +12,7 @@ use replikv_proto::{Claim, ClaimState, rival};
 
 use super::context::{Context, Happening, MILLI, Moment, Node, Owner};
 use super::oracle::Before;
-use super::store::{Effect, Maps, Reply, Request};
+use super::store::{Armed, Effect, Maps, Reply, Request};
 use super::world::World;
 use super::{Config, DriverBug, Fault, Scene};
 
@@ -396,6 +396,19 @@ impl World {
         self.ctx.call(view.centre, owner, Request::Apply(writes.build(), durability));
     }
 
+    // At once, or later: other links go on meanwhile, and something may go wrong for them.
+    fn unlink_further(&mut self, node: usize) {
+        if self.ctx.healing || self.ctx.top_rng.u8(0..3) > 0 {
+            return self.unlink(node);
+        }
+        let pause = self.ctx.top_rng.u64(1..=100 * MILLI);
+        let centre = self.ctx.real(self.slaves[node].store);
+        if self.known.contains(&Fault::SyncFailure) && self.ctx.inject(Fault::SyncFailure) {
+            self.ctx.stores[centre].armed.push_back(Armed::SyncFails);
+        }
+        self.ctx.after(pause, Happening::Unlink(node, self.slaves[node].lives));
+    }
+
     /// The process of a centre is gone: whoever opens it next goes on with what the store says.
     pub(super) fn unlink_again(&mut self, store: usize, power: bool) {
         let centre = self.ctx.real(store);
@@ -452,7 +465,7 @@ impl World {
         };
         self.slaves[node].unlinking = next;
         if next.is_some() {
-            return self.unlink(node);
+            return self.unlink_further(node);
         }
         self.ctx.coverage.met(Scene::LinkUndone);
         // A new one, under the same name or another; what was left of the old one is nobody's, and lies in the way.

@@ -5,16 +5,19 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use fastrand::Rng;
-use replikv_core::{Durability, Keyspace, Op};
+use replikv_core::{Durability, Keyspace, Op, Seq};
 use replikv_proto::layout::Role;
-use replikv_proto::{Compression, FenceRefusal, Fenced, Now};
+use replikv_proto::{Compression, FenceRefusal, Fenced, Now, SlotLimits};
 
 use super::centre::Gatherer;
+use super::compact::Plan;
 use super::fencing::Question;
 use super::handover::{Answer, Handing};
 use super::link::{Ends, Link, Side};
 use super::oracle::{Before, Oracle};
 use super::print;
+use super::serving::Served;
+use super::slots;
 use super::store::{Effect, Maps, ModelStore, Reply, Request};
 use super::{Bug, Config, Coverage, DriverBug, Fault, Scene, Topology};
 
@@ -96,6 +99,11 @@ pub(super) enum Owner {
         node: usize,
         life: u64,
     },
+    /// Of a master: its log is compacted.
+    Compact {
+        node: usize,
+        life: u64,
+    },
     Session {
         node: Node,
         life: u64,
@@ -124,7 +132,7 @@ pub(super) enum Owner {
 impl Owner {
     fn process(self) -> (Node, u64) {
         match self {
-            Self::Commit { node, life } => (Node::Master(node), life),
+            Self::Commit { node, life } | Self::Compact { node, life } => (Node::Master(node), life),
             Self::Session { node, life, .. } => (node, life),
             Self::Follow { node, life }
             | Self::Apply { node, life }
@@ -224,6 +232,9 @@ pub(super) struct Context {
     pub(super) pledges: BTreeMap<u64, Result<Fenced, FenceRefusal>>,
     /// Whether slaves subscribe to parts of the keys.
     pub(super) filters: bool,
+    /// Whether masters compact their logs, and how.
+    pub(super) compacts: Option<Plan>,
+    pub(super) slots: SlotLimits,
     pub(super) topology: Topology,
     /// What slaves have quarantined, by store: for ever, and outside of it.
     pub(super) quarantined: BTreeMap<usize, BTreeSet<(Bytes, Bytes)>>,
@@ -265,6 +276,8 @@ impl Context {
             topology: config.topology.unwrap_or_else(|| Topology::of(seed)),
             quarantined: BTreeMap::new(),
             filters: seed % 3 == 1,
+            compacts: Plan::of(seed, config.topology.unwrap_or_else(|| Topology::of(seed))),
+            slots: slots::limits(seed),
             queue: BTreeMap::new(),
             next: 0,
             wakes: BTreeMap::new(),
@@ -364,6 +377,15 @@ impl Context {
     pub(super) fn add_store(&mut self, image: Maps) -> usize {
         self.stores.push(ModelStore::new(image));
         self.stores.len() - 1
+    }
+
+    /// Something up to here in the log of a store is damaged: whoever serves it is to cut it there.
+    pub(super) fn damaged(&mut self, store: usize, open: &mut Served, seq: Seq) {
+        let model = &self.stores[store];
+        // What another process has written meanwhile, or a failed sync has taken back, looks like damage.
+        let excused = self.coverage.fault(Fault::FlipStored) > 0 || model.was_shared || model.setbacks > 0;
+        self.oracle.found_damage(excused, seq);
+        open.cut_after(seq);
     }
 
     /// Calls a store. It takes effect later, and is answered later still.

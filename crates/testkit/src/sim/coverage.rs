@@ -165,6 +165,36 @@ named! {
         TrimmedUnderSlave = "trimmed-under-slave",
         /// A session held the log back.
         HeldBack = "held-back",
+        /// A step of compaction folded records into a run.
+        Compacted = "compacted",
+        /// A step of it was refused, or failed.
+        CompactionRefused = "compaction-refused",
+        /// What touched keys hold was looked up, and sent.
+        TouchLookedUp = "touch-looked-up",
+        /// A range delete of the compacted log was sent.
+        RangeTouched = "range-touched",
+        /// A lookup failed, and the session ended.
+        TouchLookupFailed = "touch-lookup-failed",
+        /// A slave that had gone through what is compacted held a state of its master again.
+        TouchesPassed = "touches-passed",
+        /// Touches expired, and what they told of nobody can tell any more.
+        TombstoneExpired = "tombstone-expired",
+        /// A master died while they were being removed, and went on with it.
+        ExpiryResumed = "expiry-resumed",
+        /// A slave below the tombstone floor began to compare.
+        BelowTombstoneFloor = "below-tombstone-floor",
+        /// A damaged run was found.
+        RunDamaged = "run-damaged",
+        /// A slave has a slot from its first durable ack on.
+        SlotBegun = "slot-begun",
+        /// There were too many slots already.
+        SlotsFull = "slots-full",
+        /// A slave that came back stood before its slot.
+        SlotLowered = "slot-lowered",
+        /// A slot was not heard of for too long.
+        SlotExpired = "slot-expired",
+        /// The log was held back for a slave that was away.
+        HeldForAway = "held-for-away",
         /// A damaged record was found, and the log cut after it.
         DamageFound = "damage-found",
         /// A slave committed several records at once.

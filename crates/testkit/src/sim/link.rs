@@ -239,6 +239,20 @@ impl Conn {
         pipe.ended = true;
     }
 
+    /// Takes what arrived while nobody listened here.
+    pub(super) fn take_arrived(&mut self, ctx: &mut Context) {
+        let Link { ends, .. } = ctx.links[self.link];
+        let pipe = ctx.links[self.link].pipe(self.side);
+        let waits = !pipe.bytes.is_empty() || pipe.ended;
+        if pipe.scheduled || pipe.blocked || !waits {
+            return;
+        }
+        let (bytes, ended) = (pipe.bytes.split(), pipe.ended);
+        self.receive(&bytes, ended);
+        // The other side may have more.
+        ctx.wake(Node::Slave(ends.slave));
+    }
+
     /// Bytes have arrived; `ended` if no more will.
     pub(super) fn receive(&mut self, bytes: &[u8], ended: bool) {
         self.input.extend_from_slice(bytes);

@@ -4,18 +4,21 @@ use std::collections::VecDeque;
 use std::ops::{Deref, DerefMut};
 
 use bytes::Bytes;
-use replikv_core::{Durability, Epoch, KeyRange, Keyspace, Outcome, Position, Seq, StoreError, StoreLimits, WriteSet};
-use replikv_proto::layout::{Checkpoint, Epochs, Floor, Head, Role, Stored, Superseded};
+use replikv_core::{Durability, Epoch, Keyspace, Outcome, Position, Seq, StoreError, StoreLimits, WriteSet};
+use replikv_proto::layout::{Epochs, Head, Role, Stored, Superseded};
 use replikv_proto::{
-    Answer, CommitGroup, Committer, CommitterConfig, Intent, LogEntry, RecordKind, Retention, Step, Work,
+    Answer, CommitGroup, Committer, CommitterConfig, Intent, LogEntry, LogParts, RecordKind, SlotName, Step, Work,
 };
 
 use super::begin::begin;
+use super::compact::Compactor;
 use super::context::{Context, MILLI, Moment, Node, Owner};
 use super::handover::Handovers;
 use super::serving::{Served, Sessions};
 use super::session::Session;
+use super::slots::SlotBook;
 use super::store::{Reply, Request};
+use super::trim::Why;
 use super::work::{Intended, Promise};
 use super::{DriverBug, Scene, Topology};
 
@@ -47,7 +50,8 @@ pub(super) struct Process {
     pub(super) store: usize,
     sync_every: Option<Moment>,
     pub(super) wall_offset_ms: i64,
-    task: Task,
+    pub(super) task: Task,
+    pub(super) compactor: Compactor,
     pub(super) open: Option<Opened>,
     pub(super) sessions: Sessions,
     started: Moment,
@@ -59,14 +63,13 @@ pub(super) struct Process {
 #[derive(Debug)]
 pub(super) struct Opened {
     pub(super) served: Served,
-    committer: Committer<u64>,
+    pub(super) committer: Committer<u64>,
     intents: VecDeque<Intent<u64>>,
-    floor: Floor,
     uptime_before: u64,
     synced: Position,
     unsynced: Vec<LogEntry>,
     sync_at: Option<Moment>,
-    trim_at: Moment,
+    pub(super) trim_at: Moment,
     /// Until its record is there, nothing else is written in a new epoch.
     epoch: Epoch,
     beginning: Option<Epoch>,
@@ -76,7 +79,7 @@ pub(super) struct Opened {
 
 /// What the commit task waits for.
 #[derive(Debug)]
-enum Task {
+pub(super) enum Task {
     Opening,
     SyncingAtOpen,
     Ready,
@@ -87,8 +90,13 @@ enum Task {
         retry_at: Option<Moment>,
     },
     Syncing,
+    /// What was acknowledged is looked up: with what is known already.
+    FindingAcks(Vec<(SlotName, Option<Position>)>, Vec<(SlotName, Seq)>),
+    WritingSlots(WriteSet),
+    /// The parts of the log are changed.
     Trimming {
-        floor: Floor,
+        after: Box<LogParts>,
+        why: Why,
         writes: WriteSet,
         attempt: u32,
         retry_at: Option<Moment>,
@@ -106,7 +114,6 @@ enum Task {
 /// The ticket of the record that begins an epoch: nobody waits for its answer.
 const MARK: u64 = 0;
 const ATTEMPTS: u32 = 6;
-const TRIM_EVERY: Moment = 50 * MILLI;
 const REOPEN_EVERY: Moment = 50 * MILLI;
 
 impl Master {
@@ -149,6 +156,7 @@ impl Master {
             sync_every: self.sync_every,
             wall_offset_ms: self.wall_offset_ms,
             task: Task::Opening,
+            compactor: Compactor::default(),
             open: None,
             sessions: Sessions::new(Node::Master(node), life, store, true),
             started: ctx.now,
@@ -175,6 +183,7 @@ impl Master {
                     self.kill(ctx, false);
                 }
             }
+            Owner::Compact { life, .. } if life == process.life => process.compacting(ctx, reply),
             Owner::Session { life, session, .. } if life == process.life => {
                 process.sessions.answered(ctx, process.open.as_mut().map(|open| &mut open.served), session, reply);
             }
@@ -222,11 +231,11 @@ impl Master {
 }
 
 impl Process {
-    fn owner(&self) -> Owner {
+    pub(super) fn owner(&self) -> Owner {
         Owner::Commit { node: self.node, life: self.life }
     }
 
-    fn uptime(&self, ctx: &Context) -> u64 {
+    pub(super) fn uptime(&self, ctx: &Context) -> u64 {
         self.open.as_ref().map_or(0, |open| open.uptime_before) + (ctx.now - self.started) / MILLI
     }
 
@@ -241,8 +250,10 @@ impl Process {
                 let Opened { served, handovers, .. } = open;
                 handovers.drive(ctx, &mut self.sessions, served, matches!(self.task, Task::Ready));
             }
+            self.compact(ctx);
             let Some(open) = &self.open else { return };
-            let wanted = (open.damaged.is_some() || self.sessions.met.is_some()) && matches!(self.task, Task::Ready);
+            let wanted = open.damaged.is_some() || self.sessions.met.is_some() || self.compactor.has_step();
+            let wanted = wanted && matches!(self.task, Task::Ready);
             if open.version == version && !wanted {
                 return;
             }
@@ -274,6 +285,8 @@ impl Process {
                         self.sync(ctx);
                     } else if open.damaged.is_some() || ctx.now >= open.trim_at {
                         self.trim(ctx);
+                    } else if let Some(step) = self.compactor.take() {
+                        self.take_step(ctx, step);
                     } else {
                         let wake_at = open.sync_at.map_or(open.trim_at, |at| at.min(open.trim_at));
                         return ctx.wake_at(Node::Master(self.node), wake_at);
@@ -319,7 +332,12 @@ impl Process {
         }
     }
 
-    fn commit(&mut self, ctx: &mut Context, group: Box<CommitGroup<u64>>) {
+    fn commit(&mut self, ctx: &mut Context, mut group: Box<CommitGroup<u64>>) {
+        if ctx.planted(DriverBug::ConflictToldEarly) {
+            let conflicts = |(_, answer): &mut (u64, Answer)| matches!(answer, Answer::Conflict { .. });
+            let early = group.answers.extract_if(.., conflicts).collect();
+            self.tell(ctx, early);
+        }
         if group.entries.len() > 1 {
             ctx.coverage.met(Scene::GroupCommit);
         }
@@ -359,12 +377,14 @@ impl Process {
                 Ok(()) => self.on_stable_storage(ctx),
                 Err(_) => self.reopen(ctx, None),
             },
-            Task::Trimming { floor, writes, attempt, .. } => match reply.done() {
+            Task::FindingAcks(known, wanted) => self.acks_found(ctx, known, wanted, reply),
+            Task::WritingSlots(writes) => self.slots_written(ctx, &writes, reply.done()),
+            Task::Trimming { after, why, writes, attempt, .. } => match reply.done() {
                 Err(error) if error.is_retryable() && attempt < ATTEMPTS => {
                     let retry_at = Some(ctx.now + (MILLI << attempt));
-                    self.task = Task::Trimming { floor, writes, attempt: attempt + 1, retry_at };
+                    self.task = Task::Trimming { after, why, writes, attempt: attempt + 1, retry_at };
                 }
-                result => self.trimmed(ctx, floor, result),
+                result => self.trimmed(ctx, *after, why, result),
             },
             Task::EndingReign { mark, writes, attempt, .. } => match reply.done() {
                 Err(error) if error.is_retryable() && attempt < ATTEMPTS => {
@@ -397,7 +417,7 @@ impl Process {
 
     fn opened(&mut self, ctx: &mut Context, new_epoch: Option<u64>) -> bool {
         let store = &ctx.stores[self.store];
-        let (Some(head), Some(floor)) = (store.head(), store.floor()) else { return false };
+        let (Some(head), Some(parts)) = (store.head(), store.parts()) else { return false };
         let superseded = store.visible.stored::<Superseded>(Superseded::KEY).is_some();
         if superseded || store.identity().is_none_or(|identity| identity.role != Role::Master) {
             // Or its promotion was taken back by a failed sync.
@@ -420,11 +440,15 @@ impl Process {
         if begun.is_some() {
             ctx.coverage.met(Scene::NewEpoch);
         }
+        if parts.is_expiring() {
+            ctx.coverage.met(Scene::ExpiryResumed);
+        }
+        let mut served = Served::begin(ctx, (&head, parts), (epochs, limits), checkpoints, None);
+        served.book = SlotBook::read(ctx, self.node, self.store, parts.begins().position.seq, head.uptime_ms);
         self.open = Some(Opened {
-            served: Served::begin(ctx, (&head, &floor), (epochs, limits), checkpoints, None),
+            served,
             committer: Committer::new(config, head),
             intents: VecDeque::new(),
-            floor,
             uptime_before: head.uptime_ms,
             synced: head.position,
             unsynced: Vec::new(),
@@ -550,16 +574,16 @@ impl Process {
         let (position, log_bytes) = (last.position, last.log_bytes);
         open.synced = position;
         ctx.oracle.published(&ctx.stores[self.store], &open.view.published, &entries);
-        let floor_bytes = open.floor.log_bytes;
+        let missing = open.parts.missing_bytes();
         open.publish(entries, |view| {
             view.published = position;
             view.log_bytes = log_bytes;
-            view.retained_bytes = log_bytes.saturating_sub(floor_bytes);
+            view.retained_bytes = log_bytes.saturating_sub(missing);
         });
         ctx.oracle.ring(&ctx.sizes, open.ring.bytes);
     }
 
-    fn reopen(&mut self, ctx: &mut Context, group: Option<Box<CommitGroup<u64>>>) {
+    pub(super) fn reopen(&mut self, ctx: &mut Context, group: Option<Box<CommitGroup<u64>>>) {
         ctx.call(self.store, self.owner(), Request::Reopen);
         self.task = Task::Reopening(group);
     }
@@ -567,7 +591,7 @@ impl Process {
     // The store was opened anew, and what it holds is the truth.
     fn reopened(&mut self, ctx: &mut Context, group: Option<Box<CommitGroup<u64>>>) {
         let store = &ctx.stores[self.store];
-        let (Some(found), Some(floor)) = (store.head(), store.floor()) else { return };
+        let (Some(found), Some(parts)) = (store.head(), store.parts()) else { return };
         let Some(open) = &mut self.open else { return };
         if open.committer.head().position.seq > found.position.seq {
             ctx.coverage.met(Scene::HeadWentBack);
@@ -598,12 +622,8 @@ impl Process {
             open.unsynced.retain(|entry| entry.position.seq <= found.position.seq);
         }
         open.checkpoints.retain(|checkpoint| checkpoint.position.seq <= found.position.seq);
-        open.floor = floor;
-        open.change(|view| {
-            view.handed = found.position;
-            view.floor = floor.position;
-            view.retained_bytes = view.log_bytes.saturating_sub(floor.log_bytes);
-        });
+        open.change_parts(parts);
+        open.change(|view| view.handed = found.position);
         open.sync_at = Some(ctx.now + REOPEN_EVERY);
         self.begin_again(ctx, found);
     }
@@ -618,84 +638,6 @@ impl Process {
         let lost = StoreError::Transient { reason: "the beginning of the epoch was lost".into() };
         if let Step::Answer(answers) = open.committer.answer_all(&Answer::Failed(lost)) {
             self.tell(ctx, answers);
-        }
-    }
-
-    // One bounded step, then writers get their turn.
-    fn trim(&mut self, ctx: &mut Context) {
-        let uptime_ms = self.uptime(ctx);
-        let held = self.sessions.held();
-        let Some(open) = &mut self.open else { return };
-        open.trim_at = ctx.now + TRIM_EVERY;
-        if let Some(damaged) = open.damaged.take() {
-            return self.cut(ctx, damaged);
-        }
-        let head = Head { uptime_ms, position: open.view.published, ..open.committer.head() };
-        let floor = open.floor.position.seq;
-        let above: Vec<Checkpoint> =
-            open.checkpoints.iter().filter(|checkpoint| checkpoint.position.seq > floor).take(1).copied().collect();
-        let retention = Retention {
-            max_bytes: ctx.sizes.retention,
-            max_age_ms: ctx.sizes.max_age_ms,
-            hold_back_bytes: ctx.sizes.hold_back,
-        };
-        let free = retention.step(&open.floor, &head, &above, None);
-        match retention.step(&open.floor, &head, &above, held) {
-            Ok(Some(trim)) => self.move_floor(ctx, trim.floor, trim.writes),
-            _ => {
-                if matches!(free, Ok(Some(_))) {
-                    ctx.coverage.met(Scene::HeldBack);
-                }
-            }
-        }
-    }
-
-    // The log begins after a damaged record: at the next point whose digest is known.
-    fn cut(&mut self, ctx: &mut Context, damaged: Seq) {
-        let Some(open) = &mut self.open else { return };
-        if damaged <= open.floor.position.seq {
-            return;
-        }
-        ctx.coverage.met(Scene::DamageFound);
-        // Not past what is published: what comes after it is still to be sent.
-        let view = open.view;
-        let published = open.checkpoints.iter().filter(|checkpoint| checkpoint.position.seq <= view.published.seq);
-        let next = published.copied().find(|checkpoint| checkpoint.position.seq >= damaged);
-        let floor = next.map_or(Floor { position: view.published, log_bytes: view.log_bytes }, |next| Floor {
-            position: next.position,
-            log_bytes: next.log_bytes,
-        });
-        let mut writes = WriteSet::builder();
-        writes.require(Floor::KEY, Some(open.floor.to_bytes()));
-        writes.delete_range(Keyspace::Log, &KeyRange::from_bounds(..=floor.position.seq.to_key()));
-        if writes.put(Keyspace::Meta, Floor::KEY, floor.to_bytes()).is_ok() {
-            let writes = writes.build();
-            self.move_floor(ctx, floor, writes);
-        }
-    }
-
-    fn move_floor(&mut self, ctx: &mut Context, floor: Floor, writes: WriteSet) {
-        let Some(open) = &mut self.open else { return };
-        // Told before it is done: nobody is sent to records that are about to go.
-        open.change(|view| {
-            view.floor = floor.position;
-            view.retained_bytes = view.log_bytes.saturating_sub(floor.log_bytes);
-        });
-        ctx.call(self.store, self.owner(), Request::Apply(writes.clone(), Durability::Buffered));
-        self.task = Task::Trimming { floor, writes, attempt: 0, retry_at: None };
-    }
-
-    fn trimmed(&mut self, ctx: &mut Context, floor: Floor, result: Result<(), StoreError>) {
-        let Some(open) = &mut self.open else { return };
-        match result {
-            Ok(()) => {
-                ctx.coverage.met(Scene::Trimmed);
-                open.floor = floor;
-                // There may be more to do.
-                open.trim_at = ctx.now;
-            }
-            Err(error) if error.outcome() == Outcome::Unknown => self.reopen(ctx, None),
-            Err(_) => {}
         }
     }
 }

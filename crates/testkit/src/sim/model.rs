@@ -15,6 +15,10 @@ use super::store::Maps;
 pub(super) struct Point {
     pub(super) position: Position,
     before: Option<Name>,
+    /// The last one before it whose number is a multiple of [`STRIDE`], if there is one.
+    far: Option<Name>,
+    /// The first record of its epoch.
+    began: Seq,
     /// The data after it.
     pub(super) state: Arc<BTreeMap<Bytes, Bytes>>,
     pub(super) print: Print,
@@ -28,6 +32,9 @@ pub(super) struct Point {
 }
 
 type Name = (SourceId, Seq, Digest);
+
+/// Who looks for an early point passes so many by at once.
+const STRIDE: u64 = 64;
 
 fn name(position: &Position) -> Name {
     (position.source, position.seq, position.digest)
@@ -79,8 +86,16 @@ impl Model {
         print: Print,
         (deletes_range, time): (bool, u64),
     ) {
-        let point =
-            Point { position, before, state: Arc::new(state), print, bytes, deletes_range, time, settled: false };
+        let far = before.and_then(|(_, seq, _)| match seq.as_u64().is_multiple_of(STRIDE) {
+            true => before,
+            false => before.and_then(|before| self.points.get(&before)?.far),
+        });
+        let same_epoch = before
+            .and_then(|before| self.points.get(&before))
+            .filter(|before| before.position.seq > Seq::ZERO && before.position.epoch == position.epoch);
+        let began = same_epoch.map_or(position.seq, |before| before.began);
+        let state = Arc::new(state);
+        let point = Point { position, before, far, began, state, print, bytes, deletes_range, time, settled: false };
         self.points.insert(name(&position), point);
     }
 
@@ -112,21 +127,29 @@ impl Model {
     pub(super) fn at(&self, head: &Position, seq: Seq) -> Option<&Point> {
         let mut point = self.point(head)?;
         while point.position.seq > seq {
-            point = self.before(point)?;
+            let far = point.far.and_then(|far| self.points.get(&far)).filter(|far| far.position.seq >= seq);
+            point = match far {
+                Some(far) => far,
+                None => self.before(point)?,
+            };
         }
         Some(point).filter(|point| point.position.seq == seq)
     }
 
-    /// Every point on the way to `head`, from the origin on: its number is its index.
-    pub(super) fn path(&self, head: &Position) -> Vec<Position> {
-        let mut path = Vec::new();
-        let mut next = self.point(head);
-        while let Some(point) = next {
-            path.push(point.position);
+    /// One of `keys` that no record after `from` up to `until` has touched.
+    pub(super) fn untouched(&self, mut keys: Vec<Bytes>, from: &Position, until: &Position) -> Option<Bytes> {
+        let mut next = self.point(until);
+        while let Some(point) = next.filter(|point| point.position.seq > from.seq && !keys.is_empty()) {
+            if let Ok(record) = Record::decode(point.bytes.clone()) {
+                let touches = |op: Op<'_>, other: &Bytes| match op {
+                    Op::Put { key, .. } | Op::Delete { key } => key == other,
+                    Op::DeleteRange { .. } => false,
+                };
+                keys.retain(|key| !record.body().iter().any(|op| touches(op, key)));
+            }
             next = self.before(point);
         }
-        path.reverse();
-        path
+        keys.pop()
     }
 
     /// Where epochs began on the way to `head`, oldest first.
@@ -134,12 +157,9 @@ impl Model {
         let mut epochs: Vec<EpochStart> = Vec::new();
         let mut next = self.point(head);
         while let Some(point) = next.filter(|point| point.position.seq > Seq::ZERO) {
-            let Position { epoch, seq, .. } = point.position;
-            match epochs.last_mut() {
-                Some(last) if last.epoch == epoch => last.first = seq,
-                _ => epochs.push(EpochStart { epoch, first: seq }),
-            }
-            next = self.before(point);
+            epochs.push(EpochStart { epoch: point.position.epoch, first: point.began });
+            let before = Seq::new(point.began.as_u64().saturating_sub(1));
+            next = self.at(&point.position, before);
         }
         epochs.reverse();
         epochs

@@ -6,12 +6,14 @@ use bytes::Bytes;
 use replikv_core::{Cursor, EncodedOps, Fill, KeyRange, KeyRanges, Keyspace, Op, Position, Seq, WriteSet};
 use replikv_proto::layout::{Epochs, Role, Superseded};
 use replikv_proto::{
-    Ack, Answer, Content, Fence, Filtered, LogEntry, Passage, Record, RecordKind, Resync, Share, Subscription,
+    Ack, Answer, Content, Fence, Filtered, LogEntry, Passage, Record, RecordKind, Resync, Run, Share, Subscription,
+    Touched,
 };
 
 use super::context::Sizes;
 use super::model::Model;
 use super::promises::Promises;
+use super::slots::Stands;
 use super::store::{ModelStore, Request};
 use super::work::{Intended, Promise};
 use super::{Coverage, Scene};
@@ -68,6 +70,10 @@ pub enum Invariant {
     KeptLog,
     /// Every entry of a centre is one of the link that has claimed its key, or was left by one that is gone.
     LinksApart,
+    /// The log is kept for whoever has a slot in it, from where it was last known to stand.
+    KeptForAway,
+    /// A log is cut only where something in it is damaged.
+    CutRightly,
     /// Buffers stay under their bounds.
     BoundedMemory,
     /// Once faults end, every slave comes to equal its master, or to the refusal that its situation demands.
@@ -135,6 +141,10 @@ pub(super) struct Oracle {
     refused: BTreeSet<u64>,
     /// Stores of masters that have kept that a newer epoch was met.
     fenced: BTreeSet<usize>,
+    /// For whom masters keep their logs.
+    pub(super) stands: Stands,
+    /// Stores of slaves that go through what is compacted, and hold no state of their master meanwhile.
+    touching: BTreeSet<usize>,
     /// Stores of slaves that resync, having held a state of their master before: where else they have been since.
     parted: BTreeMap<usize, Vec<Position>>,
     pub(super) promises: Promises,
@@ -180,7 +190,11 @@ impl Oracle {
         let mut at = if promoted { before.cursor.as_ref().map(|cursor| cursor.position) } else { before.head };
         let from = at;
         for (keyspace, op) in writes.ops() {
-            if let (Keyspace::Log, Op::Put { value, .. }, false) = (keyspace, op, keeps) {
+            // What older records came to is no record.
+            if let (Keyspace::Log, Op::Put { key, value }, false) = (keyspace, op, keeps)
+                && Seq::from_key(key).is_some()
+                && !Run::is_run(value)
+            {
                 at = self.logged(at, value, coverage);
             }
         }
@@ -201,7 +215,7 @@ impl Oracle {
             let there = cursor.as_ref().map(|cursor| cursor.position) == before.head;
             self.require(Invariant::SlavePosition, there, || format!("{:?} became {cursor:?}", before.head));
         } else if cursor != before.cursor {
-            self.moved(store, before, cursor.as_ref(), coverage);
+            self.moved((number, store), before, cursor.as_ref(), coverage);
         }
         let resync = store.visible.stored::<Resync>(Resync::KEY);
         if before.resync.is_none() && (resync.is_some() || before.cursor != cursor) {
@@ -327,6 +341,7 @@ impl Oracle {
     /// A store holds something else than before: what it knew is not known there.
     pub(super) fn replaced(&mut self, store: usize) {
         self.fenced.remove(&store);
+        self.touching.remove(&store);
     }
 
     // A slave's store became a master's.
@@ -374,7 +389,13 @@ impl Oracle {
         }
     }
 
-    fn moved(&mut self, store: &ModelStore, before: &Before, cursor: Option<&Cursor>, coverage: &mut Coverage) {
+    fn moved(
+        &mut self,
+        (number, store): (usize, &ModelStore),
+        before: &Before,
+        cursor: Option<&Cursor>,
+        coverage: &mut Coverage,
+    ) {
         let Some(cursor) = cursor else {
             return self.fail(Invariant::CursorGoesOn, "the cursor is gone");
         };
@@ -390,7 +411,12 @@ impl Oracle {
                 let parts = store.visible.stored::<Resync>(Resync::KEY).is_some();
                 let back = from.epoch == to.epoch && to.seq < from.seq && !parts;
                 self.require(Invariant::CursorGoesOn, !back, || format!("the cursor went from {from} to {to}"));
-                if !covered.is_complete() && cursor.coverage.is_complete() {
+                if covered.is_complete() && !cursor.coverage.is_complete() && cursor.coverage.rest().is_none() {
+                    self.touching.insert(number);
+                }
+                if !covered.is_complete() && cursor.coverage.is_complete() && self.touching.remove(&number) {
+                    coverage.met(Scene::TouchesPassed);
+                } else if !covered.is_complete() && cursor.coverage.is_complete() {
                     let compared = covered.fill() == Some(Fill::Compare);
                     coverage.met(if compared { Scene::ComparisonFinished } else { Scene::CopyFinished });
                 }
@@ -589,6 +615,65 @@ impl Oracle {
         let intact = record.is_some_and(|record| record.body().within(ranges) == *share.ops());
         self.require(Invariant::SentIsIntact, intact, || format!("{position} is not what was committed"));
         *sent = position;
+    }
+
+    /// A master sends what keys hold that were touched, on a session that stands at `sent` and was `told` others of the
+    /// same stretch. They were looked up once `from` was published.
+    pub(super) fn touched_sent(
+        &mut self,
+        (sent, told): (&mut Position, &mut Vec<Bytes>),
+        ranges: &KeyRanges,
+        from: &Position,
+        touched: &Touched,
+    ) {
+        let Touched { read_at, end, ops } = touched;
+        let until = end.unwrap_or(*sent);
+        let goes_on = end.is_none_or(|end| end.seq > sent.seq && self.model.leads_to(sent, &end));
+        self.require(Invariant::SentInOrder, goes_on && self.model.leads_to(&until, read_at), || {
+            format!("a stretch up to {end:?} was sent after {sent}, as of {read_at}")
+        });
+        if !ranges.is_all() {
+            self.only(ranges, ops);
+        }
+        let read_at = self.model.point(read_at);
+        let points: Vec<_> = std::iter::successors(read_at, |point| self.model.before(point))
+            .take_while(|point| point.position.seq >= from.seq)
+            .collect();
+        let held =
+            |key: &[u8], value: Option<&[u8]>| points.iter().any(|at| at.state.get(key).map(|v| &v[..]) == value);
+        let strange = ops.iter().find_map(|op| match op {
+            Op::Put { key, value } => (!held(key, Some(value))).then_some(key),
+            Op::Delete { key } => (!held(key, None)).then_some(key),
+            Op::DeleteRange { .. } => None,
+        });
+        let strange = strange.map(|key| key.escape_ascii().to_string());
+        self.require(Invariant::SentIsIntact, strange.is_none(), || {
+            format!("{strange:?} never held from {from} on what was sent of it")
+        });
+        told.extend(ops.iter().filter_map(|op| match op {
+            Op::Put { key, .. } | Op::Delete { key } => Some(Bytes::copy_from_slice(key)),
+            Op::DeleteRange { .. } => None,
+        }));
+        if let Some(end) = end {
+            let told = std::mem::take(told);
+            let strange = self.model.untouched(told, sent, end).map(|key| key.escape_ascii().to_string());
+            self.require(Invariant::SentIsIntact, strange.is_none(), || {
+                format!("{strange:?} was touched by no record after {sent} up to {end}")
+            });
+        }
+        *sent = until;
+    }
+
+    /// A master decides how far its log may be trimmed, which begins after `floor`: it keeps what comes after `held`.
+    pub(super) fn holds(&mut self, node: usize, floor: Seq, held: Option<Seq>) {
+        if let Some(words) = self.stands.forgotten(node, floor, held) {
+            self.fail(Invariant::KeptForAway, words);
+        }
+    }
+
+    /// A log is about to be cut after this one.
+    pub(super) fn found_damage(&mut self, excused: bool, seq: Seq) {
+        self.require(Invariant::CutRightly, excused, || format!("nothing is damaged, and the log is cut after {seq}"));
     }
 
     /// A master sends content to a slave that subscribes to `ranges`.

@@ -2,7 +2,7 @@
 
 use replikv_core::{Durability, KeyRange, Keyspace, Position, SourceId, StoreLimits, WriteSet};
 use replikv_proto::layout::{Epochs, Floor, Head, Kept, Stored};
-use replikv_proto::{EpochStart, GroupLog, PathNode, Retention, Welcome};
+use replikv_proto::{EpochStart, GroupLog, LogParts, PathNode, Retention, Welcome};
 
 use super::context::{Context, MILLI, Moment, Node, Owner};
 use super::serving::{Served, Sessions};
@@ -150,7 +150,7 @@ impl RelayNode {
         self.floor = Some(floor);
         let path = self.facts.path.iter().cloned().chain([self.node.clone()]).collect();
         let told = (self.facts.epochs.clone(), limits);
-        self.served = Some(Served::begin(ctx, (&head, &floor), told, checkpoints, Some(path)));
+        self.served = Some(Served::begin(ctx, (&head, LogParts::new(floor)), told, checkpoints, Some(path)));
     }
 
     /// A connection begins: what an earlier one had begun and not committed is gone.

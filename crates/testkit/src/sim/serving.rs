@@ -3,13 +3,14 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use replikv_core::{Position, Seq, SourceId, StoreLimits};
-use replikv_proto::layout::{Checkpoint, Floor, Head, Superseded};
-use replikv_proto::{EpochStart, LogEntry, Openings, PathNode, Progress, Subscribers, View};
+use replikv_proto::layout::{Checkpoint, Head, Superseded};
+use replikv_proto::{EpochStart, LogEntry, LogParts, Openings, PathNode, Progress, Subscribers, View};
 
 use super::Scene;
 use super::context::{Context, Node};
 use super::ring::Ring;
 use super::session::Session;
+use super::slots::SlotBook;
 use super::store::Reply;
 
 /// A history, as sessions see it.
@@ -28,7 +29,10 @@ pub(super) struct Served {
     pub(super) subscribers: Subscribers<u64>,
     pub(super) concerned: BTreeSet<u64>,
     pub(super) checkpoints: Vec<Checkpoint>,
+    /// Where the parts of the log begin and end, as its owner has last read or changed them.
+    pub(super) parts: LogParts,
     pub(super) damaged: Option<Seq>,
+    pub(super) book: SlotBook,
     /// The relays above, and this one; `None` if it is a master.
     pub(super) path: Option<Vec<PathNode>>,
 }
@@ -37,7 +41,7 @@ impl Served {
     /// What a store says, to be served from now on by a master, or by a relay of that path.
     pub(super) fn begin(
         ctx: &Context,
-        (head, floor): (&Head, &Floor),
+        (head, parts): (&Head, LogParts),
         (epochs, limits): (Vec<EpochStart>, StoreLimits),
         checkpoints: Vec<Checkpoint>,
         path: Option<Vec<PathNode>>,
@@ -45,9 +49,9 @@ impl Served {
         let view = View {
             published: head.position,
             handed: head.position,
-            floor: floor.position,
+            floor: parts.begins().position,
             log_bytes: head.log_bytes,
-            retained_bytes: head.log_bytes.saturating_sub(floor.log_bytes),
+            retained_bytes: head.log_bytes.saturating_sub(parts.missing_bytes()),
         };
         Self {
             source: head.position.source,
@@ -60,9 +64,31 @@ impl Served {
             subscribers: Subscribers::passing(ctx.sizes.least_passed),
             concerned: BTreeSet::new(),
             checkpoints,
+            parts,
             damaged: None,
+            book: SlotBook::none(ctx.now),
             path,
         }
+    }
+
+    /// The store holds the log in these parts.
+    pub(super) fn change_parts(&mut self, parts: LogParts) {
+        self.parts = parts;
+        self.change(|view| {
+            view.floor = parts.begins().position;
+            view.retained_bytes = view.log_bytes.saturating_sub(parts.missing_bytes());
+        });
+    }
+
+    /// Records after this one are there in full.
+    pub(super) fn full_after(&self) -> Position {
+        let full = self.parts.full_after().position;
+        if full.seq > self.view.floor.seq { full } else { self.view.floor }
+    }
+
+    /// A record up to here is damaged: the log is to begin after it.
+    pub(super) fn cut_after(&mut self, seq: Seq) {
+        self.damaged = self.damaged.max(Some(seq));
     }
 
     /// Points of the history that a slave is told to keep, oldest first.

@@ -1,16 +1,18 @@
 //! The simulated driver of one connection at a master: what `replikv-node` does around the session, step by step.
 
 use bytes::Bytes;
-use replikv_core::{Fill, KeyRange, KeyRanges, Keyspace, Page, Position, ScanOptions, Seq, StoreError};
+use replikv_core::{Coverage, Fill, KeyRange, KeyRanges, Keyspace, Op, Page, Position, ScanOptions, StoreError};
 use replikv_proto::layout::{Head, Stored as _, Superseded};
 use replikv_proto::{
-    Content, DecoderLimits, EpochStart, GoodbyeReason, Hello, Located, LogAnswer, MasterAction, MasterSession,
-    MasterSessionConfig, Message, Mode, Progress, ProtocolError, Record, RejectCode, Relay, Response, SubscriberId,
-    View, origin,
+    Content, DecoderLimits, GoodbyeReason, Hello, Located, LogAnswer, LogParts, MasterAction, MasterSession,
+    MasterSessionConfig, Message, Mode, Now, Progress, ProtocolError, RejectCode, Relay, Response, SlotName,
+    SubscriberId, View,
 };
 
-use super::context::{Context, Happening, MILLI, Owner};
+use super::context::{Context, Happening, MILLI, Node, Owner};
 use super::link::{Broken, Conn, Side};
+use super::locate::{locate, stored};
+use super::log::{self, LookUp};
 use super::oracle::Invariant;
 use super::serving::{Served, Sessions};
 use super::store::{Reply, Request};
@@ -24,9 +26,13 @@ pub(super) struct Session {
     session: MasterSession,
     /// What was asked of the store. Nothing else is done until it answers.
     asked: Option<Asked>,
+    /// It has answered: before it is asked again the connection has its turn.
+    has_read: bool,
     seen: u64,
     view: View,
     name: Option<String>,
+    /// Of a slave of a master.
+    slot: Option<SlotName>,
     /// Its slave subscribes to a part of the keys.
     listening: Option<SubscriberId>,
     nonce: u64,
@@ -34,8 +40,12 @@ pub(super) struct Session {
     replaced: Option<(GoodbyeReason, &'static str)>,
     /// What the oracle knows of it.
     hello: Option<Hello>,
-    judged: Vec<View>,
+    judged: Vec<(View, LogParts)>,
     sent: Option<Position>,
+    /// Keys of a stretch that were sent, and the stretch is not.
+    told: Vec<Bytes>,
+    /// What was published when keys were last looked up.
+    looked_up_from: Position,
     copying: bool,
     page_waits: bool,
     waited: bool,
@@ -48,6 +58,12 @@ enum Asked {
     /// That a newer epoch was met is kept before the slave is told.
     Superseded,
     Records(Position),
+    /// Runs with their touches, in so many bytes at most.
+    Stretch(Position, usize),
+    /// What touched keys hold.
+    Values(LookUp),
+    /// After that: is the store still this master's?
+    ValuesHead(LookUp),
     Page {
         range: KeyRange,
         max_bytes: usize,
@@ -102,15 +118,19 @@ impl Session {
             conn: Conn::new(ctx, link, Side::Master),
             session: MasterSession::new(config, open.view, open.epochs.clone(), now),
             asked: None,
+            has_read: false,
             seen: open.version,
             view: open.view,
             name: None,
+            slot: None,
             listening: None,
             nonce: 0,
             replaced: None,
             hello: None,
             judged: Vec::new(),
             sent: None,
+            told: Vec::new(),
+            looked_up_from: open.view.published,
             copying: false,
             page_waits: false,
             waited: false,
@@ -177,6 +197,9 @@ impl Sessions {
         if let Some(listening) = session.listening {
             open.subscribers.leave(listening);
         }
+        if let Some(name) = &session.slot {
+            open.book.disconnected(ctx, self.wall_offset_ms, name);
+        }
         if let Some(name) = &session.name
             && self.names.get(name).is_some_and(|(newest, _)| *newest == id)
         {
@@ -186,6 +209,7 @@ impl Sessions {
 
     fn drive(&mut self, ctx: &mut Context, open: &mut Served, id: u64) -> Result<(), Over> {
         let wall = self.wall_offset_ms;
+        self.listen(ctx, open, id)?;
         loop {
             loop {
                 let Some(session) = self.map.get_mut(&id) else { return Ok(()) };
@@ -199,14 +223,7 @@ impl Sessions {
                 self.execute(ctx, open, id, action)?;
             }
             let Some(session) = self.map.get_mut(&id) else { return Ok(()) };
-            while let Some(message) = session.conn.next_message().map_err(|broken| notice(ctx, &broken))? {
-                ctx.trace(message.name().len() as u64);
-                if let Message::Hello(hello) = &message {
-                    session.hello = Some(hello.clone());
-                    session.judged = vec![session.view];
-                }
-                session.session.handle_message(ctx.clock(wall), message).map_err(|_| Over)?;
-            }
+            session.hear(ctx, open, wall)?;
             let quiet = session.listening.is_some() && session.session.is_quiet();
             let looks = !quiet || open.concerned.remove(&id);
             if session.seen != open.version && looks {
@@ -236,14 +253,21 @@ impl Sessions {
                 session.session.handle_view(open.view);
                 continue;
             }
-            session.session.handle_timeout(now).map_err(|error| {
-                if matches!(error, ProtocolError::Silent { .. }) {
-                    let hello = session.hello.is_some();
-                    ctx.coverage.met(if hello { Scene::MasterHeardNothing } else { Scene::NoHello });
-                }
-                Over
-            })?;
+            session.time_out(ctx, now)?;
         }
+    }
+
+    // Once the store has answered, bytes and clock have their turn before it is asked again.
+    fn listen(&mut self, ctx: &mut Context, open: &mut Served, id: u64) -> Result<(), Over> {
+        let Some(session) = self.map.get_mut(&id) else { return Ok(()) };
+        if !std::mem::take(&mut session.has_read) {
+            return Ok(());
+        }
+        session.conn.take_arrived(ctx);
+        session.hear(ctx, open, self.wall_offset_ms)?;
+        let now = ctx.clock(self.wall_offset_ms);
+        let due = session.session.poll_timeout().is_some_and(|at| at <= now.monotonic);
+        if due { session.time_out(ctx, now) } else { Ok(()) }
     }
 
     fn execute(&mut self, ctx: &mut Context, open: &mut Served, id: u64, action: MasterAction) -> Result<(), Over> {
@@ -268,7 +292,7 @@ impl Sessions {
                     known[1..].fill(Some(Located::Held { log_bytes: 0 }));
                     wanted.truncate(2 * known.iter().filter(|known| known.is_none()).count());
                 }
-                session.judged.push(open.view);
+                session.judged.push((open.view, open.parts));
                 if wanted.is_empty() {
                     let located: Vec<Located> = known.into_iter().flatten().collect();
                     session.session.handle_located(&located);
@@ -296,11 +320,7 @@ impl Sessions {
                     return Ok(());
                 }
                 ctx.coverage.met(Scene::ServedFromLog);
-                let published = open.view.published.seq;
-                let after_it = KeyRange::all().after(&after.seq.to_key());
-                let range = after_it.intersect(&KeyRange::from_bounds(..=published.to_key()));
-                let options = ScanOptions::default().max_entries(4096).max_bytes(max_bytes);
-                ctx.call(store, owner, Request::Scan(Keyspace::Log, range, options));
+                log::ask_records(ctx, (store, owner), open, after.seq, max_bytes);
                 session.asked = Some(Asked::Records(after));
             }
             MasterAction::ReadPage { range, max_bytes } => {
@@ -313,9 +333,14 @@ impl Sessions {
                 ctx.call(store, owner, head_of());
                 session.asked = Some(Asked::Exactly { range, max_bytes });
             }
-            MasterAction::LookUp { .. } => unreachable!("the simulated log is not compacted"),
-            // Nothing is held back for a slave that is not connected.
-            MasterAction::Verified(_) => {}
+            MasterAction::LookUp { keys, max_bytes } => {
+                session.asked = Some(look_up(ctx, store, owner, LookUp::new(ctx, open, keys, max_bytes)));
+            }
+            MasterAction::Verified(position) => {
+                if let (Some(name), Node::Master(node)) = (&session.slot, self.node) {
+                    open.book.verified(ctx, node, name, position);
+                }
+            }
             // Whoever restores a master with a new epoch makes sure by himself that there is no other one.
             MasterAction::Superseded(_) if ctx.topology == Topology::Star || self.reign_over => {}
             MasterAction::Superseded(epoch) => {
@@ -341,6 +366,9 @@ impl Sessions {
                 }
                 session.conn.set_limits(DecoderLimits { control: 1 << 20, data: 1 << 20 });
                 session.name = Some(slave.clone());
+                let slot = SlotName::slave(&*slave);
+                open.book.connected(ctx, self.wall_offset_ms, &slot);
+                session.slot = Some(slot);
                 let at_start = Progress { applied: start, ..Progress::default() };
                 let older = self.names.insert(slave, (id, at_start));
                 if let Some(older) = older.and_then(|(older, _)| self.map.get_mut(&older)) {
@@ -361,6 +389,7 @@ impl Sessions {
                     && let Some(entered) = self.names.get_mut(name).filter(|(newest, _)| *newest == id)
                 {
                     entered.1 = progress;
+                    open.book.note(SlotName::slave(&**name), progress.durable);
                 }
                 self.counted(ctx, open);
             }
@@ -376,11 +405,15 @@ impl Sessions {
     pub(super) fn session_answered(&mut self, ctx: &mut Context, open: &mut Served, id: u64, reply: Reply) {
         // A read that failed ends the session: it is never told to a slave as if it were an answer.
         if self.hand_over(ctx, open, id, reply).is_err() {
-            self.end_session(ctx, open, id);
+            return self.end_session(ctx, open, id);
+        }
+        if let Some(session) = self.map.get_mut(&id) {
+            session.has_read = session.asked.is_none();
         }
     }
 
     fn hand_over(&mut self, ctx: &mut Context, open: &mut Served, id: u64, reply: Reply) -> Result<(), StoreError> {
+        let (store, owner) = (self.store, Owner::Session { node: self.node, life: self.life, session: id });
         let Some(session) = self.map.get_mut(&id) else { return Ok(()) };
         match session.asked.take() {
             None | Some(Asked::Superseded) => {}
@@ -401,11 +434,52 @@ impl Sessions {
             }
             Some(Asked::Records(after)) => {
                 let page = reply.page()?;
-                let answer = checked(ctx, open, after, &page);
-                if matches!(answer, LogAnswer::Trimmed) {
-                    ctx.coverage.met(Scene::TrimmedUnderSlave);
+                if log::is_compacted(&page) {
+                    let bytes = ctx.compacts.map_or(usize::MAX, |plan| 2 * plan.stretch);
+                    log::ask_stretch(ctx, (store, owner), after.seq, bytes);
+                    session.asked = Some(Asked::Stretch(after, bytes));
+                    return Ok(());
                 }
-                session.session.handle_records(answer);
+                let answer = log::records(ctx, store, open, after, &page);
+                session.read(ctx, answer);
+            }
+            Some(Asked::Stretch(after, bytes)) => {
+                let page = reply.page()?;
+                match log::stretch(ctx, store, open, after.seq, &page) {
+                    Some(answer) => session.read(ctx, answer),
+                    None => {
+                        let more = bytes.saturating_mul(4);
+                        log::ask_stretch(ctx, (store, owner), after.seq, more);
+                        session.asked = Some(Asked::Stretch(after, more));
+                    }
+                }
+            }
+            Some(Asked::Values(mut keys)) => {
+                let found = reply.got().map(|mut found| found.pop().flatten());
+                keys.found(match found {
+                    Err(_) if ctx.planted(DriverBug::LookupFailureIsDelete) => None,
+                    Err(error) => {
+                        ctx.coverage.met(Scene::TouchLookupFailed);
+                        return Err(error);
+                    }
+                    Ok(found) => found,
+                });
+                session.asked = Some(look_up(ctx, store, owner, keys));
+            }
+            Some(Asked::ValuesHead(keys)) => {
+                let head = head(reply)?;
+                if keys.is_void(open) {
+                    session.asked = Some(look_up(ctx, store, owner, keys.again(ctx, open)));
+                    return Ok(());
+                }
+                let now = open.view.handed;
+                if head.position.seq > now.seq {
+                    return Err(StoreError::HeadMoved);
+                }
+                let read_at = if ctx.planted(DriverBug::LookedUpAtBefore) { keys.handed } else { now };
+                (session.seen, session.looked_up_from) = (open.version, keys.published);
+                session.session.handle_view(open.view);
+                session.session.handle_values(&keys.values, read_at);
             }
             Some(Asked::Page { range, max_bytes, handed, setbacks }) => {
                 let page = match reply.page() {
@@ -415,8 +489,7 @@ impl Sessions {
                     page => page?,
                 };
                 // Another master on this store would make the page newer than this one knows.
-                let owner = Owner::Session { node: self.node, life: self.life, session: id };
-                ctx.call(self.store, owner, head_of());
+                ctx.call(store, owner, head_of());
                 session.asked = Some(Asked::Head { range, max_bytes, handed, setbacks, page });
             }
             Some(Asked::Head { range, max_bytes, handed, setbacks, page }) => {
@@ -425,8 +498,7 @@ impl Sessions {
                 // after.
                 if open.setbacks != setbacks && !ctx.planted(DriverBug::SetbackUnnoticed) {
                     ctx.coverage.met(Scene::SetbackDuringPage);
-                    let owner = Owner::Session { node: self.node, life: self.life, session: id };
-                    session.asked = Some(ask_page(ctx, self.store, owner, open, (range, max_bytes)));
+                    session.asked = Some(ask_page(ctx, store, owner, open, (range, max_bytes)));
                     return Ok(());
                 }
                 // After the read has ended, not before: what it may show is known only now.
@@ -453,15 +525,13 @@ impl Sessions {
             }
             Some(Asked::Exactly { range, max_bytes }) => {
                 let before = head(reply)?.position;
-                let owner = Owner::Session { node: self.node, life: self.life, session: id };
                 let options = ScanOptions::default().max_entries(usize::MAX).max_bytes(max_bytes);
-                ctx.call(self.store, owner, Request::Scan(Keyspace::Data, range.clone(), options));
+                ctx.call(store, owner, Request::Scan(Keyspace::Data, range.clone(), options));
                 session.asked = Some(Asked::ExactPage { range, max_bytes, before, setbacks: open.setbacks });
             }
             Some(Asked::ExactPage { range, max_bytes, before, setbacks }) => {
                 let page = reply.page()?;
-                let owner = Owner::Session { node: self.node, life: self.life, session: id };
-                ctx.call(self.store, owner, head_of());
+                ctx.call(store, owner, head_of());
                 session.asked = Some(Asked::ExactHead { range, max_bytes, before, setbacks, page });
             }
             Some(Asked::ExactHead { range, max_bytes, before, setbacks, page }) => {
@@ -469,8 +539,7 @@ impl Sessions {
                 let moved = before != after || open.setbacks != setbacks;
                 if moved && !ctx.planted(DriverBug::ProbeHeadNotCompared) {
                     ctx.coverage.met(Scene::ProbeReadAgain);
-                    let owner = Owner::Session { node: self.node, life: self.life, session: id };
-                    ctx.call(self.store, owner, head_of());
+                    ctx.call(store, owner, head_of());
                     session.asked = Some(Asked::Exactly { range, max_bytes });
                     return Ok(());
                 }
@@ -490,6 +559,39 @@ impl Sessions {
 }
 
 impl Session {
+    // What has arrived.
+    fn hear(&mut self, ctx: &mut Context, open: &mut Served, wall: i64) -> Result<(), Over> {
+        while let Some(message) = self.conn.next_message().map_err(|broken| notice(ctx, &broken))? {
+            ctx.trace(message.name().len() as u64);
+            if let Message::Hello(hello) = &message {
+                self.hello = Some(hello.clone());
+                self.judged = vec![(self.view, open.parts)];
+                if let Some(cursor) = hello.cursor.as_ref().filter(|_| ctx.planted(DriverBug::SlotFromHello)) {
+                    open.book.claimed(&SlotName::slave(&*hello.slave), cursor.position);
+                }
+            }
+            self.session.handle_message(ctx.clock(wall), message).map_err(|_| Over)?;
+        }
+        Ok(())
+    }
+
+    fn time_out(&mut self, ctx: &mut Context, now: Now) -> Result<(), Over> {
+        self.session.handle_timeout(now).map_err(|error| {
+            if matches!(error, ProtocolError::Silent { .. }) {
+                let hello = self.hello.is_some();
+                ctx.coverage.met(if hello { Scene::MasterHeardNothing } else { Scene::NoHello });
+            }
+            Over
+        })
+    }
+
+    fn read(&mut self, ctx: &mut Context, answer: LogAnswer) {
+        if matches!(answer, LogAnswer::Trimmed) {
+            ctx.coverage.met(Scene::TrimmedUnderSlave);
+        }
+        self.session.handle_records(answer);
+    }
+
     // What is about to be sent is compared with what the oracle knows.
     fn observe(
         &mut self,
@@ -516,6 +618,21 @@ impl Session {
                 let ranges = self.ranges();
                 if let Some(sent) = &mut self.sent {
                     oracle.filtered_sent(witness, sent, &ranges, filtered, coverage);
+                }
+            }
+            Message::Touched(touched) => {
+                oracle.content_sent(witness, &touched.read_at);
+                let ranges = self.ranges();
+                if let Some(sent) = &mut self.sent {
+                    ctx.oracle.touched_sent((sent, &mut self.told), &ranges, &self.looked_up_from, touched);
+                }
+                let deletes = touched.ops.iter().any(|op| matches!(op, Op::DeleteRange { .. }));
+                let keys = touched.ops.iter().any(|op| !matches!(op, Op::DeleteRange { .. }));
+                if deletes {
+                    ctx.coverage.met(Scene::RangeTouched);
+                }
+                if keys {
+                    ctx.coverage.met(Scene::TouchLookedUp);
                 }
             }
             Message::Ranges(content) => {
@@ -549,7 +666,9 @@ impl Session {
                     _ => (Verdict::Resume, hello.cursor.as_ref().map_or(welcome.floor, |cursor| cursor.position)),
                 };
                 self.sent = Some(sent);
-                let unfinished = hello.cursor.as_ref().and_then(|cursor| cursor.coverage.fill());
+                // Whoever has gone through a stretch of the compacted log has all of it, some of it newer than the rest.
+                let coverage = hello.cursor.as_ref().map(|cursor| &cursor.coverage);
+                let unfinished = coverage.filter(|coverage| coverage.rest().is_some()).and_then(Coverage::fill);
                 self.copying = verdict == Verdict::Copy || (verdict, unfinished) == (Verdict::Resume, Some(Fill::Copy));
                 ctx.coverage.met(match (verdict, unfinished) {
                     (Verdict::Copy, _) => Scene::CopyStarted,
@@ -566,7 +685,7 @@ impl Session {
                 if resumes && epoch.is_some_and(|epoch| epoch.number < open.view.published.epoch.number) {
                     ctx.coverage.met(Scene::MovedOver);
                 }
-                let fills = verdict != Verdict::Resume || unfinished.is_some();
+                let fills = verdict != Verdict::Resume || coverage.and_then(Coverage::fill).is_some();
                 if fills && !ctx.healing {
                     // It does not take long: something is to go wrong meanwhile.
                     let soon = ctx.fault_rng.u64(MILLI..100 * MILLI);
@@ -613,24 +732,29 @@ impl Session {
     fn judge(&self, ctx: &mut Context, store: usize, open: &Served, verdict: Verdict) {
         let Some(hello) = &self.hello else { return };
         // Published records may have moved on while the store was asked.
-        let views: Vec<View> = self.judged.iter().copied().chain([open.view]).collect();
-        let judged = |view| Judged {
+        let views: Vec<_> = self.judged.iter().copied().chain([(open.view, open.parts)]).collect();
+        let judged = |(view, parts)| Judged {
             model: &ctx.oracle.model,
             store: &ctx.stores[store],
             view,
+            parts,
             limits: open.limits,
             epochs: Some(&open.epochs[..]).filter(|_| ctx.topology != Topology::Star),
             path: open.path.as_deref(),
         };
-        let right: Vec<Verdict> = views.iter().flat_map(|view| judged(*view).verdicts(hello)).collect();
+        let right: Vec<Verdict> = views.iter().flat_map(|seen| judged(*seen).verdicts(hello)).collect();
         let position = hello.cursor.as_ref().map(|cursor| cursor.position);
         let diverged = verdict == Verdict::Refuse(RejectCode::Diverged);
-        if diverged && position.is_some_and(|position| judged(open.view).by_checkpoint(&position)) {
+        if diverged && position.is_some_and(|position| judged((open.view, open.parts)).by_checkpoint(&position)) {
             ctx.coverage.met(Scene::RefusedByCheckpoint);
         }
         let parted = matches!(verdict, Verdict::Resync) || diverged;
         if parted && position.is_some_and(|position| twins(&position, &open.view.published)) {
             ctx.coverage.met(Scene::TwinsMet);
+        }
+        let raised = open.parts.tombstones.is_some_and(|raised| raised.0.position == open.view.floor);
+        if raised && verdict == Verdict::Compare && position.is_some_and(|at| at.seq < open.view.floor.seq) {
+            ctx.coverage.met(Scene::BelowTombstoneFloor);
         }
         if !right.contains(&verdict) {
             let words = format!("{verdict:?} for a slave at {position:?}, of {views:?}; right would be {right:?}");
@@ -651,6 +775,19 @@ fn head(reply: Reply) -> Result<Head, StoreError> {
     Head::from_bytes(&reply.got()?.pop().flatten().unwrap_or_default())
 }
 
+fn look_up(ctx: &mut Context, store: usize, owner: Owner, keys: LookUp) -> Asked {
+    match keys.next(ctx.now) {
+        Some(key) => {
+            ctx.call(store, owner, Request::Get(vec![(Keyspace::Data, key)]));
+            Asked::Values(keys)
+        }
+        None => {
+            ctx.call(store, owner, head_of());
+            Asked::ValuesHead(keys)
+        }
+    }
+}
+
 fn ask_page(
     ctx: &mut Context,
     store: usize,
@@ -661,135 +798,6 @@ fn ask_page(
     let options = ScanOptions::default().max_entries(usize::MAX).max_bytes(max_bytes);
     ctx.call(store, owner, Request::Scan(Keyspace::Data, range.clone(), options));
     Asked::Page { range, max_bytes, handed: open.view.handed, setbacks: open.setbacks }
-}
-
-// Where positions lie, as far as that can be told without the store, and what must be read to tell the rest.
-fn locate(ctx: &Context, open: &Served, positions: &[Position]) -> (Vec<Option<Located>>, Vec<(Keyspace, Bytes)>) {
-    let (mut known, mut wanted) = (Vec::new(), Vec::new());
-    for position in positions {
-        let located = locate_one(ctx, open, position);
-        if located.is_none() {
-            // With the one before it, which tells whether a record that differs is damaged.
-            let before = Seq::new(position.seq.as_u64().saturating_sub(1));
-            wanted.extend([position.seq, before].map(|seq| (Keyspace::Log, Bytes::copy_from_slice(&seq.to_key()))));
-        }
-        known.push(located);
-    }
-    (known, wanted)
-}
-
-fn locate_one(ctx: &Context, open: &Served, position: &Position) -> Option<Located> {
-    let View { published, floor, .. } = open.view;
-    let seq = position.seq;
-    if position.source != open.source {
-        Some(Located::Mismatch)
-    } else if seq > published.seq {
-        let served = ctx.planted(DriverBug::AheadIsServed);
-        Some(if served { Located::Held { log_bytes: 0 } } else { Located::Ahead })
-    } else if seq == published.seq {
-        Some(same(ctx, &open.view, position, published))
-    } else if seq == floor.seq {
-        // Before the first record there is no epoch to compare.
-        let epoch = if seq == Seq::ZERO { position.epoch } else { floor.epoch };
-        Some(same(ctx, &open.view, position, Position { epoch, ..floor }))
-    } else if seq < floor.seq {
-        Some(match locate_below(ctx, open, position) {
-            Located::Below | Located::Shared if ctx.planted(DriverBug::BelowIsServed) => Located::Held { log_bytes: 0 },
-            located => located,
-        })
-    } else {
-        open.ring.entry(seq).map(|entry| same(ctx, &open.view, position, entry.position))
-    }
-}
-
-// What is no longer in the log is known by where epochs began, and by checkpoints.
-fn locate_below(ctx: &Context, open: &Served, position: &Position) -> Located {
-    if position.seq == Seq::ZERO {
-        let shared = *position == origin(open.source, position.epoch);
-        return if shared { Located::Shared } else { Located::Mismatch };
-    }
-    let reigning = open.epochs.iter().rfind(|start| start.first <= position.seq);
-    let same = |start: &EpochStart| match ctx.planted(DriverBug::EpochsByNumber) {
-        true => start.epoch.number == position.epoch.number,
-        false => start.epoch == position.epoch,
-    };
-    if !reigning.is_some_and(same) {
-        return Located::Mismatch;
-    }
-    let checkpoint = open.checkpoints.iter().find(|checkpoint| checkpoint.position.seq == position.seq);
-    match checkpoint {
-        Some(checkpoint) if checkpoint.position == *position => Located::Shared,
-        Some(_) if !ctx.planted(DriverBug::CheckpointIgnored) => Located::Mismatch,
-        _ => Located::Below,
-    }
-}
-
-fn stored(
-    ctx: &Context,
-    open: &mut Served,
-    position: &Position,
-    bytes: Option<Bytes>,
-    before: Option<Bytes>,
-) -> Located {
-    let Some(bytes) = bytes else { return Located::Below };
-    if let Ok(record) = Record::decode(bytes) {
-        let located = same(ctx, &open.view, position, record.position());
-        // It says so itself: a record whose digest was damaged must not make the slave look as if it had diverged.
-        let floor = Some(open.view.floor).filter(|floor| floor.seq.next() == Some(position.seq));
-        let before =
-            floor.or_else(|| before.and_then(|bytes| Record::decode(bytes).ok()).map(|record| record.position()));
-        let continues = before.is_some_and(|before| record.header().verify_after(&before).is_ok());
-        if located != Located::Mismatch || continues || ctx.planted(DriverBug::DamageTakenForDivergence) {
-            return located;
-        }
-    }
-    open.damaged = open.damaged.max(Some(position.seq));
-    // Whose epoch reigned there is known nevertheless.
-    locate_below(ctx, open, position)
-}
-
-fn same(ctx: &Context, view: &View, position: &Position, held: Position) -> Located {
-    let equal = if ctx.planted(DriverBug::LocatedByNumber) {
-        position.seq == held.seq
-    } else if ctx.planted(DriverBug::LocatedWithoutDigest) {
-        (position.epoch, position.seq) == (held.epoch, held.seq)
-    } else {
-        *position == held
-    };
-    // How far behind a slave is in bytes matters from 8 MiB of log on, and here it is never worth a comparison.
-    let log_bytes = if view.log_bytes >= 8 << 20 { view.log_bytes } else { 0 };
-    if equal { Located::Held { log_bytes } } else { Located::Mismatch }
-}
-
-// Stored records after `after`, as far as their digests vouch for them.
-fn checked(ctx: &Context, open: &mut Served, after: Position, page: &Page) -> LogAnswer {
-    let (mut parts, mut last) = (Vec::new(), after);
-    let tells = !ctx.planted(DriverBug::TrimmedWithoutTelling);
-    for (key, bytes) in page.entries() {
-        // By its key: what the record says of itself may be what is damaged.
-        let seq = Seq::from_key(&key).unwrap_or_default();
-        if tells && parts.is_empty() && last.seq.next() != Some(seq) {
-            return LogAnswer::Trimmed;
-        }
-        let record = match Record::decode(bytes.clone()) {
-            Ok(record) if record.header().seq == seq => record,
-            Err(_) if ctx.planted(DriverBug::DamagedRecordSent) => {
-                parts.push(bytes);
-                break;
-            }
-            _ => {
-                open.damaged = open.damaged.max(Some(seq));
-                break;
-            }
-        };
-        if tells && record.header().verify_after(&last).is_err() {
-            open.damaged = open.damaged.max(Some(seq));
-            break;
-        }
-        last = record.position();
-        parts.push(bytes);
-    }
-    if parts.is_empty() { LogAnswer::Trimmed } else { LogAnswer::Records { parts, last } }
 }
 
 fn notice(ctx: &mut Context, broken: &Broken) -> Over {

@@ -644,7 +644,7 @@ impl Follow {
                 }
                 self.apply.push(ctx, Item::Content(content));
             }
-            SlaveAction::Touch(_) => unreachable!("the simulated log is not compacted"),
+            SlaveAction::Touch(touched) => self.apply.push(ctx, Item::Touched(touched)),
             SlaveAction::Covered { range, read_at } => {
                 ctx.coverage.met(Scene::EqualKept);
                 self.apply.push(ctx, Item::Covered(range, read_at));

@@ -9,6 +9,7 @@ use replikv_core::{
     StoreLimits, WriteSet, meta,
 };
 use replikv_proto::layout::{Checkpoint, Floor, Head, Identity, Stored};
+use replikv_proto::{Compacted, LogParts, TombstoneFloor};
 
 use super::centre::View;
 use super::print::Print;
@@ -319,6 +320,12 @@ impl ModelStore {
 
     pub(super) fn floor(&self) -> Option<Floor> {
         self.visible.stored(Floor::KEY)
+    }
+
+    pub(super) fn parts(&self) -> Option<LogParts> {
+        let maps = &self.visible;
+        let (compacted, tombstones) = (maps.stored(Compacted::KEY), maps.stored(TombstoneFloor::KEY));
+        Some(LogParts { floor: self.floor()?, compacted, tombstones })
     }
 
     pub(super) fn identity(&self) -> Option<Identity> {

@@ -1,8 +1,10 @@
 //! Trees: slaves that keep the log and serve slaves of their own, which are sent from one parent to another.
 
 use replikv_core::KeyRanges;
+use replikv_proto::RejectCode;
 
 use super::context::{Happening, MILLI, Node};
+use super::slave::Ending;
 use super::store::Maps;
 use super::world::World;
 use super::{Config, Fault, Topology};
@@ -56,6 +58,18 @@ impl World {
             self.slaves[node].start(&mut self.ctx);
         }
         self.ctx.wake(Node::Slave(node));
+    }
+
+    /// Whoever is below a relay that is refused for good, since nothing shows any more what it shares with the master, is
+    /// sent to the master.
+    pub(super) fn rescue(&mut self) {
+        let lost = Some(Ending::Refused(RejectCode::NeedsCompare));
+        for node in 0..self.slaves.len() {
+            let parent = self.slaves[node].parent.filter(|_| self.ctx.topology == Topology::Tree);
+            if parent.is_some_and(|parent| self.slaves[parent].ending == lost) {
+                self.follow(node, None);
+            }
+        }
     }
 
     /// Nobody follows himself: whoever is in a circle is sent to a node before him, or to the master.

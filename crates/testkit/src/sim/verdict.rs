@@ -2,7 +2,7 @@
 
 use replikv_core::{Keyspace, Position, Seq, StoreLimits};
 use replikv_proto::layout::Checkpoint;
-use replikv_proto::{EpochStart, Hello, PathNode, Record, RejectCode, View};
+use replikv_proto::{EpochStart, Hello, LogParts, PathNode, Record, RejectCode, View};
 
 use super::context::Context;
 use super::model::Model;
@@ -26,6 +26,7 @@ pub(super) struct Judged<'a> {
     pub(super) model: &'a Model,
     pub(super) store: &'a ModelStore,
     pub(super) view: View,
+    pub(super) parts: LogParts,
     pub(super) limits: StoreLimits,
     /// What it knows of the history's epochs, if it may know less than there is to know.
     pub(super) epochs: Option<&'a [EpochStart]>,
@@ -44,8 +45,22 @@ enum Place {
     Ahead,
 }
 
+/// What is found, or is not.
+#[derive(Debug, Clone, Copy)]
+struct Finds {
+    /// A damaged record is found in the store; or it is not, because memory still holds what it was.
+    damage: bool,
+    /// Something that comes and goes has kept the very record that is looked for: a run that ends with it, or a slot.
+    kept: bool,
+}
+
+impl Finds {
+    const EVERYTHING: Self = Self { damage: true, kept: true };
+}
+
 impl Judged<'_> {
-    /// Every right decision. There is more than one where a record is damaged, and found to be so or not.
+    /// Every right decision. There is more than one where a record is damaged, and found to be so or not; and where it is
+    /// compacted or gone, and something has kept it or not.
     pub(super) fn verdicts(&self, hello: &Hello) -> Vec<Verdict> {
         let right = self.whatever_was_asked(hello);
         right.into_iter().flat_map(|verdict| self.as_asked(hello, verdict)).collect()
@@ -88,12 +103,12 @@ impl Judged<'_> {
         if cursor.position.epoch.number > own && self.path.is_none() {
             return vec![Verdict::Refuse(RejectCode::Superseded)];
         }
-        let known = self.known_epochs().last().map_or(0, |start| start.epoch.number);
+        let newest = || self.known_epochs().last().map_or(0, |start| start.epoch.number);
         let mut positions = vec![cursor.position];
         positions.extend(cursor.coverage.read_at());
-        let decide = |damage_is_found: bool| {
-            let places = self.places(&positions, damage_is_found);
-            if places.contains(&Place::Parted) && self.path.is_some() && cursor.position.epoch.number > known {
+        let decide = |finds: Finds| {
+            let places = self.places(&positions, finds);
+            if places.contains(&Place::Parted) && self.path.is_some() && cursor.position.epoch.number > newest() {
                 Verdict::Refuse(RejectCode::Superseded)
             } else if places.contains(&Place::Parted) {
                 Verdict::Refuse(RejectCode::Diverged)
@@ -106,10 +121,14 @@ impl Judged<'_> {
             } else if places[0] == Place::Shared || (!cursor.coverage.is_complete() && hello.ranges.is_empty()) {
                 Verdict::Compare
             } else {
-                self.by_lineage(hello, &cursor.position, damage_is_found)
+                self.by_lineage(hello, &cursor.position, finds)
             }
         };
-        vec![decide(false), decide(true)]
+        let found = [false, true].into_iter().flat_map(|damage| [false, true].map(|kept| Finds { damage, kept }));
+        let right = found.map(decide);
+        // Until an epoch of its own is there, a master does not count it.
+        let counts = cursor.position.epoch.number <= self.view.published.epoch.number || self.path.is_some();
+        right.chain((!counts).then_some(Verdict::Refuse(RejectCode::Superseded))).collect()
     }
 
     // A log of more than a MiB is weighed against the data. In no run do they come so close that a write could tip it.
@@ -119,8 +138,8 @@ impl Judged<'_> {
     }
 
     // Its position is too old to tell: what it passed through before tells, or the epoch that it is in.
-    fn by_lineage(&self, hello: &Hello, position: &Position, damage_is_found: bool) -> Verdict {
-        let places = self.places(&hello.checkpoints, damage_is_found);
+    fn by_lineage(&self, hello: &Hello, position: &Position, finds: Finds) -> Verdict {
+        let places = self.places(&hello.checkpoints, finds);
         let epochs = self.known_epochs();
         let own = epochs.iter().find(|start| start.epoch == position.epoch);
         let unfinished = hello.cursor.as_ref().is_some_and(|cursor| !cursor.coverage.is_complete());
@@ -140,20 +159,18 @@ impl Judged<'_> {
         self.epochs.map_or_else(|| self.model.epochs(&self.view.published), <[_]>::to_vec)
     }
 
-    fn places(&self, positions: &[Position], damage_is_found: bool) -> Vec<Place> {
-        let path = self.model.path(&self.view.published);
-        positions.iter().map(|position| self.place(&path, position, damage_is_found)).collect()
+    fn places(&self, positions: &[Position], finds: Finds) -> Vec<Place> {
+        positions.iter().map(|position| self.place(position, finds)).collect()
     }
 
     /// True if only a checkpoint below the floor can tell that the histories parted.
     pub(super) fn by_checkpoint(&self, position: &Position) -> bool {
-        position.seq < self.view.floor.seq && self.places(&[*position], true) == [Place::Parted]
+        position.seq < self.view.floor.seq && self.place(position, Finds::EVERYTHING) == Place::Parted
     }
 
-    // A damaged record is found in the store; or it is not, because memory still holds what it was.
-    fn place(&self, path: &[Position], position: &Position, damage_is_found: bool) -> Place {
+    fn place(&self, position: &Position, finds: Finds) -> Place {
         let View { published, floor, .. } = self.view;
-        let own = usize::try_from(position.seq.as_u64()).ok().and_then(|seq| path.get(seq));
+        let own = self.model.at(&published, position.seq).map(|point| &point.position);
         // Before the first record there is no epoch to compare.
         let same = |own: &Position| own.digest == position.digest && (own == position || own.seq == Seq::ZERO);
         let on_the_way = own.is_some_and(same);
@@ -163,7 +180,9 @@ impl Judged<'_> {
             let left = left && self.path.is_some() && published.seq > Seq::ZERO;
             return if left { Place::Parted } else { Place::Ahead };
         }
-        if position.seq < floor.seq {
+        let remembered = position.seq == published.seq || position.seq == floor.seq;
+        let full_after = self.parts.full_after().position.seq;
+        if !remembered && (position.seq < floor.seq || position.seq <= full_after) {
             let same_epoch = match self.epochs {
                 Some(known) => {
                     let reigning = known.iter().rfind(|start| start.first <= position.seq);
@@ -171,13 +190,17 @@ impl Judged<'_> {
                 }
                 None => own.is_some_and(|own| own.epoch == position.epoch),
             };
-            return self.place_below(position, on_the_way, same_epoch);
+            let mut below = self.place_below(position, on_the_way, same_epoch);
+            if (below, on_the_way, finds.kept) == (Place::Below, true, true) {
+                below = Place::Shared;
+            }
+            let is_there = position.seq >= floor.seq;
+            return if is_there { self.place_compacted(position, on_the_way, below, finds) } else { below };
         }
-        let remembered = position.seq == published.seq || position.seq == floor.seq;
         // A record that differs is believed if it continues the one before, which may be the damaged one.
         let before = Seq::new(position.seq.as_u64().saturating_sub(1));
-        let believed = on_the_way || before <= floor.seq || self.is_intact(before);
-        if damage_is_found && !remembered && !(self.is_intact(position.seq) && believed) {
+        let believed = on_the_way || before <= floor.seq.max(full_after) || self.is_intact(before);
+        if finds.damage && !remembered && !(self.is_intact(position.seq) && believed) {
             Place::Below
         } else if on_the_way {
             Place::Held
@@ -188,13 +211,23 @@ impl Judged<'_> {
 
     // Without records there are epochs and checkpoints: of the first record's beginning everybody knows.
     fn place_below(&self, position: &Position, on_the_way: bool, same_epoch: bool) -> Place {
-        let checkpoints = self.store.visible.checkpoints();
-        let known =
-            position.seq == Seq::ZERO || checkpoints.iter().any(|checkpoint| checkpoint.position.seq == position.seq);
+        let meta = self.store.visible.of(Keyspace::Meta);
+        let known = position.seq == Seq::ZERO || meta.contains_key(&Checkpoint::at(*position).key());
         match (known, on_the_way) {
             (true, true) => Place::Shared,
             (false, _) if same_epoch => Place::Below,
             _ => Place::Parted,
+        }
+    }
+
+    // What follows is there. The record itself is known where something has kept it.
+    fn place_compacted(&self, position: &Position, on_the_way: bool, below: Place, finds: Finds) -> Place {
+        let end = self.parts.compacted().is_some_and(|compacted| compacted.position == *position);
+        match below {
+            _ if end && on_the_way => Place::Held,
+            Place::Shared => Place::Held,
+            Place::Below if finds.kept => Place::Parted,
+            below => below,
         }
     }
 

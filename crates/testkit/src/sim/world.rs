@@ -6,7 +6,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use bytes::Bytes;
 use fastrand::Rng;
 use replikv_core::{KeyRange, KeyRanges, Keyspace, Op};
-use replikv_proto::{PathNode, View};
+use replikv_proto::{LogParts, PathNode, View};
 
 use super::context::{Context, Happening, MILLI, Moment, Node, Owner, Passing};
 use super::fencing::Asked;
@@ -69,7 +69,7 @@ pub(super) struct World {
 /// A relay that somebody follows.
 struct Above {
     store: usize,
-    view: Option<View>,
+    served: Option<(View, LogParts)>,
     path: Vec<PathNode>,
 }
 
@@ -255,7 +255,9 @@ impl World {
 
     fn answered(&mut self, owner: Owner, reply: Reply) {
         match owner {
-            Owner::Commit { node, .. } | Owner::Session { node: Node::Master(node), .. } => {
+            Owner::Commit { node, .. }
+            | Owner::Compact { node, .. }
+            | Owner::Session { node: Node::Master(node), .. } => {
                 self.masters[node].answered(&mut self.ctx, owner, reply);
                 self.wake(Node::Master(node));
             }
@@ -508,6 +510,7 @@ impl World {
         let mut missing = Vec::new();
         let mut outcome = (0, 0);
         self.order();
+        self.rescue();
         for node in 0..self.masters.len() {
             let master = &self.masters[node];
             if !master.extra && !master.idle && (master.is_fenced() || master.is_overtaken(&self.ctx)) {
@@ -545,11 +548,12 @@ impl World {
         let master = &self.masters[slave.target];
         let Some(open) = master.opened() else { return Err("its master is not open".into()) };
         let hello = slave.hello(&self.ctx);
-        let view: View = open.view;
+        let (view, parts) = relay.as_ref().and_then(|relay| relay.served).unwrap_or((open.view, open.parts));
         let judged = Judged {
             model: &self.ctx.oracle.model,
             store: &self.ctx.stores[relay.as_ref().map_or(master.store, |relay| relay.store)],
-            view: relay.as_ref().and_then(|relay| relay.view).unwrap_or(view),
+            view,
+            parts,
             limits: open.limits,
             epochs: Some(&open.epochs[..]).filter(|_| self.ctx.topology != Topology::Star),
             path: relay.as_ref().map(|relay| &relay.path[..]),
@@ -589,7 +593,7 @@ impl World {
         let store = self.slaves[parent].store;
         let served = self.slaves[parent].relay().and_then(|relay| relay.served.as_ref());
         let path = served.and_then(|served| served.path.clone()).unwrap_or_default();
-        Some(Above { store, view: served.map(|served| served.view), path })
+        Some(Above { store, served: served.map(|served| (served.view, served.parts)), path })
     }
 
     fn report(self, seed: u64, config: &Config) -> Report {

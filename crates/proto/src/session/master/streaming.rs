@@ -80,6 +80,10 @@ impl MasterSession {
         stream.pending = Pending::Values;
         let keys = stretch.touched.iter().take(MAX_LOOKED_UP).cloned().collect();
         self.queue.push_back(MasterAction::LookUp { keys, max_bytes: self.config.chunk });
+        if planted::is(Bug::RecordsWhileLookedUp) && stretch.end.seq < self.view.published.seq {
+            let (after, max_bytes, may_pass) = (stretch.end, self.config.chunk, false);
+            self.queue.push_back(MasterAction::ReadRecords { after, max_bytes, may_pass });
+        }
     }
 
     pub(super) fn read_again(&mut self, stream: &mut Stream, reading: &Reading) {
