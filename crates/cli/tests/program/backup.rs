@@ -2,10 +2,11 @@
 
 use std::io::Write;
 use std::path::Path;
+use std::time::Instant;
 
 use serde_json::{Value, json};
 
-use crate::support::{Place, Running, contents, fill, run, run_with};
+use crate::support::{HANG, Place, Running, contents, fill, run, run_with};
 
 fn lines_of(path: &str) -> Vec<Value> {
     std::fs::read_to_string(path).unwrap().lines().map(|line| serde_json::from_str(line).unwrap()).collect()
@@ -251,16 +252,19 @@ fn large(place: &Place) -> String {
 fn halfway(place: &Place, name: &str, args: &[&str]) -> Running {
     let partial = place.path(&format!(".{name}.replikv-partial"));
     let left = begun(&partial);
+    let start = Instant::now();
     loop {
         let running = Running::spawn(args);
         // What it makes: the lock is there before it is held, and what is left of another one until then.
         while begun(&partial).is_none_or(|found| Some(found) == left) && !place.path(name).exists() {
+            assert!(start.elapsed() < HANG, "it makes nothing in {}", partial.display());
             std::thread::sleep(std::time::Duration::from_millis(1));
         }
         running.signal("STOP");
         if !place.path(name).exists() {
             return running;
         }
+        assert!(start.elapsed() < HANG, "it makes nothing in {}", partial.display());
         // It was too quick.
         running.signal("CONT");
         running.end().ok();

@@ -11,7 +11,7 @@ use replikv::{Keyspace, LmdbOptions, LmdbStore, Op, ReplicaStore, ReplicaStoreEx
 use serde_json::Value;
 
 /// Only turns a hang into a failure.
-const HANG: Duration = Duration::from_secs(120);
+pub(crate) const HANG: Duration = Duration::from_secs(120);
 
 /// What a command that has ended leaves.
 #[derive(Debug)]
