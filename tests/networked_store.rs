@@ -200,7 +200,7 @@ async fn a_master_goes_on_after_its_store_was_cut_off() -> Result<(), Error> {
         // The master looks after its store now and then; that request is not meant.
         proxy.next_that_holds(key, line);
         let unknown = soon(master.put(key, "1")).await;
-        assert!(matches!(unknown, Err(WriteError::OutcomeUnknown)), "{unknown:?}");
+        assert!(matches!(unknown, Err(WriteError::OutcomeUnknown { .. })), "{unknown:?}");
         soon(master.put(format!("after {key}"), "1")).await?;
     }
     // The one of which only the answer was lost is there, the other is not, and the log says the same.

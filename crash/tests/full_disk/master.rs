@@ -12,7 +12,7 @@ async fn write_when_possible(master: &Master<Store>, number: u32) {
         match master.write(generation(number)).await {
             Ok(_) => return,
             // The master opens the store anew after a failed sync, and says so until it has.
-            Err(WriteError::OutcomeUnknown | WriteError::Store(_)) => {
+            Err(WriteError::OutcomeUnknown { .. } | WriteError::Store(_)) => {
                 tokio::time::sleep(Duration::from_millis(20)).await;
             }
             Err(error) => panic!("{error:?}"),
@@ -32,7 +32,7 @@ async fn is_written_to(trial: Trial) {
         let error = master.write(generation(1_000_000 + round)).await.expect_err("it cannot be durable");
         let words = format!("{error} {:?}", std::error::Error::source(&error).map(ToString::to_string));
         match &error {
-            WriteError::OutcomeUnknown => {}
+            WriteError::OutcomeUnknown { .. } => {}
             WriteError::Store(StoreError::StoreFull { .. }) => assert!(trial.fills_the_disk(), "{words}"),
             WriteError::Store(_) => {}
             other => panic!("{other:?}"),

@@ -5,10 +5,10 @@ mod decimal;
 use std::str::FromStr;
 use std::sync::Arc;
 
-use anyhow::{Context, bail};
+use anyhow::{Context, bail, ensure};
 use bytes::Bytes;
 use replikv::aggregate::Sum;
-use replikv::{Aggregate, DerivedStore, DerivedStoreBuilder};
+use replikv::{Aggregate, DerivedStore, DerivedStoreBuilder, InStore, StoreError};
 
 pub(crate) use self::decimal::in_words;
 use crate::store::Store;
@@ -152,6 +152,32 @@ pub(crate) async fn keep(
     let aggregates = definitions.iter().map(|definition| definition.aggregate(&prefixes));
     let builder = aggregates.fold(DerivedStore::builder(store), DerivedStoreBuilder::derive);
     Ok(Arc::new(builder.open().await.with_context(|| url.to_owned())?))
+}
+
+/// What is derived in a store, by the names that people know.
+pub(crate) async fn names(store: &Store) -> Result<Vec<String>, StoreError> {
+    let names = InStore::new(store).names().await?;
+    Ok(names.iter().map(|name| name_of(name).unwrap_or(name).to_owned()).collect())
+}
+
+/// Says what is no longer there, since the store was opened by who does not keep it up.
+pub(crate) fn note_gone(url: &str, names: &[String]) {
+    if !names.is_empty() {
+        note!("replikv: {url} keeps no longer what was aggregated as {}", names.join(", "));
+    }
+}
+
+/// As [`keep`], of a slave's store, for a command that is not to change which figures there are: refused, before anything is
+/// written, unless `definitions` hold all that the store keeps.
+pub(crate) async fn keep_on(store: Store, url: &str, definitions: &[Definition]) -> anyhow::Result<Store> {
+    for (stored, version) in InStore::new(&store).versions().await.with_context(|| url.to_owned())? {
+        let Some(name) = name_of(&stored) else {
+            bail!("{url}: another program derives {stored} in it, which would go: do this with that program")
+        };
+        let said = definitions.iter().any(|definition| definition.name == name && definition.version(&[]) == version);
+        ensure!(said, "{url}: it keeps the aggregate {name}, which would go: say --aggregate as it was said to follow");
+    }
+    keep(store, url, definitions, Vec::new()).await
 }
 
 #[cfg(test)]

@@ -394,9 +394,13 @@ pub(crate) struct Handover {
     #[arg(long, value_name = "ADDR")]
     pub(crate) from: String,
     /// How long the master waits for the slave, in seconds, at most 600; its writers wait as long at most, if it comes to
-    /// nothing.
+    /// nothing. And how long a master that cannot be reached is tried.
     #[arg(long, value_name = "SECONDS", default_value_t = 60)]
     pub(crate) patience: u64,
+    /// A figure that the store keeps, as it was said to `follow`, once for each. It is kept up until the slave has taken over; a
+    /// store that keeps one that is not said is refused.
+    #[arg(long = "aggregate", value_name = "NAME=count|bytes|sum[:SEPARATOR]")]
+    pub(crate) aggregates: Vec<Definition>,
 }
 
 #[derive(Debug, Group)]
@@ -567,6 +571,10 @@ pub(crate) struct Verify {
     /// Ask the master to compress what it sends: lz4 or zstd.
     #[arg(long, value_name = "ALGORITHM", requires = "from")]
     pub(crate) compress: Option<Compression>,
+    /// With --from: a figure that the store keeps, as it was said to `follow`, once for each. It is kept up; a store that keeps
+    /// one that is not said is refused.
+    #[arg(long = "aggregate", value_name = "NAME=count|bytes|sum[:SEPARATOR]", requires = "from")]
+    pub(crate) aggregates: Vec<Definition>,
     /// How many differences to print.
     #[arg(long, default_value_t = 10)]
     pub(crate) show: usize,

@@ -1,9 +1,9 @@
 //! The program `replikv`.
 
-mod aggregates;
-mod args;
 #[macro_use]
 mod ui;
+mod aggregates;
+mod args;
 mod commands;
 mod formats;
 mod interrupt;

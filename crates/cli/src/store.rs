@@ -12,6 +12,8 @@ use replikv::{
     ReplicaStoreExt, Role, ScanOptions, StoreError, StoreLimits, role,
 };
 
+use crate::aggregates;
+
 pub(crate) type Store = Arc<dyn ReplicaStore>;
 
 /// What the program writes at most: what every backend that it contains can hold, also under a link's prefix.
@@ -24,8 +26,15 @@ pub(crate) fn limits(max_key: u16, max_value: u16) -> StoreLimits {
     StoreLimits { max_key: max_key.into(), max_value, max_batch: LIMITS.max_batch.max(max_value + BESIDE) }
 }
 
+/// What is in the directory of each kind of store.
+const MARKERS: [(&str, &[&str]); 3] =
+    [("lmdb", &["data.mdb"]), ("sled", &["conf", "db"]), ("fjall", &["version", "keyspaces"])];
+
 /// Opens a store, and makes it if it is not there.
 pub(crate) fn open(url: &str) -> anyhow::Result<Store> {
+    if let Some(other) = other_kind(url) {
+        bail!("{url}: the directory holds a store of another kind: use {other}");
+    }
     replikv::open(url).map_err(|error| match error {
         OpenUrlError::Store(StoreError::Busy { .. }) => anyhow!(
             "{url}: it is in use by another process: end that one first; \
@@ -35,6 +44,15 @@ pub(crate) fn open(url: &str) -> anyhow::Result<Store> {
         // These name the URL themselves.
         error => error.into(),
     })
+}
+
+// Two stores in one directory look like one.
+fn other_kind(url: &str) -> Option<String> {
+    let (kind, path) = url.split_once(':').filter(|(_, path)| !path.is_empty())?;
+    let holds = |markers: &[&str]| markers.iter().all(|marker| Path::new(path).join(marker).exists());
+    let mut there = MARKERS.iter().filter(|(_, markers)| holds(markers)).map(|(kind, _)| *kind).peekable();
+    let first = *there.peek()?;
+    (!there.any(|there| there == kind)).then(|| format!("{first}:{path}"))
 }
 
 /// Opens a store that is there, to change it.
@@ -66,7 +84,8 @@ pub(crate) fn open_to_read(url: &str) -> anyhow::Result<Store> {
 /// Opens a store as a master's, so that what is written goes through the log. The limits of `config` are
 /// [`limits`], or those of [`MasterConfig`], which are [`LIMITS`].
 pub(crate) async fn open_master(store: Store, url: &str, config: MasterConfig) -> anyhow::Result<Master<Store>> {
-    Master::open(store, config).await.map_err(|error| match error {
+    let goes = aggregates::names(&store).await.with_context(|| url.to_owned())?;
+    let opened = Master::open(store, config).await.map_err(|error| match error {
         OpenError::Role { found: Role::Slave, .. } => {
             anyhow!("{url}: it is a slave's store, and only its master changes it: write to the master instead")
         }
@@ -75,7 +94,9 @@ pub(crate) async fn open_master(store: Store, url: &str, config: MasterConfig) -
         }
         OpenError::Backup => is_backup(url),
         error => anyhow::Error::new(error).context(url.to_string()),
-    })
+    })?;
+    aggregates::note_gone(url, &goes);
+    Ok(opened)
 }
 
 /// Whether a store is new, or of one of `roles`, and no backup. One that is not is refused by whoever opens it so, and is

@@ -61,7 +61,7 @@ async fn a_page_that_shows_what_is_not_published_waits_and_is_never_sent_if_it_i
     let (_, following) = connect(&master, &slave);
     until(|| store.faults().calls().scans > scans).await;
     let store = store.power_loss().await?;
-    assert!(matches!(soon(writing).await?, Err(WriteError::OutcomeUnknown)));
+    assert!(matches!(soon(writing).await?, Err(WriteError::OutcomeUnknown { .. })));
     drop(master);
     following.abort();
     drop(following.await);
@@ -86,7 +86,7 @@ async fn a_page_read_before_a_commit_failed_is_read_again() -> Result<(), Error>
     connect(&master, &slave);
     soon(held.reached()).await;
     store.faults().next_apply(ApplyFault::UnknownAndAbsent);
-    assert!(matches!(master.put("lost", "v").await, Err(WriteError::OutcomeUnknown)));
+    assert!(matches!(master.put("lost", "v").await, Err(WriteError::OutcomeUnknown { .. })));
     let token = soon(master.put("after", "v")).await?;
     held.release();
     soon(slave.wait_applied(token)).await?;
@@ -293,7 +293,7 @@ async fn what_a_failed_sync_has_lost_is_never_published() -> Result<(), Error> {
             loop {
                 match master.put("after", "v").await {
                     // It met the store before it was open again.
-                    Err(WriteError::OutcomeUnknown) => {}
+                    Err(WriteError::OutcomeUnknown { .. }) => {}
                     other => return other,
                 }
             }
@@ -319,7 +319,7 @@ async fn an_unknown_outcome_that_took_unsynced_records_along_is_no_other_master(
     connect(&master, &slave);
     master.put("lost", "1").await?;
     store.faults().next_apply(ApplyFault::UnknownAndUnsyncedLost);
-    assert!(matches!(master.put("lost too", "1").await, Err(WriteError::OutcomeUnknown)));
+    assert!(matches!(master.put("lost too", "1").await, Err(WriteError::OutcomeUnknown { .. })));
     let after = soon(master.put("kept", "1")).await?;
     assert_eq!(after.seq.as_u64(), 2);
     store.sync().await?;
@@ -342,7 +342,7 @@ async fn records_whose_sync_was_late_are_published_in_their_order() -> Result<()
     // Its outcome is settled by reopening, and the sync that would publish it fails.
     store.faults().next_apply(ApplyFault::UnknownButApplied);
     store.faults().fail_sync(Lost::Nothing);
-    assert!(matches!(master.put("a", "1").await, Err(WriteError::OutcomeUnknown)));
+    assert!(matches!(master.put("a", "1").await, Err(WriteError::OutcomeUnknown { .. })));
     let mut token = soon(master.put("b", "2")).await?;
     for _ in 0..5 {
         token = master.put("c", "3").await?;
@@ -365,7 +365,7 @@ async fn shipped_records_that_a_failed_sync_has_lost_are_served_no_longer() -> R
     let lost = master.put("lost", "1").await?;
     soon(ahead.wait_applied(lost)).await?;
     store.faults().next_apply(ApplyFault::UnknownAndUnsyncedLost);
-    assert!(matches!(master.put("x", "1").await, Err(WriteError::OutcomeUnknown)));
+    assert!(matches!(master.put("x", "1").await, Err(WriteError::OutcomeUnknown { .. })));
     let after = soon(master.put("after", "1")).await?;
     let slave = slave(&late, "late").await;
     connect(&master, &slave);

@@ -699,7 +699,7 @@ async fn what_was_shipped_and_lost_is_not_passed_by() -> Result<(), Error> {
     soon(slave.wait_applied(lost)).await?;
     until(|| master.status().slaves.iter().all(|seen| seen.consistent && seen.applied == lost.seq)).await;
     source.faults().next_apply(ApplyFault::UnknownAndUnsyncedLost);
-    assert!(matches!(master.put("x", "1").await, Err(WriteError::OutcomeUnknown)));
+    assert!(matches!(master.put("x", "1").await, Err(WriteError::OutcomeUnknown { .. })));
     // Enough for a run, which proves nothing of what was before it.
     for n in 0..200 {
         soon(master.put(format!("quiet/{n}"), "1")).await?;

@@ -62,7 +62,7 @@ async fn after_an_unknown_outcome_what_the_store_holds_is_published() -> Result<
         store.faults().refuse_reopens(1);
         store.faults().next_apply(fault);
         let unknown = master.write(Batch::new().put("b", "2").put("c", "3")).await;
-        assert!(matches!(unknown, Err(WriteError::OutcomeUnknown)), "{unknown:?}");
+        assert!(matches!(unknown, Err(WriteError::OutcomeUnknown { .. })), "{unknown:?}");
         if there {
             // It is published by itself, not only when somebody writes again.
             soon(master.subscribe().reached(before.seq.next().unwrap())).await?;
@@ -86,7 +86,7 @@ async fn a_store_that_cannot_be_reopened_does_not_hold_up_a_shutdown() -> Result
     let master = master(&store, MasterConfig::default()).await;
     store.faults().refuse_reopens(u32::MAX);
     store.faults().next_apply(ApplyFault::UnknownButApplied);
-    assert!(matches!(master.put("a", "1").await, Err(WriteError::OutcomeUnknown)));
+    assert!(matches!(master.put("a", "1").await, Err(WriteError::OutcomeUnknown { .. })));
     let waiting = tokio::spawn({
         let master = master.clone();
         async move { master.put("b", "2").await }
@@ -94,7 +94,7 @@ async fn a_store_that_cannot_be_reopened_does_not_hold_up_a_shutdown() -> Result
     until(|| store.faults().calls().reopens > 1).await;
     assert_eq!(master.status().health.state, HealthState::Blocked);
     soon(master.shutdown()).await?;
-    assert!(matches!(soon(waiting).await?, Err(WriteError::OutcomeUnknown | WriteError::Closed)));
+    assert!(matches!(soon(waiting).await?, Err(WriteError::OutcomeUnknown { .. } | WriteError::Closed)));
     assert!(matches!(master.put("c", "3").await, Err(WriteError::Closed)));
     // What the store holds is what the next master finds.
     let again = master_again(store.inner()).await;

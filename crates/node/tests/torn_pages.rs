@@ -133,7 +133,7 @@ async fn a_page_that_shows_what_was_lost_is_never_sent() {
     soon(pass(&steps.looked)).await;
     // It is lost, and another record takes its number, before the page arrives.
     steps.may_be_lost.add_permits(1);
-    assert!(matches!(soon(lost).await.unwrap(), Err(WriteError::OutcomeUnknown)));
+    assert!(matches!(soon(lost).await.unwrap(), Err(WriteError::OutcomeUnknown { .. })));
     let token = soon(master.put("new", "1")).await.unwrap();
     steps.may_tell.add_permits(1);
 

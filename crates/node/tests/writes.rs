@@ -99,7 +99,7 @@ async fn a_conflict_is_told_only_once_its_group_is_decided() -> Result<(), Error
         for result in <[_; 2]>::from(soon(both).await?) {
             match result {
                 Err(WriteError::Store(StoreError::StoreFull { .. })) => assert!(unchanged),
-                Err(WriteError::OutcomeUnknown) => assert!(!unchanged),
+                Err(WriteError::OutcomeUnknown { .. }) => assert!(!unchanged),
                 other => panic!("the group was not committed: {other:?}"),
             }
         }

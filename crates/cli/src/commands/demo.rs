@@ -88,7 +88,8 @@ impl<'a> Demo<'a> {
 
         let bar = ui::bar("importing", source.entries);
         let start = Instant::now();
-        let imported = import(&master, source, interrupt, |entries| bar.set_position(entries)).await?;
+        let imported =
+            import(&master, "the demo's master", source, interrupt, |entries| bar.set_position(entries)).await?;
         bar.finish_and_clear();
         figures.entries = imported.entries;
         figures.import_seconds = start.elapsed().as_secs_f64();

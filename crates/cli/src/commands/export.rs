@@ -23,7 +23,7 @@ pub(crate) async fn run(args: args::Export, json: bool) -> anyhow::Result<ExitCo
     }
     let ranges = ranges.unwrap_or_default();
     if formats::is_standard(&args.file) {
-        write_all(&store, &ranges, format, BufWriter::new(ui::stdout())).await?;
+        write_all(&store, &args.store, &ranges, format, BufWriter::new(ui::stdout())).await?;
     } else {
         let mut interrupt = Interrupt::new()?;
         let name = || args.file.display().to_string();
@@ -34,7 +34,7 @@ pub(crate) async fn run(args: args::Export, json: bool) -> anyhow::Result<ExitCo
             biased;
             // The file goes with its guard.
             () = interrupt.wait() => return Ok(ExitCode::from(INTERRUPTED)),
-            entries = write_all(&store, &ranges, format, BufWriter::new(file.as_file_mut())) => {
+            entries = write_all(&store, &args.store, &ranges, format, BufWriter::new(file.as_file_mut())) => {
                 entries.with_context(name)?
             }
         };
@@ -53,13 +53,19 @@ pub(crate) async fn run(args: args::Export, json: bool) -> anyhow::Result<ExitCo
     Ok(ExitCode::SUCCESS)
 }
 
-async fn write_all(store: &Store, ranges: &KeyRanges, format: Format, output: impl Write) -> anyhow::Result<u64> {
+async fn write_all(
+    store: &Store,
+    url: &str,
+    ranges: &KeyRanges,
+    format: Format,
+    output: impl Write,
+) -> anyhow::Result<u64> {
     let mut writer = Writer::new(format, output)?;
     let bar = ui::bar("exporting", None);
     let mut entries = 0;
     for range in ranges {
         let mut pages = store::pages(store, range.clone(), false);
-        while let Some(page) = pages.try_next().await? {
+        while let Some(page) = pages.try_next().await.with_context(|| url.to_owned())? {
             for (key, value) in page.iter() {
                 writer.write(key, value)?;
             }

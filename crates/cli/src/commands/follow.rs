@@ -4,21 +4,19 @@ use std::pin::pin;
 use std::process::ExitCode;
 use std::time::Duration;
 
-use anyhow::{Context, anyhow};
+use anyhow::Context;
 use replikv::proto::Retention;
 use replikv::{
     FollowError, KeepLog, KeyRange, KeyRanges, LinkId, OpenError, QuarantineFile, Role, Slave, SlaveConfig, SlaveState,
 };
 use tokio::net::TcpStream;
-use tokio::time::{sleep, timeout};
+use tokio::time::sleep;
 
 use crate::aggregates;
 use crate::args::{self, OnDivergence};
 use crate::interrupt::{INTERRUPTED, Interrupt};
 use crate::store::{self, Store};
 use crate::ui;
-
-const CONNECT: Duration = Duration::from_secs(10);
 
 pub(crate) async fn run(args: args::Follow, json: bool) -> anyhow::Result<ExitCode> {
     // Before anything else: a bad name leaves nothing behind.
@@ -28,7 +26,7 @@ pub(crate) async fn run(args: args::Follow, json: bool) -> anyhow::Result<ExitCo
     let mut interrupt = Interrupt::new()?;
     // Before the store is made: a name that leads nowhere leaves nothing behind.
     super::check_address(&args.from).await?;
-    let first = if args.once { Some(connect(&args.from).await?) } else { None };
+    let first = if args.once { Some(super::slave::connect(&args.from, super::slave::CONNECT).await?) } else { None };
     let probes = match args.status {
         Some(address) => Some(super::listen(address, args.insecure).await?),
         None => None,
@@ -175,22 +173,12 @@ impl args::Follow {
     }
 }
 
-async fn connect(address: &str) -> anyhow::Result<TcpStream> {
-    let connected = timeout(CONNECT, TcpStream::connect(address)).await;
-    let stream = connected.map_err(|_| anyhow!("no answer")).and_then(|stream| Ok(stream?));
-    stream.with_context(|| format!("the master at {address} cannot be reached"))
-}
-
 async fn follow(slave: &Slave<Store>, args: &args::Follow, first: Option<TcpStream>) -> anyhow::Result<()> {
-    if let Some(stream) = first {
-        match slave.follow(stream).await {
-            // The connection was lost: another one goes on where it stopped.
-            Ok(_) => {}
-            Err(error) if error.is_retryable() && slave.status().connections > 0 => {}
-            Err(error) => return Err(refused(error, args)),
-        }
-    }
-    slave.follow_tcp(&args.from).await.map(drop).map_err(|error| refused(error, args))
+    let ended = match first {
+        Some(stream) => super::slave::follow(slave, stream, &args.from).await,
+        None => slave.follow_tcp(&args.from).await,
+    };
+    ended.map(drop).map_err(|error| refused(error, args))
 }
 
 fn refused(error: FollowError, args: &args::Follow) -> anyhow::Error {

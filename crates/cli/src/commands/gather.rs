@@ -3,13 +3,13 @@
 use std::process::ExitCode;
 use std::time::Duration;
 
-use anyhow::{Context, anyhow, ensure};
+use anyhow::{Context, anyhow, bail, ensure};
 use bytes::Bytes;
 use futures_util::future::try_join_all;
 use futures_util::stream::{FuturesUnordered, StreamExt};
 use replikv::{
     Centre, Ending, FollowError, KeyRange, KeyRanges, LinkConfig, LinkError, LinkId, LinkStore, MasterConfig,
-    OpenError, QuarantineFile, Role, Slave, SlaveConfig, Subspace,
+    OpenError, QuarantineFile, Role, Slave, SlaveConfig, Subspace, Unlinked,
 };
 use serde_json::json;
 use tokio::time::sleep;
@@ -27,11 +27,21 @@ pub(crate) async fn run(args: args::Gather, json: bool) -> anyhow::Result<ExitCo
     aggregates::check(&args.aggregates)?;
     let mut interrupt = Interrupt::new()?;
     let ranges = args.ranges.iter().map(|(name, _)| name);
-    for name in ranges.chain(args.only.iter().chain(&args.strips).map(|(name, _)| name)) {
+    for name in ranges.chain(args.only.iter().chain(&args.strips).chain(&args.prefixes).map(|(name, _)| name)) {
         ensure!(
             args.links.iter().any(|link| link.name == *name),
             "there is no link {name}: --link says which there are"
         );
+    }
+    for (at, link) in args.links.iter().enumerate() {
+        if let Some(other) = args.links[..at].iter().find(|other| other.address == link.address) {
+            bail!(
+                "links {} and {} follow one master, {}, which knows this centre by one name, --id: gather it by one link",
+                other.name,
+                link.name,
+                link.address
+            );
+        }
     }
     // Before the store is made: a name that leads nowhere leaves nothing behind.
     for link in &args.links {
@@ -50,8 +60,14 @@ pub(crate) async fn run(args: args::Gather, json: bool) -> anyhow::Result<ExitCo
     };
     let mut links = Vec::new();
     for (config, link) in configs.into_iter().zip(&args.links) {
-        let follower = centre.link(config).await.map_err(|error| refused(&args.store, &error))?;
-        links.push((link, follower));
+        match centre.link(config).await {
+            Ok(follower) => links.push((link, follower)),
+            Err(error) => {
+                drop(try_join_all(links.iter().map(|(_, follower)| follower.shutdown())).await);
+                give_up(&centre, &args.links).await.with_context(|| args.store.clone())?;
+                return Err(refused(&args.store, &error));
+            }
+        }
     }
     if let (Some(listener), Some(master)) = (listener, centre.master()) {
         let address = listener.local_addr()?;
@@ -75,9 +91,11 @@ pub(crate) async fn run(args: args::Gather, json: bool) -> anyhow::Result<ExitCo
     let ending = try_join_all(links.iter().map(|(_, follower)| follower.shutdown()));
     let goodbyes = async { while following.next().await.is_some() {} };
     let (ended, ()) = tokio::join!(ending, goodbyes);
+    let given_up = give_up(&centre, &args.links).await.with_context(|| args.store.clone());
     let closed = centre.shutdown().await.with_context(|| args.store.clone());
     let code = result?;
     ended.with_context(|| args.store.clone())?;
+    given_up?;
     closed?;
     if args.once && code.is_none() {
         for (link, status) in seen {
@@ -175,9 +193,21 @@ async fn follow(link: &Link, follower: &Follower) -> anyhow::Result<Ending> {
     })
 }
 
+// A link that has got nothing from its master keeps no claim: another prefix may be the right one.
+async fn give_up(centre: &Centre<Store>, links: &[Link]) -> Result<(), LinkError> {
+    for seen in centre.links().await? {
+        if seen.cursor.is_none() && !seen.open && links.iter().any(|link| link.name == seen.link) {
+            centre.unlink(&seen.link, Unlinked::KeepData).await?;
+        }
+    }
+    Ok(())
+}
+
 fn refused(url: &str, error: &LinkError) -> anyhow::Error {
     let hint = match error {
-        LinkError::Claimed { .. } | LinkError::Moved { .. } => "; --prefix NAME=PREFIX says where a link's entries go",
+        LinkError::Claimed { .. } | LinkError::Moved { .. } | LinkError::TooLong { .. } => {
+            "; --prefix NAME=PREFIX says where a link's entries go"
+        }
         LinkError::Strips { .. } => "; --strip NAME=PREFIX says what a link strips",
         LinkError::NotStripped { .. } => "; --only and --range name keys as the master has them",
         _ => "",

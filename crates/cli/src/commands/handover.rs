@@ -3,26 +3,30 @@
 use std::process::ExitCode;
 use std::time::Duration;
 
-use anyhow::{Context, anyhow};
-use replikv::{LinkId, PromoteError, Slave, SlaveConfig, TakeOverError};
+use anyhow::anyhow;
+use replikv::{LinkId, PromoteError, SlaveConfig, TakeOverError};
 
+use super::slave;
 use crate::interrupt::{INTERRUPTED, Interrupt};
-use crate::{args, store, ui};
+use crate::{aggregates, args, ui};
 
 pub(crate) async fn run(args: args::Handover, json: bool) -> anyhow::Result<ExitCode> {
     LinkId::new(args.id.as_str())?;
     let mut interrupt = Interrupt::new()?;
+    aggregates::check(&args.aggregates)?;
+    let patience = Duration::from_secs(args.patience);
     super::check_address(&args.from).await?;
-    let store = store::open_existing(&args.store)?;
-    let slave = Slave::open(store, SlaveConfig::new(args.id.as_str())).await.with_context(|| args.store.clone())?;
+    let first = slave::connect(&args.from, patience.min(slave::CONNECT)).await?;
+    let config = SlaveConfig::new(args.id.as_str()).handshake_timeout(patience.min(slave::CONNECT));
+    let taker = slave::open(&args.store, config, &args.aggregates).await?;
     let spinner = ui::bar("taking over", None);
     let taking_over = async {
         // The master waits for as long; what was missed before comes first, while its writers go on.
-        slave.wait_caught_up().await?;
-        slave.take_over_tcp(&args.from, Duration::from_secs(args.patience)).await.map_err(anyhow::Error::new)
+        slave::catch_up(&taker, &args.from, patience).await?;
+        taker.take_over_tcp(&args.from, patience).await.map_err(anyhow::Error::new)
     };
     let following = async {
-        match slave.follow_tcp(&args.from).await {
+        match slave::follow(&taker, first, &args.from).await {
             // It ends when the slave is promoted, which is told by the other one.
             Ok(_) => std::future::pending().await,
             Err(error) => anyhow!(error),
@@ -32,7 +36,7 @@ pub(crate) async fn run(args: args::Handover, json: bool) -> anyhow::Result<Exit
         biased;
         () = interrupt.wait() => {
             spinner.finish_and_clear();
-            drop(slave.shutdown().await);
+            drop(taker.shutdown().await);
             note!("replikv: interrupted; if the master has stopped in favour of {} by now, run this again", args.id);
             return Ok(ExitCode::from(INTERRUPTED));
         }
@@ -43,7 +47,7 @@ pub(crate) async fn run(args: args::Handover, json: bool) -> anyhow::Result<Exit
     let took_over = match result {
         Ok(took_over) => took_over,
         Err(error) => {
-            drop(slave.shutdown().await);
+            drop(taker.shutdown().await);
             let words = match error.downcast_ref::<TakeOverError>() {
                 Some(TakeOverError::Promote(error)) if !matches!(error, PromoteError::Filtered { .. }) => {
                     format!("see why, and then: replikv promote --store {}", args.store)

@@ -46,7 +46,7 @@ pub(crate) async fn run(args: args::Import, json: bool) -> anyhow::Result<ExitCo
     let master = store::open_master(store::open(&args.store)?, &args.store, config.limits(limits)).await?;
     let start = Instant::now();
     let bar = ui::bar("importing", source.entries);
-    let result = import(&master, source, &mut interrupt, |entries| bar.set_position(entries)).await;
+    let result = import(&master, &args.store, source, &mut interrupt, |entries| bar.set_position(entries)).await;
     bar.finish_and_clear();
     // Whatever was written is on disk before anything is said.
     let closed = master.shutdown().await.with_context(|| args.store.clone());
@@ -170,12 +170,13 @@ fn send_all(
 ) -> anyhow::Result<()> {
     let (mut waiting, mut bytes) = (Vec::new(), 0);
     loop {
-        let operation = reader.next()?;
-        let is_end = operation.is_none();
-        if let Some(operation) = operation {
+        let read = reader.next();
+        // What came before a broken line goes as well.
+        let is_end = !matches!(read, Ok(Some(_)));
+        if let Ok(Some(operation)) = &read {
             bytes += operation.byte_len();
-            waiting.push(operation);
         }
+        let failed = read.map(|operation| waiting.extend(operation)).err();
         if waiting.len() >= most.entries || bytes >= most.bytes || (is_end && !waiting.is_empty()) {
             let entries = waiting.len() as u64;
             // Nobody takes it any more: the import was interrupted, or failed for another reason.
@@ -185,7 +186,7 @@ fn send_all(
             bytes = 0;
         }
         if is_end {
-            return Ok(());
+            return failed.map_or(Ok(()), Err);
         }
     }
 }
@@ -201,6 +202,7 @@ fn in_key_order(entries: &mut Vec<Operation>) -> Batch {
 /// Writes everything to the master, in whole batches, until the end or an interruption.
 pub(crate) async fn import(
     master: &Master<Store>,
+    url: &str,
     source: Source,
     interrupt: &mut Interrupt,
     mut progress: impl FnMut(u64),
@@ -219,7 +221,7 @@ pub(crate) async fn import(
             batch = batches.recv() => batch,
         };
         let Some((batch, entries)) = batch else { break };
-        imported.token = Some(master.write(batch).await?);
+        imported.token = Some(master.write(batch).await.with_context(|| url.to_owned())?);
         imported.entries += entries;
         progress(imported.entries);
     }

@@ -4,7 +4,7 @@ use std::io::{BufWriter, Write};
 use std::process::ExitCode;
 use std::time::Duration;
 
-use anyhow::ensure;
+use anyhow::{Context, bail};
 use replikv::proto::layout::Floor;
 use replikv::{Keyspace, LogPart, Op, Record, Role, Run, RunPart, Seq, read_log_parts, role};
 use serde_json::{Map, Value, json};
@@ -23,12 +23,17 @@ const POLL: Duration = Duration::from_millis(200);
 pub(crate) async fn run(args: args::Log, json: bool) -> anyhow::Result<ExitCode> {
     let store = store::open_to_read(&args.store)?;
     let role = role(&store).await?;
-    let keeps = store.get(Keyspace::Meta, Floor::KEY).await?.is_some();
-    ensure!(
-        role != Some(Role::Slave) || keeps,
-        "{}: it is the store of a slave that keeps no log: ask its master",
-        args.store
-    );
+    if store.get(Keyspace::Meta, Floor::KEY).await?.is_none() {
+        match role {
+            Some(Role::Slave) => bail!("{}: it is the store of a slave that keeps no log: ask its master", args.store),
+            Some(Role::Centre) => {
+                bail!("{}: it is a centre's store, which has no log: ask the links' masters", args.store)
+            }
+            None => bail!("{}: it was never a master's or a slave's store, and has no log", args.store),
+            // It lacks what it must have.
+            _ => {}
+        }
+    }
     if args.follow {
         let mut interrupt = Interrupt::new()?;
         tokio::select! {
@@ -47,14 +52,14 @@ async fn print_all(store: &Store, args: &args::Log, json: bool) -> anyhow::Resul
     let mut after = Seq::new(args.from.saturating_sub(1));
     let mut left = args.limit.unwrap_or(usize::MAX);
     let mut output = BufWriter::new(ui::stdout());
-    let begins = super::status::log_parts(store).await?.begins().position.seq;
+    let begins = super::status::log_parts(store).await.with_context(|| args.store.clone())?.begins().position.seq;
     if begins > after {
         print_trimmed(begins, json, &mut output)?;
         // Below the tombstone floor something is missing: nobody is shown it as if it were whole.
         after = begins;
     }
     while left > 0 {
-        let parts = read_log_parts(store, after, left.min(PAGE)).await?;
+        let parts = read_log_parts(store, after, left.min(PAGE)).await.with_context(|| args.store.clone())?;
         for part in &parts {
             match part {
                 LogPart::Full(record) => print(record, json, &mut output)?,

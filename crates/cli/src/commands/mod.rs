@@ -18,6 +18,7 @@ mod promote;
 mod restore;
 mod scan;
 mod serve;
+mod slave;
 mod status;
 mod unfence;
 mod unlink;

@@ -17,9 +17,16 @@ use crate::store::{self, Store};
 /// How long a node may take for an answer.
 pub(super) const ANSWER: Duration = Duration::from_secs(60);
 
+/// The longest key that any store holds.
+const LONGEST_KEY: usize = 64 << 10;
+
 pub(super) enum Place {
     /// And what it holds, if that is a part of the keys.
-    Store(Store, Option<KeyRanges>),
+    Store {
+        store: Store,
+        url: String,
+        ranges: Option<KeyRanges>,
+    },
     Node(RemoteReader, String),
     Nodes(Nodes),
 }
@@ -33,8 +40,8 @@ impl Place {
             }
             ([], Some(url)) => {
                 let store = store::open_to_read(url)?;
-                let ranges = subscription(&store).await?;
-                Ok(Self::Store(store, ranges))
+                let ranges = subscription(&store).await.with_context(|| url.clone())?;
+                Ok(Self::Store { store, url: url.clone(), ranges })
             }
             ([], None) => Err(anyhow!("say --store URL or --from ADDR")),
             (addresses, _) => Ok(Self::Nodes(Nodes::meet(addresses, bound).await?)),
@@ -42,10 +49,11 @@ impl Place {
     }
 
     pub(super) async fn get(&self, key: &[u8]) -> anyhow::Result<Option<Bytes>> {
+        self.check_key(key)?;
         match self {
-            Self::Store(store, ranges) => {
-                held(ranges.as_ref(), &KeyRange::only(key))?;
-                let value = store.get(Keyspace::Data, key).await?;
+            Self::Store { store, url, ranges } => {
+                held(ranges.as_ref(), &KeyRange::only(key)).with_context(|| url.clone())?;
+                let value = store.get(Keyspace::Data, key).await.with_context(|| url.clone())?;
                 self.close().await?;
                 Ok(value)
             }
@@ -56,19 +64,31 @@ impl Place {
 
     pub(super) async fn scan(&self, range: KeyRange, reverse: bool) -> anyhow::Result<Page> {
         let options = ScanOptions { max_entries: 10_000, max_bytes: 1 << 20, reverse };
+        self.check_key(range.start())?;
+        self.check_key(range.end().map_or(&[][..], |end| &end[..]))?;
         match self {
-            Self::Store(store, ranges) => {
-                held(ranges.as_ref(), &range)?;
-                Ok(store.scan(Keyspace::Data, range, options).await?)
+            Self::Store { store, url, ranges } => {
+                held(ranges.as_ref(), &range).with_context(|| url.clone())?;
+                store.scan(Keyspace::Data, range, options).await.with_context(|| url.clone())
             }
             Self::Node(reader, address) => Ok(asked(address, reader.read_page(range, options, None)).await?.value),
             Self::Nodes(nodes) => nodes.scan(range, options).await,
         }
     }
 
+    // A node takes no question that is longer than any of its keys, and hangs up.
+    fn check_key(&self, key: &[u8]) -> Result<(), StoreError> {
+        match self {
+            Self::Node(..) | Self::Nodes(_) if key.len() > LONGEST_KEY => {
+                Err(StoreError::KeyTooLong { len: key.len(), max: LONGEST_KEY })
+            }
+            _ => Ok(()),
+        }
+    }
+
     pub(super) async fn close(&self) -> anyhow::Result<()> {
-        if let Self::Store(store, _) = self {
-            store.close().await?;
+        if let Self::Store { store, url, .. } = self {
+            store.close().await.with_context(|| url.clone())?;
         }
         Ok(())
     }

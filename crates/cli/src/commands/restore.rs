@@ -43,6 +43,9 @@ async fn check(url: &str) -> anyhow::Result<()> {
     store.close().await?;
     let Some(mark) = mark else { bail!("{url}: it is no backup: take one with backup --store {url} DEST") };
     ensure!(mark.taken_unix_ms.is_some(), "{url}: it is a backup that was never completed");
-    ensure!(role == Some(Role::Master), "{url}: it is a backup of a slave: follow a master with it, or promote it");
-    Ok(())
+    match role {
+        Some(Role::Master) => Ok(()),
+        Some(Role::Centre) => bail!("{url}: it is a backup of a centre: gather with it, or with a copy of it"),
+        _ => bail!("{url}: it is a backup of a slave: follow a master with it, or promote it"),
+    }
 }

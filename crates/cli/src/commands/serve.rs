@@ -45,12 +45,13 @@ pub(crate) async fn run(args: args::Serve, json: bool) -> anyhow::Result<ExitCod
         }
         if let Some(source) = source {
             let bar = ui::bar("importing", source.entries);
-            let imported = import(&master, source, &mut interrupt, |entries| bar.set_position(entries)).await?;
+            let imported =
+                import(&master, &args.store, source, &mut interrupt, |entries| bar.set_position(entries)).await?;
             bar.finish_and_clear();
             note!("imported {} entries", ui::thousands(imported.entries));
         }
         if args.stdin {
-            let operations = apply_pipe(&master, limits).await?;
+            let operations = apply_pipe(&master, &args.store, limits).await?;
             tracing::info!(target: "replikv::program", operations, "standard input has ended");
         }
         std::future::pending::<anyhow::Result<()>>().await
@@ -68,7 +69,7 @@ pub(crate) async fn run(args: args::Serve, json: bool) -> anyhow::Result<ExitCod
 }
 
 // Operations are applied in order, and those that wait together are one batch. What came before a broken line stays.
-async fn apply_pipe(master: &Master<Store>, limits: StoreLimits) -> anyhow::Result<u64> {
+async fn apply_pipe(master: &Master<Store>, url: &str, limits: StoreLimits) -> anyhow::Result<u64> {
     let (sender, mut operations) = mpsc::channel::<anyhow::Result<Operation>>(4 * PIPE_BATCH);
     std::thread::spawn(move || {
         let mut reader = Reader::operations(std::io::BufReader::new(std::io::stdin())).limits(limits);
@@ -91,12 +92,12 @@ async fn apply_pipe(master: &Master<Store>, limits: StoreLimits) -> anyhow::Resu
             }
             if batch.byte_len() > 1 << 20 {
                 applied += batch.len() as u64;
-                master.write(std::mem::take(&mut batch)).await?;
+                master.write(std::mem::take(&mut batch)).await.with_context(|| url.to_owned())?;
             }
         }
         if !batch.is_empty() {
             applied += batch.len() as u64;
-            master.write(batch).await?;
+            master.write(batch).await.with_context(|| url.to_owned())?;
         }
         if let Some(error) = broken {
             let words = format!("standard input; the {} operations before are applied", ui::thousands(applied));

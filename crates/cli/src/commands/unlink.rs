@@ -6,12 +6,13 @@ use anyhow::{Context, bail};
 use replikv::{Centre, LinkError, LinkId, MasterConfig, Role, Unlinked, links, role};
 
 use super::NO;
-use crate::args;
 use crate::store;
+use crate::{aggregates, args};
 
 pub(crate) async fn run(args: args::Unlink, json: bool) -> anyhow::Result<ExitCode> {
     let link = LinkId::new(args.link.as_str())?;
     let store = store::open_existing(&args.store)?;
+    let goes = aggregates::names(&store).await.with_context(|| args.store.clone())?;
     let centre = match role(&store).await? {
         Some(Role::Centre) => Centre::open(store).await,
         Some(Role::Master) if !links(&store).await?.is_empty() => {
@@ -20,6 +21,8 @@ pub(crate) async fn run(args: args::Unlink, json: bool) -> anyhow::Result<ExitCo
         _ => bail!("{}: it is no centre's store, and has no links", args.store),
     };
     let centre = centre.with_context(|| args.store.clone())?;
+    // They are of other links from now on.
+    aggregates::note_gone(&args.store, &goes);
     let unlinked = if args.remove_data { Unlinked::RemoveData } else { Unlinked::KeepData };
     let found = match centre.unlink(&link, unlinked).await {
         Ok(()) => true,

@@ -2,22 +2,28 @@
 
 use std::pin::pin;
 use std::process::ExitCode;
+use std::time::Duration;
 
 use anyhow::{Context, bail};
-use replikv::{DifferenceKind, OpenError, QuarantineFile, Slave, SlaveConfig, VerifyOptions, VerifyReport};
+use replikv::{DifferenceKind, QuarantineFile, SlaveConfig, VerifyOptions, VerifyReport};
 use tokio::sync::watch;
 
-use super::NO;
+use super::{NO, slave};
+use crate::aggregates;
 use crate::args;
 use crate::formats::add_bytes;
 use crate::interrupt::{INTERRUPTED, Interrupt};
-use crate::store;
 use crate::ui;
+
+/// How long a connection that was lost may stay away: as long as verifying itself waits for it.
+const RECONNECT: Duration = Duration::from_secs(60);
 
 pub(crate) async fn run(args: &args::Verify, from: &str, json: bool) -> anyhow::Result<ExitCode> {
     let [url] = &args.stores[..] else { bail!("give --store once: it is compared with the master's") };
     let mut interrupt = Interrupt::new()?;
+    aggregates::check(&args.aggregates)?;
     super::check_address(from).await?;
+    let first = slave::connect(from, slave::CONNECT).await?;
     // It keeps no slot, and so its name is free.
     let mut config = SlaveConfig::new(format!("verify-{}", std::process::id())).temporary().compression(args.compress);
     if let Some(path) = &args.quarantine {
@@ -26,18 +32,15 @@ pub(crate) async fn run(args: &args::Verify, from: &str, json: bool) -> anyhow::
         quarantine.check().with_context(|| path.display().to_string())?;
         config = config.quarantine(quarantine);
     }
-    let slave = Slave::open(store::open_existing(url)?, config).await.map_err(|error| match error {
-        OpenError::Backup => store::is_backup(url),
-        error => anyhow::Error::new(error).context(url.clone()),
-    })?;
+    let slave = slave::open(url, config, &args.aggregates).await?;
     // Nothing is copied into a store that is nobody's.
     if slave.status().position.is_none() {
         slave.shutdown().await?;
         bail!("{url} has never followed a master: there is nothing to compare");
     }
-    let mut following = pin!(slave.follow_tcp(from));
+    let mut following = pin!(slave::follow(&slave, first, from));
     let verifying = async {
-        slave.wait_caught_up().await?;
+        slave::catch_up(&slave, from, RECONNECT).await?;
         let bar = ui::bar("comparing", None);
         let (progress, mut told) = watch::channel(VerifyReport::default());
         let mut options = VerifyOptions::default().max_differences(args.show).progress(progress);

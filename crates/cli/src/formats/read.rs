@@ -245,7 +245,7 @@ impl<R: BufRead> Lines<R> {
 }
 
 pub(crate) struct CsvReader<R> {
-    reader: csv::Reader<R>,
+    reader: csv::Reader<Quotes<R>>,
     row: csv::ByteRecord,
     key: usize,
     value: usize,
@@ -254,8 +254,9 @@ pub(crate) struct CsvReader<R> {
 
 impl<R: Read> CsvReader<R> {
     fn new(input: R, columns: &Columns) -> anyhow::Result<Self> {
-        let mut reader = csv::Reader::from_reader(input);
+        let mut reader = csv::Reader::from_reader(Quotes::new(input));
         let header = reader.byte_headers().context("line 1")?.clone();
+        reader.get_ref().check()?;
         let column = |name: &str| {
             let at = header.iter().position(|field| field == name.as_bytes());
             at.ok_or_else(|| anyhow!("line 1: there is no column {name:?}"))
@@ -266,7 +267,9 @@ impl<R: Read> CsvReader<R> {
 
     fn next(&mut self) -> anyhow::Result<Option<Operation>> {
         let line = self.reader.position().line();
-        match self.reader.read_byte_record(&mut self.row) {
+        let read = self.reader.read_byte_record(&mut self.row);
+        self.reader.get_ref().check()?;
+        match read {
             Ok(false) => Ok(None),
             Ok(true) => {
                 let line = self.row.position().map_or(line, csv::Position::line);
@@ -286,6 +289,63 @@ impl<R: Read> CsvReader<R> {
                 }
             }
         }
+    }
+}
+
+/// Passes CSV on, and knows whether it ends within quotes: for the parser that is the end of the last field.
+struct Quotes<R> {
+    input: R,
+    at: At,
+    line: u64,
+    /// The line of the last opening quote.
+    opened: u64,
+    ended: bool,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum At {
+    Start,
+    Plain,
+    Quoted,
+    /// After a quote that closes, or is the first of two that stand for one.
+    Closing,
+}
+
+impl<R> Quotes<R> {
+    fn new(input: R) -> Self {
+        Self { input, at: At::Start, line: 1, opened: 0, ended: false }
+    }
+
+    fn pass(&mut self, byte: u8) {
+        self.at = match (self.at, byte) {
+            (At::Start, b'"') => {
+                self.opened = self.line;
+                At::Quoted
+            }
+            // What some programs put before UTF-8.
+            (At::Start, 0xEF | 0xBB | 0xBF) if self.line == 1 => At::Start,
+            (At::Quoted, b'"') => At::Closing,
+            (At::Closing, b'"') | (At::Quoted, _) => At::Quoted,
+            (_, b',' | b'\r' | b'\n') => At::Start,
+            _ => At::Plain,
+        };
+        self.line += u64::from(byte == b'\n');
+    }
+
+    fn check(&self) -> anyhow::Result<()> {
+        if self.ended && self.at == At::Quoted {
+            bail!("line {}: a quote is opened and never closed", self.opened);
+        }
+        Ok(())
+    }
+}
+
+impl<R: Read> Read for Quotes<R> {
+    fn read(&mut self, buffer: &mut [u8]) -> std::io::Result<usize> {
+        let len = self.input.read(buffer)?;
+        self.ended = len == 0;
+        buffer[..len].iter().for_each(|byte| self.pass(*byte));
+        Ok(len)
     }
 }
 
@@ -336,6 +396,18 @@ mod tests {
         assert!(error(Format::Tsv, b"k\tv\nno tab\n").starts_with("line 2: there is no '\\t'"));
         assert!(error(Format::Csv, b"key,value\nk,v\nk\n").starts_with("line 3: it has 1 columns"));
         assert!(error(Format::Csv, b"key,amount\nk,v\n").starts_with("line 1: there is no column \"value\""));
+        for (cut, line) in [
+            ("key,value\na,\"b\nc,d\ne,f\n", 2),
+            ("key,value\n\"a\nb\",\"c\"\"", 3),
+            ("key,value\na,\"\"\nb,\"", 3),
+            ("key,\"value\na,b\n", 1),
+            ("key,value\n\"a,b\n", 2),
+        ] {
+            let words = format!("line {line}: a quote is opened and never closed");
+            assert_eq!(error(Format::Csv, cut.as_bytes()), words, "{cut:?}");
+        }
+        let whole = "\u{FEFF}\"key\",value\r\na\"b,\"c\"\"\r\nd\"\r\ne,\"f\"";
+        assert_eq!(read(Format::Csv, whole.as_bytes()).unwrap(), [put(b"a\"b", b"c\"\r\nd"), put(b"e", b"f")]);
         let long = format!("{}\tv\n", "k".repeat(512));
         assert!(error(Format::Tsv, long.as_bytes()).starts_with("line 1: the key has 512 bytes"));
     }

@@ -69,9 +69,14 @@ fn links_that_want_the_same_keys_are_refused_with_both_names() {
     let place = Place::new();
     let store = place.lmdb("one");
     fill(&store, &[("a", "1")]);
-    let (_master, address) = Running::master(&store, &[]);
+    let ((_master, address), (_other, at_other)) =
+        (Running::master(&store, &[]), Running::master(&place.lmdb("two"), &[]));
     let centre = place.lmdb("centre");
-    let (one, two) = (format!("one={address}"), format!("two={address}"));
+    let (one, two, again) = (format!("one={address}"), format!("two={at_other}"), format!("again={address}"));
+    // A master knows one slave of a name.
+    run(&["gather", "--store", &centre, "--link", &one, "--link", &two, "--link", &again, "--once"])
+        .says(2, &format!("links one and again follow one master, {address}, which knows this centre by one name"));
+    assert!(!place.path("centre").exists());
     run(&["gather", "--store", &centre, "--link", &one, "--link", &two, "--prefix", "two=one/x", "--once"])
         .says(2, "link two wants keys under \"one/x\", and link one has those under \"one/\"");
     for (link, words) in
@@ -100,6 +105,23 @@ fn a_longer_key_is_taken_if_the_master_says_so_and_then_fits_under_no_prefix_of_
 }
 
 #[test]
+fn a_prefix_under_which_no_key_fits_is_not_the_links_afterwards() {
+    let place = Place::new();
+    let store = place.lmdb("one");
+    fill(&store, &[("a", "1")]);
+    let (_master, address) = Running::master(&store, &[]);
+    let (link, centre) = (format!("one={address}"), place.lmdb("centre"));
+    let gather = ["gather", "--store", &centre, "--link", &link, "--once"];
+    let under = |len: usize| run(&[&gather[..], &["--prefix", &format!("one={}", "p".repeat(len))]].concat());
+    under(600).says(2, "link one puts 600 bytes before its keys, and the store holds keys of up to 511");
+    // Too long for the keys that this master takes: only the master can tell.
+    under(40).says(2, "lower the master's limits");
+    run(&gather).ok();
+    assert_eq!(contents(&centre), entries(&[("one/a", "1")]));
+    under(4).says(2, "link one has its entries under \"one/\", not under \"pppp\"");
+}
+
+#[test]
 fn a_link_brings_what_lies_under_a_prefix_and_strips_it() {
     let place = Place::new();
     let store = place.lmdb("one");
@@ -123,7 +145,9 @@ fn a_link_brings_what_lies_under_a_prefix_and_strips_it() {
     run(&gather).says(2, "link edge strips \"users/\" off its master's keys, not \"\"; --strip NAME=PREFIX says");
     run(&[&strip[..], &["--only", "edge=orders/"]].concat()).says(2, "some of orders/..orders0 do not begin with that");
     run(&[&strip[..], &["--strip", "edge=orders/"]].concat()).says(2, "link edge has more than one --strip");
-    run(&[&gather[..], &["--strip", "two=users/"]].concat()).says(2, "there is no link two");
+    for option in ["--strip", "--prefix", "--only"] {
+        run(&[&gather[..], &[option, "two=users/"]].concat()).says(2, "there is no link two");
+    }
     let into_root = ["--link", &root, "--strip", "root=users/", "--prefix", "root=", "--once"];
     run(&[&["gather", "--store", &place.lmdb("root")][..], &into_root].concat()).ok();
     assert_eq!(contents(&place.lmdb("root")), entries(&[("b", "2")]));

@@ -10,6 +10,7 @@ mod descriptors;
 mod files;
 mod filters;
 mod gather;
+mod kept;
 mod network;
 mod output;
 mod parts;

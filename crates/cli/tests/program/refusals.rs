@@ -159,6 +159,7 @@ fn a_broken_line_is_named_and_nothing_of_its_file_is_imported() {
         ("b.csv", b"key,amount\nk,1\n".into(), "line 1: there is no column \"value\""),
         ("c.csv", b"".into(), "line 1: there is no column \"key\""),
         ("d.csv", b"key,value\n\"a\nb\",v\n,w\n".into(), "line 4: the key is empty"),
+        ("e.csv", b"key,value\nk,v\na,\"b\nc,d\n".into(), "e.csv: line 3: a quote is opened and never closed"),
     ];
     for (name, content, words) in cases {
         let file = place.file(name, content);
@@ -176,8 +177,8 @@ fn what_came_before_a_broken_line_of_a_pipe_is_counted() {
     lines.push_str("no tab\n");
     let args = ["import", "--store", &store, "--format", "tsv", "-"];
     let ended = run_with(&args, lines.as_bytes()).says(2, "standard input: line 50501: there is no '\\t'");
-    assert!(ended.stderr.contains("the 50,000 entries before are imported"), "{ended:?}");
-    assert_eq!(contents(&store).lines().count(), 50_000);
+    assert!(ended.stderr.contains("the 50,500 entries before are imported"), "{ended:?}");
+    assert_eq!(contents(&store).lines().count(), 50_500);
 }
 
 #[test]
@@ -329,4 +330,59 @@ fn a_peer_that_is_no_master_is_said_to_be_none() {
         refused(&["follow", "--store", &slave, "--id", "x", "--once", "--from", &address], "cannot follow");
     }
     assert_eq!(contents(&place.lmdb("store")), before);
+}
+
+#[test]
+fn a_directory_that_holds_a_store_of_another_kind_is_left_alone() {
+    let place = Place::new();
+    for held in ["lmdb", "sled", "fjall"] {
+        let there = place.url(held, held);
+        fill(&there, &[("k", "v")]);
+        for kind in ["lmdb", "sled", "fjall", "redb"].into_iter().filter(|kind| *kind != held) {
+            let url = place.url(kind, held);
+            refused(&["put", "--store", &url, "k", "w"], &format!("a store of another kind: use {there}"));
+        }
+        assert_eq!(run(&["get", "--store", &there, "k"]).ok().text(), "v");
+    }
+}
+
+#[test]
+fn what_has_no_log_is_said_to_have_none() {
+    let place = Place::new();
+    let (_master, address) = Running::master(&place.filled("master"), &[]);
+    let (centre, link) = (place.lmdb("centre"), format!("one={address}"));
+    run(&["gather", "--store", &centre, "--link", &link, "--once"]).ok();
+    refused(&["log", "--store", &centre], "it is a centre's store, which has no log");
+    refused(&["log", "--store", "memory:"], "memory:: it was never a master's or a slave's store");
+    let backup = place.lmdb("backup");
+    run(&["backup", "--store", &centre, &backup]).ok();
+    refused(&["restore", &backup, &place.lmdb("restored")], "it is a backup of a centre: gather with it");
+    run(&["gather", "--store", &backup, "--link", &link, "--once"]).ok();
+}
+
+#[test]
+fn a_key_that_no_store_holds_is_refused_before_a_node_is_asked() {
+    let place = Place::new();
+    let (_master, address) = Running::master(&place.filled("store"), &[]);
+    let key = "k".repeat(70_000);
+    let words = "the key has 70000 bytes, the store holds keys of up to 65536";
+    refused(&["get", "--from", &address, &key], words);
+    refused(&["get", "--from", &address, "--from", &address, &key], words);
+    refused(&["scan", "--from", &address, "--start", &key], words);
+    refused(&["get", "--from", &address, &key[..65_000]], "the key has 65000 bytes, the store holds keys of up to 511");
+}
+
+#[cfg(unix)]
+#[test]
+fn a_store_that_cannot_be_written_is_named_with_the_reason() {
+    use std::process::Command;
+    let place = Place::new();
+    let lines: String = (0..40_000).map(|n| format!("k{n}\t{}\n", "v".repeat(1000))).collect();
+    let (store, file) = (place.lmdb("store"), place.file("large.tsv", lines));
+    // No file may have more than 4 MiB, or 8, as the shell counts.
+    let script = "trap '' XFSZ; ulimit -f 8192; exec \"$0\" import --store \"$1\" \"$2\"";
+    let ended = Command::new("sh").args(["-c", script, env!("CARGO_BIN_EXE_replikv"), &store, &file]).output().unwrap();
+    let said = String::from_utf8(ended.stderr).unwrap();
+    assert_eq!((ended.status.code(), said.lines().count()), (Some(2), 1), "{said}");
+    assert!(said.starts_with(&format!("replikv: {store}: ")) && said.contains("(os error "), "{said}");
 }

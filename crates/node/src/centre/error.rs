@@ -62,6 +62,16 @@ pub enum LinkError {
         /// What it was to subscribe to.
         ranges: KeyRanges,
     },
+    /// Under the link's prefix there is no room for a key. Give it a shorter one.
+    #[error("link {link} puts {len} bytes before its keys, and the store holds keys of up to {max}")]
+    TooLong {
+        /// The link.
+        link: LinkId,
+        /// How long its prefix is, less what it strips.
+        len: usize,
+        /// The longest key of the store.
+        max: usize,
+    },
     /// Somebody has the link open: shut that down first.
     #[error("link {link} is open")]
     Open {

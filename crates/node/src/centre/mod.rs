@@ -15,10 +15,10 @@ use async_trait::async_trait;
 use bytes::Bytes;
 use replikv_core::{
     Cursor, DataReader, KeyRange, KeyRanges, Keyspace, LinkId, Outcome, Page, Placement, ReplicaStore, ScanOptions,
-    SourceId, StoreError, StoreLimits,
+    Seq, SourceId, StoreError, StoreLimits,
 };
 use replikv_proto::ClaimState;
-use replikv_proto::layout::{Identity, Role};
+use replikv_proto::layout::{Checkpoint, Identity, Role};
 use serde::Serialize;
 use tokio_util::sync::CancellationToken;
 
@@ -213,6 +213,7 @@ impl<S: ReplicaStore> Centre<S> {
         }
         let (placement, ranges) = config.placement()?;
         let LinkConfig { link, mut slave, .. } = config;
+        self.check_room(&link, &placement)?;
         let placed = placement.range();
         let store = self.link_store(&link, placement).await?;
         slave.ranges = match ranges {
@@ -220,6 +221,14 @@ impl<S: ReplicaStore> Centre<S> {
             ranges => ranges,
         };
         Ok(Slave::open(store, slave.link(LinkId::default())).await?)
+    }
+
+    // Before anything is claimed. A slave has keys of its own, which are bounded as its master's.
+    fn check_room(&self, link: &LinkId, placement: &Placement) -> Result<(), LinkError> {
+        let own = Checkpoint::PREFIX.len() + size_of::<Seq>();
+        let len = placement.target().prefix().len().saturating_sub(placement.strip().prefix().len());
+        let max = self.inner.limits().max_key;
+        if len + own > max { Err(LinkError::TooLong { link: link.clone(), len, max }) } else { Ok(()) }
     }
 
     async fn kept_ranges(&self, link: &LinkId) -> Result<Option<KeyRanges>, StoreError> {

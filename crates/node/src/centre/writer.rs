@@ -117,7 +117,7 @@ fn store_error(error: WriteError) -> StoreError {
     match error {
         WriteError::Store(error) => error,
         WriteError::NotDerived { name, reason } => StoreError::NotDerived { name, reason },
-        WriteError::OutcomeUnknown => StoreError::Fatal { reason: error.to_string() },
+        WriteError::OutcomeUnknown { .. } => StoreError::Fatal { reason: crate::error_chain(&error) },
         // Nobody commits for this centre any more.
         _ => StoreError::Closed,
     }

@@ -189,12 +189,20 @@ impl<'a, S: ReplicaStore> InStore<'a, S> {
     /// # Errors
     /// What the store reports.
     pub async fn names(&self) -> Result<Vec<String>, StoreError> {
-        let mut names = Vec::new();
+        Ok(self.versions().await?.into_iter().map(|(name, _)| name).collect())
+    }
+
+    /// As [`names`](Self::names), each with the version that it was derived by.
+    ///
+    /// # Errors
+    /// What the store reports.
+    pub async fn versions(&self) -> Result<Vec<(String, u32)>, StoreError> {
+        let mut versions = Vec::new();
         for (_, value) in all(self.store, KeyRange::prefix(MARKS)).await? {
             let mark = DeriveMark::from_bytes(&value)?;
-            names.extend(Some(mark).filter(is_whole).map(|mark| mark.name));
+            versions.extend(Some(mark).filter(is_whole).map(|mark| (mark.name, mark.version)));
         }
-        Ok(names)
+        Ok(versions)
     }
 
     async fn space(&self, name: &str) -> Result<Subspace, StoreError> {

@@ -420,12 +420,13 @@ impl<S: ReplicaStore> CommitTask<S> {
     // The writers are told that nobody knows. Then the store is opened anew, and what it holds is the truth.
     async fn settle(&mut self, mut group: CommitGroup<Ticket>, error: &StoreError) {
         let answers = std::mem::take(&mut group.answers);
-        answer(answers.into_iter().map(|(ticket, decided)| (ticket, after_failure(decided, &Answer::OutcomeUnknown))));
+        let unknown = Answer::OutcomeUnknown(error.clone());
+        answer(answers.into_iter().map(|(ticket, decided)| (ticket, after_failure(decided, &unknown))));
         let size = GroupSize::of(&group.entries);
         self.not_synced_yet(std::mem::take(&mut group.entries));
         let Some(found) = self.recover(error, Some(&group)).await else {
             // Shut down before the store came back; the next open finds the truth.
-            return answer_step(self.committer.answer_all(&Answer::OutcomeUnknown));
+            return answer_step(self.committer.answer_all(&unknown));
         };
         if found.position == group.head.position {
             self.inner.count(size, None);

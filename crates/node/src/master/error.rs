@@ -34,7 +34,10 @@ pub enum WriteError {
     },
     /// The store does not know whether the batch is there. It was opened anew: read, and decide.
     #[error("it is not known whether the batch was written")]
-    OutcomeUnknown,
+    OutcomeUnknown {
+        /// What the store has failed with.
+        source: StoreError,
+    },
     /// The master was shut down.
     #[error("the master was shut down")]
     Closed,
@@ -98,9 +101,12 @@ impl WriteError {
             Answer::Aborted { reason } => Self::Aborted { reason },
             Answer::NotDerived { name, reason } => Self::NotDerived { name, reason },
             Answer::Failed(error) => Self::Store(error),
-            Answer::OutcomeUnknown => Self::OutcomeUnknown,
+            Answer::OutcomeUnknown(source) => Self::OutcomeUnknown { source },
             Answer::Fenced => Self::Fenced,
-            _ => Self::OutcomeUnknown,
+            _ => {
+                let source = StoreError::Fatal { reason: "of the write there is no known answer".into() };
+                Self::OutcomeUnknown { source }
+            }
         })
     }
 }

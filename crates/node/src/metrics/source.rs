@@ -145,7 +145,7 @@ fn kind(error: &WriteError) -> &'static str {
         WriteError::Aborted { .. } => "aborted",
         WriteError::Fenced => "fenced",
         WriteError::Superseded { .. } => "superseded",
-        WriteError::OutcomeUnknown => "outcome_unknown",
+        WriteError::OutcomeUnknown { .. } => "outcome_unknown",
         WriteError::RecorderOpen => "recorder_open",
         WriteError::Claimed { .. } => "claimed",
         WriteError::Derived { .. } => "derived",

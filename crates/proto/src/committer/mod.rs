@@ -112,8 +112,8 @@ pub enum Answer {
     },
     /// It was refused, or the store failed and is unchanged.
     Failed(StoreError),
-    /// Nobody knows yet whether it is there.
-    OutcomeUnknown,
+    /// Nobody knows yet whether it is there, since the store has failed with this.
+    OutcomeUnknown(StoreError),
     /// Another master has taken over the store.
     Fenced,
 }

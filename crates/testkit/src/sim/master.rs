@@ -511,7 +511,8 @@ impl Process {
             }
             Err(error) if error.outcome() == Outcome::Unknown => {
                 let answers = std::mem::take(&mut group.answers);
-                let answers = answers.into_iter().map(|(ticket, was)| (ticket, after(was, &Answer::OutcomeUnknown)));
+                let unknown = Answer::OutcomeUnknown(error);
+                let answers = answers.into_iter().map(|(ticket, was)| (ticket, after(was, &unknown)));
                 self.tell(ctx, answers.collect());
                 self.reopen(ctx, Some(group));
             }
