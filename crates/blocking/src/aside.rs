@@ -139,13 +139,13 @@ fn is_at(_: &File, path: &Path) -> io::Result<bool> {
     path.try_exists()
 }
 
-// A rename would replace what is there; a link does not, and not every file system has links.
+// A rename would replace what is there. Whoever makes it in this way waits for the lock; of others nothing is seen that comes
+// between these two.
 fn name_file(made: &Path, path: &Path) -> io::Result<()> {
-    match fs::hard_link(made, path) {
-        Ok(()) => Ok(()),
-        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => Err(error),
-        Err(_) if path.try_exists()? => Err(io::ErrorKind::AlreadyExists.into()),
-        Err(_) => fs::rename(made, path),
+    match fs::symlink_metadata(path) {
+        Ok(_) => Err(io::ErrorKind::AlreadyExists.into()),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => fs::rename(made, path),
+        Err(error) => Err(error),
     }
 }
 
