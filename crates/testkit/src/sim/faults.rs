@@ -223,7 +223,11 @@ impl World {
     }
 
     fn a_slave(&mut self) -> usize {
-        let own: Vec<usize> = (0..self.slaves.len()).filter(|node| self.slaves[*node].counts()).collect();
+        let mut own: Vec<usize> = (0..self.slaves.len()).filter(|node| self.slaves[*node].counts()).collect();
+        if own.is_empty() {
+            // All of them are masters at the moment.
+            own = (0..self.slaves.len()).collect();
+        }
         own[self.ctx.fault_rng.usize(0..own.len())]
     }
 
