@@ -365,8 +365,9 @@ impl Oracle {
         // Of an epoch that ended before its first record there is none.
         let begun =
             known.iter().enumerate().filter(|(n, start)| known.get(n + 1).is_none_or(|next| next.first != start.first));
-        let right = begun.map(|(_, start)| *start).eq(self.model.epochs(&head));
-        self.require(Invariant::Promotable, right, || format!("its epochs are {known:?}"));
+        let real = self.model.epochs(&head);
+        let right = begun.map(|(_, start)| *start).eq(real.iter().copied());
+        self.require(Invariant::Promotable, right, || format!("its epochs are {real:?}, and it knows {known:?}"));
     }
 
     // Whatever a slave held that was written after its history had parted from its master's is in the quarantine, or its
