@@ -106,7 +106,10 @@ fn dynasties_that_failed_once_hold() {
         (1883242379608103, apart.clone().millis(3_000)),
         (1883246674640922, apart.millis(7_000)),
         (1883241388703744, config.clone().millis(3_000)),
-        (1883245683736578, config.millis(2_000)),
+        (1883245683736578, config.clone().millis(2_000)),
+        (1883267867410548, config.clone()),
+        (1883263572508740, config.clone()),
+        (1883267867344932, config),
     ];
     for (seed, config) in runs {
         let report = Simulation::run(seed, &config);

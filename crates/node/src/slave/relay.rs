@@ -10,7 +10,8 @@ use std::time::Duration;
 
 use arc_swap::ArcSwapOption;
 use replikv_core::{
-    Cursor, Durability, KeyRange, Keyspace, Position, ReplicaStore, SourceId, StoreError, StoreLimits, WriteSet, meta,
+    Cursor, Durability, Epoch, KeyRange, Keyspace, Position, ReplicaStore, SourceId, StoreError, StoreLimits, WriteSet,
+    meta,
 };
 use replikv_proto::layout::{Epochs, Floor, Head, Kept, Stored};
 use replikv_proto::{EpochStart, GroupLog, LogParts, PathNode, Welcome};
@@ -68,6 +69,14 @@ impl Facts {
             limits: Some(welcome.limits),
             path: welcome.path.clone(),
         }
+    }
+}
+
+impl Facts {
+    /// What a master has told of another branch, which this slave is about to join, does not fit to what it still holds:
+    /// whoever was told both would take the epochs of one for those of the other.
+    fn know(&self, epoch: Epoch) -> bool {
+        self.epochs.is_empty() || self.epochs.iter().any(|start| start.epoch == epoch)
     }
 }
 
@@ -158,7 +167,7 @@ impl<S: ReplicaStore> Relay<S> {
         }
         let facts = self.facts().clone();
         let Some((head, limits)) = head.zip(facts.limits) else { return Ok(()) };
-        if facts.source.is_some_and(|source| source != head.position.source) {
+        if facts.source.is_some_and(|source| source != head.position.source) || !facts.know(head.position.epoch) {
             return Ok(());
         }
         let standing = Standing {

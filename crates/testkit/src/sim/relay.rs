@@ -143,7 +143,10 @@ impl RelayNode {
             self.close(ctx);
         }
         let Some(((head, floor), limits)) = head.zip(floor).zip(self.facts.limits) else { return };
-        if self.facts.source.is_some_and(|source| source != head.position.source) {
+        // What was told of another branch does not fit to what is still held.
+        let told = &self.facts.epochs;
+        let known = told.is_empty() || told.iter().any(|start| start.epoch == head.position.epoch);
+        if self.facts.source.is_some_and(|source| source != head.position.source) || !known {
             return;
         }
         self.generation += 1;
