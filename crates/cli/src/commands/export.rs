@@ -1,7 +1,6 @@
 //! Entries of a store into a file.
 
 use std::io::{BufWriter, Write};
-use std::path::Path;
 use std::process::ExitCode;
 
 use anyhow::Context;
@@ -9,7 +8,7 @@ use futures_util::TryStreamExt;
 use replikv::{KeyRanges, subscription};
 
 use crate::args::{self, Format};
-use crate::formats::{self, Writer};
+use crate::formats::{self, Destination, Writer};
 use crate::interrupt::{INTERRUPTED, Interrupt};
 use crate::store::{self, Store};
 use crate::ui;
@@ -25,24 +24,25 @@ pub(crate) async fn run(args: args::Export, json: bool) -> anyhow::Result<ExitCo
     if formats::is_standard(&args.file) {
         write_all(&store, &args.store, &ranges, format, BufWriter::new(ui::stdout())).await?;
     } else {
-        let mut interrupt = Interrupt::new()?;
         let name = || args.file.display().to_string();
-        // A file that is there is whole: it gets its name when it is complete.
-        let dir = args.file.parent().filter(|dir| !dir.as_os_str().is_empty()).unwrap_or(Path::new("."));
-        let mut file = tempfile::Builder::new().prefix(".replikv-export-").tempfile_in(dir).with_context(name)?;
-        let entries = tokio::select! {
-            biased;
-            // The file goes with its guard.
-            () = interrupt.wait() => return Ok(ExitCode::from(INTERRUPTED)),
-            entries = write_all(&store, &args.store, &ranges, format, BufWriter::new(file.as_file_mut())) => {
-                entries.with_context(name)?
+        let entries = match Destination::open(&args.file).with_context(name)? {
+            // It may take nothing any more: then a signal ends the program as it is.
+            Destination::Stream(file) => {
+                write_all(&store, &args.store, &ranges, format, BufWriter::new(file)).await.with_context(name)?
+            }
+            Destination::Whole(mut file) => {
+                let mut interrupt = Interrupt::new()?;
+                let entries = tokio::select! {
+                    biased;
+                    () = interrupt.wait() => return Ok(ExitCode::from(INTERRUPTED)),
+                    entries = write_all(&store, &args.store, &ranges, format, BufWriter::new(&mut file)) => {
+                        entries.with_context(name)?
+                    }
+                };
+                file.finish().with_context(name)?;
+                entries
             }
         };
-        file.as_file().sync_all().with_context(name)?;
-        #[cfg(unix)]
-        std::fs::set_permissions(file.path(), std::os::unix::fs::PermissionsExt::from_mode(0o644))
-            .with_context(name)?;
-        file.persist(&args.file).map_err(|error| error.error).with_context(name)?;
         if json {
             say!("{}", serde_json::json!({ "entries": entries }))?;
         } else {

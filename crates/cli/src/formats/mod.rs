@@ -1,5 +1,6 @@
 //! Files of entries: reading them with line numbers, writing them in order.
 
+mod file;
 mod read;
 mod write;
 
@@ -7,6 +8,7 @@ use std::path::Path;
 
 use anyhow::bail;
 
+pub(crate) use self::file::Destination;
 pub(crate) use self::read::{Columns, Operation, Reader};
 pub(crate) use self::write::{Writer, add_bytes};
 use crate::args::Format;

@@ -1,6 +1,6 @@
 //! Import and export.
 
-use crate::support::{Place, contents, run, run_with};
+use crate::support::{Place, Running, contents, run, run_with};
 
 /// Keys and values that break what is not careful, in key order, as NDJSON.
 const ODD: &str = r#"{"key":"\u0000","value_b64":"/wA="}
@@ -40,6 +40,26 @@ fn what_is_exported_is_imported_again_in_every_format() {
             assert_eq!(contents(&third), contents(&first), "{kind} {extension}");
         }
     }
+}
+
+// As root, a rename would replace a device of that name.
+#[cfg(unix)]
+#[test]
+fn what_is_no_file_is_written_to() {
+    use std::os::unix::fs::FileTypeExt;
+    let place = Place::new();
+    let store = place.lmdb("store");
+    run(&["put", "--store", &store, "k", "v"]).ok();
+    let pipe = place.name("pipe");
+    assert!(std::process::Command::new("mkfifo").arg(&pipe).status().unwrap().success());
+    let exporting = Running::spawn(&["export", "--store", &store, "--format", "tsv", &pipe]);
+    let reading = std::thread::spawn({
+        let pipe = pipe.clone();
+        move || std::fs::read(pipe).unwrap()
+    });
+    assert_eq!(exporting.end_by_itself().ok().stderr, "exported 1 entries\n");
+    assert_eq!(reading.join().unwrap(), b"k\tv\n");
+    assert!(std::fs::metadata(&pipe).unwrap().file_type().is_fifo());
 }
 
 #[test]
