@@ -470,6 +470,35 @@ async fn unlinking_frees_the_claim_and_removes_the_data_if_asked() -> Result<(),
 }
 
 #[tokio::test]
+async fn a_cursor_is_gone_for_good_before_the_data_of_its_link_goes() -> Result<(), Error> {
+    let central = store();
+    let centre = Centre::open(central.clone()).await?;
+    let source = support::store_with(3_000).await;
+    let master = master(&source, MasterConfig::default()).await;
+    let (gone, other) = (link(&centre, "gone").await, link(&centre, "other").await);
+    let (serving, following) = connect(&master, &gone);
+    soon(gone.wait_caught_up()).await?;
+    following.abort();
+    drop(soon(serving).await);
+    gone.shutdown().await?;
+    let first = central.faults().hold_read(Keyspace::Data);
+    let unlinking = tokio::spawn({
+        let centre = centre.clone();
+        async move { centre.unlink(&named("gone"), Unlinked::RemoveData).await }
+    });
+    soon(first.reached()).await;
+    central.faults().fail_sync(Lost::Unsynced);
+    other.store().sync().await.expect_err("the sync fails");
+    other.store().reopen().await?;
+    let knowledge = Subspace::raw(&b"link/"[..]).child("gone").range();
+    assert!(!entries(&central, Keyspace::Meta).await.iter().any(|(key, _)| knowledge.contains(key)));
+    first.release();
+    soon(unlinking).await??;
+    assert!(under(&central, "gone/").await.is_empty());
+    Ok(())
+}
+
+#[tokio::test]
 async fn an_unlinking_that_was_cut_short_is_finished_by_the_next_open() -> Result<(), Error> {
     // Cut before each of its steps in turn.
     for steps in 0..8 {

@@ -56,7 +56,9 @@ fn config_for(bug: Bug) -> Config {
             let moves = [Fault::FencedPromotion, Fault::LostAnswer, Fault::Demotion, Fault::Moved, Fault::SlaveCrash];
             default.topology(Topology::Failover).only(&moves).pace(40).millis(3_500)
         }
-        "RangeOutOfLink" | "UnlinkedDataStays" | "NestedClaimFree" => default.topology(Topology::Centre),
+        "RangeOutOfLink" | "UnlinkedDataStays" | "ForgottenUnsynced" | "NestedClaimFree" => {
+            default.topology(Topology::Centre)
+        }
         "GroupedFailureUnseen" => {
             let refused = [Fault::Transient, Fault::Full, Fault::UnknownOutcome];
             default.topology(Topology::Centre).only(&refused).pace(60).millis(3_000)

@@ -103,16 +103,7 @@ impl Claims {
             self.write(centre, link, leaving.clone()).await?;
         }
         // The claim goes once nothing of what it has claimed can come back.
-        loop {
-            let setbacks = centre.setbacks();
-            unlink::empty(centre, link, &leaving).await?;
-            let synced = centre.store.sync().await;
-            centre.setbacks.note(&synced);
-            synced?;
-            if centre.setbacks() == setbacks {
-                break;
-            }
-        }
+        unlink::empty(centre, link, &leaving).await?;
         let mut writes = WriteSet::builder();
         writes.require(Claim::key(link), Some(leaving.to_bytes()));
         writes.delete(Keyspace::Meta, Claim::key(link))?;

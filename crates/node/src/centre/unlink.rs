@@ -31,13 +31,31 @@ pub(super) fn state(claim: &Claim, unlinked: Unlinked) -> ClaimState {
     }
 }
 
-/// Removes what a link leaves behind. Its cursor goes first: what is left of the data is nobody's state any more.
+/// Removes what a link leaves behind, so that none of it comes back. Its cursor goes first, durably: what is left of the data
+/// is nobody's state any more.
 pub(super) async fn empty<S: ReplicaStore>(centre: &Inner<S>, link: &LinkId, claim: &Claim) -> Result<(), StoreError> {
-    remove(centre, link, Keyspace::Meta, Claim::knowledge(link).range()).await?;
-    if claim.state == ClaimState::Removing {
-        remove(centre, link, Keyspace::Data, claim.target().range()).await?;
+    loop {
+        let setbacks = centre.setbacks();
+        remove(centre, link, Keyspace::Meta, Claim::knowledge(link).range()).await?;
+        if !synced(centre, setbacks).await? {
+            continue;
+        }
+        if claim.state == ClaimState::Removing {
+            remove(centre, link, Keyspace::Data, claim.target().range()).await?;
+            if !synced(centre, setbacks).await? {
+                continue;
+            }
+        }
+        return Ok(());
     }
-    Ok(())
+}
+
+// False if another link's failure may have brought back some of what was removed since.
+async fn synced<S: ReplicaStore>(centre: &Inner<S>, setbacks: u64) -> Result<bool, StoreError> {
+    let result = centre.store.sync().await;
+    centre.setbacks.note(&result);
+    result?;
+    Ok(centre.setbacks() == setbacks)
 }
 
 // One page of keys at a time: other links get their turn in between.

@@ -101,6 +101,8 @@ pub enum DriverBug {
     FenceForgotten,
     /// Entries of a link that is undone stay, though they were to go.
     UnlinkedDataStays,
+    /// Entries of a link that is undone go before its cursor is durably gone.
+    ForgottenUnsynced,
     /// A link goes on though the store was opened anew after another one's failure.
     SetbackOfLinkUnnoticed,
     /// A touched key whose lookup fails is taken for deleted.
@@ -165,6 +167,7 @@ impl DriverBug {
         Self::AgainstIgnored,
         Self::FenceForgotten,
         Self::UnlinkedDataStays,
+        Self::ForgottenUnsynced,
         Self::SetbackOfLinkUnnoticed,
         Self::LookupFailureIsDelete,
         Self::LookedUpAtBefore,

@@ -246,10 +246,12 @@ pub(super) enum Unlinking {
     GiveUp(ClaimState),
     /// What it knew goes, and its cursor with that.
     Forget,
+    /// None of that can come back.
+    SyncForgotten,
     /// Its entries go.
     Empty,
-    /// None of that can come back.
-    Sync,
+    /// Nor can they.
+    SyncEmptied,
     /// And its claim.
     Release,
 }
@@ -359,7 +361,7 @@ impl World {
         if step == Unlinking::Forget {
             self.slaves[node].setbacks = self.ctx.stores[view.centre].setbacks;
         }
-        if step == Unlinking::Sync {
+        if matches!(step, Unlinking::SyncForgotten | Unlinking::SyncEmptied) {
             self.ctx.call(view.centre, owner, Request::Sync);
             return;
         }
@@ -391,7 +393,7 @@ impl World {
                 drop(writes.delete(Keyspace::Meta, key));
                 Durability::Synced
             }
-            Unlinking::Sync => return,
+            Unlinking::SyncForgotten | Unlinking::SyncEmptied => return,
         };
         self.ctx.call(view.centre, owner, Request::Apply(writes.build(), durability));
     }
@@ -453,14 +455,18 @@ impl World {
         self.ctx.check_links(view.centre);
         let next = match step {
             Unlinking::GiveUp(_) => Some(Unlinking::Forget),
-            Unlinking::Forget => Some(Unlinking::Empty),
-            Unlinking::Empty => Some(Unlinking::Sync),
+            Unlinking::Forget if self.ctx.planted(DriverBug::ForgottenUnsynced) => Some(Unlinking::Empty),
+            Unlinking::Forget => Some(Unlinking::SyncForgotten),
+            Unlinking::Empty => Some(Unlinking::SyncEmptied),
             // Somebody's failure may have brought some of it back.
-            Unlinking::Sync if self.slaves[node].setbacks != self.ctx.stores[view.centre].setbacks => {
+            Unlinking::SyncForgotten | Unlinking::SyncEmptied
+                if self.slaves[node].setbacks != self.ctx.stores[view.centre].setbacks =>
+            {
                 self.ctx.coverage.met(Scene::UnlinkedAgain);
                 Some(Unlinking::Forget)
             }
-            Unlinking::Sync => Some(Unlinking::Release),
+            Unlinking::SyncForgotten => Some(Unlinking::Empty),
+            Unlinking::SyncEmptied => Some(Unlinking::Release),
             Unlinking::Release => None,
         };
         self.slaves[node].unlinking = next;
