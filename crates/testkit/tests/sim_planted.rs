@@ -37,6 +37,8 @@ fn config_for(bug: Bug) -> Config {
         "SetbackUnnoticed" | "UnverifiedPage" => {
             default.only(&[Fault::SyncFailure, Fault::Wiped]).pace(15).millis(5_000)
         }
+        // It shows if nothing is written after the failure.
+        "LeftUnsynced" => default.only(&[Fault::UnknownOutcome, Fault::SyncFailure, Fault::Cut]).pace(5).millis(300),
         "HandedToldLate" => default.only(&[Fault::Wiped]).pace(20).millis(5_000),
         "ReadAtBeforeRead" => default.only(&[Fault::Wiped, Fault::Cut]).pace(20).millis(5_000),
         "RecordsWhilePageWaits" => default.only(&[Fault::SlowStore, Fault::Wiped, Fault::Cut]),

@@ -47,6 +47,8 @@ pub enum DriverBug {
     OpenedWithoutSync,
     /// A slave takes what it finds at open as durable.
     SlaveOpenedWithoutSync,
+    /// A slave does not sync what a failure has left in its store, and waits for the next group.
+    LeftUnsynced,
     /// A slave of a second connection begins before the first one's write set is decided, and from what it remembers.
     FollowedFromMemory,
     /// A slave goes on with the rest of its queue after a group has failed.
@@ -140,6 +142,7 @@ impl DriverBug {
         Self::DamagedRecordSent,
         Self::OpenedWithoutSync,
         Self::SlaveOpenedWithoutSync,
+        Self::LeftUnsynced,
         Self::FollowedFromMemory,
         Self::WentOnAfterFailure,
         Self::AheadIsServed,

@@ -4,7 +4,7 @@ mod opening;
 mod pledging;
 
 use replikv_core::{
-    Cursor, Durability, KeyRange, KeyRanges, Keyspace, Position, ScanOptions, StoreError, StoreLimits, WriteSet,
+    Cursor, Durability, KeyRange, KeyRanges, Keyspace, Position, ScanOptions, Seq, StoreError, StoreLimits, WriteSet,
 };
 use replikv_proto::layout::{Epochs, Head, Identity, Kept, Stored};
 use replikv_proto::{
@@ -95,6 +95,8 @@ enum State {
     Pausing(Moment),
     /// There is a connection, and the store is asked where it stands.
     Beginning(Box<Conn>),
+    /// What an earlier connection has left there, up to that record, is made durable first.
+    Syncing(Box<Conn>, Seq),
     Following(Box<Follow>),
 }
 
@@ -217,6 +219,12 @@ impl Slave {
     /// Where it stands, as it tells.
     pub(super) fn stands(&self) -> Option<Position> {
         self.process.as_ref().and_then(|process| process.tracker.position)
+    }
+
+    /// Whether it calls durable what it holds.
+    pub(super) fn tells_durable(&self) -> bool {
+        let progress = self.process.as_ref().map(|process| process.tracker.progress());
+        progress.is_none_or(|progress| progress.durable == progress.applied)
     }
 
     pub(super) fn relay(&mut self) -> Option<&mut RelayNode> {
@@ -344,16 +352,20 @@ impl Slave {
                     process.state = State::Opening(Opening::Reopen);
                 }
             },
-            State::Beginning(mut conn) if matches!(reply, Reply::Done(Err(_))) => {
+            State::Beginning(mut conn) | State::Syncing(mut conn, _) if matches!(reply, Reply::Done(Err(_))) => {
                 conn.abandon(ctx);
                 process.pause(ctx);
                 self.pledge(ctx);
             }
-            State::Beginning(mut conn) if process.pledge.is_some() => {
+            State::Beginning(mut conn) | State::Syncing(mut conn, _) if process.pledge.is_some() => {
                 conn.abandon(ctx);
                 self.pledge(ctx);
             }
             State::Beginning(conn) => self.begin(ctx, *conn, hello),
+            State::Syncing(conn, seq) => {
+                process.tracker.durable = process.tracker.durable.max(seq);
+                self.begin(ctx, *conn, hello);
+            }
             state => process.state = state,
         }
     }
@@ -380,6 +392,12 @@ impl Slave {
             ctx.coverage.met(Scene::CopyElsewhere);
         }
         process.tracker.rewound(hello.cursor.as_ref());
+        let progress = process.tracker.progress();
+        if progress.durable < progress.applied && !ctx.planted(DriverBug::LeftUnsynced) {
+            ctx.call(self.store, Owner::Follow { node: self.node, life: process.life }, Request::Sync);
+            process.state = State::Syncing(Box::new(conn), progress.applied);
+            return;
+        }
         let fence: Option<Fence> = ctx.stores[self.store].visible.stored(Fence::KEY);
         if let Some((fence, cursor)) = fence.as_ref().zip(hello.cursor.as_ref())
             && fence.is_over(cursor)
@@ -517,7 +535,7 @@ const LONGEST_PAUSE: Moment = 400 * MILLI;
 impl Process {
     fn conn(&mut self) -> Option<&mut Conn> {
         match &mut self.state {
-            State::Beginning(conn) => Some(conn.as_mut()),
+            State::Beginning(conn) | State::Syncing(conn, _) => Some(conn.as_mut()),
             State::Following(follow) => follow.conn.as_mut(),
             _ => None,
         }

@@ -584,6 +584,9 @@ impl World {
         if (ranges.is_all() && own.print != theirs.print) || !own.of(Keyspace::Data).iter().eq(wanted) {
             return Err("it stands where its master stands, and holds other data".into());
         }
+        if !slave.tells_durable() {
+            return Err("it holds what its master holds, and calls less of it durable".into());
+        }
         Ok(true)
     }
 

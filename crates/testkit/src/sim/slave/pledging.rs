@@ -105,7 +105,8 @@ impl Slave {
     /// Another slave is to be promoted, and this one is asked to follow nobody else. Whoever does not run answers nothing.
     pub(in crate::sim) fn asked_to_pledge(&mut self, ctx: &mut Context, question: u64, request: FenceRequest) {
         let Some(process) = &mut self.process else { return };
-        let runs = matches!(process.state, State::Pausing(_) | State::Beginning(_) | State::Following(_));
+        let runs =
+            matches!(process.state, State::Pausing(_) | State::Beginning(_) | State::Syncing(..) | State::Following(_));
         if !runs || process.pledge.is_some() {
             return;
         }
