@@ -595,15 +595,18 @@ mod tests {
     use super::*;
     use replikv_core::{Digest, Epoch, SourceId, StoreLimits};
 
-    // Whoever waits for a slave to have caught up may look between any two steps.
-    #[test]
-    fn a_slave_that_was_caught_up_is_not_so_once_it_is_welcomed_to_more() {
-        let position = |seq| Position {
+    fn position(seq: u64) -> Position {
+        Position {
             source: SourceId::from_bytes([7; 16]),
             epoch: Epoch { number: 1, nonce: 9 },
             seq: Seq::new(seq),
             digest: Digest::from_bytes([3; 16]),
-        };
+        }
+    }
+
+    // Whoever waits for a slave to have caught up may look between any two steps.
+    #[test]
+    fn a_slave_that_was_caught_up_is_not_so_once_it_is_welcomed_to_more() {
         let from = position(9);
         for (mode, consistent) in [(Mode::Compare { from }, false), (Mode::Copy { from }, false), (Mode::Resume, true)]
         {
@@ -632,12 +635,6 @@ mod tests {
     // Also before the relay has told anything, and once it says that it does not know.
     #[test]
     fn what_a_relay_lacks_itself_is_lacking_below_it() {
-        let position = |seq| Position {
-            source: SourceId::from_bytes([7; 16]),
-            epoch: Epoch { number: 1, nonce: 9 },
-            seq: Seq::new(seq),
-            digest: Digest::from_bytes([3; 16]),
-        };
         let tracker = Tracker::new(&SlaveConfig::new("leaf"), &KeyRanges::all(), Some(&Cursor::at(position(5))));
         tracker.progress.send_modify(|progress| progress.connected = true);
         tracker.change(|facts| facts.above = Link::Relay(None));
