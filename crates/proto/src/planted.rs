@@ -81,6 +81,8 @@ pub enum Bug {
     NestedClaimFree,
     /// Touches go, and the tombstone floor stays where it is.
     TombstoneFloorNotRaised,
+    /// A delete that is compacted leaves no touch.
+    DeletesNotTouched,
     /// Touches above the tombstone floor go as well.
     ExpiredBeyondFloor,
     /// A run is read whatever its hash and its sum say.
@@ -131,6 +133,7 @@ impl Bug {
         Self::FewerFenced,
         Self::NestedClaimFree,
         Self::TombstoneFloorNotRaised,
+        Self::DeletesNotTouched,
         Self::ExpiredBeyondFloor,
         Self::RunNotChecked,
         Self::RecordsWhileLookedUp,

@@ -10,6 +10,7 @@ use super::run::{Run, RunError, hash, id_of, touch_key, touch_value};
 use super::{Compacted, Compaction, LogParts};
 use crate::Record;
 use crate::layout::{Checkpoint, Head, Stored};
+use crate::planted::{self, Bug};
 
 /// Where the newest touch of a key is, under the key's hash: what lets it be removed when the key is touched again.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -137,6 +138,7 @@ impl Folding {
         let mut buffer = BytesMut::new();
         for op in record.body() {
             match op {
+                Op::Delete { .. } if planted::is(Bug::DeletesNotTouched) => continue,
                 Op::Put { key, .. } | Op::Delete { key } => Op::Delete { key }.encode_into(&mut buffer),
                 Op::DeleteRange { .. } => op.encode_into(&mut buffer),
             }

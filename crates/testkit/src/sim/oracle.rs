@@ -1,5 +1,7 @@
 //! What must hold, checked after every event that could break it.
 
+mod touching;
+
 use std::collections::{BTreeMap, BTreeSet};
 
 use bytes::Bytes;
@@ -7,9 +9,9 @@ use replikv_core::{Cursor, EncodedOps, Fill, KeyRange, KeyRanges, Keyspace, Op, 
 use replikv_proto::layout::{Epochs, Role, Superseded};
 use replikv_proto::{
     Ack, Answer, Content, Fence, Filtered, LogEntry, Passage, Record, RecordKind, Resync, Run, Share, Subscription,
-    Touched,
 };
 
+pub(super) use self::touching::Told;
 use super::context::Sizes;
 use super::model::Model;
 use super::promises::Promises;
@@ -45,6 +47,8 @@ pub enum Invariant {
     SentInOrder,
     /// What is sent is what was committed.
     SentIsIntact,
+    /// What is sent in place of records leaves out nothing that these have changed.
+    SentIsWhole,
     /// What a writer was told is true.
     AnswerIsTrue,
     /// Conditions and transactions saw every batch before them.
@@ -616,53 +620,6 @@ impl Oracle {
         let intact = record.is_some_and(|record| record.body().within(ranges) == *share.ops());
         self.require(Invariant::SentIsIntact, intact, || format!("{position} is not what was committed"));
         *sent = position;
-    }
-
-    /// A master sends what keys hold that were touched, on a session that stands at `sent` and was `told` others of the
-    /// same stretch. They were looked up once `from` was published.
-    pub(super) fn touched_sent(
-        &mut self,
-        (sent, told): (&mut Position, &mut Vec<Bytes>),
-        ranges: &KeyRanges,
-        from: &Position,
-        touched: &Touched,
-    ) {
-        let Touched { read_at, end, ops } = touched;
-        let until = end.unwrap_or(*sent);
-        let goes_on = end.is_none_or(|end| end.seq > sent.seq && self.model.leads_to(sent, &end));
-        self.require(Invariant::SentInOrder, goes_on && self.model.leads_to(&until, read_at), || {
-            format!("a stretch up to {end:?} was sent after {sent}, as of {read_at}")
-        });
-        if !ranges.is_all() {
-            self.only(ranges, ops);
-        }
-        let read_at = self.model.point(read_at);
-        let points: Vec<_> = std::iter::successors(read_at, |point| self.model.before(point))
-            .take_while(|point| point.position.seq >= from.seq)
-            .collect();
-        let held =
-            |key: &[u8], value: Option<&[u8]>| points.iter().any(|at| at.state.get(key).map(|v| &v[..]) == value);
-        let strange = ops.iter().find_map(|op| match op {
-            Op::Put { key, value } => (!held(key, Some(value))).then_some(key),
-            Op::Delete { key } => (!held(key, None)).then_some(key),
-            Op::DeleteRange { .. } => None,
-        });
-        let strange = strange.map(|key| key.escape_ascii().to_string());
-        self.require(Invariant::SentIsIntact, strange.is_none(), || {
-            format!("{strange:?} never held from {from} on what was sent of it")
-        });
-        told.extend(ops.iter().filter_map(|op| match op {
-            Op::Put { key, .. } | Op::Delete { key } => Some(Bytes::copy_from_slice(key)),
-            Op::DeleteRange { .. } => None,
-        }));
-        if let Some(end) = end {
-            let told = std::mem::take(told);
-            let strange = self.model.untouched(told, sent, end).map(|key| key.escape_ascii().to_string());
-            self.require(Invariant::SentIsIntact, strange.is_none(), || {
-                format!("{strange:?} was touched by no record after {sent} up to {end}")
-            });
-        }
-        *sent = until;
     }
 
     /// A master decides how far its log may be trimmed, which begins after `floor`: it keeps what comes after `held`.

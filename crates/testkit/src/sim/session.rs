@@ -14,6 +14,7 @@ use super::context::{Context, Node, Owner};
 use super::link::{Broken, Conn, Side};
 use super::locate::{locate, stored};
 use super::log::{self, LookUp};
+use super::oracle::Told;
 use super::serving::{Served, Sessions};
 use super::store::{Reply, Request};
 use super::verdict::judge_joined;
@@ -43,7 +44,7 @@ pub(super) struct Session {
     judged: Vec<(View, LogParts)>,
     sent: Option<Position>,
     /// Keys of a stretch that were sent, and the stretch is not.
-    told: Vec<Bytes>,
+    told: Told,
     /// What was published when keys were last looked up.
     looked_up_from: Position,
     copying: bool,
@@ -129,7 +130,7 @@ impl Session {
             hello: None,
             judged: Vec::new(),
             sent: None,
-            told: Vec::new(),
+            told: Told::default(),
             looked_up_from: open.view.published,
             copying: false,
             page_waits: false,
