@@ -449,6 +449,9 @@ pub(crate) struct Export {
     /// The format. By default the file's extension says; standard output is NDJSON.
     #[arg(long)]
     pub(crate) format: Option<Format>,
+    /// Also of a slave, or a centre, that is not done with copying or comparing: what is there.
+    #[arg(long)]
+    pub(crate) partial: bool,
     /// The file, or - for standard output. A file appears only when it is complete.
     #[arg(default_value = "-")]
     pub(crate) file: PathBuf,

@@ -8,8 +8,8 @@ use bytes::Bytes;
 use futures_util::TryStreamExt;
 use replikv::proto::layout::Backup;
 use replikv::{
-    KeyRange, Keyspace, LmdbOptions, LmdbStore, Master, MasterConfig, OpenError, OpenUrlError, Page, ReplicaStore,
-    ReplicaStoreExt, Role, ScanOptions, StoreError, StoreLimits, role,
+    Cursor, KeyRange, Keyspace, LinkId, LmdbOptions, LmdbStore, Master, MasterConfig, OpenError, OpenUrlError, Page,
+    ReplicaStore, ReplicaStoreExt, Role, ScanOptions, StoreError, StoreLimits, role,
 };
 
 use crate::aggregates;
@@ -112,6 +112,26 @@ pub(crate) fn is_backup(url: &str) -> anyhow::Error {
         "{url}: it is a backup of a master: follow its master with it by follow --as-slave NAME, or go on from it as the \
          master, in a new epoch, by serve --new-epoch, and never run the old one again"
     )
+}
+
+/// Who has written a part of what it copies or compares, if somebody has: the slave, or a link of a centre.
+pub(crate) async fn unfinished(store: &Store) -> anyhow::Result<Option<String>> {
+    let is_partial = |cursor: Option<&Cursor>| cursor.is_some_and(|cursor| !cursor.is_consistent());
+    let words = |who: &str| Some(format!("{who} is not done with copying from its master, or comparing"));
+    if role(store).await? == Some(Role::Slave) && is_partial(store.cursor(&LinkId::default()).await?.as_ref()) {
+        return Ok(words("the slave"));
+    }
+    let links = replikv::links(store).await?;
+    Ok(links
+        .iter()
+        .find(|seen| is_partial(seen.cursor.as_ref()))
+        .and_then(|seen| words(&format!("link {}", seen.link))))
+}
+
+/// Whether the file at `path` is the store, or lies in its directory.
+pub(crate) fn holds(url: &str, path: &Path) -> bool {
+    let own = url.split_once(':').and_then(|(_, own)| Path::new(own).canonicalize().ok());
+    own.is_some_and(|own| path.canonicalize().is_ok_and(|path| path.starts_with(own)))
 }
 
 /// Reads the entries of a store in order, a page at a time.

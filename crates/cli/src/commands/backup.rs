@@ -15,6 +15,11 @@ use crate::{store, ui};
 
 pub(crate) async fn run(args: args::Backup, json: bool) -> anyhow::Result<ExitCode> {
     let Some((taken, destination)) = take_whole(&args, "backup").await? else { return Ok(ExitCode::from(INTERRUPTED)) };
+    let copied = store::open_to_read(&destination)?;
+    if let Some(words) = store::unfinished(&copied).await.with_context(|| destination.clone())? {
+        note!("replikv: {words}: its backup holds a part, and goes on copying");
+    }
+    copied.close().await?;
     let seq = taken.position.map(|position| position.seq.as_u64());
     if json {
         say!("{}", serde_json::json!({ "backup": destination, "role": taken.role, "seq": seq }))?;

@@ -3,7 +3,7 @@
 use std::io::{BufWriter, Write};
 use std::process::ExitCode;
 
-use anyhow::Context;
+use anyhow::{Context, ensure};
 use futures_util::TryStreamExt;
 use replikv::{KeyRanges, subscription};
 
@@ -16,12 +16,17 @@ use crate::ui;
 pub(crate) async fn run(args: args::Export, json: bool) -> anyhow::Result<ExitCode> {
     let format = formats::of(&args.file, args.format)?;
     let store = store::open_to_read(&args.store)?;
+    if let Some(words) = store::unfinished(&store).await.with_context(|| args.store.clone())? {
+        ensure!(args.partial, "{}: {words}: export it when that is done, or with --partial what is there", args.store);
+        note!("replikv: {words}");
+    }
+    ensure!(!store::holds(&args.store, &args.file), "{}: it is a part of the store", args.file.display());
     let ranges = subscription(&store).await?;
     if let Some(ranges) = &ranges {
         note!("replikv: the store is a slave's that subscribes to a part of the keys: {ranges}");
     }
     let ranges = ranges.unwrap_or_default();
-    if formats::is_standard(&args.file) {
+    if formats::is_output(&args.file) {
         write_all(&store, &args.store, &ranges, format, BufWriter::new(ui::stdout())).await?;
     } else {
         let name = || args.file.display().to_string();

@@ -6,9 +6,9 @@ use std::path::Path;
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, bail};
+use anyhow::{Context, bail, ensure};
 use replikv::{Batch, Commit, Master, MasterConfig, ReplicaStore, StoreLimits};
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, oneshot, oneshot::error::TryRecvError};
 
 use crate::args::{self, Format};
 use crate::formats::{self, Columns, Operation, Reader};
@@ -40,8 +40,12 @@ impl Most {
 pub(crate) async fn run(args: args::Import, json: bool) -> anyhow::Result<ExitCode> {
     let columns = Columns { key: args.key_column, value: args.value_column };
     let limits = store::limits(args.max_key, args.max_value);
-    let source = Source::open(&args.file, args.format, columns, limits).await?;
     let mut interrupt = Interrupt::new()?;
+    let source = tokio::select! {
+        biased;
+        () = interrupt.wait() => return Ok(ExitCode::from(INTERRUPTED)),
+        source = Source::open(&args.file, args.format, columns, limits) => source?,
+    };
     let config = MasterConfig::default().commit(Commit::Buffered { sync_every: Duration::from_millis(500) });
     let master = store::open_master(store::open(&args.store)?, &args.store, config.limits(limits)).await?;
     let start = Instant::now();
@@ -101,7 +105,7 @@ impl Source {
         limits: StoreLimits,
     ) -> anyhow::Result<Self> {
         let format = formats::of(path, format)?;
-        if formats::is_standard(path) {
+        if formats::is_input(path) {
             let input = Input::Standard { format, columns };
             return Ok(Self { input, name: "standard input".into(), entries: None, limits });
         }
@@ -117,6 +121,7 @@ impl Source {
         }
         let bar = ui::bar("checking", None);
         let check_columns = columns.clone();
+        let (_waits, mut waited_for) = oneshot::channel::<()>();
         let checked = tokio::task::spawn_blocking(move || -> anyhow::Result<(File, u64)> {
             let mut reader =
                 Reader::entries(format, BufReader::with_capacity(1 << 20, &file), &check_columns)?.limits(limits);
@@ -124,6 +129,7 @@ impl Source {
             while reader.next()?.is_some() {
                 entries += 1;
                 if entries % 10_000 == 0 {
+                    ensure!(waited_for.try_recv() == Err(TryRecvError::Empty), "nobody waits for it any more");
                     bar.set_position(entries);
                 }
             }
@@ -221,16 +227,23 @@ pub(crate) async fn import(
             batch = batches.recv() => batch,
         };
         let Some((batch, entries)) = batch else { break };
-        imported.token = Some(master.write(batch).await.with_context(|| url.to_owned())?);
+        match master.write(batch).await {
+            Ok(token) => imported.token = Some(token),
+            Err(error) => {
+                let stopped = stopped(anyhow::Error::new(error).context(url.to_owned()), imported.entries);
+                return Err(stopped);
+            }
+        }
         imported.entries += entries;
         progress(imported.entries);
     }
     match reading.await? {
         Ok(()) => Ok(imported),
         // Only what cannot be checked before ends here.
-        Err(error) => {
-            let entries = ui::thousands(imported.entries);
-            Err(error.context(format!("stopped; the {entries} entries before are imported")))
-        }
+        Err(error) => Err(stopped(error, imported.entries)),
     }
+}
+
+fn stopped(error: anyhow::Error, entries: u64) -> anyhow::Error {
+    error.context(format!("stopped; the {} entries before are imported", ui::thousands(entries)))
 }

@@ -40,6 +40,9 @@ impl Place {
             }
             ([], Some(url)) => {
                 let store = store::open_to_read(url)?;
+                if let Some(words) = store::unfinished(&store).await.with_context(|| url.clone())? {
+                    note!("replikv: {url}: {words}: what is not found may be missing only here");
+                }
                 let ranges = subscription(&store).await.with_context(|| url.clone())?;
                 Ok(Self::Store { store, url: url.clone(), ranges })
             }

@@ -25,8 +25,12 @@ pub(crate) struct WholeFile {
 impl Destination {
     /// Opens it. A pipe that nobody reads is waited for.
     pub(crate) fn open(path: &Path) -> io::Result<Self> {
-        let (path, permissions) = match fs::metadata(path) {
-            Ok(found) if found.is_file() => (path.canonicalize()?, Some(found.permissions())),
+        let (path, before) = match fs::metadata(path) {
+            // An open descriptor of a file: what is there stays before.
+            Ok(_) if path.starts_with("/dev") || path.starts_with("/proc") => {
+                return File::options().append(true).open(path).map(Self::Stream);
+            }
+            Ok(found) if found.is_file() => (path.canonicalize()?, Some(found)),
             Ok(_) => return File::options().write(true).open(path).map(Self::Stream),
             Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
             Err(_) if path.is_symlink() => return Err(io::Error::other("it is a link to nothing")),
@@ -37,8 +41,8 @@ impl Destination {
         #[cfg(unix)]
         builder.permissions(std::os::unix::fs::PermissionsExt::from_mode(0o666));
         let made = builder.tempfile_in(directory(&path))?;
-        if let Some(permissions) = permissions {
-            made.as_file().set_permissions(permissions)?;
+        if let Some(before) = before {
+            be_like(made.as_file(), &before)?;
         }
         Ok(Self::Whole(WholeFile { made, path }))
     }
@@ -61,6 +65,19 @@ impl Write for WholeFile {
     fn flush(&mut self) -> io::Result<()> {
         self.made.flush()
     }
+}
+
+// Whose it is only root can say; what runs as somebody else is nobody's data.
+#[cfg(unix)]
+fn be_like(file: &File, before: &fs::Metadata) -> io::Result<()> {
+    use std::os::unix::fs::{MetadataExt, PermissionsExt, fchown};
+    drop(fchown(file, Some(before.uid()), Some(before.gid())));
+    file.set_permissions(fs::Permissions::from_mode(before.mode() & 0o777))
+}
+
+#[cfg(not(unix))]
+fn be_like(file: &File, before: &fs::Metadata) -> io::Result<()> {
+    file.set_permissions(before.permissions())
 }
 
 fn directory(path: &Path) -> &Path {
@@ -101,10 +118,10 @@ mod tests {
 
     #[cfg(unix)]
     #[test]
-    fn a_file_has_the_permissions_of_the_one_before_it() -> io::Result<()> {
+    fn a_file_has_the_permissions_of_the_one_before_it_but_runs_as_nobody_else() -> io::Result<()> {
         use std::os::unix::fs::PermissionsExt;
         let dir = tempfile::tempdir()?;
-        let mode = |path: &Path| Ok::<_, io::Error>(fs::metadata(path)?.permissions().mode() & 0o777);
+        let mode = |path: &Path| Ok::<_, io::Error>(fs::metadata(path)?.permissions().mode() & 0o7777);
         let (path, other) = (dir.path().join("all.ndjson"), dir.path().join("other"));
         export(&path, "one")?;
         fs::write(&other, "as any program writes it")?;
@@ -112,6 +129,9 @@ mod tests {
         fs::set_permissions(&path, PermissionsExt::from_mode(0o640))?;
         export(&path, "two")?;
         assert_eq!(mode(&path)?, 0o640);
+        fs::set_permissions(&path, PermissionsExt::from_mode(0o4755))?;
+        export(&path, "three")?;
+        assert_eq!(mode(&path)?, 0o755);
         Ok(())
     }
 

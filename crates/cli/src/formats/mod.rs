@@ -13,13 +13,18 @@ pub(crate) use self::read::{Columns, Operation, Reader};
 pub(crate) use self::write::{Writer, add_bytes};
 use crate::args::Format;
 
-/// The format of a file: as asked for, or as its extension says. Standard input and output are NDJSON.
+/// The format of a file: as asked for, or as its extension says. Standard input and output, pipes and devices are NDJSON.
 pub(crate) fn of(path: &Path, asked: Option<Format>) -> anyhow::Result<Format> {
     if let Some(format) = asked {
         return Ok(format);
     }
-    if is_standard(path) {
+    if is_input(path) || is_output(path) {
         return Ok(Format::Ndjson);
+    }
+    match std::fs::metadata(path) {
+        Ok(found) if found.is_dir() => bail!("{}: is a directory", path.display()),
+        Ok(found) if !found.is_file() => return Ok(Format::Ndjson),
+        _ => {}
     }
     match path.extension().and_then(|extension| extension.to_str()) {
         Some("ndjson" | "jsonl" | "json") => Ok(Format::Ndjson),
@@ -29,7 +34,12 @@ pub(crate) fn of(path: &Path, asked: Option<Format>) -> anyhow::Result<Format> {
     }
 }
 
-/// True for `-`.
-pub(crate) fn is_standard(path: &Path) -> bool {
-    path == Path::new("-")
+/// True for `-`, and for the names that standard input has elsewhere.
+pub(crate) fn is_input(path: &Path) -> bool {
+    ["-", "/dev/stdin", "/dev/fd/0", "/proc/self/fd/0"].iter().any(|name| path == Path::new(name))
+}
+
+/// True for `-`, and for the names that standard output has elsewhere.
+pub(crate) fn is_output(path: &Path) -> bool {
+    ["-", "/dev/stdout", "/dev/fd/1", "/proc/self/fd/1"].iter().any(|name| path == Path::new(name))
 }

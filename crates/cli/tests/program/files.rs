@@ -1,6 +1,6 @@
 //! Import and export.
 
-use crate::support::{Place, Running, contents, run, run_with};
+use crate::support::{Place, Running, contents, program, put_back_into_copy, run, run_with};
 
 /// Keys and values that break what is not careful, in key order, as NDJSON.
 const ODD: &str = r#"{"key":"\u0000","value_b64":"/wA="}
@@ -60,6 +60,49 @@ fn what_is_no_file_is_written_to() {
     assert_eq!(exporting.end_by_itself().ok().stderr, "exported 1 entries\n");
     assert_eq!(reading.join().unwrap(), b"k\tv\n");
     assert!(std::fs::metadata(&pipe).unwrap().file_type().is_fifo());
+}
+
+#[test]
+fn standard_output_is_written_to_whatever_it_is() {
+    let place = Place::new();
+    let store = place.lmdb("store");
+    run(&["put", "--store", &store, "k", "v"]).ok();
+    for (name, redirect) in [("/dev/stdout", "1>>"), ("/dev/fd/3", "3>>")] {
+        let out = place.file("out", "before\n");
+        let script = format!(r#""$0" export --store "$1" --format tsv {name} {redirect}"$2""#);
+        let args = [program().get_program(), store.as_ref(), out.as_ref()].map(std::ffi::OsStr::to_os_string);
+        assert!(std::process::Command::new("sh").arg("-c").arg(script).args(args).status().unwrap().success());
+        assert_eq!(std::fs::read(&out).unwrap(), b"before\nk\tv\n", "{name}");
+    }
+}
+
+#[test]
+fn a_store_is_not_exported_over_itself() {
+    let place = Place::new();
+    let (lmdb, redb) = (place.lmdb("store"), place.url("redb", "file"));
+    for (store, file) in [(lmdb, "store/data.mdb"), (redb, "file")] {
+        run(&["put", "--store", &store, "k", "v"]).ok();
+        let file = place.name(file);
+        run(&["export", "--store", &store, "--format", "tsv", &file]).says(2, "it is a part of the store");
+        assert_eq!(run(&["get", "--store", &store, "k"]).ok().text(), "v\n");
+    }
+}
+
+#[test]
+fn what_is_no_state_of_a_master_is_not_taken_for_one() {
+    let place = Place::new();
+    let (slave, words) = (place.lmdb("slave"), "the slave is not done with copying");
+    let (_master, address) = Running::master(&place.filled("master"), &[]);
+    run(&["follow", "--store", &slave, "--from", &address, "--id", "edge", "--once"]).ok();
+    let whole = contents(&slave);
+    put_back_into_copy(&place.path("slave"));
+    run(&["export", "--store", &slave]).says(2, words);
+    let part = run(&["export", "--store", &slave, "--partial"]).ok();
+    assert!(part.text() == whole && part.stderr.contains(words), "{part:?}");
+    let scanned = run(&["scan", "--store", &slave]).ok();
+    assert!(scanned.stderr.contains("what is not found may be missing only here"), "{scanned:?}");
+    let backed_up = run(&["backup", "--store", &slave, &place.name("backup")]).ok();
+    assert!(backed_up.stderr.contains(words), "{backed_up:?}");
 }
 
 #[test]

@@ -3,7 +3,7 @@
 use std::io::{Read, Write};
 use std::net::{TcpListener, TcpStream};
 
-use crate::support::{Place, Running, appears, contents, run};
+use crate::support::{HANG, Place, Running, appears, contents, run};
 
 #[test]
 fn serve_and_follow_end_well_by_either_signal() {
@@ -122,5 +122,33 @@ fn an_interrupted_export_leaves_no_half_of_a_file() {
         Some(130) => assert!(left.is_empty(), "{left:?}"),
         // It was done before the signal came.
         _ => assert_eq!((ended.code, &left[..]), (Some(0), &["all.ndjson".into()][..]), "{ended:?}"),
+    }
+}
+
+#[test]
+fn an_import_that_is_interrupted_while_it_checks_has_written_nothing() {
+    let place = Place::new();
+    let store = place.lmdb("store");
+    run(&["put", "--store", &store, "k", "v"]).ok();
+    let lines: String = (0..200_000).map(|n| format!("{n:06}\tv\n")).collect();
+    let file = place.file("in.tsv", &lines);
+    let importing = Running::spawn(&["import", "--store", &store, &file]);
+    // Signals are listened for before the file is opened.
+    let descriptors = format!("/proc/{}/fd", importing.id());
+    let is_open = || {
+        let entries = std::fs::read_dir(&descriptors).into_iter().flatten().flatten();
+        entries.filter_map(|entry| std::fs::read_link(entry.path()).ok()).any(|open| open.ends_with("in.tsv"))
+    };
+    let start = std::time::Instant::now();
+    while !is_open() {
+        assert!(start.elapsed() < HANG, "it does not open the file");
+        std::thread::sleep(std::time::Duration::from_millis(1));
+    }
+    let ended = importing.interrupt("TERM");
+    match (ended.code, contents(&store).lines().count()) {
+        (Some(130), 1) | (Some(0), 200_001) => {}
+        // It was done with that before the signal came.
+        (Some(130), _) if ended.stderr.contains("interrupted") => {}
+        _ => panic!("{ended:?}"),
     }
 }

@@ -7,7 +7,9 @@ use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use replikv::{Keyspace, LmdbOptions, LmdbStore, Op, ReplicaStore, ReplicaStoreExt};
+use replikv::{
+    Coverage, Fill, KeyRanges, Keyspace, LinkId, LmdbOptions, LmdbStore, Op, ReplicaStore, ReplicaStoreExt, meta,
+};
 use serde_json::Value;
 
 /// Only turns a hang into a failure.
@@ -305,6 +307,20 @@ pub(crate) fn tamper(path: &Path, key: &str, value: &str) {
         let held = LmdbStore::open(path, LmdbOptions::default()).unwrap();
         let put = Op::Put { key: key.as_bytes(), value: value.as_bytes() };
         held.apply_one(Keyspace::Data, put).await.unwrap();
+        held.close().await.unwrap();
+    });
+}
+
+/// Puts a slave, whose LMDB store nobody has open, back into the middle of its copy.
+pub(crate) fn put_back_into_copy(path: &Path) {
+    let runtime = tokio::runtime::Runtime::new().unwrap();
+    runtime.block_on(async {
+        let held = LmdbStore::open(path, LmdbOptions::default()).unwrap();
+        let link = LinkId::default();
+        let mut cursor = held.cursor(&link).await.unwrap().unwrap();
+        cursor.coverage = Coverage::within(&KeyRanges::all(), Fill::Copy);
+        let (key, value) = (meta::cursor_key(&link), cursor.to_bytes());
+        held.apply_one(Keyspace::Meta, Op::Put { key: &key, value: &value }).await.unwrap();
         held.close().await.unwrap();
     });
 }
