@@ -398,7 +398,12 @@ async fn what_is_no_table_or_does_not_fit_is_refused_before_it_is_written() -> R
     }
     let many =
         (0..100).try_for_each(|n| recorder.put(&app.names, &n.to_string(), "forty bytes of something, more or less"));
-    assert!(matches!(many, Err(RecorderError::Store(StoreError::BatchTooLarge { .. }))));
+    let too_large = |error: RecorderError| matches!(error, RecorderError::Store(StoreError::BatchTooLarge { .. }));
+    assert!(too_large(many.unwrap_err()));
+    let filled = (0..100).try_for_each(|_| recorder.put(&app.names, "k", ""));
+    assert!(too_large(filled.unwrap_err()));
+    assert!(too_large(recorder.delete(&app.names, "k").unwrap_err()));
+    assert!(too_large(recorder.delete_range(&app.names, &..).unwrap_err()));
     let token = recorder.finish()?.commit(wtxn)?;
     soon(master.subscribe().reached(token.seq)).await?;
     assert_log_and_data_agree(master.store()).await;

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use replikv::{Master, MasterConfig, StoreError, WriteError};
+use replikv::{Master, MasterConfig, Outcome, StoreError, WriteError};
 
 use super::{Store, Trial, generation, survives, whole};
 
@@ -33,8 +33,12 @@ async fn is_written_to(trial: Trial) {
         let words = format!("{error} {:?}", std::error::Error::source(&error).map(ToString::to_string));
         match &error {
             WriteError::OutcomeUnknown { .. } => {}
-            WriteError::Store(StoreError::StoreFull { .. }) => assert!(trial.fills_the_disk(), "{words}"),
-            WriteError::Store(_) => {}
+            WriteError::Store(error) => {
+                assert!(trial.fills_the_disk() || !matches!(error, StoreError::StoreFull { .. }), "{words}");
+                if error.outcome() == Outcome::Unchanged {
+                    assert_eq!(whole(master.store()).await, acknowledged, "nobody has to open it anew: {words}");
+                }
+            }
             other => panic!("{other:?}"),
         }
         println!("refused: {words}");

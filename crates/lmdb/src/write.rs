@@ -174,3 +174,16 @@ pub(crate) fn classify(error: heed::Error) -> Failed {
         error => Failed::Unchanged(StoreError::backend(error.to_string())),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use replikv_core::Outcome;
+
+    use super::*;
+
+    #[test]
+    fn an_environment_that_begins_nothing_more_must_be_opened_anew() {
+        let failed = classify(heed::Error::Mdb(heed::MdbError::Panic));
+        assert!(matches!(failed, Failed::Unknown(error) if error.outcome() == Outcome::Unknown));
+    }
+}

@@ -17,7 +17,7 @@ use replikv_node::{
     Centre, Commit, FollowError, LinkConfig, LinkError, LinkStore, Master, MasterConfig, OpenError, Slave, SlaveConfig,
     SlaveState, Unlinked, WriteError, links,
 };
-use replikv_proto::layout::Role;
+use replikv_proto::layout::{Checkpoint, Role};
 use replikv_proto::{ClaimState, RejectCode, Retention};
 use replikv_testkit::{ApplyFault, FaultStore, Lost};
 
@@ -725,6 +725,37 @@ async fn keys_that_do_not_fit_under_the_prefix_are_refused_at_hello() -> Result<
         Err(FollowError::Refused(refusal)) => assert_eq!(refusal.code, RejectCode::LimitsTooSmall),
         end => panic!("{end:?}"),
     }
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_link_under_whose_prefix_a_slaves_own_keys_do_not_fit_claims_nothing() -> Result<(), Error> {
+    let central = store();
+    let centre = Centre::open(central.clone()).await?;
+    let max_key = central.limits().max_key;
+    let own = Checkpoint::PREFIX.len() + size_of::<Seq>();
+    let config = |len: usize| {
+        let prefix = Subspace::raw(vec![b'p'; len]);
+        LinkConfig::new(named("edge"), SlaveConfig::new("centre")).into(prefix)
+    };
+    let refused = centre.link(config(max_key - own + 1)).await;
+    let expected = (max_key - own + 1, max_key);
+    assert!(
+        matches!(&refused, Err(LinkError::TooLong { len, max, .. }) if (*len, *max) == expected),
+        "{:?}",
+        refused.err()
+    );
+    assert!(centre.links().await?.is_empty());
+    // One byte less, and it works for masters that have such keys.
+    let limits = StoreLimits { max_key: own, max_value: 100, max_batch: 10_000 };
+    let master = master(&store(), MasterConfig::default().limits(limits)).await;
+    let link = centre.link(config(max_key - own)).await?;
+    let _connection = connect(&master, &link);
+    for n in 0..=Checkpoint::EVERY {
+        master.put(vec![b'k'; own], n.to_string()).await?;
+    }
+    soon(link.wait_applied(master.status().published.seq)).await?;
+    assert_eq!(contents(link.store()).await, contents(master.store()).await);
     Ok(())
 }
 

@@ -81,6 +81,22 @@ async fn after_an_unknown_outcome_what_the_store_holds_is_published() -> Result<
 }
 
 #[tokio::test]
+async fn a_write_whose_outcome_is_unknown_says_what_the_store_failed_with() -> Result<(), Error> {
+    let store = store();
+    let master = master(&store, MasterConfig::default()).await;
+    for fault in [ApplyFault::UnknownButApplied, ApplyFault::UnknownAndAbsent] {
+        store.faults().next_apply(fault);
+        let error = soon(master.put("a", "1")).await.expect_err("nobody knows");
+        let WriteError::OutcomeUnknown { source } = &error else { panic!("{error:?}") };
+        assert_eq!(source.outcome(), Outcome::Unknown);
+        let cause = std::error::Error::source(source).map(ToString::to_string);
+        assert_eq!(cause.as_deref(), Some("the writer does not answer"));
+        soon(master.put("b", "2")).await?;
+    }
+    Ok(())
+}
+
+#[tokio::test]
 async fn a_store_that_cannot_be_reopened_does_not_hold_up_a_shutdown() -> Result<(), Error> {
     let store = store();
     let master = master(&store, MasterConfig::default()).await;

@@ -12,7 +12,7 @@ use replikv_node::{
     Displaced, FollowError, HealthState, KeepLog, Master, MasterConfig, Quarantine, Resync, Slave, SlaveConfig,
     VerifyOptions, promote,
 };
-use replikv_proto::layout::{Floor, Head, Kept, Stored};
+use replikv_proto::layout::{Epochs, Floor, Head, Kept, Stored};
 use replikv_proto::{Compaction, RejectCode, Retention, SlotKind, SlotState};
 use replikv_testkit::{ApplyFault, FaultStore};
 use tokio::io::DuplexStream;
@@ -494,6 +494,47 @@ async fn a_relay_that_resyncs_serves_nobody_what_it_was() -> Result<(), Error> {
         assert_equal(&restored, child).await;
     }
     assert_eq!((leaf.status().comparisons, other.status().copies), (1, 1));
+    Ok(())
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_relay_that_fails_to_join_another_branch_tells_nobody_the_epochs_of_that() -> Result<(), Error> {
+    let old = master(&store(), MasterConfig::default()).await;
+    let stores = [store(), store(), store()];
+    let twins = [slave(&stores[0], "one").await, slave(&stores[1], "two").await];
+    let middle = Slave::open(stores[2].clone(), config("middle").resync(Lost)).await?;
+    write(&old, 0, 10).await;
+    for twin in &twins {
+        let _up = connect(&old, twin);
+        applied(twin, &old).await;
+        soon(twin.promote()).await?;
+    }
+    let one = master(&again(&stores[0]), MasterConfig::default()).await;
+    let two = master(&again(&stores[1]), MasterConfig::default()).await;
+    write(&one, 10, 20).await;
+    write(&two, 10, 30).await;
+    let up = connect(&one, &middle);
+    applied(&middle, &one).await;
+    up.1.abort();
+    drop(soon(up.0).await);
+    // The first group of the other branch meets a full disk: the relay still holds the one that it was to leave.
+    stores[2].faults().next_apply(ApplyFault::Refuse(full()));
+    let end = soon(connect(&two, &middle).1).await?;
+    assert!(matches!(end, Err(FollowError::Store(_))), "{end:?}");
+    let held = stores[2].cursor(&LinkId::default()).await?.map(|cursor| cursor.position);
+    assert_eq!(held, Some(one.status().published));
+    assert!(middle.status().relay.is_some_and(|relay| relay.blocked.is_some()), "what was told is of another branch");
+    let (told, leaf) = (store(), slave(&store(), "leaf").await);
+    let (code, _) = refused(below(&middle, &slave(&told, "early").await).1).await;
+    assert_eq!(code, RejectCode::Busy);
+    assert!(stored::<Epochs>(&told, Epochs::KEY).await.is_none(), "it was told of a branch that is not here");
+    let _up = connect(&two, &middle);
+    applied(&middle, &two).await;
+    soon(middle.wait_caught_up()).await?;
+    let _down = keep_below(&middle, &leaf);
+    applied(&leaf, &two).await;
+    let epochs = stored::<Epochs>(leaf.store(), Epochs::KEY).await;
+    assert_eq!(epochs.map(|told| told.0), stored::<Epochs>(two.store(), Epochs::KEY).await.map(|own| own.0));
     Ok(())
 }
 
