@@ -1,10 +1,10 @@
 //! What the program can be asked for.
 
-use std::net::SocketAddr;
+use std::net::{SocketAddr, ToSocketAddrs};
 use std::path::PathBuf;
 use std::time::Duration;
 
-use clap::{ArgAction, Args as Group, Parser, Subcommand, ValueEnum};
+use clap::{ArgAction, ArgGroup, Args as Group, Parser, Subcommand, ValueEnum};
 use replikv::{Compression, KeyRange, LinkId};
 
 use crate::aggregates::Definition;
@@ -116,7 +116,7 @@ pub(crate) struct Serve {
     #[arg(long, value_name = "URL")]
     pub(crate) store: String,
     /// Where to listen. Port 0 takes a free one; the address is printed.
-    #[arg(long, value_name = "ADDR", default_value = "127.0.0.1:9999")]
+    #[arg(long, value_name = "ADDR", value_parser = listening, default_value = "127.0.0.1:9999")]
     pub(crate) listen: SocketAddr,
     /// Import this file first.
     #[arg(long, value_name = "FILE")]
@@ -150,7 +150,7 @@ pub(crate) struct Serve {
     #[arg(long)]
     pub(crate) new_epoch: bool,
     /// Answer GET /metrics there, in the text format of Prometheus. Port 0 takes a free one; the address is printed.
-    #[arg(long, value_name = "ADDR")]
+    #[arg(long, value_name = "ADDR", value_parser = listening)]
     pub(crate) metrics: Option<SocketAddr>,
 }
 
@@ -200,15 +200,15 @@ pub(crate) struct Follow {
     #[arg(long, value_name = "BYTES", requires = "verify_every", value_parser = clap::value_parser!(u64).range(1..))]
     pub(crate) verify_bytes_per_second: Option<u64>,
     /// Answer `replikv status --from` there. Port 0 takes a free one; the address is printed.
-    #[arg(long, value_name = "ADDR")]
+    #[arg(long, value_name = "ADDR", value_parser = listening)]
     pub(crate) status: Option<SocketAddr>,
     /// Answer reads there: `replikv get --from`, `scan --from`, and programs; `status --from` as well. Port 0 takes a free
     /// one; the address is printed.
-    #[arg(long, value_name = "ADDR")]
+    #[arg(long, value_name = "ADDR", value_parser = listening)]
     pub(crate) serve_reads: Option<SocketAddr>,
     /// Serve slaves of this slave there, and answer reads and `status --from`, as the address of a master does. Implies
     /// --keep-log. Port 0 takes a free one; the address is printed.
-    #[arg(long, value_name = "ADDR", conflicts_with = "once")]
+    #[arg(long, value_name = "ADDR", value_parser = listening, conflicts_with = "once")]
     pub(crate) serve: Option<SocketAddr>,
     /// Keep the log as it is received: others go on from it if this slave is promoted, or follow this one (--serve). A log
     /// that was kept goes when the slave is run without this.
@@ -224,7 +224,7 @@ pub(crate) struct Follow {
     #[arg(long = "aggregate", value_name = "NAME=count|bytes|sum[:SEPARATOR]")]
     pub(crate) aggregates: Vec<Definition>,
     /// Answer GET /metrics there, in the text format of Prometheus. Port 0 takes a free one; the address is printed.
-    #[arg(long, value_name = "ADDR")]
+    #[arg(long, value_name = "ADDR", value_parser = listening)]
     pub(crate) metrics: Option<SocketAddr>,
     /// Allow addresses that are not loopback for --status, --metrics, --serve-reads and --serve: whoever reaches them can
     /// read those, and with the last two all data.
@@ -267,7 +267,7 @@ pub(crate) struct Gather {
     #[arg(long, value_name = "NAME", default_value = "centre")]
     pub(crate) id: String,
     /// Be a master of everything that is gathered, and listen there. Port 0 takes a free one; the address is printed.
-    #[arg(long, value_name = "ADDR")]
+    #[arg(long, value_name = "ADDR", value_parser = listening)]
     pub(crate) listen: Option<SocketAddr>,
     /// What to do if a link's history has parted from its master's, as when that was restored from a backup.
     #[arg(long, value_name = "POLICY", default_value = "refuse")]
@@ -288,7 +288,7 @@ pub(crate) struct Gather {
     #[arg(long = "aggregate", value_name = "NAME=count|bytes|sum[:SEPARATOR]")]
     pub(crate) aggregates: Vec<Definition>,
     /// Answer GET /metrics there, in the text format of Prometheus. Port 0 takes a free one; the address is printed.
-    #[arg(long, value_name = "ADDR")]
+    #[arg(long, value_name = "ADDR", value_parser = listening)]
     pub(crate) metrics: Option<SocketAddr>,
     /// Allow addresses that are not loopback for --listen and --metrics: whoever reaches them can read everything.
     #[arg(long)]
@@ -303,6 +303,7 @@ pub(crate) struct Link {
 }
 
 #[derive(Debug, Group)]
+#[command(group(ArgGroup::new("data").args(["keep_data", "remove_data"]).required(true)))]
 pub(crate) struct Unlink {
     /// The centre's store, which nobody has open.
     #[arg(long, value_name = "URL")]
@@ -311,7 +312,7 @@ pub(crate) struct Unlink {
     #[arg(value_name = "NAME")]
     pub(crate) link: String,
     /// Its entries stay, as data that no link claims.
-    #[arg(long, conflicts_with = "remove_data", required_unless_present = "remove_data")]
+    #[arg(long)]
     pub(crate) keep_data: bool,
     /// Its entries are removed first.
     #[arg(long)]
@@ -537,9 +538,10 @@ pub(crate) struct Scan {
 }
 
 #[derive(Debug, Group)]
+#[command(group(ArgGroup::new("node").args(["from", "store"]).required(true)))]
 pub(crate) struct Status {
     /// Ask the master that serves at this address, or the slave that follows with --status, --serve-reads or --serve, HOST:PORT.
-    #[arg(long, value_name = "ADDR", conflicts_with = "store", required_unless_present = "store")]
+    #[arg(long, value_name = "ADDR")]
     pub(crate) from: Option<String>,
     /// Look into this store, which nobody has open.
     #[arg(long, value_name = "URL")]
@@ -723,6 +725,12 @@ pub(crate) struct Bench {
     /// Where level-master is installed, by `npm ci` in a copy of compare/level-master.
     #[arg(long, value_name = "DIR", default_value = "target/compare/level-master")]
     pub(crate) level_master: PathBuf,
+}
+
+// The first that a name stands for.
+fn listening(words: &str) -> Result<SocketAddr, String> {
+    let found = words.to_socket_addrs().map_err(|error| format!("{error}: write HOST:PORT"))?.next();
+    found.ok_or_else(|| "it has no address".into())
 }
 
 fn link(words: &str) -> Result<Link, String> {

@@ -47,8 +47,15 @@ fn fail(error: &anyhow::Error) -> ExitCode {
     if ui::is_reader_gone(error) {
         return ExitCode::SUCCESS;
     }
-    note!("replikv: {}", ui::one_line(&format!("{error:#}")));
+    note!("replikv: {}", ui::one_line(&in_words(error)));
     ExitCode::from(FAILED)
+}
+
+// An error that wraps another one of its own words says them once.
+fn in_words(error: &anyhow::Error) -> String {
+    let mut words: Vec<_> = error.chain().map(ToString::to_string).collect();
+    words.dedup();
+    words.join(": ")
 }
 
 // Help as it is; what is wrong in one line, like every other error.
@@ -66,4 +73,15 @@ fn answer_of_clap(error: &clap::Error) -> ExitCode {
     let end = ["\n\nUsage:", "\n\nFor more information"].iter().filter_map(|mark| words.find(mark)).min();
     note!("replikv: {}; see --help", ui::one_line(&words[..end.unwrap_or(words.len())]));
     ExitCode::from(FAILED)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_wrapped_in_its_own_words_is_said_once() {
+        let error = anyhow::anyhow!("the disk is full").context("the store failed").context("the store failed");
+        assert_eq!(in_words(&error.context("lmdb:x")), "lmdb:x: the store failed: the disk is full");
+    }
 }

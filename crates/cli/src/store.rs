@@ -32,9 +32,7 @@ const MARKERS: [(&str, &[&str]); 3] =
 
 /// Opens a store, and makes it if it is not there.
 pub(crate) fn open(url: &str) -> anyhow::Result<Store> {
-    if let Some(other) = other_kind(url) {
-        bail!("{url}: the directory holds a store of another kind: use {other}");
-    }
+    check_kind(url)?;
     replikv::open(url).map_err(|error| match error {
         OpenUrlError::Store(StoreError::Busy { .. }) => anyhow!(
             "{url}: it is in use by another process: end that one first; \
@@ -46,9 +44,22 @@ pub(crate) fn open(url: &str) -> anyhow::Result<Store> {
     })
 }
 
+fn check_kind(url: &str) -> anyhow::Result<()> {
+    let Some((kind, path)) = url.split_once(':').filter(|(_, path)| !path.is_empty()) else { return Ok(()) };
+    let is_directory = MARKERS.iter().any(|(of, _)| *of == kind);
+    if is_directory && Path::new(path).is_file() {
+        bail!("{url}: it is a file, and such a store is a directory");
+    }
+    if (is_directory || kind == "redb")
+        && let Some(other) = other_kind(kind, path)
+    {
+        bail!("{url}: the directory holds a store of another kind: use {other}");
+    }
+    Ok(())
+}
+
 // Two stores in one directory look like one.
-fn other_kind(url: &str) -> Option<String> {
-    let (kind, path) = url.split_once(':').filter(|(_, path)| !path.is_empty())?;
+fn other_kind(kind: &str, path: &str) -> Option<String> {
     let holds = |markers: &[&str]| markers.iter().all(|marker| Path::new(path).join(marker).exists());
     let mut there = MARKERS.iter().filter(|(_, markers)| holds(markers)).map(|(kind, _)| *kind).peekable();
     let first = *there.peek()?;
@@ -57,6 +68,7 @@ fn other_kind(url: &str) -> Option<String> {
 
 /// Opens a store that is there, to change it.
 pub(crate) fn open_existing(url: &str) -> anyhow::Result<Store> {
+    check_kind(url)?;
     let marker = match url.split_once(':').filter(|(_, path)| !path.is_empty()) {
         Some(("lmdb", path)) => Some(Path::new(path).join("data.mdb")),
         Some(("sled", path)) => Some(Path::new(path).join("conf")),

@@ -70,6 +70,7 @@ async fn take(
             let from = LmdbStore::open_read_only(source, LmdbOptions::default()).with_context(|| url.to_string())?;
             let copied = copy(from, aside).await.with_context(|| url.to_string())?;
             let taken = mark_backup(&copied).await;
+            note_superseded(&copied, url).await?;
             copied.close().await?;
             taken
         }
@@ -79,6 +80,7 @@ async fn take(
             let bar = ui::bar("backing up", None);
             let taken = backup(&from, &to, |entries| bar.set_position(entries)).await;
             bar.finish_and_clear();
+            note_superseded(&to, url).await?;
             to.close().await?;
             from.close().await?;
             taken
@@ -90,6 +92,14 @@ async fn take(
         }
         error => anyhow::Error::new(error).context(url.to_string()),
     })
+}
+
+// It may be what is wanted.
+async fn note_superseded(copy: &impl ReplicaStore, url: &str) -> anyhow::Result<()> {
+    if let Some(mark) = super::status::superseded(copy).await? {
+        note!("replikv: {url}: {}: restore refuses its backup, and follow --as-slave takes it", mark.words());
+    }
+    Ok(())
 }
 
 // How far it is can be seen in the file that grows.

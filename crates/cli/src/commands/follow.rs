@@ -24,9 +24,13 @@ pub(crate) async fn run(args: args::Follow, json: bool) -> anyhow::Result<ExitCo
     aggregates::check(&args.aggregates)?;
     let config = config(&args)?;
     let mut interrupt = Interrupt::new()?;
-    // Before the store is made: a name that leads nowhere leaves nothing behind.
-    super::check_address(&args.from).await?;
-    let first = if args.once { Some(super::slave::connect(&args.from, super::slave::CONNECT).await?) } else { None };
+    // Before the store is made: what is no address leaves nothing behind, and with --once a name that leads nowhere.
+    let (found, first) = if args.once {
+        super::check_address(&args.from).await?;
+        (true, Some(super::slave::connect(&args.from, super::slave::CONNECT).await?))
+    } else {
+        (super::find_address(&args.from).await?, None)
+    };
     let probes = match args.status {
         Some(address) => Some(super::listen(address, args.insecure).await?),
         None => None,
@@ -88,7 +92,7 @@ pub(crate) async fn run(args: args::Follow, json: bool) -> anyhow::Result<ExitCo
             ended = true;
             result.map(|()| None)
         }
-        result = announce(&slave, &args, json) => result.map(|()| None),
+        result = announce(&slave, &args, found, json) => result.map(|()| None),
     };
     let progress = slave.status();
     // The connection is polled on, for the last ack and the goodbye. What it ends with now is what it was told.
@@ -186,9 +190,9 @@ fn refused(error: FollowError, args: &args::Follow) -> anyhow::Error {
 }
 
 // Says once that the connection stands, shows progress, and returns when everything is here if that is what is asked.
-async fn announce(slave: &Slave<Store>, args: &args::Follow, json: bool) -> anyhow::Result<()> {
+async fn announce(slave: &Slave<Store>, args: &args::Follow, found: bool, json: bool) -> anyhow::Result<()> {
     let bar = ui::bar("following", None);
-    let mut unreachable_said = args.once;
+    let mut unreachable_said = args.once || !found;
     let mut progress = slave.subscribe();
     while !progress.borrow_and_update().connected {
         tokio::select! {

@@ -43,9 +43,15 @@ pub(crate) async fn run(args: args::Gather, json: bool) -> anyhow::Result<ExitCo
             );
         }
     }
-    // Before the store is made: a name that leads nowhere leaves nothing behind.
+    // Before the store is made: what is no address leaves nothing behind, and with --once a name that leads nowhere.
+    args.links.iter().try_for_each(|link| super::check_port(&link.address))?;
+    let mut lost = Vec::new();
     for link in &args.links {
-        super::check_address(&link.address).await?;
+        if args.once {
+            super::check_address(&link.address).await?;
+        } else if !super::find_address(&link.address).await? {
+            lost.push(&link.name);
+        }
     }
     let listener = match args.listen {
         Some(address) => Some(super::listen(address, args.insecure).await?),
@@ -84,7 +90,7 @@ pub(crate) async fn run(args: args::Gather, json: bool) -> anyhow::Result<ExitCo
         () = interrupt.wait() => Ok(Some(ExitCode::from(if args.once { INTERRUPTED } else { 0 }))),
         // One that ends for good ends all: a centre that quietly lacks a link would look complete.
         Some(ended) = following.next() => ended.map(|_| None),
-        result = announce(&links, &args, json) => result.map(|()| None),
+        result = announce(&links, &args, &lost, json) => result.map(|()| None),
     };
     let seen = links.iter().map(|(link, follower)| (*link, follower.status())).collect::<Vec<_>>();
     // Connections are polled on, for the last acks and the goodbyes.
@@ -216,10 +222,15 @@ fn refused(url: &str, error: &LinkError) -> anyhow::Error {
 }
 
 // Says once for each link that its connection stands, and returns when everything is here if that is what is asked.
-async fn announce(links: &[(&Link, Follower)], args: &args::Gather, json: bool) -> anyhow::Result<()> {
+async fn announce(
+    links: &[(&Link, Follower)],
+    args: &args::Gather,
+    lost: &[&LinkId],
+    json: bool,
+) -> anyhow::Result<()> {
     let connected = links.iter().map(|(link, follower)| async move {
         let mut progress = follower.subscribe();
-        let mut unreachable_said = false;
+        let mut unreachable_said = lost.contains(&&link.name);
         while !progress.borrow_and_update().connected {
             tokio::select! {
                 biased;

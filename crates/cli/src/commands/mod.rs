@@ -47,10 +47,20 @@ async fn check_address(address: &str) -> anyhow::Result<()> {
     Ok(())
 }
 
+/// As [`check_address`], for who goes on trying: what cannot be looked up yet is only said. False if that is so.
+async fn find_address(address: &str) -> anyhow::Result<bool> {
+    check_port(address)?;
+    let found = check_address(address).await;
+    if let Err(error) = &found {
+        note!("replikv: {}; trying again", ui::one_line(&format!("{error:#}")));
+    }
+    Ok(found.is_ok())
+}
+
 /// Whether an address has the shape of one.
 fn check_port(address: &str) -> anyhow::Result<()> {
     let port = address.rsplit_once(':').and_then(|(_, port)| port.parse::<u16>().ok());
-    anyhow::ensure!(port.is_some(), "{address:?} is no address: use HOST:PORT");
+    anyhow::ensure!(port.is_some_and(|port| port != 0), "{address:?} is no address: use HOST:PORT");
     Ok(())
 }
 

@@ -12,12 +12,10 @@ use replikv::{
 use serde_json::Value;
 use tokio::time::{Instant, timeout, timeout_at};
 
-use super::place::{ANSWER, reader_config};
+use super::place::{ANSWER, WHOLE_ANSWER, reader_config};
 use super::status;
 use crate::args;
 
-/// How long a node may take to say where it stands.
-const STANDING: Duration = Duration::from_secs(10);
 /// How long the others are waited for once one has said so.
 const OTHERS: Duration = Duration::from_secs(1);
 
@@ -49,7 +47,7 @@ impl args::Bound {
     }
 
     fn config(&self, met: &[Met]) -> BalanceConfig {
-        let config = BalanceConfig::default().attempt_timeout(ANSWER).max_lag_seqs(self.max_lag_records);
+        let config = BalanceConfig::default().attempt_timeout(WHOLE_ANSWER).max_lag_seqs(self.max_lag_records);
         // Something old is better than nothing for whoever has not said otherwise.
         let any_age = !self.is_set() && !met.iter().any(Met::is_told);
         if any_age || self.max_lag.is_some() { config.max_lag(self.max_lag) } else { config }
@@ -111,7 +109,7 @@ async fn meet(address: &str) -> anyhow::Result<Met> {
     let status = status::ask(address).await?;
     let reader = RemoteReader::tcp(address, reader_config());
     // Its first answer comes after it has said where it stands, which the choice between readers needs.
-    let probe = timeout(STANDING, reader.read_page(KeyRange::empty(), ScanOptions::default(), None)).await;
+    let probe = timeout(ANSWER, reader.read_page(KeyRange::empty(), ScanOptions::default(), None)).await;
     let probe = probe.map_err(|_| anyhow!("no answer")).and_then(|probe| match probe {
         Err(error @ (ReadError::Unreachable { .. } | ReadError::Refused { .. })) => Err(error.into()),
         _ => Ok(()),

@@ -14,8 +14,10 @@ use super::nodes::Nodes;
 use crate::args;
 use crate::store::{self, Store};
 
-/// How long a node may take for an answer.
-pub(super) const ANSWER: Duration = Duration::from_secs(60);
+/// How long a node may be silent.
+pub(super) const ANSWER: Duration = Duration::from_secs(10);
+/// How long an answer may take that comes bit by bit: of the largest value, from far away.
+pub(super) const WHOLE_ANSWER: Duration = Duration::from_secs(60);
 
 /// The longest key that any store holds.
 const LONGEST_KEY: usize = 64 << 10;
@@ -113,7 +115,7 @@ fn held(ranges: Option<&KeyRanges>, range: &KeyRange) -> Result<(), StoreError> 
 }
 
 async fn asked<T>(address: &str, asking: impl Future<Output = Result<T, ReadError>>) -> anyhow::Result<T> {
-    let answer = timeout(ANSWER, asking).await.map_err(|_| anyhow!("no answer"));
+    let answer = timeout(WHOLE_ANSWER, asking).await.map_err(|_| anyhow!("no answer"));
     let answer = answer.and_then(|answer| answer.map_err(anyhow::Error::from));
     answer.with_context(|| format!("the node at {address} cannot be asked"))
 }

@@ -1,9 +1,10 @@
 //! A slave's store that becomes a master's.
 
+use std::collections::BTreeSet;
 use std::process::ExitCode;
 use std::time::Duration;
 
-use anyhow::{Context, anyhow};
+use anyhow::{Context, anyhow, ensure};
 use replikv::{
     FenceConfig, FencedPromoteError, FencedPromotion, FencedSlave, PromoteError, Promoted, promote, promote_fenced_tcp,
 };
@@ -43,6 +44,7 @@ async fn fenced(
     if args.anew {
         config = config.anew();
     }
+    enough_named(slaves, config.needed(), &args.fence).with_context(|| args.store.clone())?;
     promote_fenced_tcp(store, &config, &args.fence).await.map_err(|error| {
         let advice = match &error {
             FencedPromoteError::TooFew { .. } => {
@@ -57,6 +59,18 @@ async fn fenced(
         };
         anyhow!("{}: {error}; {advice}", args.store)
     })
+}
+
+// Otherwise it would come to nothing, and leave those that are named fenced. More than there are is refused by the promotion.
+fn enough_named(slaves: usize, needed: usize, others: &[String]) -> anyhow::Result<()> {
+    let named = BTreeSet::from_iter(others).len();
+    ensure!(
+        needed > slaves || named + 1 >= needed,
+        "{needed} of {slaves} slaves have to be fenced, this one among them: name {} others or more with --fence, not {named}; \
+         nobody is fenced",
+        needed - 1
+    );
+    Ok(())
 }
 
 fn tell(store: &str, promoted: Promoted, fenced: Option<&FencedPromotion>, as_json: bool) -> std::io::Result<()> {

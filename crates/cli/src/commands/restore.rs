@@ -40,9 +40,14 @@ async fn check(url: &str) -> anyhow::Result<()> {
     let store = store::open_to_read(url)?;
     let mark = store.get(Keyspace::Meta, Mark::KEY).await?.map(|bytes| Mark::from_bytes(&bytes)).transpose()?;
     let role = role(&store).await?;
+    let superseded = super::status::superseded(&store).await?;
     store.close().await?;
     let Some(mark) = mark else { bail!("{url}: it is no backup: take one with backup --store {url} DEST") };
     ensure!(mark.taken_unix_ms.is_some(), "{url}: it is a backup that was never completed");
+    if let Some(mark) = superseded {
+        let words = mark.words();
+        bail!("{url}: {words}: restore a backup of that one, or follow it with this one by follow --as-slave NAME");
+    }
     match role {
         Some(Role::Master) => Ok(()),
         Some(Role::Centre) => bail!("{url}: it is a backup of a centre: gather with it, or with a copy of it"),

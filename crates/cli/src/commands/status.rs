@@ -5,22 +5,21 @@ use std::time::Duration;
 
 use anyhow::{Context, anyhow, bail};
 use futures_util::TryStreamExt;
-use replikv::proto::layout::{Backup, Floor, Head, Stored};
+use replikv::proto::layout::{Backup, Floor, Head, Stored, Superseded};
 use replikv::proto::{Compacted, LogParts, Slot, SlotLimits, SlotName, SlotView, Slots, TombstoneFloor};
 use replikv::{
-    Cursor, Fence, KeyRange, KeyRanges, Keyspace, ReplicaStoreExt, Role, ScanOptions, Seq, fence, remote_status, role,
-    subscription,
+    Cursor, Fence, KeyRange, KeyRanges, Keyspace, ReplicaStore, ReplicaStoreExt, Role, ScanOptions, Seq, fence,
+    remote_status, role, subscription,
 };
 use serde_json::{Value, json};
 use tokio::net::TcpStream;
 use tokio::time::timeout;
 
 use super::NO;
+use super::place::ANSWER;
 use crate::formats::add_bytes;
 use crate::store::{self, Store};
 use crate::{args, ui};
-
-const ANSWER: Duration = Duration::from_secs(10);
 
 pub(crate) async fn run(args: args::Status, json: bool) -> anyhow::Result<ExitCode> {
     let mut status = match (&args.from, &args.store) {
@@ -61,11 +60,15 @@ async fn look(url: &str) -> anyhow::Result<Value> {
         Some(Role::Master) => {
             let head: Head = stored(&store, Head::KEY).await?;
             let parts = log_parts(&store).await?;
-            json!({ "role": "master", "source": head.position.source, "head": head.position,
+            let mut told = json!({ "role": "master", "source": head.position.source, "head": head.position,
                 "floor": parts.floor.position,
                 "tombstone_floor": parts.begins().position, "compacted": parts.compacted(),
                 "log_bytes": head.log_bytes, "retained_bytes": head.log_bytes.saturating_sub(parts.missing_bytes()),
-                "slots": slots(&store, &head, parts.begins().position.seq).await? })
+                "slots": slots(&store, &head, parts.begins().position.seq).await? });
+            if let Some(mark) = superseded(&store).await? {
+                told["superseded"] = json!({ "by": mark.by, "reason": mark.words() });
+            }
+            told
         }
         Some(Role::Centre) => json!({ "role": "centre" }),
         Some(role) => {
@@ -107,6 +110,11 @@ async fn look(url: &str) -> anyhow::Result<Value> {
     Ok(status)
 }
 
+/// By whom the master of this store was replaced, if it was.
+pub(super) async fn superseded(store: &impl ReplicaStore) -> anyhow::Result<Option<Superseded>> {
+    optional(store, Superseded::KEY).await
+}
+
 pub(super) async fn log_parts(store: &Store) -> anyhow::Result<LogParts> {
     Ok(LogParts {
         floor: stored(store, Floor::KEY).await?,
@@ -115,7 +123,7 @@ pub(super) async fn log_parts(store: &Store) -> anyhow::Result<LogParts> {
     })
 }
 
-async fn optional<V: Stored>(store: &Store, key: &[u8]) -> anyhow::Result<Option<V>> {
+async fn optional<V: Stored>(store: &impl ReplicaStore, key: &[u8]) -> anyhow::Result<Option<V>> {
     Ok(store.get(Keyspace::Meta, key).await?.map(|bytes| V::from_bytes(&bytes)).transpose()?)
 }
 

@@ -179,3 +179,41 @@ fn a_backup_that_becomes_a_slaves_store_keeps_figures_at_once() {
     assert_eq!(run(&["aggregate", "--store", &copy, "n", ""]).ok().text(), "10\n");
     master.interrupt("INT").ok();
 }
+
+#[test]
+fn a_name_of_no_link_is_undone_by_nobody_and_the_figures_stay() {
+    let place = Place::new();
+    let (centre, all) = (place.lmdb("centre"), place.url("sled", "all"));
+    let (master, address) = Running::master(&place.filled("one"), &[]);
+    let link = format!("one={address}");
+    run(&["gather", "--store", &centre, "--link", &link, "--once", "--aggregate", "n=count:"]).ok();
+    // One that is a master as well.
+    let gathering = Running::spawn(&[
+        "gather",
+        "--store",
+        &all,
+        "--link",
+        &link,
+        "--listen",
+        "127.0.0.1:0",
+        "--aggregate",
+        "n=count:",
+    ]);
+    let ready = gathering.line();
+    let at_all = ready.rsplit_once(' ').unwrap().1;
+    while run(&["scan", "--from", at_all]).ok().lines().len() < 4 {}
+    gathering.interrupt("TERM").ok();
+    master.interrupt("INT").ok();
+    for store in [&centre, &all] {
+        let figures = run(&["aggregate", "--store", store, "n"]).ok().stdout;
+        for how in ["--keep-data", "--remove-data"] {
+            run(&["unlink", "--store", store, "oen", how]).says(1, "there is no link of that name");
+            let told = run(&["unlink", "--store", store, "oen", how, "--json"]).code(1);
+            assert_eq!(told.json(), json!({ "unlinked": false }));
+        }
+        assert_eq!(run(&["aggregate", "--store", store, "n"]).ok().stdout, figures);
+        let undone = run(&["unlink", "--store", store, "one", "--keep-data"]).ok();
+        assert!(undone.stderr.contains("keeps no longer what was aggregated as n"), "{undone:?}");
+        assert_eq!(run(&["scan", "--store", store]).ok().lines().len(), 4);
+    }
+}

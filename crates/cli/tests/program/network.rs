@@ -308,3 +308,42 @@ fn what_comes_once_leaves_no_slot_at_its_master() {
     master.interrupt("TERM").ok();
     assert_eq!(names(["--store", &store]), [json!("without end")]);
 }
+
+#[test]
+fn who_starts_before_the_name_of_its_master_leads_anywhere_goes_on_trying() {
+    let place = Place::new();
+    let nowhere = "no.such.host.invalid:1";
+    let (slave, centre, link) = (place.lmdb("slave"), place.lmdb("centre"), format!("one={nowhere}"));
+    let (follow, gather) = (
+        ["follow", "--store", &slave, "--id", "edge", "--from", nowhere],
+        ["gather", "--store", &centre, "--link", &link],
+    );
+    let verify = ["verify", "--store", &slave, "--from", nowhere];
+    let take_over = ["handover", "--store", &slave, "--id", "edge", "--from", nowhere];
+    let once = [&follow[..], &gather].map(|command| [command, &["--once"]].concat());
+    for command in once.iter().map(|command| &command[..]).chain([
+        &verify[..],
+        &take_over,
+        &["get", "k", "--from", nowhere],
+        &["status", "--from", nowhere],
+    ]) {
+        run(command).says(2, "no.such.host.invalid:1 cannot be looked up");
+    }
+    assert!(!place.path("slave").exists() && !place.path("centre").exists(), "nothing is left behind");
+
+    let following = Running::spawn(&[&follow[..], &["--status", "127.0.0.1:0"]].concat());
+    let probe = following.line().strip_prefix("status on ").map(String::from).unwrap();
+    let gathering = Running::spawn(&[&gather[..], &["--listen", "127.0.0.1:0"]].concat());
+    assert!(gathering.line().starts_with("serving "));
+    // It has tried again.
+    while run(&["status", "--from", &probe, "--json"]).ok().json()["health"]["reason"] == "not connected yet" {}
+    for running in [following, gathering] {
+        let said = running.error_line();
+        assert!(said.starts_with("replikv: no.such.host.invalid:1 cannot be looked up: "), "{said}");
+        assert!(said.ends_with("; trying again"), "{said}");
+        let ended = running.interrupt("TERM").ok();
+        assert!(ended.stderr.is_empty(), "{ended:?}");
+    }
+    run(&["follow", "--store", &slave, "--id", "edge", "--from", "127.0.0.1:0"]).says(2, "use HOST:PORT");
+    run(&["gather", "--store", &centre, "--link", "one=127.0.0.1"]).says(2, "use HOST:PORT");
+}

@@ -154,10 +154,96 @@ fn a_fence_that_nobody_needs_any_more_is_lifted() {
     let follow = ["follow", "--store", &standby, "--from", &address, "--id", "standby", "--once"];
     run(&follow).ok();
     run(&["unfence", "--store", &standby]).says(1, "is not fenced");
-    run(&["promote", "--store", &standby, "--slaves", "2", "--replicated", "1"]).says(2, "1 of 2 slaves are fenced");
+    let promote = ["promote", "--store", &standby, "--slaves", "2", "--replicated", "1", "--fence", "127.0.0.1:1"];
+    run(&promote).says(2, "1 of 2 slaves are fenced");
     run(&follow).says(2, "fenced");
     let lifted = run(&["unfence", "--store", &standby, "--json"]).ok().json();
     assert_eq!((&lifted["unfenced"], &lifted["epoch"]), (&json!(standby), &json!(2)));
     run(&follow).ok();
     run(&["unfence", "--store", &place.lmdb("none")]).says(2, "there is no such store");
+}
+
+#[test]
+fn a_promotion_that_names_too_few_is_refused_before_anybody_is_fenced() {
+    let place = Place::new();
+    let (old, standby, edge) = (place.lmdb("old"), place.lmdb("standby"), place.lmdb("edge"));
+    fill(&old, &[("a", "1")]);
+    let (_master, address) = Running::master(&old, &[]);
+    let follow = ["follow", "--store", &standby, "--from", &address, "--id", "standby", "--once"];
+    run(&follow).ok();
+    let slave = Running::spawn(&[
+        "follow",
+        "--store",
+        &edge,
+        "--from",
+        &address,
+        "--id",
+        "edge",
+        "--serve-reads",
+        "127.0.0.1:0",
+    ]);
+    let reads = slave.line().strip_prefix("reads on ").map(String::from).unwrap();
+    slave.line();
+    let promote = ["promote", "--store", &standby, "--slaves", "3", "--replicated", "1"];
+    for (fence, named) in [(&[][..], 0), (&["--fence", &reads], 1), (&["--fence", &reads, "--fence", &reads], 1)] {
+        let words = format!(
+            "3 of 3 slaves have to be fenced, this one among them: name 2 others or more with --fence, not {named};"
+        );
+        run(&[&promote[..], fence].concat()).says(2, &words);
+    }
+    assert_eq!(run(&["status", "--from", &reads, "--json"]).ok().json()["fence"], json!(null));
+    run(&["unfence", "--store", &standby]).says(1, "is not fenced");
+    run(&follow).ok();
+}
+
+#[test]
+fn a_master_that_was_replaced_says_so_and_no_backup_of_it_is_restored() {
+    let place = Place::new();
+    for (name, by, words) in [
+        ("promoted", json!(2), "another master was promoted, in epoch 2"),
+        ("handed", json!(null), "this master has handed over to another one"),
+    ] {
+        let path = |what: &str| format!("{name}-{what}");
+        let (old, standby) = (place.lmdb(&path("old")), place.lmdb(&path("standby")));
+        fill(&old, &[("a", "1")]);
+        assert!(run(&["status", "--store", &old, "--json"]).ok().json().get("superseded").is_none());
+        {
+            let (_master, address) = Running::master(&old, &[]);
+            let follow = ["follow", "--store", &standby, "--from", &address, "--id", "standby", "--once"];
+            run(&follow).ok();
+            if name == "handed" {
+                run(&["handover", "--store", &standby, "--id", "standby", "--from", &address]).ok();
+            } else {
+                let edge = place.lmdb("edge");
+                run(&["follow", "--store", &edge, "--from", &address, "--id", "edge", "--once"]).ok();
+                run(&["promote", "--store", &standby]).ok();
+                let (_new, at_new) = Running::master(&standby, &[]);
+                run(&["follow", "--store", &edge, "--from", &at_new, "--id", "edge", "--once"]).ok();
+                run(&["follow", "--store", &edge, "--from", &address, "--id", "edge", "--once"]).code(2);
+            }
+        }
+        let status = run(&["status", "--store", &old, "--json"]).ok().json();
+        assert_eq!(status["role"], "master");
+        assert_eq!((&status["superseded"]["by"]["number"], &status["superseded"]["reason"]), (&by, &json!(words)));
+        let told = run(&["status", "--store", &old]).ok();
+        assert!(
+            told.text().contains("superseded:\n") && told.text().contains(&format!("  reason: {words}\n")),
+            "{told:?}"
+        );
+        assert!(run(&["status", "--store", &standby, "--json"]).ok().json().get("superseded").is_none());
+
+        for kind in ["lmdb", "sled"] {
+            let (backup, restored) =
+                (place.url(kind, &path(kind)), place.url(kind, &path(&format!("{kind}-restored"))));
+            let taken = run(&["backup", "--store", &old, &backup]).ok();
+            assert!(taken.stderr.starts_with(&format!("replikv: {old}: {words}: restore refuses")), "{taken:?}");
+            run(&["restore", &backup, &restored]).says(2, &format!("{backup}: {words}"));
+            assert!(!place.path(&path(&format!("{kind}-restored"))).exists(), "nothing was copied");
+            let (_new, address) = Running::master(&standby, &[]);
+            run(&["follow", "--store", &backup, "--from", &address, "--as-slave", "back", "--once"]).ok();
+            assert!(run(&["status", "--store", &backup, "--json"]).ok().json().get("superseded").is_none());
+        }
+        let plain = run(&["backup", "--store", &standby, &place.name(&path("plain"))]).ok();
+        assert_eq!(plain.stderr.lines().count(), 1, "{plain:?}");
+    }
 }

@@ -1,6 +1,8 @@
 //! Reading from a process that has the store.
 
 use std::net::TcpListener;
+use std::thread;
+use std::time::Duration;
 
 use serde_json::json;
 
@@ -157,4 +159,31 @@ fn a_slave_that_has_not_heard_of_its_master_for_longer_than_was_asked_for_is_not
     // Its master says something every other second.
     let silent = std::iter::repeat_with(|| check("1ms")).find(|answer| answer.code != Some(0)).unwrap();
     assert!(silent.stderr.contains("nothing was heard of its master for"), "{silent:?}");
+}
+
+#[test]
+fn a_node_that_stays_silent_is_given_up_long_before_it_hangs_up() {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = listener.local_addr().unwrap().to_string();
+    thread::spawn(move || {
+        for stream in listener.incoming() {
+            let stream = stream.unwrap();
+            thread::spawn(move || {
+                thread::sleep(Duration::from_secs(30));
+                drop(stream);
+            });
+        }
+    });
+    let bound = ["--max-lag", "5s"];
+    let asked =
+        [&["get", "k"][..], &["scan"]].into_iter().flat_map(|command| [command.to_vec(), [command, &bound].concat()]);
+    let asking: Vec<_> = asked.map(|command| Running::spawn(&[&command[..], &["--from", &address]].concat())).collect();
+    for asking in asking {
+        let ended = asking.end();
+        let silent =
+            ["no answer", "nothing was heard of it for too long"].iter().any(|words| ended.stderr.contains(words));
+        assert!(silent, "{ended:?}");
+        assert!(ended.stderr.matches("the reader cannot be reached").count() <= 1, "{ended:?}");
+        ended.says(2, &format!("the node at {address} cannot be asked"));
+    }
 }

@@ -19,7 +19,11 @@ fn a_wrong_command_line_is_refused_in_one_line() {
         (&["scan", "--store", "lmdb:x", "--limit", "few"], "'few'"),
         (&["import", "--store", "lmdb:x", "--format", "xml", "-"], "possible values: ndjson, csv, tsv"),
         (&["serve", "--store", "lmdb:x", "--listen", "localhost"], "'localhost'"),
-        (&["status"], "--from <ADDR>"),
+        (&["status"], "not provided: <--from <ADDR>|--store <URL>>"),
+        (&["status", "--from", "127.0.0.1:1", "--store", "lmdb:x"], "cannot be used with"),
+        (&["unlink", "--store", "lmdb:x", "one"], "not provided: <--keep-data|--remove-data>"),
+        (&["unlink", "--store", "lmdb:x", "one", "--keep-data", "--remove-data"], "cannot be used with"),
+        (&["serve", "--store", "lmdb:x", "--listen", "no.such.host.invalid:1"], "write HOST:PORT"),
         (&["status", "--from", "127.0.0.1:1", "--check", "--max-lag", "5d"], "write 500ms, 5s, 2m or 24h"),
         (&["status", "--store", "lmdb:x", "--check"], "cannot be used with '--check'"),
         (&["verify", "--store", "lmdb:x"], "give --store twice"),
@@ -65,8 +69,8 @@ fn every_command_refuses_what_is_no_store() {
         ("nonsense", "use lmdb:PATH, sled:PATH, redb:PATH, fjall:PATH or memory:"),
         ("lmdb:", "names no path"),
         ("sled:", "names no path"),
-        (&lmdb_file, &file),
-        (&sled_file, &file),
+        (&lmdb_file, "it is a file"),
+        (&sled_file, "it is a file"),
         (&garbage, "holds no LMDB environment"),
     ];
     for command in commands {
@@ -291,6 +295,10 @@ fn an_address_that_cannot_be_had_is_refused_before_a_store_is_made() {
     let serving = Running::spawn(&["serve", "--store", &store, "--listen", "0.0.0.0:0", "--insecure"]);
     assert!(serving.line().starts_with(&format!("serving {store} on 0.0.0.0:")));
     serving.interrupt("INT").ok();
+    let serving = Running::spawn(&["serve", "--store", &store, "--listen", "localhost:0"]);
+    let ready = serving.line();
+    run(&["status", "--from", ready.rsplit_once(' ').unwrap().1]).ok();
+    serving.interrupt("INT").ok();
 }
 
 #[test]
@@ -303,6 +311,7 @@ fn a_master_that_is_not_there_is_said_to_be_unreachable() {
     follow(&nobody).says(2, &format!("the master at {nobody} cannot be reached: Connection refused"));
     follow("nonsense").says(2, "\"nonsense\" is no address: use HOST:PORT");
     follow("127.0.0.1:99999").says(2, "use HOST:PORT");
+    follow("127.0.0.1:0").says(2, "use HOST:PORT");
     follow("no.such.host.invalid:1").says(2, "no.such.host.invalid:1 cannot be looked up");
     refused(&["status", "--from", &nobody], &format!("the node at {nobody} cannot be asked: Connection refused"));
     refused(&["status", "--from", &nobody, "--check"], "cannot be asked");

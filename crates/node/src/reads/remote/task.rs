@@ -108,7 +108,11 @@ impl Link {
                     let mut pending = Pending::default();
                     let (ended, told) = self.converse(stream, &mut pending).await;
                     let Err(error) = ended else { return };
-                    let reason = error_chain(&error);
+                    // That there is no connection is said by whoever is told why.
+                    let reason = match error {
+                        ReadError::Unreachable { reason } => reason,
+                        error => error_chain(&error),
+                    };
                     pending.fail(&reason);
                     if told {
                         pause = first;
