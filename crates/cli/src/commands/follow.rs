@@ -2,12 +2,13 @@
 
 use std::pin::pin;
 use std::process::ExitCode;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-use anyhow::Context;
+use anyhow::{Context, ensure};
 use replikv::proto::Retention;
 use replikv::{
-    FollowError, KeepLog, KeyRange, KeyRanges, LinkId, OpenError, QuarantineFile, Role, Slave, SlaveConfig, SlaveState,
+    FollowError, Health, HealthState, KeepLog, KeyRange, KeyRanges, LinkId, OpenError, Position, QuarantineFile, Role,
+    Slave, SlaveConfig, SlaveState, SlaveStatus,
 };
 use tokio::net::TcpStream;
 use tokio::time::sleep;
@@ -112,6 +113,9 @@ pub(crate) async fn run(args: args::Follow, json: bool) -> anyhow::Result<ExitCo
         note!("replikv: the slave's history had parted from its master's; {entries} entries are kept in {path}");
     }
     if args.once && code.is_none() {
+        if progress.lag.is_none() {
+            note!("replikv: {} is a relay that has lost its master, which may have more", args.from);
+        }
         let seq = progress.position.map_or(0, |position| position.seq.as_u64());
         if json {
             say!("{}", serde_json::json!({ "caught_up": true, "seq": seq, "records": progress.records }))?;
@@ -213,8 +217,10 @@ async fn announce(slave: &Slave<Store>, args: &args::Follow, found: bool, json: 
         say!("following {} into {} as {}", args.from, args.store, args.name())?;
     }
     let show = async {
+        let mut trouble = Trouble::default();
         loop {
             let status = slave.status();
+            trouble.look(&status, args)?;
             let state = match status.state {
                 SlaveState::Copying => "copying",
                 SlaveState::Comparing => "comparing",
@@ -231,11 +237,45 @@ async fn announce(slave: &Slave<Store>, args: &args::Follow, found: bool, json: 
             std::future::pending::<()>().await;
         }
     };
-    tokio::select! {
+    let shown = tokio::select! {
         biased;
-        () = caught_up => {}
-        () = show => {}
-    }
+        () = caught_up => Ok(()),
+        shown = show => shown,
+    };
     bar.finish_and_clear();
-    Ok(())
+    shown
+}
+
+/// How long `--once` waits for somebody to do something about what blocks it.
+const PATIENCE: Duration = Duration::from_secs(5);
+
+/// What blocks a slave: a full disk, say. It is said once, until the slave is well again.
+#[derive(Default)]
+struct Trouble {
+    said: Option<String>,
+    stands: Option<Position>,
+    since: Option<Instant>,
+}
+
+impl Trouble {
+    fn look(&mut self, status: &SlaveStatus, args: &args::Follow) -> anyhow::Result<()> {
+        let Health { state, reason, .. } = &status.health;
+        if self.stands != status.position {
+            (self.stands, self.since) = (status.position, None);
+        }
+        match state {
+            HealthState::Ready => self.said = None,
+            HealthState::Blocked => {
+                let since = *self.since.get_or_insert_with(Instant::now);
+                let waits = if args.once { "for a while" } else { "until it is well" };
+                if self.said.as_ref() != Some(reason) {
+                    note!("replikv: {} is blocked ({reason}); trying again, {waits}", args.store);
+                    self.said = Some(reason.clone());
+                }
+                ensure!(!args.once || since.elapsed() < PATIENCE, "{}: {reason}", args.store);
+            }
+            _ => {}
+        }
+        Ok(())
+    }
 }

@@ -4,7 +4,7 @@ use std::io::Write;
 
 use serde_json::json;
 
-use crate::support::{Place, Running, contents, run};
+use crate::support::{HANG, Place, Running, contents, run};
 
 /// A slave that runs, and what it says until it follows.
 fn follow(store: &str, from: &str, id: &str, more: &[&str]) -> Running {
@@ -95,4 +95,25 @@ fn a_slave_that_would_follow_itself_is_told_so_and_addresses_are_guarded() {
         "--once",
     ])
     .says(2, "cannot be used with");
+}
+
+#[test]
+fn whoever_catches_up_with_a_relay_that_has_lost_its_master_is_told_so() {
+    let place = Place::new();
+    let (middle, leaf) = (place.lmdb("middle"), place.lmdb("leaf"));
+    let (master, at_master) = Running::master(&place.filled("top"), &[]);
+    let (_relay, at_relay) = relay(&middle, &at_master, "middle");
+    let once = || run(&["follow", "--store", &leaf, "--from", &at_relay, "--id", "leaf", "--once"]).ok();
+    let words = "is a relay that has lost its master";
+    while contents(&middle).is_empty() {
+        std::thread::sleep(std::time::Duration::from_millis(5));
+    }
+    let before = once();
+    assert!(!before.stderr.contains(words), "{before:?}");
+    drop(master);
+    // It hears of that at once, and says so from then on.
+    let start = std::time::Instant::now();
+    while !once().stderr.contains(words) {
+        assert!(start.elapsed() < HANG);
+    }
 }

@@ -1,4 +1,4 @@
-//! File descriptors that run out.
+//! What runs out: file descriptors, and disks.
 
 use std::io::Write;
 use std::net::TcpStream;
@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use serde_json::json;
 
-use crate::support::{Place, Running, contents, fill, run};
+use crate::support::{Place, Running, contents, fill, program, run, run_with};
 
 /// How many more the process may open.
 const ROOM: usize = 6;
@@ -59,4 +59,25 @@ fn a_master_without_file_descriptors_serves_whom_it_has_and_then_everybody() {
     assert_eq!(contents(&late), contents(&central));
     // It has failed at nothing else.
     master.interrupt("TERM").ok();
+}
+
+// A bound on the size of its files is a full disk to a process.
+#[test]
+fn a_slave_on_a_full_disk_says_so_and_does_not_wait_for_ever_to_catch_up() {
+    let place = Place::new();
+    let (central, edge) = (place.lmdb("central"), place.lmdb("edge"));
+    let lines: String = (0..20_000).map(|n| format!("{n:06}\t{}\n", "v".repeat(500))).collect();
+    run_with(&["import", "--store", &central, "--format", "tsv", "-"], lines.as_bytes()).ok();
+    let (_master, address) = Running::master(&central, &[]);
+    let follow =
+        r#"trap '' XFSZ; ulimit -f 2048; exec timeout 100 "$0" follow --store "$1" --from "$2" --id edge --once"#;
+    let following =
+        Command::new("sh").args(["-c", follow]).arg(program().get_program()).args([&edge, &address]).output();
+    let ended = following.unwrap();
+    let said = String::from_utf8(ended.stderr).unwrap();
+    assert_eq!(ended.status.code(), Some(2), "{said}");
+    assert_eq!(said.matches(&format!("replikv: {edge} is blocked (")).count(), 1, "{said}");
+    // There is room again.
+    run(&["follow", "--store", &edge, "--from", &address, "--id", "edge", "--once"]).ok();
+    assert_eq!(contents(&edge), contents(&central));
 }
