@@ -424,6 +424,7 @@ mod tests {
             for key in 0..45u8 {
                 let covered = model.contains(&key);
                 proptest::prop_assert_eq!(coverage.covers(&[key]), covered);
+                proptest::prop_assert_eq!(coverage.ranges().iter().any(|range| range.contains(&[key])), covered);
                 proptest::prop_assert_eq!(!coverage.clip(&only(key)).is_empty(), covered);
                 let missing = holes.iter().any(|hole| hole.contains(&[key]));
                 proptest::prop_assert_eq!(missing, (1..40).contains(&key) && !covered);
