@@ -99,8 +99,9 @@ aggregates OPERATIONS="1000000":
 compaction OVERWRITES="10000000" KEYS="100000" STORE="lmdb":
     cargo run --release --all-features --example compaction_cost -- {{OVERWRITES}} {{KEYS}} {{STORE}}
 
-# Mutants of what decides and of the contract, one shard of so many: which of them no test of their own crate notices. What
-# comes of each is in target/mutants, in a directory for each shard.
+# Mutants of what decides and of the contract: which of them no test of their own crate notices. Shard 3/40 is every fortieth,
+# from the fourth on, in the order of the files; what comes of it is in target/mutants/3-40. The rest is in
+# .cargo/mutants.toml.
 mutants SHARD="0/40":
     mkdir -p target/mutants/$(echo {{SHARD}} | tr / -)
-    cargo mutants -p replikv-proto -p replikv-core --shard {{SHARD}} -o target/mutants/$(echo {{SHARD}} | tr / -) --profile mutants --no-shuffle -- --lib --tests
+    cargo mutants -p replikv-proto -p replikv-core --shard {{SHARD}} --sharding round-robin -o target/mutants/$(echo {{SHARD}} | tr / -)

@@ -200,6 +200,16 @@ mod tests {
     }
 
     #[test]
+    fn what_is_as_large_as_a_limit_fits() {
+        let note = |len: usize| Batch::new().put("keys", [0; 8]).note(vec![0; len]);
+        let batch = note(MAX_NOTE_LEN);
+        let limits = StoreLimits { max_batch: batch.byte_len(), ..LIMITS };
+        assert!(batch.check(&limits).is_ok());
+        let longer = note(MAX_NOTE_LEN + 1).check(&limits);
+        assert!(matches!(longer, Err(StoreError::ValueTooLarge { max: MAX_NOTE_LEN, .. })));
+    }
+
+    #[test]
     fn a_note_alone_is_something_to_commit() {
         assert!(Batch::new().is_empty());
         assert!(!Batch::new().note("deploy 7").is_empty());

@@ -325,6 +325,20 @@ mod tests {
     }
 
     #[test]
+    fn a_hello_tells_how_far_a_copy_is_and_of_a_comparison_the_lineage_alone() {
+        let begun = |fill| {
+            let mut coverage = Coverage::new(KeyRange::all(), fill);
+            assert!(coverage.cover(&KeyRange::from_bounds(.."m"), position(3)));
+            Cursor { position: position(5), coverage }
+        };
+        let (copying, comparing) = (begun(Fill::Copy), begun(Fill::Compare));
+        assert_eq!(copying.for_hello(), copying);
+        let told = comparing.for_hello();
+        assert_eq!((told.position, told.coverage.read_at()), (position(5), Some(position(3))));
+        assert_eq!((told.coverage.fill(), told.coverage.ranges()), (Some(Fill::Compare), &[][..]));
+    }
+
+    #[test]
     fn a_cursor_survives_its_bytes_and_damage_is_noticed() {
         let cursor = Cursor { position: position(5), coverage: Coverage::begin(KeyRange::prefix("users/")) };
         let bytes = cursor.to_bytes();
@@ -424,6 +438,7 @@ mod tests {
             for key in 0..45u8 {
                 let covered = model.contains(&key);
                 proptest::prop_assert_eq!(coverage.covers(&[key]), covered);
+                proptest::prop_assert_eq!(coverage.ranges().iter().any(|range| range.contains(&[key])), covered);
                 proptest::prop_assert_eq!(!coverage.clip(&only(key)).is_empty(), covered);
                 let missing = holes.iter().any(|hole| hole.contains(&[key]));
                 proptest::prop_assert_eq!(missing, (1..40).contains(&key) && !covered);

@@ -225,6 +225,18 @@ mod tests {
     }
 
     #[test]
+    fn entries_are_what_was_pushed_and_share_the_buffer_of_the_page() {
+        let mut builder = PageBuilder::new(KeyRange::all(), ScanOptions::default());
+        for (key, value) in [("a", "1"), ("b", "")] {
+            assert!(!builder.push(key.as_bytes(), value.as_bytes()).is_full());
+        }
+        let page = builder.finish();
+        let entries: Vec<_> = page.entries().collect();
+        assert_eq!(entries, [("a", "1"), ("b", "")].map(|(key, value)| (Bytes::from(key), Bytes::from(value))));
+        assert_eq!(entries[0].0.as_ptr(), page.ops().as_bytes()[2..].as_ptr());
+    }
+
+    #[test]
     fn a_received_page_holds_keys_of_its_range_in_its_order_and_its_rest_lies_behind_them() {
         let range = KeyRange::from_bounds("b".."m");
         let page = |keys, reverse, rest| Page::received(&range, reverse, entries(keys), rest);

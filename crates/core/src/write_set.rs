@@ -388,6 +388,42 @@ mod tests {
         assert!(!writes.build().is_empty());
     }
 
+    #[test]
+    fn the_size_of_a_set_is_that_of_its_chunks_and_of_the_open_one() {
+        let mut writes = WriteSet::builder();
+        writes.put(Keyspace::Meta, "key", "value").unwrap();
+        let one = writes.byte_len();
+        writes.put(Keyspace::Data, "key", "value").unwrap();
+        assert_eq!((one, writes.byte_len()), (11, 22));
+        assert_eq!(writes.build().byte_len(), 22);
+    }
+
+    #[test]
+    fn a_set_is_held_to_the_limits_of_a_store_and_the_log_to_the_largest_set_alone() {
+        let limits = StoreLimits { max_key: 3, max_value: 5, max_batch: 11 };
+        let check = |keyspace, key: &str, value: &str, limits: StoreLimits| {
+            WriteSet::builder().put(keyspace, key, value).unwrap().build().check(&limits)
+        };
+        assert!(check(Keyspace::Data, "key", "value", limits).is_ok());
+        let tight = StoreLimits { max_batch: 10, ..limits };
+        let refused = check(Keyspace::Data, "key", "value", tight);
+        assert!(matches!(refused, Err(StoreError::BatchTooLarge { len: 11, max: 10 })));
+        let roomy = StoreLimits { max_batch: 99, ..limits };
+        let refused = check(Keyspace::Data, "keys", "", roomy);
+        assert!(matches!(refused, Err(StoreError::KeyTooLong { len: 4, max: 3 })));
+        for keyspace in [Keyspace::Data, Keyspace::Meta] {
+            let refused = check(keyspace, "key", "values", roomy);
+            assert!(matches!(refused, Err(StoreError::ValueTooLarge { len: 6, max: 5 })));
+        }
+        assert!(check(Keyspace::Log, "key", "values", roomy).is_ok());
+        let deleted = WriteSet::builder().delete(Keyspace::Data, "keys").unwrap().build().check(&roomy);
+        assert!(matches!(deleted, Err(StoreError::KeyTooLong { len: 4, .. })));
+        let value = vec![Bytes::from_static(b"val"), Bytes::from_static(b"ues")];
+        let large = crate::LargePut::new(b"key", value).unwrap().into();
+        let large = WriteSet::builder().append(Keyspace::Data, large).build().check(&roomy);
+        assert!(matches!(large, Err(StoreError::ValueTooLarge { len: 6, .. })));
+    }
+
     proptest! {
         #[test]
         fn what_is_resolved_equals_what_is_applied_in_order(

@@ -144,6 +144,12 @@ mod tests {
     }
 
     #[test]
+    fn each_link_has_a_claim_of_its_own_below_the_prefix_of_claims() {
+        assert_eq!(&Claim::key(&link("edge-1"))[..], b"claim/edge-1");
+        assert!(KeyRange::prefix(Claim::PREFIX).contains(&Claim::key(&link("edge-2"))));
+    }
+
+    #[test]
     fn a_claim_is_stored_as_it_was_before() {
         let claim = Claim::new(&Subspace::raw("edge/"));
         assert_eq!(&claim.to_bytes()[..], b"\x01\x05edge/\x00");

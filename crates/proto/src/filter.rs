@@ -261,3 +261,31 @@ pub(crate) fn filtered(filter: Option<&mut Filter>, answer: LogAnswer) -> Result
         LogAnswer::Trimmed => Ok(Some(LogAnswer::Trimmed)),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use replikv_core::{Digest, Epoch, SourceId};
+
+    use super::*;
+
+    fn at(source: u8, number: u64, nonce: u64, seq: u64) -> Position {
+        Position {
+            source: SourceId::from_bytes([source; 16]),
+            epoch: Epoch { number, nonce },
+            seq: Seq::new(seq),
+            digest: Digest::from_bytes([3; 16]),
+        }
+    }
+
+    #[test]
+    fn a_run_goes_on_in_its_epoch_or_into_a_later_one() {
+        let before = at(1, 2, 5, 10);
+        for through in [at(1, 2, 5, 11), at(1, 3, 6, 90)] {
+            assert!(check_run(&before, &through).is_ok(), "{through}");
+        }
+        for through in [at(2, 2, 5, 11), at(1, 2, 5, 10), at(1, 2, 6, 11), at(1, 1, 5, 11)] {
+            assert!(check_run(&before, &through).is_err(), "{through}");
+        }
+        assert!(check_run(&at(1, 2, 5, 0), &at(1, 1, 9, 1)).is_ok(), "before the first record there is no epoch");
+    }
+}

@@ -348,7 +348,9 @@ mod tests {
         assert!(slots.acked(&edge, position(7), true, at(2)));
         assert_eq!(slots.get(&edge).map(|slot| slot.position), Some(position(7)));
         assert_eq!(slots.all(Seq::ZERO)[0].state, SlotState::Active);
+        assert!(slots.is_connected(&edge) && !slots.is_connected(&SlotName::consumer("edge")));
         slots.disconnected(&edge, at(3));
+        assert!(!slots.is_connected(&edge));
         assert_eq!(slots.all(Seq::ZERO)[0].state, SlotState::Lagging);
         assert_eq!(slots.all(Seq::new(8))[0].state, SlotState::Lost);
     }

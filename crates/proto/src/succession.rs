@@ -187,9 +187,11 @@ pub fn step_down(head: &Head, link: &LinkId) -> Result<WriteSet, StoreError> {
 
 #[cfg(test)]
 mod tests {
-    use replikv_core::{Digest, SourceId};
+    use bytes::Bytes;
+    use replikv_core::{Coverage, Digest, Op, SourceId};
 
     use super::*;
+    use crate::{Record, RejectCode};
 
     fn candidate(source: u8, fence: Fence) -> Candidate {
         let epoch = Epoch { number: 5, nonce: 1 };
@@ -206,6 +208,64 @@ mod tests {
     fn fence(own: bool) -> Fence {
         let epoch = Epoch { number: 7, nonce: 70 };
         Fence { source: SourceId::from_bytes([1; 16]), epoch, store: 3, own, by: "next".into() }
+    }
+
+    fn standing_at(seq: u64) -> (Candidate, Cursor) {
+        let candidate = candidate(1, fence(true));
+        let (link, mut cursor) = candidate.cursor.clone().unwrap();
+        cursor.position.seq = Seq::new(seq);
+        (Candidate { cursor: Some((link, cursor.clone())), ..candidate }, cursor)
+    }
+
+    #[test]
+    fn a_slave_that_holds_no_state_of_its_master_is_not_promoted() {
+        let (whole, cursor) = standing_at(9);
+        assert!(whole.clone().promote(99, 0).is_ok());
+        let resync = Resync { reason: RejectCode::Diverged, was: cursor.position, ancestor: None };
+        let copying = Cursor { coverage: Coverage::begin(KeyRange::all()), ..cursor };
+        for catching_up in [
+            Candidate { resync: Some(resync), ..whole.clone() },
+            Candidate { cursor: Some((LinkId::default(), copying)), ..whole.clone() },
+        ] {
+            assert!(matches!(catching_up.promote(99, 0), Err(Unfit::CatchingUp)));
+        }
+        assert!(matches!(Candidate { cursor: None, ..whole.clone() }.promote(99, 0), Err(Unfit::Empty)));
+        let master = Some(Identity::master(SourceId::from_bytes([1; 16])));
+        assert!(matches!(Candidate { identity: master, ..whole }.promote(99, 0), Err(Unfit::NoSlave)));
+    }
+
+    #[test]
+    fn a_promotion_goes_on_with_the_log_and_tells_all_that_is_known_of_the_new_epoch() {
+        // The first record of the new epoch is one of those of which a checkpoint is kept, and is not.
+        for (seq, checkpoints) in [(Checkpoint::EVERY - 1, 2), (Checkpoint::EVERY, 1)] {
+            let (slave, cursor) = standing_at(seq);
+            let old = Head { position: cursor.position, log_bytes: 500, uptime_ms: 40 };
+            let Promotion { writes, last, first } = Candidate { head: Some(old), ..slave }.promote(99, 7).unwrap();
+            let put = |space: Keyspace, name: &[u8]| {
+                let mut puts = writes.ops().filter_map(|(keyspace, op)| match op {
+                    Op::Put { key, value } if keyspace == space && key == name => Some(Bytes::copy_from_slice(value)),
+                    _ => None,
+                });
+                puts.next().unwrap()
+            };
+            assert_eq!(last, old.position);
+            let record = Record::decode(put(Keyspace::Log, &first.seq.to_key())).unwrap();
+            record.header().verify_after(&last).unwrap();
+            assert_eq!((record.position(), record.header().time), (first, 7));
+            let head = Head { position: first, log_bytes: 500 + record.byte_len() as u64, uptime_ms: 40 };
+            assert_eq!(put(Keyspace::Meta, Head::KEY), head.to_bytes());
+            let begun = EpochStart { epoch: fence(true).epoch, first: first.seq };
+            let epochs = Epochs(vec![EpochStart { epoch: last.epoch, first: Seq::new(1) }, begun]);
+            assert_eq!(put(Keyspace::Meta, Epochs::KEY), epochs.to_bytes());
+            assert_eq!(put(Keyspace::Meta, Identity::KEY), Identity::master(last.source).to_bytes());
+            for Head { position, log_bytes, uptime_ms } in [old, head].into_iter().take(checkpoints) {
+                let checkpoint = Checkpoint { position, log_bytes, uptime_ms };
+                assert_eq!(put(Keyspace::Meta, &checkpoint.key()), checkpoint.to_bytes());
+            }
+            let of_checkpoints =
+                |(_, op): &(Keyspace, Op<'_>)| matches!(op, Op::Put { key, .. } if key.starts_with(b"checkpoint/"));
+            assert_eq!(writes.ops().filter(of_checkpoints).count(), checkpoints);
+        }
     }
 
     #[test]

@@ -81,6 +81,23 @@ impl ValueCodec<Bytes> for Raw {
 mod tests {
     use super::*;
 
+    fn there_and_back<C: ValueCodec<(u16, String)>>() -> Vec<u8> {
+        let value = (300, "name".to_owned());
+        let stored = C::encode(&value).unwrap();
+        assert_eq!(C::decode(&stored).unwrap(), value);
+        assert!(C::decode(&stored[..stored.len() - 1]).is_err());
+        let longer = [&stored[..], b"0"].concat();
+        assert!(C::decode(&longer).is_err(), "all of the bytes must be used");
+        stored
+    }
+
+    #[test]
+    fn values_come_back_from_their_bytes_and_nothing_is_left_over() {
+        assert_eq!(there_and_back::<Postcard>(), b"\xAC\x02\x04name");
+        #[cfg(feature = "json")]
+        assert_eq!(there_and_back::<Json>(), b"[300,\"name\"]");
+    }
+
     #[test]
     fn what_is_bytes_already_stays_as_it_is() {
         let bytes = vec![0, 1, 2, 255];

@@ -206,6 +206,17 @@ fn pages_count_for_as_many_operations_as_they_hold_entries() {
 
 // Else the store would hold more, or less, than what the answer speaks of.
 #[test]
+fn what_is_equal_counts_for_its_bounds_until_it_is_applied() {
+    let mut applier = applier(Coverage::new(KeyRange::all(), Fill::Compare), usize::MAX);
+    for range in [KeyRange::from_bounds("aaa".."c"), KeyRange::from_bounds("d"..)] {
+        applier.push_covered(range, start());
+    }
+    assert_eq!(applier.pending_bytes(), 3 + 1 + 1);
+    assert_eq!(only_group(&mut applier).bytes, 5);
+    assert_eq!(applier.pending_bytes(), 0);
+}
+
+#[test]
 fn no_group_reaches_across_the_answer_to_a_probe() {
     let records = records([put("a", "1"), put("b", "1"), put("a", "2")]);
     let at = records[1].position();

@@ -300,6 +300,24 @@ proptest! {
 }
 
 #[test]
+fn a_step_is_due_once_what_lies_behind_the_window_is_worth_it() {
+    let start = origin(SourceId::from_bytes([1; 16]), Epoch { number: 1, nonce: 1 });
+    let parts = LogParts::new(Floor { position: start, log_bytes: 0 });
+    let due = |window_bytes, window_records, records, log_bytes| {
+        let position = Position { seq: Seq::new(records), ..start };
+        Compaction { window_bytes, window_records }.is_due(&parts, &Head { position, log_bytes, uptime_ms: 0 })
+    };
+    // A quarter of the window.
+    assert!(due(4000, 10, 11, 5000) && !due(4000, 10, 11, 4999));
+    assert!(!due(4000, 10, 10, 9000), "every record lies within it");
+    // Or many records.
+    assert!(due(4000, 10, 266, 4001) && !due(4000, 10, 265, 4001) && !due(4000, 10, 266, 4000));
+    let (wide, worth) = (4 << 20, 256 << 10);
+    assert!(due(wide, 0, 1, wide + worth) && !due(wide, 0, 1, wide + worth - 1));
+    assert!(due(0, 0, 1, 1), "without a window, anything");
+}
+
+#[test]
 fn the_log_holds_one_entry_of_each_key_and_the_window() {
     let mut model = Model::new();
     for n in 0..3_000u32 {

@@ -216,6 +216,23 @@ fn assert_a_thousandth_is_cheap(entries_in_all: usize, most_questions: usize) {
 }
 
 #[test]
+fn what_is_little_is_gathered_while_an_answer_is_on_its_way() {
+    let map = Map::from(["a", "x"].map(|key| (Bytes::from(key), Bytes::new())));
+    let mut comparison = Comparison::new([KeyRange::from_bounds("a".."b"), KeyRange::from_bounds("x".."y")]);
+    let read = |comparison: &mut Comparison| {
+        let range = comparison.next_read().unwrap();
+        let (covered, entries) = page(&map, &range, usize::MAX);
+        comparison.push_page(&covered, &entries);
+    };
+    read(&mut comparison);
+    let first = comparison.next_question().unwrap();
+    read(&mut comparison);
+    assert!(comparison.next_question().is_none());
+    comparison.answered(first[0].range.start(), &[Verdict::Equal(1)]).unwrap();
+    assert_eq!(comparison.next_question().map(|ranges| ranges.len()), Some(1));
+}
+
+#[test]
 fn a_thousandth_of_the_entries_costs_less_than_three_hundredths_of_a_copy_in_ten_rounds() {
     assert_a_thousandth_is_cheap(100_000, 10);
 }

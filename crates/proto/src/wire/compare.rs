@@ -89,3 +89,20 @@ impl Told {
         Ok(key)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_bounds_of_a_question_come_to_so_much_at_most_however_few_bytes_tell_them() {
+        let question = |more: usize| {
+            let range = KeyRange::new(vec![1; MAX_TOLD / 2], Some(vec![1; MAX_TOLD / 2 + more].into()));
+            Compare { ranges: vec![RangeSummary { range, count: 1, fingerprint: Fingerprint::from_bytes([7; 16]) }] }
+        };
+        let payload = |more| to_payload(&question(more)).unwrap();
+        assert!(payload(1).len() < MAX_TOLD * 2 / 3);
+        assert_eq!(from_payload(&payload(0)), Ok(question(0)));
+        assert!(from_payload(&payload(1)).is_err());
+    }
+}

@@ -168,6 +168,20 @@ fn the_bounds_of_what_is_asked_are_limited_in_bytes() {
 }
 
 #[test]
+fn the_last_byte_of_bounds_that_may_be_asked_about_is_one_that_may() {
+    const MOST: usize = 32 * crate::reconcile::MAX_BOUND_BYTES;
+    let history = trimmed();
+    let of = |range: KeyRange| RangeSummary { range, ..summary(&history, KeyRange::all()) };
+    let key = |number: u8, last: u8| Bytes::from([&vec![number; MOST / 128 - 1][..], &[last]].concat());
+    let ranges = (0..64).map(|number| of(KeyRange::new(key(number, 1), Some(key(number, 2)))));
+    let mut master = asked(&history, &[]);
+    let mut says = |ranges| master.handle_message(at(0), Message::Compare(Compare { ranges }));
+    assert!(says(ranges.collect()).is_ok());
+    let refused = says(vec![of(KeyRange::from_bounds("x"..))]);
+    assert!(matches!(refused, Err(ProtocolError::Misbehaved { .. })), "{refused:?}");
+}
+
+#[test]
 fn answers_and_records_take_turns() {
     let mut history = trimmed();
     let nothing = |from: &'static str, to: &'static str| RangeSummary {

@@ -107,6 +107,22 @@ fn limits_that_the_store_cannot_hold_are_not_accepted() {
 }
 
 #[test]
+fn of_the_limits_those_that_the_store_cannot_hold_are_named() {
+    let history = History::of(10);
+    let limits = StoreLimits { max_key: LIMITS.max_key + 1, max_batch: LIMITS.max_batch + 2, ..LIMITS };
+    let mut slave = SlaveSession::new(slave_config(None), at(0));
+    slave.handle_message(at(0), Message::Welcome(Welcome { limits, ..welcome(&history, Mode::Resume) })).unwrap();
+    let actions = all_actions(&mut slave);
+    let Some(SlaveAction::Close(Err(refusal))) = actions.last() else { panic!("{actions:?}") };
+    for (what, wanted, held) in
+        [("keys", limits.max_key, LIMITS.max_key), ("batches", limits.max_batch, LIMITS.max_batch)]
+    {
+        assert!(refusal.words.contains(&format!("{what} of {wanted} bytes, not {held}")), "{}", refusal.words);
+    }
+    assert!(!refusal.words.contains("values"), "{}", refusal.words);
+}
+
+#[test]
 fn a_mode_that_a_slave_does_not_know_is_not_followed() {
     let history = History::of(10);
     let compare = Mode::Compare { from: history.head() };
