@@ -34,9 +34,11 @@ fn find(bug: Bug) -> Option<Found> {
 fn config_for(bug: Bug) -> Config {
     let default = Config::default();
     match bug.to_string().as_str() {
-        "SetbackUnnoticed" | "UnverifiedPage" => {
-            default.only(&[Fault::SyncFailure, Fault::Wiped]).pace(15).millis(5_000)
+        "SetbackUnnoticed" => {
+            let failures = [Fault::SyncFailure, Fault::Wiped, Fault::Cut];
+            default.topology(Topology::Star).only(&failures).pace(25).millis(2_000)
         }
+        "UnverifiedPage" => default.only(&[Fault::SyncFailure, Fault::Wiped]).pace(15).millis(5_000),
         // It shows if nothing is written after the failure.
         "LeftUnsynced" => default.only(&[Fault::UnknownOutcome, Fault::SyncFailure, Fault::Cut]).pace(5).millis(300),
         "HandedToldLate" => default.only(&[Fault::Wiped]).pace(20).millis(5_000),
