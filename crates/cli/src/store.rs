@@ -143,7 +143,7 @@ pub(crate) async fn unfinished(store: &Store) -> anyhow::Result<Option<String>> 
 /// Whether the file at `path` is the store, or lies in its directory.
 pub(crate) fn holds(url: &str, path: &Path) -> bool {
     let own = url.split_once(':').and_then(|(_, own)| Path::new(own).canonicalize().ok());
-    own.is_some_and(|own| path.canonicalize().is_ok_and(|path| path.starts_with(own)))
+    own.is_some_and(|own| path.canonicalize().is_ok_and(|path| path.is_file() && path.starts_with(own)))
 }
 
 /// Reads the entries of a store in order, a page at a time.

@@ -230,8 +230,7 @@ pub(crate) async fn import(
         match master.write(batch).await {
             Ok(token) => imported.token = Some(token),
             Err(error) => {
-                let stopped = stopped(anyhow::Error::new(error).context(url.to_owned()), imported.entries);
-                return Err(stopped);
+                return Err(stopped(error.into(), imported.entries).context(url.to_owned()));
             }
         }
         imported.entries += entries;
