@@ -11,7 +11,7 @@ use replikv::{
     Slave, SlaveConfig, SlaveState, SlaveStatus,
 };
 use tokio::net::TcpStream;
-use tokio::time::sleep;
+use tokio::time::{sleep, timeout};
 
 use crate::aggregates;
 use crate::args::{self, OnDivergence};
@@ -113,7 +113,7 @@ pub(crate) async fn run(args: args::Follow, json: bool) -> anyhow::Result<ExitCo
         note!("replikv: the slave's history had parted from its master's; {entries} entries are kept in {path}");
     }
     if args.once && code.is_none() {
-        if progress.lag.is_none() {
+        if has_lost_master(&progress) == Some(true) {
             note!("replikv: {} is a relay that has lost its master, which may have more", args.from);
         }
         let seq = progress.position.map_or(0, |position| position.seq.as_u64());
@@ -236,6 +236,13 @@ async fn announce(slave: &Slave<Store>, args: &args::Follow, found: bool, json: 
         if !args.once || slave.wait_caught_up().await.is_err() {
             std::future::pending::<()>().await;
         }
+        // A relay says at once how it stands itself.
+        let told = async {
+            while has_lost_master(&slave.status()).is_none() {
+                sleep(Duration::from_millis(10)).await;
+            }
+        };
+        drop(timeout(Duration::from_secs(2), told).await);
     };
     let shown = tokio::select! {
         biased;
@@ -244,6 +251,15 @@ async fn announce(slave: &Slave<Store>, args: &args::Follow, found: bool, json: 
     };
     bar.finish_and_clear();
     shown
+}
+
+// Of a relay that has said nothing yet it is not known.
+fn has_lost_master(status: &SlaveStatus) -> Option<bool> {
+    match (status.lag, status.health.state) {
+        (Some(_), _) => Some(false),
+        (None, HealthState::Disconnected) => Some(true),
+        (None, _) => None,
+    }
 }
 
 /// How long `--once` waits for somebody to do something about what blocks it.
