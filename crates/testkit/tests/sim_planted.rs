@@ -60,8 +60,10 @@ fn config_for(bug: Bug) -> Config {
             let moves = [Fault::FencedPromotion, Fault::LostAnswer, Fault::Demotion, Fault::Moved, Fault::SlaveCrash];
             default.topology(Topology::Failover).only(&moves).pace(40).millis(3_500)
         }
-        "RangeOutOfLink" | "UnlinkedDataStays" | "ForgottenUnsynced" | "NestedClaimFree" => {
-            default.topology(Topology::Centre)
+        "RangeOutOfLink" | "UnlinkedDataStays" | "NestedClaimFree" => default.topology(Topology::Centre),
+        "ForgottenUnsynced" => {
+            let failures = [Fault::Unlinked, Fault::SyncFailure];
+            default.topology(Topology::Centre).only(&failures).pace(60).millis(3_000)
         }
         "GroupedFailureUnseen" => {
             let refused = [Fault::Transient, Fault::Full, Fault::UnknownOutcome];
