@@ -127,7 +127,7 @@ pub(crate) fn is_backup(url: &str) -> anyhow::Error {
 }
 
 /// Who has written a part of what it copies or compares, if somebody has: the slave, or a link of a centre.
-pub(crate) async fn unfinished(store: &Store) -> anyhow::Result<Option<String>> {
+pub(crate) async fn unfinished(store: &impl ReplicaStore) -> anyhow::Result<Option<String>> {
     let is_partial = |cursor: Option<&Cursor>| cursor.is_some_and(|cursor| !cursor.is_consistent());
     let words = |who: &str| Some(format!("{who} is not done with copying from its master, or comparing"));
     if role(store).await? == Some(Role::Slave) && is_partial(store.cursor(&LinkId::default()).await?.as_ref()) {

@@ -15,11 +15,6 @@ use crate::{store, ui};
 
 pub(crate) async fn run(args: args::Backup, json: bool) -> anyhow::Result<ExitCode> {
     let Some((taken, destination)) = take_whole(&args, "backup").await? else { return Ok(ExitCode::from(INTERRUPTED)) };
-    let copied = store::open_to_read(&destination)?;
-    if let Some(words) = store::unfinished(&copied).await.with_context(|| destination.clone())? {
-        note!("replikv: {words}: its backup holds a part, and goes on copying");
-    }
-    copied.close().await?;
     let seq = taken.position.map(|position| position.seq.as_u64());
     if json {
         say!("{}", serde_json::json!({ "backup": destination, "role": taken.role, "seq": seq }))?;
@@ -70,9 +65,9 @@ async fn take(
             let from = LmdbStore::open_read_only(source, LmdbOptions::default()).with_context(|| url.to_string())?;
             let copied = copy(from, aside).await.with_context(|| url.to_string())?;
             let taken = mark_backup(&copied).await;
-            note_superseded(&copied, url).await?;
+            let noted = note_what_it_is(&copied, url).await;
             copied.close().await?;
-            taken
+            noted.and(Ok(taken))?
         }
         _ => {
             let from = store::open_to_read(url)?;
@@ -80,10 +75,10 @@ async fn take(
             let bar = ui::bar("backing up", None);
             let taken = backup(&from, &to, |entries| bar.set_position(entries)).await;
             bar.finish_and_clear();
-            note_superseded(&to, url).await?;
+            let noted = if taken.is_ok() { note_what_it_is(&to, url).await } else { Ok(()) };
             to.close().await?;
             from.close().await?;
-            taken
+            noted.and(Ok(taken))?
         }
     };
     taken.map_err(|error| match error {
@@ -94,10 +89,13 @@ async fn take(
     })
 }
 
-// It may be what is wanted.
-async fn note_superseded(copy: &impl ReplicaStore, url: &str) -> anyhow::Result<()> {
+// Any of it may be what is wanted.
+async fn note_what_it_is(copy: &impl ReplicaStore, url: &str) -> anyhow::Result<()> {
     if let Some(mark) = super::status::superseded(copy).await? {
         note!("replikv: {url}: {}: restore refuses its backup, and follow --as-slave takes it", mark.words());
+    }
+    if let Some(words) = store::unfinished(copy).await? {
+        note!("replikv: {url}: {words}: its backup holds a part, and goes on copying");
     }
     Ok(())
 }

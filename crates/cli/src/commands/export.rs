@@ -35,8 +35,9 @@ pub(crate) async fn run(args: args::Export, json: bool) -> anyhow::Result<ExitCo
             Destination::Stream(file) => {
                 write_all(&store, &args.store, &ranges, format, BufWriter::new(file)).await.with_context(name)?
             }
-            Destination::Whole(mut file) => {
+            Destination::Whole(place) => {
                 let mut interrupt = Interrupt::new()?;
+                let mut file = place.make().with_context(name)?;
                 let entries = tokio::select! {
                     biased;
                     () = interrupt.wait() => return Ok(ExitCode::from(INTERRUPTED)),

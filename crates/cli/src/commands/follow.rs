@@ -2,13 +2,13 @@
 
 use std::pin::pin;
 use std::process::ExitCode;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use anyhow::{Context, ensure};
 use replikv::proto::Retention;
 use replikv::{
-    FollowError, Health, HealthState, KeepLog, KeyRange, KeyRanges, LinkId, OpenError, Position, QuarantineFile, Role,
-    Slave, SlaveConfig, SlaveState, SlaveStatus,
+    FollowError, HealthState, KeepLog, KeyRange, KeyRanges, LinkId, OpenError, QuarantineFile, Role, Slave,
+    SlaveConfig, SlaveState,
 };
 use tokio::net::TcpStream;
 use tokio::time::{sleep, timeout};
@@ -113,9 +113,6 @@ pub(crate) async fn run(args: args::Follow, json: bool) -> anyhow::Result<ExitCo
         note!("replikv: the slave's history had parted from its master's; {entries} entries are kept in {path}");
     }
     if args.once && code.is_none() {
-        if has_lost_master(&progress) == Some(true) {
-            note!("replikv: {} is a relay that has lost its master, which may have more", args.from);
-        }
         let seq = progress.position.map_or(0, |position| position.seq.as_u64());
         if json {
             say!("{}", serde_json::json!({ "caught_up": true, "seq": seq, "records": progress.records }))?;
@@ -220,7 +217,10 @@ async fn announce(slave: &Slave<Store>, args: &args::Follow, found: bool, json: 
         let mut trouble = Trouble::default();
         loop {
             let status = slave.status();
-            trouble.look(&status, args)?;
+            if let Some(reason) = trouble.look(status.health.state, &status.health.reason) {
+                note!("replikv: {} is blocked ({reason}); trying again", args.store);
+            }
+            ensure!(!args.once || trouble.lasted < PATIENCE, "{}: {}", args.store, status.health.reason);
             let state = match status.state {
                 SlaveState::Copying => "copying",
                 SlaveState::Comparing => "comparing",
@@ -229,20 +229,16 @@ async fn announce(slave: &Slave<Store>, args: &args::Follow, found: bool, json: 
             };
             bar.set_message(state);
             bar.set_position(status.position.map_or(0, |position| position.seq.as_u64()));
-            sleep(Duration::from_millis(200)).await;
+            sleep(LOOK).await;
         }
     };
     let caught_up = async {
         if !args.once || slave.wait_caught_up().await.is_err() {
             std::future::pending::<()>().await;
         }
-        // A relay says at once how it stands itself.
-        let told = async {
-            while has_lost_master(&slave.status()).is_none() {
-                sleep(Duration::from_millis(10)).await;
-            }
-        };
-        drop(timeout(Duration::from_secs(2), told).await);
+        if timeout(Duration::from_secs(2), is_below_a_gap(slave)).await == Ok(true) {
+            note!("replikv: {} is a relay that has lost its master, which may have more", args.from);
+        }
     };
     let shown = tokio::select! {
         biased;
@@ -253,45 +249,65 @@ async fn announce(slave: &Slave<Store>, args: &args::Follow, found: bool, json: 
     shown
 }
 
-// Of a relay that has said nothing yet it is not known.
-fn has_lost_master(status: &SlaveStatus) -> Option<bool> {
-    match (status.lag, status.health.state) {
-        (Some(_), _) => Some(false),
-        (None, HealthState::Disconnected) => Some(true),
-        (None, _) => None,
+// Whether it follows a relay that has lost its master, which a relay says at once.
+async fn is_below_a_gap(slave: &Slave<Store>) -> bool {
+    loop {
+        let status = slave.status();
+        if status.path.len() <= 1 || status.lag.is_some() {
+            return false;
+        }
+        if status.health.state == HealthState::Disconnected {
+            return slave.subscribe().borrow().connected;
+        }
+        sleep(Duration::from_millis(10)).await;
     }
 }
 
+/// How often a slave is looked at.
+const LOOK: Duration = Duration::from_millis(200);
 /// How long `--once` waits for somebody to do something about what blocks it.
 const PATIENCE: Duration = Duration::from_secs(5);
 
-/// What blocks a slave: a full disk, say. It is said once, until the slave is well again.
+/// What blocks a slave, a full disk for instance, and does not pass by itself. It is said once, until the slave is well again.
 #[derive(Default)]
 struct Trouble {
     said: Option<String>,
-    stands: Option<Position>,
-    since: Option<Instant>,
+    /// Each attempt looks better for a moment: that takes as much off this as being blocked adds to it.
+    lasted: Duration,
 }
 
 impl Trouble {
-    fn look(&mut self, status: &SlaveStatus, args: &args::Follow) -> anyhow::Result<()> {
-        let Health { state, reason, .. } = &status.health;
-        if self.stands != status.position {
-            (self.stands, self.since) = (status.position, None);
+    /// What is to be said, of what has been seen more than once.
+    fn look(&mut self, state: HealthState, reason: &str) -> Option<String> {
+        if state != HealthState::Blocked {
+            self.lasted = self.lasted.saturating_sub(LOOK);
+            self.said.take_if(|_| state == HealthState::Ready);
+            return None;
         }
-        match state {
-            HealthState::Ready => self.said = None,
-            HealthState::Blocked => {
-                let since = *self.since.get_or_insert_with(Instant::now);
-                let waits = if args.once { "for a while" } else { "until it is well" };
-                if self.said.as_ref() != Some(reason) {
-                    note!("replikv: {} is blocked ({reason}); trying again, {waits}", args.store);
-                    self.said = Some(reason.clone());
-                }
-                ensure!(!args.once || since.elapsed() < PATIENCE, "{}: {reason}", args.store);
-            }
-            _ => {}
+        self.lasted += LOOK;
+        let is_news = self.lasted > LOOK && self.said.as_deref() != Some(reason);
+        is_news.then(|| self.said.insert(reason.to_owned()).clone())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_lasts_is_said_once_and_what_passes_never() {
+        let mut trouble = Trouble::default();
+        assert_eq!(trouble.look(HealthState::Blocked, "full"), None, "it may pass");
+        assert_eq!(trouble.look(HealthState::CatchingUp, ""), None);
+        let full = Some("full".to_owned());
+        for said in [None, full.clone(), None, None] {
+            assert_eq!(trouble.look(HealthState::Blocked, "full"), said);
         }
-        Ok(())
+        // The next attempt.
+        assert_eq!(trouble.look(HealthState::CatchingUp, ""), None);
+        assert_eq!(trouble.look(HealthState::Blocked, "full"), None, "it was said");
+        assert_eq!(trouble.lasted, 4 * LOOK);
+        assert_eq!(trouble.look(HealthState::Ready, ""), None);
+        assert_eq!(trouble.look(HealthState::Blocked, "full"), full, "it was well in between");
     }
 }

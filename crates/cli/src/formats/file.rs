@@ -11,7 +11,14 @@ use tempfile::NamedTempFile;
 pub(crate) enum Destination {
     /// A pipe or a device, which is written to.
     Stream(File),
-    Whole(WholeFile),
+    Whole(Place),
+}
+
+/// Where a file goes. Nothing is made there yet.
+#[derive(Debug)]
+pub(crate) struct Place {
+    path: PathBuf,
+    before: Option<fs::Metadata>,
 }
 
 /// A file that is seen once it is whole: it is made beside its place, and replaces what has the name, with the permissions of
@@ -26,8 +33,8 @@ impl Destination {
     /// Opens it. A pipe that nobody reads is waited for.
     pub(crate) fn open(path: &Path) -> io::Result<Self> {
         let (path, before) = match fs::metadata(path) {
-            // An open descriptor of a file: what is there stays before.
-            Ok(_) if path.starts_with("/dev") || path.starts_with("/proc") => {
+            // What is in the file stays before.
+            Ok(_) if is_descriptor(path) => {
                 return File::options().append(true).open(path).map(Self::Stream);
             }
             Ok(found) if found.is_file() => (path.canonicalize()?, Some(found)),
@@ -36,6 +43,14 @@ impl Destination {
             Err(_) if path.is_symlink() => return Err(io::Error::other("it is a link to nothing")),
             Err(_) => (path.to_path_buf(), None),
         };
+        Ok(Self::Whole(Place { path, before }))
+    }
+}
+
+impl Place {
+    /// Makes the file, which goes again if it is not finished. A signal that is not listened for would leave it.
+    pub(crate) fn make(self) -> io::Result<WholeFile> {
+        let Self { path, before } = self;
         let mut builder = tempfile::Builder::new();
         builder.prefix(".replikv-export-");
         #[cfg(unix)]
@@ -44,7 +59,7 @@ impl Destination {
         if let Some(before) = before {
             be_like(made.as_file(), &before)?;
         }
-        Ok(Self::Whole(WholeFile { made, path }))
+        Ok(WholeFile { made, path })
     }
 }
 
@@ -67,7 +82,15 @@ impl Write for WholeFile {
     }
 }
 
-// Whose it is only root can say; what runs as somebody else is nobody's data.
+// The names of what the process has open, whatever that is.
+fn is_descriptor(path: &Path) -> bool {
+    let names = ["/dev/stdin", "/dev/stdout", "/dev/stderr"];
+    names.iter().any(|name| path == Path::new(name))
+        || path.starts_with("/dev/fd")
+        || (path.starts_with("/proc") && path.parent().is_some_and(|parent| parent.ends_with("fd")))
+}
+
+// Only root can give it to its owner. Data is nothing to run as somebody else.
 #[cfg(unix)]
 fn be_like(file: &File, before: &fs::Metadata) -> io::Result<()> {
     use std::os::unix::fs::{MetadataExt, PermissionsExt, fchown};
@@ -90,7 +113,7 @@ mod tests {
 
     fn open(path: &Path) -> io::Result<WholeFile> {
         match Destination::open(path)? {
-            Destination::Whole(file) => Ok(file),
+            Destination::Whole(place) => place.make(),
             Destination::Stream(_) => panic!("{} is a file", path.display()),
         }
     }
@@ -133,6 +156,21 @@ mod tests {
         export(&path, "three")?;
         assert_eq!(mode(&path)?, 0o755);
         Ok(())
+    }
+
+    #[test]
+    fn descriptors_are_told_from_files_of_other_file_systems() {
+        for (path, is) in [
+            ("/dev/stdout", true),
+            ("/dev/fd/3", true),
+            ("/proc/self/fd/1", true),
+            ("/proc/17/fd/1", true),
+            ("/dev/shm/all.ndjson", false),
+            ("/dev/null", false),
+            ("all.ndjson", false),
+        ] {
+            assert_eq!(is_descriptor(Path::new(path)), is, "{path}");
+        }
     }
 
     #[cfg(unix)]
