@@ -214,4 +214,20 @@ mod tests {
         assert!(Batch::new().is_empty());
         assert!(!Batch::new().note("deploy 7").is_empty());
     }
+
+    #[test]
+    fn what_is_expected_is_kept_beside_what_is_done() {
+        let batch = Batch::new().put("a", "1").expect("b", "2").expect_absent("c").delete("d");
+        assert_eq!((batch.len(), Batch::new().len()), (2, 0));
+        let ops: Vec<_> = batch.ops().map(|op| format!("{op:?}")).collect();
+        assert_eq!(ops.len(), 2);
+        let (encoded, conditions, _) = batch.into_parts().unwrap();
+        assert_eq!(encoded.iter().count(), 2);
+        let expected = |key: &'static str, value: Option<&'static str>| Condition {
+            key: key.into(),
+            value: value.map(Into::into),
+        };
+        assert_eq!(conditions, [expected("b", Some("2")), expected("c", None)]);
+        assert!(matches!(Batch::new().expect("", "1").into_parts(), Err(StoreError::KeyEmpty)));
+    }
 }

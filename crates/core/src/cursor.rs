@@ -452,4 +452,30 @@ mod tests {
             proptest::prop_assert_eq!(coverage.consistent_at().is_some(), holes.is_empty());
         }
     }
+
+    #[test]
+    fn as_many_pieces_as_a_hello_may_tell_are_copied_and_more_are_compared() {
+        let pieces = |count: usize| KeyRanges::new((0..count).map(|n| KeyRange::prefix(format!("{n:05}/"))));
+        let fill = |ranges: &KeyRanges| Coverage::default().moved(&KeyRanges::new([]), ranges).fill();
+        assert_eq!(fill(&pieces(MAX_COPIED)), Some(Fill::Copy));
+        assert_eq!(fill(&pieces(MAX_COPIED + 1)), Some(Fill::Compare));
+        let long = |len: usize| KeyRanges::from(KeyRange::from_bounds(vec![1; len]..vec![2]));
+        assert_eq!(fill(&long(MAX_COPIED_BYTES - 1)), Some(Fill::Copy));
+        assert_eq!(fill(&long(MAX_COPIED_BYTES)), Some(Fill::Compare));
+    }
+
+    #[test]
+    fn a_coverage_of_everything_has_no_parts() {
+        let covered = vec![KeyRange::prefix("a")];
+        for (covered, consistent_at) in
+            [(covered.clone(), None), (Vec::new(), Some(position(5))), (covered, Some(position(5)))]
+        {
+            let parts = Parts { filling: None, covered, consistent_at };
+            assert!(Coverage::try_from(parts).is_err());
+        }
+        assert_eq!(
+            Coverage::try_from(Parts { filling: None, covered: Vec::new(), consistent_at: None }),
+            Ok(Coverage::default())
+        );
+    }
 }

@@ -411,4 +411,42 @@ mod tests {
         assert_eq!(held.load(Ordering::SeqCst), 0, "in one buffer they are not needed");
         assert_eq!(joined.iter().count(), 3);
     }
+
+    #[test]
+    fn a_value_of_the_bound_is_joined_and_a_longer_one_is_not() {
+        for (len, is_large) in [(8, false), (9, true)] {
+            let mut bytes = BytesMut::new();
+            Op::Put { key: b"key", value: &vec![7; len] }.encode_into(&mut bytes);
+            let bytes = bytes.freeze();
+            let parts = Parts::split_above(8, vec![bytes.slice(..7), bytes.slice(7..)]).unwrap();
+            let part = parts.iter().next().unwrap();
+            assert_eq!(matches!(part, OpsPart::Put(_)), is_large, "{len} bytes");
+            if let OpsPart::Put(put) = part {
+                assert_eq!(put.segments().iter().map(Bytes::len).collect::<Vec<_>>(), [1, 8]);
+                assert_eq!(put.segments().concat(), vec![7; len]);
+            }
+        }
+    }
+
+    #[test]
+    fn no_key_is_empty_however_long_its_value_is() {
+        let mut bytes = BytesMut::new();
+        Op::Put { key: b"", value: &[7; 40] }.encode_into(&mut bytes);
+        let bytes = bytes.freeze();
+        assert!(Parts::split_above(8, vec![bytes.slice(..9), bytes.slice(9..)]).is_err());
+    }
+
+    #[test]
+    fn lengths_that_no_number_holds_are_refused_in_one_buffer_and_in_several() {
+        // A length of 3, in ten bytes; the last of these holds one bit.
+        for (last, reads) in [(0, true), (1, false), (2, false)] {
+            let mut bytes = vec![1, 0x83];
+            bytes.extend([0x80; 8]);
+            bytes.extend([last, b'k', b'e', b'y']);
+            let bytes = Bytes::from(bytes);
+            assert_eq!(EncodedOps::from_bytes(bytes.clone()).is_ok(), reads, "{last}");
+            let cut = vec![bytes.slice(..4), bytes.slice(4..)];
+            assert_eq!(Parts::split_above(8, cut).is_ok(), reads, "{last}");
+        }
+    }
 }

@@ -402,4 +402,26 @@ mod tests {
         }
         assert!(EncodedOps::from_bytes(encode(&Op::Delete { key: b"" })).is_err());
     }
+
+    #[test]
+    fn operations_are_equal_if_their_bytes_are_wherever_they_lie() {
+        let put = |value: &'static str| encode(&Op::Put { key: b"key", value: value.as_bytes() });
+        let ops = |bytes: Bytes| EncodedOps::from_bytes(bytes).unwrap();
+        assert_eq!(ops(put("one")), ops(put("one")));
+        assert_ne!(ops(put("one")), ops(put("two")));
+        assert_ne!(ops(put("one")), ops(put("longer")));
+        assert!(ops(put("one")).is_joined());
+
+        let value = vec![Bytes::from(vec![1; 9]), Bytes::from(vec![2; 9])];
+        let large: EncodedOps = LargePut::new(b"key", value).unwrap().into();
+        assert!(!large.is_joined());
+        let joined = large.clone().into_joined();
+        assert!(joined.is_joined());
+        assert_eq!(joined, large);
+        let parts: Vec<EncodedOps> = large.clone().into_parts().into_iter().map(EncodedOps::from).collect();
+        assert_eq!(parts, [large]);
+        let small = ops(put("one"));
+        let parts: Vec<EncodedOps> = small.clone().into_parts().into_iter().map(EncodedOps::from).collect();
+        assert_eq!(parts, [small]);
+    }
 }

@@ -260,4 +260,13 @@ mod tests {
         let deletes = Batch::new().delete("c").into_parts().map(|(ops, _, _)| ops).unwrap_or_default();
         assert_eq!(Page::received(&range, false, deletes, None), Err(NoPage));
     }
+
+    #[test]
+    fn a_page_without_entries_is_empty_and_may_have_looked_at_a_part_of_its_range() {
+        let range = KeyRange::from_bounds("b".."m");
+        let page = Page::received(&range, false, entries(&[]), Some(KeyRange::from_bounds("c".."m"))).unwrap();
+        assert!(page.is_empty());
+        let page = Page::received(&range, false, entries(&["c"]), None).unwrap();
+        assert!(!page.is_empty());
+    }
 }

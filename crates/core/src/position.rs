@@ -248,4 +248,12 @@ mod tests {
             assert!(LinkId::new(bad).is_err());
         }
     }
+
+    #[test]
+    fn a_link_is_its_name() {
+        let link = LinkId::try_from("edge-1".to_string()).unwrap();
+        assert_eq!(link, LinkId::new("edge-1").unwrap());
+        assert_eq!(String::from(link), "edge-1");
+        assert!(LinkId::try_from("a\nb".to_string()).is_err());
+    }
 }

@@ -405,4 +405,30 @@ mod tests {
         let set = KeyRanges::new([KeyRange::prefix("b"), KeyRange::from_bounds("x"..)]);
         assert_eq!(set.to_string(), "b..c, x..");
     }
+
+    #[test]
+    fn ranges_become_a_set_in_order() {
+        let (a, b) = (KeyRange::prefix("a"), KeyRange::prefix("c"));
+        let set = KeyRanges::new([a.clone(), b.clone()]);
+        assert_eq!(KeyRanges::from([b.clone(), a.clone()]), set);
+        assert_eq!([b, a].into_iter().collect::<KeyRanges>(), set);
+        assert_eq!(set.as_slice().len(), 2);
+    }
+
+    // A bound tells as little of keys that are not subscribed to as can be.
+    #[test]
+    fn a_bound_is_the_shortest_that_means_the_same() {
+        let shortest = |from: &'static str, key: &'static str| {
+            let shortest = shortest_from(&from.into(), &key.into());
+            assert!(
+                shortest[..] >= *from.as_bytes() && key.as_bytes().starts_with(&shortest),
+                "{from} {key} {shortest:?}"
+            );
+            String::from_utf8(shortest.to_vec()).unwrap()
+        };
+        assert_eq!(shortest("b", "customer/7"), "c");
+        assert_eq!(shortest("customer/3", "customer/77"), "customer/7");
+        assert_eq!(shortest("customer", "customer/7"), "customer");
+        assert_eq!(shortest("", "customer"), "");
+    }
 }
