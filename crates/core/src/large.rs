@@ -448,5 +448,15 @@ mod tests {
             let cut = vec![bytes.slice(..4), bytes.slice(4..)];
             assert_eq!(Parts::split_above(8, cut).is_ok(), reads, "{last}");
         }
+        // The same of a value that is not joined, and so not read again.
+        for (last, reads) in [(0, true), (1, false), (2, false)] {
+            let mut bytes = vec![0, 1, b'k', 0x80 | 40];
+            bytes.extend([0x80; 8]);
+            bytes.push(last);
+            bytes.extend([7; 40]);
+            let bytes = Bytes::from(bytes);
+            let cut = vec![bytes.slice(..20), bytes.slice(20..)];
+            assert_eq!(Parts::split_above(8, cut).is_ok(), reads, "{last}");
+        }
     }
 }

@@ -213,6 +213,24 @@ fn a_master_takes_values_as_large_as_it_is_told_to_and_slaves_get_them() {
 }
 
 #[test]
+fn a_master_that_is_to_take_less_than_it_holds_tells_its_slaves_so() {
+    let place = Place::new();
+    let file = place.file("large.tsv", format!("a\tsmall\nb\t{}\n", "large ".repeat((72 << 20) / 6)));
+    let store = place.lmdb("master");
+    run(&["import", "--store", &store, "--max-value", "80", &file]).ok();
+    let slave = place.lmdb("slave");
+    let (master, address) = Running::master(&store, &[]);
+    let ended = follow_once(&slave, "edge", &address).code(2);
+    assert_eq!(ended.stderr.lines().count(), 1, "{ended:?}");
+    assert!(ended.stderr.contains("open it with limits that are as large as they were"), "{ended:?}");
+    master.interrupt("TERM").ok();
+    let (master, address) = Running::master(&store, &["--max-value", "80"]);
+    follow_once(&slave, "edge", &address).ok();
+    master.interrupt("TERM").ok();
+    run(&["verify", "--store", &store, "--store", &slave]).ok();
+}
+
+#[test]
 fn a_slaves_store_is_compared_with_its_master_over_the_network_and_mended() {
     let place = Place::new();
     let store = place.filled("master");

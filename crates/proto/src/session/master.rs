@@ -1,6 +1,7 @@
 //! The master's end: decides how a slave is served, then streams content and records to it.
 
 mod deciding;
+mod fitting;
 mod probing;
 mod streaming;
 
@@ -543,7 +544,8 @@ impl MasterSession {
                 other => self.state = other,
             }
         }
-        self.queue.pop_front()
+        let action = self.queue.pop_front()?;
+        self.fit(action)
     }
 
     /// True if [`poll_action`](Self::poll_action) has something queued already, or a question to deal with.

@@ -10,7 +10,7 @@ use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
 use super::compare;
-use super::filtered::{self, Filtered};
+use super::filtered::{self, Filtered, Passage};
 use super::reads::{self, Answered, Lag, RequestBody};
 use crate::{Compare, Compared, Held, OnDivergence, Probe, Probed, Summary};
 
@@ -434,6 +434,18 @@ impl Message {
             Self::Request(Request { id, .. })
             | Self::Response(Response { id, .. })
             | Self::Answered(Answered { id, .. }) => *id,
+            _ => 0,
+        }
+    }
+
+    /// How many bytes of it are of a store, about: what decides how much of it a peer must be able to take.
+    pub(crate) fn data_len(&self) -> usize {
+        match self {
+            Self::Records(records) => records.parts.iter().map(Bytes::len).sum(),
+            Self::Ranges(content) => content.entries.byte_len(),
+            Self::Touched(touched) => touched.ops.byte_len(),
+            Self::Probed(Probed { held: Held::Entries(entries), .. }) => entries.byte_len(),
+            Self::Filtered(filtered) => filtered.passages.iter().map(Passage::byte_len).sum(),
             _ => 0,
         }
     }

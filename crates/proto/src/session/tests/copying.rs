@@ -1,7 +1,7 @@
 //! Copy under writes: what the master frames, and when; and that a cursor says all that a copy needs to go on.
 
 use super::*;
-use crate::{Request, RequestBody, Response};
+use crate::{RejectCode, Request, RequestBody, Response};
 
 /// A master that was just asked for its first page, and the range that it was asked for.
 fn first_page(history: &History) -> (MasterSession, KeyRange) {
@@ -225,4 +225,42 @@ fn a_copy_that_was_cut_goes_on_where_it_was_with_any_parent_of_the_same_history(
     let done = cursor_after(&parent, Some(copied), Mode::Resume, vec![parent.records(7, 8)]);
     assert_eq!(done, Cursor::at(parent.head()));
     assert!(done.is_consistent());
+}
+
+// Else the slave ends the connection, comes back, and is sent the same for ever.
+#[test]
+fn what_no_slave_could_take_is_refused_by_name_and_never_sent() {
+    // What a slave of such a master takes: batches of 4 MiB, and 4 MiB beside.
+    let max = 8 << 20;
+    let of = |len: usize| {
+        let header = puts([(&b"k"[..], &vec![0; 4 << 20][..])]).byte_len() - (4 << 20);
+        puts([(&b"k"[..], &vec![0; len - header][..])])
+    };
+    for (len, fits) in [(max, true), (max + 1, false)] {
+        let history = History::of(5).trimmed(5);
+        let (mut master, range) = first_page(&history);
+        let entries = of(len);
+        assert_eq!(entries.byte_len(), len);
+        master.handle_page(Content { range, read_at: history.head(), entries });
+        match master.poll_action() {
+            Some(MasterAction::Send(Message::Ranges(_))) if fits => {}
+            Some(MasterAction::Send(Message::Reject(reject))) if !fits => {
+                assert_eq!((reject.code, reject.retry), (RejectCode::LimitsTooSmall, false));
+                assert!(reject.words.contains(&len.to_string()), "{}", reject.words);
+                assert!(matches!(master.poll_action(), Some(MasterAction::Close(Some(_)))));
+                assert!(master.poll_action().is_none());
+            }
+            other => panic!("{len}: {other:?}"),
+        }
+    }
+
+    // The same of a record.
+    let mut history = History::of(5);
+    let mut master = streaming(&history, Some(Cursor::at(history.position(5))));
+    history.write(Batch::new().put("k", vec![0; max]));
+    master.handle_view(history.view());
+    let Some(MasterAction::ReadRecords { after, max_bytes, .. }) = master.poll_action() else { panic!("records") };
+    master.handle_records(history.read(after, max_bytes));
+    let Some(MasterAction::Send(Message::Reject(reject))) = master.poll_action() else { panic!("a refusal") };
+    assert_eq!(reject.code, RejectCode::LimitsTooSmall);
 }
