@@ -564,6 +564,7 @@ mod tests {
             assert_eq!(record.header(), expected.header());
             record.header().verify_after(&start).unwrap();
             assert_eq!(record.byte_len(), whole.len());
+            assert_eq!(record.body().is_joined(), at < record.head().len(), "cut at {at}");
             assert!(*record == expected && record.bytes()[..] == whole[..], "cut at {at}");
             // A flipped bit, and an end that is missing.
             let mut damaged = two.to_vec();
@@ -625,5 +626,43 @@ mod tests {
     #[test]
     fn a_newer_format_is_named() {
         assert_eq!(Record::decode(Bytes::from_static(&[9, 0, 0])), Err(RecordError::NewerFormat { found: 9 }));
+        for none in [&[0, 0, 0][..], &[]] {
+            assert!(matches!(Record::decode(Bytes::from_static(none)), Err(RecordError::Malformed { .. })), "{none:?}");
+        }
+    }
+
+    #[test]
+    fn records_with_the_same_operations_are_not_the_same_record() {
+        let (_, mut bytes, _) = history();
+        let [one, two] = [(); 2].map(|()| Record::take(&mut bytes).unwrap());
+        assert_eq!(one.body(), two.body());
+        assert_ne!(one, two);
+    }
+
+    #[test]
+    fn a_record_that_lies_in_one_buffer_is_not_copied_and_no_more_is_peeked_at_than_asked_for() {
+        let (_, bytes, _) = history();
+        let mut buffers = VecDeque::from([bytes.clone(), Bytes::from_static(b"more")]);
+        let record = Record::take_across(&mut buffers).unwrap().unwrap();
+        assert_eq!(record.bytes().as_ptr(), bytes.as_ptr());
+        let buffers = VecDeque::from([bytes.slice(..3), bytes.slice(3..5), bytes.slice(5..)]);
+        for len in [2, 3, 4, 7] {
+            assert_eq!(join(&peek(&buffers, len)), bytes[..len]);
+        }
+    }
+
+    #[test]
+    fn a_note_has_so_many_bytes_at_most_whoever_wrote_the_record() {
+        let (start, ..) = history();
+        for (len, fits) in [(MAX_NOTE_LEN, true), (MAX_NOTE_LEN + 1, false), (MAX_NOTE_LEN + 2, false)] {
+            let note = vec![7; len];
+            let draft = RecordDraft { epoch: start.epoch, kind: RecordKind::Batch, time: 1, note: &note, body: b"" };
+            assert_eq!(PreparedRecord::after(&start, &draft).is_ok(), fits, "{len}");
+            let (source, epoch, seq, digest) = (start.source, start.epoch, Seq::new(1), start.digest);
+            let (kind, body_hash) = (RecordKind::Batch, hash(b""));
+            let wire = Wire { source, epoch, seq, time: 1, kind, note: &note, body_len: 0, body_hash, digest };
+            let written = Bytes::from(postcard::to_extend(&wire, vec![RECORD_FORMAT]).unwrap());
+            assert_eq!(Record::decode(written).is_ok(), fits, "{len}");
+        }
     }
 }
