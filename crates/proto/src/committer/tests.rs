@@ -60,6 +60,125 @@ fn the_log_holds_the_very_bytes_of_the_records() {
 }
 
 #[test]
+fn a_group_holds_the_records_and_the_operations_of_each_of_its_batches() {
+    let mut committer = committer();
+    (0..600u16).for_each(|n| push(&mut committer, n.into(), Batch::new().put([1], vec![7; n.into()])));
+    let group = group(&mut committer);
+    let of = |space: Keyspace| group.writes.ops().filter(move |(keyspace, _)| *keyspace == space);
+    assert!(of(Keyspace::Data).map(|(_, op)| op).eq((0..600).map(|n| Op::Put { key: &[1], value: &[7; 600][..n] })));
+    assert_eq!(of(Keyspace::Log).count(), 600);
+    for ((_, op), entry) in of(Keyspace::Log).zip(&group.entries) {
+        assert_eq!(op, Op::Put { key: &entry.position.seq.to_key(), value: &entry.bytes });
+        assert_eq!((entry.byte_len(), &entry.body), (entry.bytes.len(), &None));
+    }
+}
+
+#[test]
+fn a_long_record_is_stored_whole_and_counts_for_its_length() {
+    let mut committer = committer();
+    committer.config.limits = StoreLimits { max_value: 4 << 20, max_batch: 4 << 20, ..committer.config.limits };
+    // The record and the data: two of them are less than that, three are more.
+    committer.config.group_bytes = 7 << 20;
+    (0..4).for_each(|n| push(&mut committer, n, Batch::new().put([n as u8 + 1], vec![n as u8; 3 << 19])));
+    let first = group(&mut committer);
+    assert_eq!(first.entries.len(), 3);
+    let log = first.writes.ops().filter(|(keyspace, _)| *keyspace == Keyspace::Log);
+    let mut at = committer.head().position;
+    for ((_, op), entry) in log.zip(&first.entries) {
+        let whole: Vec<u8> = entry.parts().flatten().copied().collect();
+        assert!(entry.body.is_some() && entry.byte_len() == whole.len());
+        assert!(op == Op::Put { key: &entry.position.seq.to_key(), value: &whole });
+        let record = Record::decode(whole.into()).unwrap();
+        record.header().verify_after(&at).unwrap();
+        at = record.position();
+    }
+    assert_eq!(first.head.log_bytes, first.entries.iter().map(|entry| entry.byte_len() as u64).sum::<u64>());
+    committer.committed(&first);
+    assert_eq!(group(&mut committer).entries.len(), 1);
+}
+
+#[test]
+fn a_group_ends_with_the_intent_that_fills_it() {
+    let filled = |group_bytes| {
+        let mut committer = committer();
+        committer.config.group_bytes = group_bytes;
+        (0..3).for_each(|n| push(&mut committer, n, Batch::new().put([n as u8 + 1], "value")));
+        let group = group(&mut committer);
+        let chunks = group.writes.chunks().iter().filter(|chunk| chunk.keyspace != Keyspace::Meta);
+        (group.entries.len(), chunks.map(|chunk| chunk.ops.byte_len()).sum::<usize>())
+    };
+    let (one, len) = filled(1);
+    assert_eq!((one, filled(len).0, filled(len + 1).0, filled(2 * len).0, filled(2 * len + 1).0), (1, 1, 2, 2, 3));
+}
+
+#[test]
+fn what_links_know_counts_for_its_length_too() {
+    let mut committer = committer();
+    let beside = |len: usize| {
+        let mut beside = bytes::BytesMut::new();
+        Op::Put { key: b"cursor", value: &vec![0; len] }.encode_into(&mut beside);
+        EncodedOps::from_bytes(beside.freeze()).unwrap()
+    };
+    for (ticket, link) in [(0, "one"), (1, "two"), (2, "three")] {
+        let gathered = Gathered { beside: beside(700 << 10), ..gathered(link, "k", &[]) };
+        committer.push(Intent { ticket, work: Work::Gathered(gathered) });
+    }
+    assert_eq!(group(&mut committer).entries.len(), 2);
+}
+
+#[test]
+fn what_writes_nothing_is_answered_at_once() {
+    let mut committer = committer();
+    assert!(matches!(committer.step(Now::default(), 0), Step::Idle));
+    push(&mut committer, 0, Batch::new());
+    push(&mut committer, 1, Batch::new().put("", "refused"));
+    committer.push(Intent { ticket: 2, work: Work::Transact(Box::new(|_| Err(Abort::refuse("no")))) });
+    let Step::Answer(answers) = committer.step(Now::default(), 0) else { panic!("answers") };
+    assert!(matches!(
+        answers[..],
+        [(0, Answer::Committed(at)), (1, Answer::Failed(_)), (2, Answer::Aborted { .. })] if at.seq == Seq::ZERO
+    ));
+    assert!(matches!(committer.step(Now::default(), 0), Step::Idle));
+}
+
+#[test]
+fn everybody_is_told_when_nothing_can_be_read_or_another_master_has_taken_over() {
+    let waiting = || {
+        let mut committer = committer();
+        push(&mut committer, 0, Batch::new().put("a", "1"));
+        push(&mut committer, 1, Batch::new().expect_absent("k").put("k", "1"));
+        push(&mut committer, 2, Batch::new().put("b", "1"));
+        assert!(matches!(committer.step(Now::default(), 0), Step::Fetch(_)));
+        committer
+    };
+    let mut unread = waiting();
+    let answers = unread.fetch_failed(&StoreError::HeadMoved);
+    assert!(matches!(answers[..], [(0, Answer::Failed(_)), (1, Answer::Failed(_)), (2, Answer::Failed(_))]));
+    assert!(matches!(unread.step(Now::default(), 0), Step::Idle));
+    let mut fenced = waiting();
+    fenced.fence();
+    assert!(fenced.is_fenced());
+    let Step::Answer(answers) = fenced.step(Now::default(), 0) else { panic!("answers") };
+    assert!(matches!(answers[..], [(0, Answer::Fenced), (1, Answer::Fenced), (2, Answer::Fenced)]));
+}
+
+#[test]
+fn after_a_rewind_the_history_goes_on_from_what_the_store_holds() {
+    let mut committer = committer();
+    push(&mut committer, 0, Batch::new().put("a", "1"));
+    let kept = group(&mut committer);
+    committer.committed(&kept);
+    push(&mut committer, 1, Batch::new().put("b", "1"));
+    group(&mut committer);
+    committer.rewound(kept.head);
+    assert_eq!((committer.head(), committer.handed()), (kept.head, kept.head.position));
+    push(&mut committer, 2, Batch::new().put("c", "1"));
+    let next = group(&mut committer);
+    let record = Record::decode(next.entries[0].bytes.clone()).unwrap();
+    record.header().verify_after(&kept.head.position).unwrap();
+}
+
+#[test]
 fn every_write_set_requires_the_head_it_builds_upon() {
     let mut committer = committer();
     let before = committer.head();
