@@ -1,7 +1,7 @@
 use std::collections::BTreeMap;
 
 use bytes::BytesMut;
-use replikv_core::{Batch, Epoch, Precondition, SourceId};
+use replikv_core::{Batch, Epoch, LargePut, Precondition, SourceId};
 
 use super::*;
 use crate::layout::Floor;
@@ -164,7 +164,7 @@ fn groups_hold_whole_batches_up_to_the_target_and_one_at_least() {
     for (target, per_group) in [(1, 1), (len, 1), (2 * len - 1, 1), (2 * len, 2), (3 * len, 3), (usize::MAX, 10)] {
         let mut applier = applier(Coverage::default(), target);
         records.iter().cloned().for_each(|record| applier.push_record(record));
-        assert_eq!(applier.pending_bytes(), 10 * len);
+        assert_eq!((applier.target(), applier.pending_bytes(), applier.is_idle()), (target, 10 * len, false));
         let mut taken = Vec::new();
         let mut received = 0;
         while let Some(group) = applier.next_group().unwrap() {
@@ -221,7 +221,7 @@ fn no_group_reaches_across_the_answer_to_a_probe() {
     let records = records([put("a", "1"), put("b", "1"), put("a", "2")]);
     let at = records[1].position();
     let summary = Summary { count: 2, bytes: 8, fingerprint: replikv_core::Fingerprint::from_bytes([7; 16]) };
-    let probed = Probed { range: KeyRange::all(), at, held: Held::Summary(summary) };
+    let probed = Probed { range: KeyRange::from_bounds("a".."c"), at, held: Held::Summary(summary) };
     let mut applier = applier(Coverage::default(), usize::MAX);
     for record in &records {
         applier.push_record(record.clone());
@@ -334,7 +334,7 @@ fn kept_value<V: Stored>(log: &BTreeMap<(Keyspace, Bytes), Bytes>, key: &'static
 
 #[test]
 fn each_record_of_a_folded_group_is_kept_and_the_log_ends_at_the_cursor() {
-    let records = chain(600);
+    let records = chain(800);
     let mut applier = Applier::new(LinkId::default(), None, usize::MAX).keeping_log(None);
     applier.tell_uptime(70);
     applier.begin(Cursor::at(start()));
@@ -342,7 +342,7 @@ fn each_record_of_a_folded_group_is_kept_and_the_log_ends_at_the_cursor() {
     let group = applier.next_group().unwrap().unwrap();
     let mut store = BTreeMap::new();
     kept(&group.writes, &mut store);
-    assert!(kept_seqs(&store).into_iter().eq(1..=600));
+    assert!(kept_seqs(&store).into_iter().eq(1..=800));
     for record in &records {
         assert_eq!(&store[&(Keyspace::Log, Bytes::from(record.position().seq.to_key().to_vec()))], record.bytes());
     }
@@ -351,10 +351,12 @@ fn each_record_of_a_folded_group_is_kept_and_the_log_ends_at_the_cursor() {
     assert_eq!(head, Head { position: group.cursor.position, log_bytes: bytes, uptime_ms: 70 });
     assert_eq!(kept_value::<Floor>(&store, Floor::KEY), Some(Floor { position: start(), log_bytes: 0 }));
     let log = group.log.unwrap();
-    assert_eq!((log.head, log.entries.len(), log.begun.map(|floor| floor.position)), (head, 600, Some(start())));
-    assert_eq!(log.checkpoints.iter().map(|at| at.position.seq.as_u64()).collect::<Vec<_>>(), [256, 512]);
-    let stored = &store[&(Keyspace::Meta, log.checkpoints[0].key())];
-    assert_eq!(Checkpoint::from_bytes(stored).unwrap(), log.checkpoints[0], "with its figures");
+    assert_eq!((log.head, log.entries.len(), log.begun.map(|floor| floor.position)), (head, 800, Some(start())));
+    assert_eq!(log.checkpoints.iter().map(|at| at.position.seq.as_u64()).collect::<Vec<_>>(), [256, 512, 768]);
+    for checkpoint in log.checkpoints {
+        let stored = &store[&(Keyspace::Meta, checkpoint.key())];
+        assert_eq!(Checkpoint::from_bytes(stored).unwrap(), checkpoint, "with its figures");
+    }
 }
 
 #[test]
@@ -390,6 +392,93 @@ fn a_kept_log_is_cut_while_the_slave_holds_no_state_of_its_master_and_begins_whe
     assert_eq!(next(&mut applier), (vec![], Some(8)));
     applier.push_record(records[8].clone());
     assert_eq!(next(&mut applier), (vec![9], Some(8)));
+    // What moves nothing leaves the log as it is.
+    applier.push_checkpoints(vec![start()]);
+    assert_eq!(next(&mut applier), (vec![9], Some(8)));
+}
+
+#[test]
+fn a_kept_log_that_has_gone_is_not_removed_again() {
+    let (records, cursor) = (chain(4), Some(Cursor { position: start(), coverage: copied_to("c") }));
+    let mut applier = Applier::new(LinkId::default(), cursor, 1).keeping_log(None);
+    records.iter().for_each(|record| applier.push_record(record.clone()));
+    let removes = |group: Group| {
+        let mut of_log = group.writes.ops().filter(|(keyspace, _)| *keyspace == Keyspace::Log);
+        of_log.any(|(_, op)| matches!(op, Op::DeleteRange { .. }))
+    };
+    let groups = std::iter::from_fn(|| applier.next_group().unwrap());
+    assert_eq!(groups.map(removes).collect::<Vec<_>>(), [true, false, false, false]);
+}
+
+#[test]
+fn a_long_record_is_kept_without_a_copy() {
+    let record = records([put("key", &"v".repeat(1 << 20))]).remove(0);
+    let head = Head { position: start(), log_bytes: 0, uptime_ms: 0 };
+    let mut applier = Applier::new(LinkId::default(), Some(Cursor::at(start())), usize::MAX).keeping_log(Some(head));
+    applier.push_record(record.clone());
+    let group = only_group(&mut applier);
+    let of_log: Vec<_> = group.writes.chunks().iter().filter(|chunk| chunk.keyspace == Keyspace::Log).collect();
+    let kept = of_log.iter().flat_map(|chunk| chunk.ops.parts()).find_map(|part| match part {
+        OpsPart::Put(put) => Some(put),
+        OpsPart::Ops(_) => None,
+    });
+    assert_eq!(kept.unwrap().segments()[0].as_ptr(), record.bytes().as_ptr());
+}
+
+fn long(key: &str, value: &'static str) -> EncodedOps {
+    LargePut::new(key.as_bytes(), vec![Bytes::from(value)]).unwrap().into()
+}
+
+fn portion(position: Position, records: u64, ops: EncodedOps) -> Portion {
+    Portion { position, records, log_bytes: records * 100, time: position.seq.as_u64() + 1000, ops }
+}
+
+#[test]
+fn a_portion_stands_for_its_records_and_keeps_the_checkpoint_that_it_ends_with() {
+    let at = |seq| Position { seq: Seq::new(seq), ..start() };
+    let mut applier = applier(Coverage::default(), usize::MAX);
+    for (seq, records, key) in [(250, 250, "a"), (256, 6, "b"), (257, 1, "c")] {
+        applier.push_portion(portion(at(seq), records, put(key, "v").into_parts().unwrap().0));
+    }
+    let len = put("a", "v").into_parts().unwrap().0.byte_len() + 64;
+    assert_eq!(applier.pending_bytes(), 3 * len, "nothing takes room too");
+    for end in [at(300), at(512)] {
+        applier.push_touched(Touched { read_at: end, end: Some(end), ops: EncodedOps::default() });
+    }
+    let group = only_group(&mut applier);
+    assert_eq!(data(&group), ["a=v", "b=v", "c=v"]);
+    assert_eq!((group.records, group.bytes, group.received, group.time), (257, 3 * len, 25_700, Some(1257)));
+    let checkpoints = group.writes.ops().filter_map(|(_, op)| match op {
+        Op::Put { key, value } if key.starts_with(Checkpoint::PREFIX) => Some(Checkpoint::from_bytes(value).unwrap()),
+        _ => None,
+    });
+    assert_eq!(checkpoints.map(|kept| kept.position).collect::<Vec<_>>(), [at(256), at(512)]);
+}
+
+#[test]
+fn a_value_in_several_buffers_is_written_in_its_turn_where_it_is_covered() {
+    let at = |seq| Position { seq: Seq::new(seq), ..start() };
+    for (coverage, expected) in
+        [(Coverage::default(), &["a=1", "a=long", "x=long", "a=2"][..]), (copied_to("c"), &["a=1", "a=long", "a=2"])]
+    {
+        let mut applier = applier(coverage, usize::MAX);
+        let small = |value| put("a", value).into_parts().unwrap().0;
+        for (seq, ops) in [(1, small("1")), (2, long("a", "long")), (3, long("x", "long")), (4, small("2"))] {
+            applier.push_portion(portion(at(seq), 1, ops));
+        }
+        assert_eq!(data(&only_group(&mut applier)), expected);
+    }
+}
+
+#[test]
+fn content_of_a_comparison_comes_wherever_something_differs() {
+    let mut applier = applier(Coverage::new(KeyRange::all(), Fill::Compare), usize::MAX);
+    for (range, key) in [(KeyRange::from_bounds("m".."p"), "n"), (KeyRange::from_bounds("b".."c"), "b")] {
+        applier.push_content(page(range, start(), put(key, "page")));
+    }
+    let group = only_group(&mut applier);
+    assert_eq!(data(&group), ["-m..p", "n=page", "-b..c", "b=page"]);
+    assert!(group.cursor.coverage.covers(b"n") && !group.cursor.coverage.covers(b"a"));
 }
 
 #[test]
