@@ -371,6 +371,13 @@ fn a_page_that_ends_within_a_run_holds_no_whole_one() {
     assert_eq!(read(4).unwrap().end.seq, Seq::new(1));
     let whole = read_stretch(page.clone(), true, Seq::ZERO, usize::MAX).unwrap().unwrap();
     assert_eq!((whole.end.seq, whole.touched.len()), (Seq::new(2), 3));
+    let bounded = read_stretch(page.clone(), true, Seq::ZERO, 1).unwrap().unwrap();
+    assert_eq!((bounded.end.seq, bounded.touched.len()), (Seq::new(1), 2), "one run at least");
+    let first = Run::read(page.clone(), false).unwrap().unwrap();
+    assert_eq!((first.run.end.seq, first.touched.len()), (Seq::new(1), 2));
+    assert!(first.touched.iter().all(|(seq, part)| *seq == Seq::new(1) && matches!(part, RunPart::Touched(_))));
+    assert_eq!(Run::read(page[..2].to_vec(), false), Ok(None));
+    assert_eq!(Run::read([], true), Ok(None));
 }
 
 #[test]
@@ -384,8 +391,12 @@ fn the_tombstone_floor_is_raised_with_the_first_touch_that_goes() {
     let expiry = Expiry::due(&retention, &model.stored.parts, &head, &oldest, None).unwrap();
     let all = model.stored.page(&expiry.range());
     let step = expiry.step(&all[..3], false).unwrap();
+    assert!(step.writes.ops().all(|(_, op)| !matches!(op, Op::DeleteRange { .. })), "there are no full records to cut");
     model.stored.apply(&step);
     let parts = model.stored.parts;
+    let next = Expiry::unfinished(&parts).unwrap().step(&[], false).unwrap();
+    let raises = |(_, op): (Keyspace, Op<'_>)| matches!(op, Op::Put { key: TombstoneFloor::KEY, .. });
+    assert!(step.writes.ops().any(raises) && !next.writes.ops().any(raises), "once");
     assert_eq!((parts.floor.position.seq, parts.begins().position.seq), (Seq::ZERO, Seq::new(10)));
     while model.stored.expire(3) {}
     let parts = model.stored.parts;
@@ -400,6 +411,8 @@ fn retention_lets_the_oldest_run_go_unless_it_is_held() {
     assert!(model.stored.compact(4, 0) && model.stored.compact(4, 0));
     let (parts, head, oldest) = (model.stored.parts, model.stored.head(), model.stored.oldest().unwrap());
     let retained = head.log_bytes - parts.missing_bytes();
+    assert_eq!(retained, model.stored.log.values().map(|value| value.len() as u64).sum::<u64>());
+    assert_eq!(LogParts::new(Floor { log_bytes: 70, ..parts.floor }).missing_bytes(), 70);
     let none = Retention { max_bytes: u64::MAX, max_age_ms: None, hold_back_bytes: u64::MAX };
     let due = |retention: Retention, held: Option<u64>| {
         Expiry::due(&retention, &parts, &head, &oldest, held.map(Seq::new)).is_some()
@@ -410,7 +423,11 @@ fn retention_lets_the_oldest_run_go_unless_it_is_held() {
     assert!(!due(Retention { max_bytes: 0, ..none }, Some(3)), "a slave that is inside holds it");
     assert!(due(Retention { max_bytes: 0, hold_back_bytes: 0, ..none }, Some(3)), "but not past the cap");
     assert!(due(Retention { max_bytes: 0, ..none }, Some(4)), "whoever is past it does not");
-    assert!(due(Retention { max_age_ms: Some(0), ..none }, None) == (head.uptime_ms > oldest.uptime_ms));
+    let older = Run { uptime_ms: head.uptime_ms - 6, ..oldest };
+    for (max, is_due) in [(5, true), (6, false), (7, false)] {
+        let retention = Retention { max_age_ms: Some(max), ..none };
+        assert_eq!(Expiry::due(&retention, &parts, &head, &older, None).is_some(), is_due, "{max}");
+    }
 }
 
 #[test]
@@ -451,4 +468,64 @@ fn a_batch_that_is_larger_than_a_step_is_compacted_at_once() {
     assert!(model.stored.compact(2, 0));
     assert_eq!(model.stored.parts.full_after().position.seq, Seq::new(1));
     assert_eq!(model.stored.parts.compacted().unwrap().entries, 6_000);
+}
+
+/// Ten records of two changes each.
+fn ten_records() -> (StoredLog, Vec<Record>) {
+    let mut model = Model::new();
+    (0..10u8).for_each(|n| model.write(Batch::new().put([n, 1], [n]).put([n, 2], [n])));
+    let records = model.stored.log.values().map(|bytes| Record::decode(bytes.clone()).unwrap()).collect();
+    (model.stored, records)
+}
+
+#[test]
+fn a_step_takes_what_lies_behind_the_window_as_far_as_it_may_go() {
+    let (log, records) = ten_records();
+    let fold = |window_records, most_ops, until: Option<u64>| {
+        let compaction = Compaction { window_bytes: 0, window_records };
+        let until = until.map(Seq::new);
+        let folding = compaction.fold(&log.parts, &log.head, &records, most_ops, until, &[]).unwrap()?;
+        assert_eq!(folding.records(), folding.end().as_u64());
+        assert_eq!(folding.index_keys().len() as u64, 2 * folding.records());
+        Some(folding.records())
+    };
+    assert_eq!((fold(0, 1024, None), fold(3, 1024, None), fold(10, 1024, None)), (Some(10), Some(7), None));
+    assert_eq!((fold(0, 1024, Some(4)), fold(0, 1024, Some(0)), fold(3, 1024, Some(9))), (Some(4), None, Some(7)));
+    assert_eq!((fold(0, 5, None), fold(0, 6, None), fold(0, 1, None)), (Some(2), Some(3), Some(1)), "one at least");
+}
+
+#[test]
+fn a_run_is_as_old_as_the_checkpoint_that_follows_its_last_record() {
+    let (log, records) = ten_records();
+    let checkpoint = |index: usize| Checkpoint {
+        position: records[index - 1].position(),
+        log_bytes: 0,
+        uptime_ms: index as u64 * 100,
+    };
+    let checkpoints = [3, 4, 6].map(checkpoint);
+    for (until, uptime_ms) in [(2, 300), (3, 300), (4, 400), (5, 600), (7, log.head.uptime_ms)] {
+        let compaction = Compaction { window_bytes: 0, window_records: 0 };
+        let until = Seq::new(until);
+        let folding = compaction.fold(&log.parts, &log.head, &records, 1024, Some(until), &checkpoints);
+        let step = folding.unwrap().unwrap().finish(&[]).unwrap().unwrap();
+        let run = step.writes.ops().find_map(|(_, op)| match op {
+            Op::Put { key, value } if key == until.to_key() => Some(Run::from_bytes(until, value).unwrap()),
+            _ => None,
+        });
+        assert_eq!(run.unwrap().uptime_ms, uptime_ms, "until {until}");
+    }
+}
+
+#[test]
+fn an_index_of_what_has_gone_takes_nothing_from_what_is_there() {
+    let (log, records) = ten_records();
+    let [floor, position] = [4, 6].map(|seq: usize| records[seq - 1].position());
+    let compacted = Compacted { position, log_bytes: 0, entries: 3, runs: 1, bytes: 300 };
+    let parts = LogParts { compacted: Some(compacted), ..LogParts::new(Floor { position: floor, log_bytes: 0 }) };
+    let compaction = Compaction { window_bytes: 0, window_records: 0 };
+    let mut folding = compaction.fold(&parts, &log.head, &records[6..], 1024, Some(Seq::new(7)), &[]).unwrap().unwrap();
+    let outlived = [floor.seq, Seq::new(2)].map(|run| Some(Indexed::new(run, b"touch").to_bytes()));
+    assert_eq!(folding.found(&outlived).unwrap(), []);
+    let step = folding.finish(&[]).unwrap().unwrap();
+    assert_eq!(step.after.compacted.unwrap().entries, 3 + 2);
 }
