@@ -1,7 +1,7 @@
 use std::sync::Arc;
 
 use bytes::Bytes;
-use replikv_core::{Batch, KeyRange, LinkId, Position, StoreLimits, Subspace};
+use replikv_core::{Batch, EncodedOps, KeyRange, LinkId, StoreLimits, Subspace};
 
 use super::*;
 use crate::layout::{Head, Stored};
@@ -43,15 +43,41 @@ impl Derive for Index {
     }
 }
 
-fn committer() -> Committer<u32> {
-    let source = replikv_core::SourceId::from_bytes([1; 16]);
-    let epoch = replikv_core::Epoch { number: 1, nonce: 2 };
-    let limits = StoreLimits { max_key: 100, max_value: 100, max_batch: 1000 };
-    let config = CommitterConfig { epoch, group_bytes: 1 << 20, limits };
-    let head = Head { position: origin(source, epoch), log_bytes: 0, uptime_ms: 0 };
+/// Derives nothing, from all there is, under this name.
+#[derive(Debug)]
+struct Named(String);
+
+impl Derive for Named {
+    fn name(&self) -> &str {
+        &self.0
+    }
+
+    fn version(&self) -> u32 {
+        1
+    }
+
+    fn derive(&self, _: &[Change], _: &DeriveView<'_>, _: &mut Derived) -> Result<(), DeriveAbort> {
+        Ok(())
+    }
+}
+
+fn derives() -> Derives {
     let mut derives = Derives::default();
     derives.push(Subspace::raw(&b"x/"[..]), Arc::new(Index));
-    Committer::new(config, head).deriving(derives)
+    derives
+}
+
+fn committer() -> Committer<u32> {
+    let limits = StoreLimits { max_key: 100, max_value: 100, max_batch: 1000 };
+    committer_within(limits)
+}
+
+fn committer_within(limits: StoreLimits) -> Committer<u32> {
+    let source = replikv_core::SourceId::from_bytes([1; 16]);
+    let epoch = replikv_core::Epoch { number: 1, nonce: 2 };
+    let config = CommitterConfig { epoch, group_bytes: 1 << 20, limits };
+    let head = Head { position: origin(source, epoch), log_bytes: 0, uptime_ms: 0 };
+    Committer::new(config, head).deriving(derives())
 }
 
 /// Steps through, with `store` as what the store holds, and tells the bodies of the records and the answers.
@@ -170,7 +196,10 @@ fn entries_that_were_there_before_are_derived_from() {
     committer.push(Intent { ticket: 1, work: Work::Derive { name: "index".into(), entries } });
     assert_eq!(run(&mut committer, &mut store).0, ["+x/d1/a="]);
     committer.push(Intent { ticket: 2, work: Work::Derive { name: "index".into(), entries: Vec::new() } });
-    assert!(matches!(run(&mut committer, &mut store).1[..], [(2, Answer::Committed(Position { .. }))]));
+    let head = committer.head();
+    let (_, answers) = run(&mut committer, &mut store);
+    assert!(matches!(answers[..], [(2, Answer::Committed(at))] if at == head.position));
+    assert_eq!(committer.head(), head, "nothing follows, and no record says so");
 }
 
 #[test]
@@ -204,6 +233,121 @@ fn names_and_targets_are_apart() {
     assert!(derives(&["x/"]).is_ok());
     assert!(derives(&[""]).is_err(), "the whole key space");
     assert!(derives(&["x/", "y/"]).unwrap_err().1.contains("same name"));
+    let named = |names: &[(&str, &'static str)]| {
+        let mut derives = Derives::default();
+        assert!(derives.is_empty());
+        for (name, target) in names {
+            derives.push(Subspace::raw(*target), Arc::new(Named((*name).into())));
+        }
+        assert!(!derives.is_empty());
+        derives.check()
+    };
+    for (len, fits) in [(0, false), (1, true), (64, true), (65, false), (66, false)] {
+        assert_eq!(named(&[(&"n".repeat(len), "x/")]).is_ok(), fits, "{len}");
+    }
+    assert!(named(&[("a", "x/"), ("b", "y/")]).is_ok());
+    assert!(named(&[("a", "x/"), ("b", "x/y/")]).unwrap_err().1.contains("overlaps that of a"));
+}
+
+#[test]
+fn a_target_is_met_by_ranges_that_hold_one_of_its_keys() {
+    for (range, meets) in [
+        (KeyRange::all(), true),
+        (KeyRange::only("x/d"), true),
+        (KeyRange::from_bounds("a".."x/"), false),
+        (KeyRange::from_bounds("x0"..), false),
+    ] {
+        let derives = derives();
+        let met = derives.meets(&range).map(|(derive, target)| (derive.name(), target.clone()));
+        assert_eq!(met, meets.then(|| ("index", Subspace::raw(&b"x/"[..]))), "{range:?}");
+    }
+}
+
+#[test]
+fn what_others_in_the_queue_are_about_is_read_with_the_first_up_to_a_bound() {
+    for (first, ahead) in [(1, true), (4096, true), (4097, false), (5000, false)] {
+        let mut committer = committer_within(StoreLimits { max_key: 100, max_value: 100, max_batch: 1 << 20 });
+        write(&mut committer, 1, (0..first).fold(Batch::new(), |batch, n| batch.put(format!("b{n:04}"), "v")));
+        write(&mut committer, 2, Batch::new().put("c", "v").delete("d").put("z", "v"));
+        let (ops, ..) = Batch::new().put("e", "v").into_parts().unwrap();
+        let (link, beside) = (LinkId::new("edge").unwrap(), EncodedOps::default());
+        let gathered = Gathered { link, requires: Vec::new(), ops, beside };
+        committer.push(Intent { ticket: 3, work: Work::Gathered(gathered) });
+        let Step::Fetch(keys) = committer.step(Now::default(), 0) else { panic!("a fetch") };
+        let others: &[&str] = match (ahead, first) {
+            (false, _) => &[],
+            (true, 4096) => &["c", "d"],
+            (true, _) => &["c", "d", "e"],
+        };
+        assert_eq!(keys[first..], *others, "{first}");
+    }
+}
+
+fn words(ops: &EncodedOps) -> Vec<String> {
+    ops.iter().map(|op| apply(&mut BTreeMap::new(), op)).collect()
+}
+
+fn change(key: &'static str, old: Option<&'static str>, new: Option<&'static str>) -> Change {
+    Change { key: key.into(), old: old.map(Bytes::from), new: new.map(Bytes::from) }
+}
+
+#[test]
+fn a_run_goes_on_once_what_it_asks_for_is_read_and_comes_to_what_follows_from_all_its_parts() {
+    let derives = derives();
+    let mut run = DeriveRun::new(&derives);
+    let first = [change("a", Some("1"), Some("2")), change("b", None, Some("3"))];
+    let keys = [Bytes::from("x/d1/a")].into();
+    assert_eq!(run.derive(&first), Err(Stopped::Unread(Wants { keys, ranges: Vec::new() })));
+    run.fetched([(Bytes::from("x/d1/a"), Some(Bytes::new()))]);
+    assert_eq!(run.derive(&first), Ok(()));
+    run.fetched_range(KeyRange::from_bounds("x/d4".."x/d5"), [(Bytes::from("x/d4/c"), Bytes::new())]);
+    assert_eq!(run.derive(&[change("c", Some("4"), None)]), Ok(()));
+    assert_eq!(words(&run.into_ops().unwrap()), ["-x/d1/a", "+x/d2/a=", "+x/d3/b=", "-x/d4/c"]);
+}
+
+#[test]
+fn a_view_asks_for_all_it_needs_at_once_and_shows_what_is_its_own() {
+    let space = space_in(&Subspace::raw(&b"x/"[..]));
+    let (mut known, mut overlay) = (Known::default(), Overlay::default());
+    let range = KeyRange::from_bounds("m".."p");
+    let in_store = KeyRange::from_bounds("x/dm".."x/dp");
+    let fetch = |known: &Known, keys: &[&'static str], ranges: &[&KeyRange]| {
+        let overlay = Overlay::default();
+        let view = DeriveView::new(&overlay, known, &space);
+        let fetched = view.fetch(keys.iter().map(|key| key.as_bytes()), ranges.iter().copied().cloned());
+        let wants = view.into_wants();
+        assert_eq!(fetched.is_ok(), wants.is_empty());
+        (wants.keys.into_iter().collect::<Vec<_>>(), wants.ranges)
+    };
+    assert_eq!(fetch(&known, &["a", "b"], &[&range]), (vec!["x/da".into(), "x/db".into()], vec![in_store.clone()]));
+    known.extend([("x/da".into(), Some("1".into()))]);
+    assert_eq!(fetch(&known, &["a", "b"], &[]), (vec!["x/db".into()], vec![]));
+    assert_eq!(fetch(&known, &["b", "a"], &[]), (vec!["x/db".into()], vec![]));
+    known.extend([("x/db".into(), None)]);
+    assert_eq!(fetch(&known, &["a", "b"], &[&range]), (vec![], vec![in_store.clone()]));
+    let view = DeriveView::new(&overlay, &known, &space);
+    assert_eq!(view.scan(&range), Err(DeriveAbort::Unread));
+    assert_eq!(view.into_wants().ranges, std::slice::from_ref(&in_store));
+    known.extend_range(in_store, [("x/dm".into(), "2".into()), ("x/dn".into(), "3".into())]);
+    assert_eq!(fetch(&known, &["a", "b"], &[&range]), (vec![], vec![]));
+    overlay.extend([("x/dm".into(), None), ("x/do".into(), Some("4".into())), ("x/dp".into(), Some("5".into()))]);
+    let view = DeriveView::new(&overlay, &known, &space);
+    assert_eq!(view.scan(&range), Ok(vec![("n".into(), "3".into()), ("o".into(), "4".into())]));
+    assert_eq!(view.scan(&KeyRange::from_bounds("p".."m")), Ok(Vec::new()), "inverted, it holds nothing");
+}
+
+#[test]
+fn only_what_is_in_a_source_and_not_derived_is_a_change() {
+    let mut derives = derives();
+    derives.push(Subspace::raw(&b"b/"[..]), Arc::new(Index));
+    let batch = Batch::new().put("a", "2").put("b/m", "").put("z", "2").delete("b").delete("b/n").delete("zz");
+    let ops = batch.into_parts().unwrap().0;
+    let changes = |known: &Known| changes_of(derives.placed(), &ops, &Overlay::default(), known);
+    let asked = || ["a", "b"].map(Bytes::from);
+    assert_eq!(changes(&Known::default()), Err(Wants { keys: asked().into(), ranges: Vec::new() }));
+    let mut known = Known::default();
+    known.extend_range(KeyRange::all(), ["a", "b", "b/m", "b/n", "zz"].map(|key| (key.into(), "1".into())));
+    assert_eq!(changes(&known), Ok(vec![change("a", Some("1"), Some("2")), change("b", Some("1"), None)]));
 }
 
 #[test]
@@ -211,4 +355,7 @@ fn a_mark_is_stored_as_it_was_before() {
     let mark = DeriveMark { name: "words".into(), version: 3, state: DeriveState::Complete, epoch: (2, 5) };
     assert_eq!(&mark.to_bytes()[..], b"\x01\x05words\x03\x01\x02\x05");
     assert_eq!(DeriveMark::from_bytes(&mark.to_bytes()).unwrap(), mark);
+    let target = Subspace::raw(&b"x/"[..]);
+    assert_eq!(&DeriveMark::key(&target)[..], b"x/m");
+    assert_eq!(space_in(&target).strip(&DeriveMark::key(&target)), None);
 }
