@@ -264,9 +264,11 @@ pub(crate) fn filtered(filter: Option<&mut Filter>, answer: LogAnswer) -> Result
 
 #[cfg(test)]
 mod tests {
-    use replikv_core::{Digest, Epoch, SourceId};
+    use bytes::BytesMut;
+    use replikv_core::{Batch, Digest, Epoch, LargePut, SourceId};
 
     use super::*;
+    use crate::{PreparedRecord, RecordDraft, RecordKind};
 
     fn at(source: u8, number: u64, nonce: u64, seq: u64) -> Position {
         Position {
@@ -287,5 +289,83 @@ mod tests {
             assert!(check_run(&before, &through).is_err(), "{through}");
         }
         assert!(check_run(&at(1, 2, 5, 0), &at(1, 1, 9, 1)).is_ok(), "before the first record there is no epoch");
+    }
+
+    /// A record of each: the length of its note, its key, and the length of its value.
+    fn records(of: impl IntoIterator<Item = (usize, &'static str, usize)>) -> Vec<Bytes> {
+        let mut last = at(1, 1, 1, 0);
+        let record = |(note, key, value): (usize, &str, usize)| {
+            let body = Batch::new().put(key, vec![7; value]).into_parts().unwrap().0;
+            let note = vec![7; note];
+            let (epoch, kind) = (last.epoch, RecordKind::Batch);
+            let draft = RecordDraft { epoch, kind, time: 1, note: &note, body: body.as_bytes() };
+            let record = PreparedRecord::after(&last, &draft).unwrap();
+            last = record.position();
+            let mut bytes = BytesMut::new();
+            record.append_to(&mut bytes);
+            bytes.freeze()
+        };
+        of.into_iter().map(record).collect()
+    }
+
+    fn filter() -> Filter {
+        Filter::new(&KeyRange::from_bounds("m".."n").into()).unwrap()
+    }
+
+    /// What waits once these were passed: a share, a header alone, or a run.
+    fn waiting(of: impl IntoIterator<Item = (usize, &'static str)>) -> String {
+        let mut filter = filter();
+        filter.pass(records(of.into_iter().map(|(note, key)| (note, key, 1)))).unwrap();
+        let word = |passage: &Passage| match passage {
+            Passage::Share(share) if share.ops().is_empty() => 'h',
+            Passage::Share(_) => 'S',
+            Passage::Skipped(_) => 'r',
+        };
+        filter.waiting.iter().map(word).collect()
+    }
+
+    #[test]
+    fn so_many_headers_wait_and_more_become_a_run_that_makes_room_for_others() {
+        let quiet = |count: usize| std::iter::repeat_n((60, "a"), count);
+        assert_eq!(waiting(quiet(MAX_HEADERS)), "h".repeat(MAX_HEADERS));
+        assert_eq!(waiting(quiet(MAX_HEADERS + 1)), "r");
+        assert_eq!(waiting(quiet(MAX_HEADERS + 1).chain([(0, "m"), (60, "a"), (60, "a")])), "rShh");
+    }
+
+    #[test]
+    fn so_many_bytes_of_headers_wait_those_of_shares_among_them() {
+        assert_eq!(waiting([(4000, "a"), (4000, "a")]), "hh");
+        assert_eq!(waiting([(4000, "a"), (4000, "a"), (4000, "a")]), "r");
+        let shares = [(3500, "m"), (3500, "m")];
+        assert_eq!(waiting(shares.into_iter().chain([(500, "a")])), "SSh");
+        assert_eq!(waiting(shares.into_iter().chain([(500, "a"), (1200, "a")])), "SSr");
+        assert_eq!(waiting(shares.into_iter().chain([(500, "a"), (1200, "a"), (0, "m"), (1200, "a")])), "SSrSr");
+    }
+
+    #[test]
+    fn a_message_takes_no_more_once_it_is_long() {
+        let messages = |values: &[usize]| {
+            let mut filter = filter();
+            filter.pass(records(values.iter().map(|len| (0, "m", *len)))).unwrap();
+            let len = filter.waiting[0].byte_len();
+            (len, filter.take().iter().map(|message| message.passages.len()).collect::<Vec<_>>())
+        };
+        assert_eq!(messages(&[600 << 10, 600 << 10, 600 << 10, 600 << 10, 1]).1, [2, 2, 1]);
+        let beside = messages(&[LONG / 2]).0 - LONG / 2;
+        assert_eq!(messages(&[LONG - beside, 1, 1]), (LONG, vec![2, 1]));
+        assert_eq!(messages(&[LONG - beside + 1, 1, 1]), (LONG + 1, vec![1, 2]));
+    }
+
+    #[test]
+    fn what_a_slave_does_not_subscribe_to_is_no_part_of_what_it_is_told() {
+        let ranges = KeyRange::from_bounds("m".."n").into();
+        let large = |key: &str| LargePut::new(key.as_bytes(), vec![Bytes::from("value")]).unwrap().into();
+        let small = |batch: Batch| batch.into_parts().unwrap().0;
+        for key in ["m", "n"] {
+            let deleted = small(Batch::new().put("m1", "").delete(key));
+            for ops in [large(key), small(Batch::new().put(key, "value")), deleted] {
+                assert_eq!(check_within(&ranges, &ops).is_ok(), key == "m", "{ops:?}");
+            }
+        }
     }
 }
