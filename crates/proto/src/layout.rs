@@ -317,10 +317,12 @@ mod tests {
         for index in 1..300_000u64 {
             let checkpoint = Checkpoint::at(position(index * Checkpoint::EVERY));
             kept.insert(checkpoint.key());
-            checkpoint.expired_keys().for_each(|key| {
-                kept.remove(&key);
-            });
+            checkpoint.expired_keys().for_each(|key| assert!(kept.remove(&key), "what goes was there"));
         }
+        // Each level outlives the one below it 64 times.
+        let lasts = |index: &u64| 64u64.pow((index.trailing_zeros() / 6).min(4)) * Checkpoint::KEEP;
+        let expected = (1..300_000u64).filter(|index| 299_999 - index < lasts(index));
+        assert!(kept.iter().cloned().eq(expected.map(|index| Checkpoint::key_of(index * Checkpoint::EVERY))));
         assert!(kept.len() <= 4 * Checkpoint::KEEP as usize, "{} are kept", kept.len());
         assert!(kept.len() > Checkpoint::KEEP as usize);
     }
@@ -337,5 +339,12 @@ mod tests {
             checkpoint.keep_in(&mut listed);
         }
         assert!(listed.iter().map(Checkpoint::key).eq(stored));
+    }
+
+    #[test]
+    fn a_superseded_master_says_by_which_epoch_if_it_has_not_handed_over() {
+        let by = Superseded { by: Some(Epoch { number: 47, nonce: 2 }) };
+        assert!(by.words().contains("epoch 47"), "{}", by.words());
+        assert!(Superseded { by: None }.words().contains("handed over"));
     }
 }

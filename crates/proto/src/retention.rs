@@ -111,8 +111,24 @@ mod tests {
     #[test]
     fn a_session_holds_the_log_back_up_to_the_cap() {
         let small = Retention { max_bytes: 1_000, ..NONE };
-        assert!(trimmed_to(small, Some(5_000)).0 <= 5_000);
+        assert_eq!(trimmed_to(small, Some(5_000)).0, 4_864);
+        assert_eq!(trimmed_to(small, Some(5_120)).0, 5_120, "whoever stands at a checkpoint needs nothing before it");
         let capped = Retention { hold_back_bytes: 20_000, ..small };
         assert!(trimmed_to(capped, Some(5_000)).0 >= 7_900);
+    }
+
+    #[test]
+    fn what_is_just_allowed_stays_and_the_log_never_ends_where_it_begins() {
+        let (floor, head, checkpoints) = log(512);
+        let step = |retention: Retention, floor: &Floor| {
+            let trim = retention.step(floor, &head, &checkpoints, None).unwrap();
+            trim.map(|trim| trim.floor)
+        };
+        let moved = step(Retention { max_bytes: 5_119, ..NONE }, &floor).unwrap();
+        assert_eq!(moved, Floor { position: position(256), log_bytes: 2_560 });
+        assert_eq!(step(Retention { max_bytes: 5_120, ..NONE }, &floor), None);
+        assert!(step(Retention { max_age_ms: Some(255), ..NONE }, &floor).is_some());
+        assert_eq!(step(Retention { max_age_ms: Some(256), ..NONE }, &floor), None);
+        assert_eq!(step(Retention { max_bytes: 0, ..NONE }, &moved), None, "the last checkpoint is the head");
     }
 }
