@@ -425,4 +425,46 @@ mod tests {
             assert_eq!(SlotName::from_key(key), None);
         }
     }
+
+    #[test]
+    fn a_slave_is_connected_as_long_as_one_of_its_connections_is() {
+        let edge = SlotName::slave("edge");
+        let slot = Slot { position: position(4), seen_unix_ms: 0, seen_uptime_ms: 0 };
+        let mut slots = Slots::new(SlotLimits { max: 3, expire_after_ms: None }, [(edge.clone(), slot)]);
+        for expected in [true, true] {
+            slots.connected(&edge, at(7));
+            assert_eq!(slots.is_connected(&edge), expected);
+        }
+        assert_eq!(slots.get(&edge).map(|slot| slot.seen_uptime_ms), Some(7));
+        for expected in [true, false] {
+            slots.disconnected(&edge, at(8));
+            assert_eq!(slots.is_connected(&edge), expected);
+        }
+    }
+
+    #[test]
+    fn a_slot_that_comes_again_is_stored_and_others_that_were_dropped_go() -> Result<(), StoreError> {
+        let mut slots = slots();
+        let (one, two) = (SlotName::slave("one"), SlotName::slave("two"));
+        for name in [&one, &two] {
+            slots.acked(name, position(1), true, at(0));
+        }
+        let first = slots.take_changes()?.unwrap();
+        assert!(slots.forget(&one) && slots.forget(&two));
+        slots.acked(&one, position(2), true, at(0));
+        let second = slots.take_changes()?.unwrap();
+        assert_eq!(second.ops().count(), 2);
+        assert_eq!(stored([first, second]).into_keys().collect::<Vec<_>>(), [one]);
+        Ok(())
+    }
+
+    #[test]
+    fn a_slot_vouches_for_its_very_position_and_reaches_the_log_that_begins_there() {
+        let mut slots = slots();
+        assert!(!slots.knows(&position(4)));
+        slots.acked(&SlotName::slave("edge"), position(4), false, at(0));
+        assert!(slots.knows(&position(4)) && !slots.knows(&position(5)));
+        assert!(!slots.knows(&Position { digest: Digest::from_bytes([4; 16]), ..position(4) }));
+        assert_eq!(slots.all(Seq::new(4))[0].state, SlotState::Lagging);
+    }
 }
