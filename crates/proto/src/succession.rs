@@ -284,4 +284,49 @@ mod tests {
             assert_eq!(begun.first.epoch, Epoch { number: 6, nonce: 99 });
         }
     }
+
+    #[test]
+    fn of_the_epochs_that_were_told_those_are_known_that_the_slave_has_come_to() {
+        let begins = |number, first| EpochStart { epoch: Epoch { number, nonce: 0 }, first: Seq::new(first) };
+        let stands = |number, seq| {
+            let (_, cursor) = standing_at(seq);
+            Position { epoch: Epoch { number, nonce: 0 }, ..cursor.position }
+        };
+        let told = Epochs(vec![begins(1, 1), begins(2, 5), begins(3, 8)]);
+        for (number, seq, known) in [
+            (2, 8, vec![begins(1, 1), begins(2, 5)]),
+            (2, 7, vec![begins(1, 1), begins(2, 5)]),
+            (3, 8, told.0.clone()),
+            (3, 7, vec![begins(3, 1)]),
+            (4, 9, vec![begins(4, 1)]),
+        ] {
+            assert_eq!(known_epochs(Some(told.clone()), &stands(number, seq)).0, known, "epoch {number}, record {seq}");
+        }
+        assert_eq!(known_epochs(None, &stands(2, 8)).0, [begins(2, 1)]);
+    }
+
+    #[test]
+    fn a_master_that_steps_down_is_a_slave_where_it_stood_and_keeps_its_epochs_alone() {
+        let (_, cursor) = standing_at(9);
+        let head = Head { position: cursor.position, log_bytes: 5, uptime_ms: 6 };
+        let writes = step_down(&head, &LinkId::default()).unwrap();
+        let [required] = writes.preconditions() else { panic!("one precondition") };
+        assert_eq!((&required.key[..], &required.value), (Head::KEY, &Some(head.to_bytes())));
+        let mut puts = Vec::new();
+        for (keyspace, op) in writes.ops() {
+            assert_eq!(keyspace, Keyspace::Meta);
+            match op {
+                Op::Put { key, value } => puts.push((key.to_vec(), value.to_vec())),
+                Op::Delete { key } => assert_ne!(key, Epochs::KEY),
+                Op::DeleteRange { start, .. } => assert_eq!(start, SlotName::PREFIX),
+            }
+        }
+        let cursor_key = meta::cursor_key(&LinkId::default());
+        let expected =
+            [(Identity::KEY, Identity::slave().to_bytes()), (&cursor_key, Cursor::at(head.position).to_bytes())];
+        assert_eq!(puts, expected.map(|(key, value)| (key.to_vec(), value.to_vec())));
+        for gone in [Head::KEY, Floor::KEY, Backup::KEY, Superseded::KEY, Compacted::KEY, TombstoneFloor::KEY] {
+            assert!(writes.ops().any(|(_, op)| op == Op::Delete { key: gone }), "{}", gone.escape_ascii());
+        }
+    }
 }
