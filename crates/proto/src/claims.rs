@@ -172,4 +172,17 @@ mod tests {
             assert!(matches!(found(damaged), StoreError::Corrupt { .. }), "{damaged:?}");
         }
     }
+
+    #[test]
+    fn a_claim_meets_the_ranges_that_hold_one_of_its_keys() {
+        let claim = Claim::new(&Subspace::raw("b/"));
+        for (range, meets) in [
+            (KeyRange::all(), true),
+            (KeyRange::only("b/key"), true),
+            (KeyRange::from_bounds("a".."b/"), false),
+            (KeyRange::from_bounds("b0"..), false),
+        ] {
+            assert_eq!(claim.meets(&range), meets, "{range:?}");
+        }
+    }
 }

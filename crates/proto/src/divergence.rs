@@ -116,10 +116,18 @@ mod tests {
         let content = Content {
             range: KeyRange::from_bounds("b".."y"),
             read_at,
-            entries: entries(&[("b", "1"), ("c", "2"), ("e", "3"), ("x", "")]),
+            entries: entries(&[("b", "1"), ("c", "2"), ("e", "3"), ("m", "4"), ("x", "")]),
         };
-        let page =
-            entries(&[("a", "0"), ("b", "1"), ("c", "other"), ("d", "gone"), ("f", "gone"), ("x", "1"), ("y", "0")]);
+        let page = entries(&[
+            ("a", "0"),
+            ("b", "1"),
+            ("c", "other"),
+            ("d", "gone"),
+            ("f", "gone"),
+            ("m", "4"),
+            ("x", "1"),
+            ("y", "0"),
+        ]);
         let displaced = Displacing::displaced(&content, &page);
         let keys: Vec<_> = displaced.iter().map(|entry| (&entry.key[..], &entry.value[..])).collect();
         let expected: [(&[u8], &[u8]); 4] = [(b"c", b"other"), (b"d", b"gone"), (b"f", b"gone"), (b"x", b"1")];

@@ -497,4 +497,14 @@ mod tests {
         let slave = Pledger { cursor: Some(&cursor), filtered: false, resyncs: false, held: None };
         assert_eq!(slave.promise(&long, 5).unwrap().unwrap().by, "ü".repeat(128));
     }
+
+    #[test]
+    fn whoever_is_refused_is_told_the_epoch_and_who_begins_it() {
+        let fence = promise(&Cursor::at(at(E1, 5)), None, A).unwrap().unwrap();
+        let refusal = fence.refusal();
+        assert!(refusal.retry && refusal.code == RejectCode::Fenced);
+        for word in [A.to_string(), fence.by] {
+            assert!(refusal.words.contains(&word), "{}", refusal.words);
+        }
+    }
 }
