@@ -99,9 +99,14 @@ aggregates OPERATIONS="1000000":
 compaction OVERWRITES="10000000" KEYS="100000" STORE="lmdb":
     cargo run --release --all-features --example compaction_cost -- {{OVERWRITES}} {{KEYS}} {{STORE}}
 
-# Mutants of what decides and of the contract: which of them no test of their own crate notices. Shard 3/40 is every fortieth,
-# from the fourth on, in the order of the files; what comes of it is in target/mutants/3-40. The rest is in
-# .cargo/mutants.toml.
-mutants SHARD="0/40":
-    mkdir -p target/mutants/$(echo {{SHARD}} | tr / -)
-    cargo mutants -p replikv-proto -p replikv-core --shard {{SHARD}} --sharding round-robin -o target/mutants/$(echo {{SHARD}} | tr / -)
+# Every mutant of what decides and of the contract, built all at once: which of them no test of replikv-core and replikv-proto
+# notices, but for those of mutants/missed.tsv. Some minutes, or seconds after the first time; `just mutants --only session` for
+# those of a part, `just mutants --also replikv-node` for what the tests of another crate notice of the rest.
+mutants *ARGS:
+    cargo mutants --version || cargo install --locked cargo-mutants
+    cargo run --quiet --locked --manifest-path mutants/Cargo.toml -- {{ARGS}}
+
+# Those whose name matches, built one by one: for mutants that do not compile as branches (target/mutants/refused). Slow.
+mutants-alone REGEX:
+    mkdir -p target/mutants/alone
+    cargo mutants -p replikv-proto -p replikv-core --re {{quote(REGEX)}} -o target/mutants/alone
