@@ -47,7 +47,12 @@ struct Location {
 }
 
 /// The tests of `packages` with all mutants that compile. `refused` is where to begin.
-pub(crate) fn build(tree: &mut Tree, mutants: &[Mutant], packages: &[&str], mut refused: BTreeSet<usize>) -> Result<Built> {
+pub(crate) fn build(
+    tree: &mut Tree,
+    mutants: &[Mutant],
+    packages: &[&str],
+    mut refused: BTreeSet<usize>,
+) -> Result<Built> {
     loop {
         refused.extend(tree.weave(mutants, &refused)?);
         let lines = cargo(tree.root(), packages)?;
@@ -58,7 +63,10 @@ pub(crate) fn build(tree: &mut Tree, mutants: &[Mutant], packages: &[&str], mut 
             if let (Some(path), Some(manifest)) = (line.executable, line.manifest_path) {
                 programs.push(Program { path, folder: manifest.parent().context("a folder")?.to_owned() });
             }
-            let Some(error) = line.message.filter(|message| message.level == "error" && !message.spans.is_empty()) else { continue };
+            let Some(error) = line.message.filter(|message| message.level == "error" && !message.spans.is_empty())
+            else {
+                continue;
+            };
             let blamed = blamed(tree, &error);
             if blamed.is_empty() {
                 unexplained.get_or_insert(error.rendered.unwrap_or_default());
@@ -94,7 +102,9 @@ fn blamed(tree: &Tree, error: &Diagnostic) -> Vec<usize> {
 fn cargo(root: &Path, packages: &[&str]) -> Result<Vec<Line>> {
     let mut command = Command::new("cargo");
     command.current_dir(root).args(["build", "--lib", "--tests", "--all-features", "--locked", "--keep-going"]);
-    command.args(["--profile", "mutants", "--message-format", "json", "--target-dir"]).arg(root.with_file_name("built"));
+    command
+        .args(["--profile", "mutants", "--message-format", "json", "--target-dir"])
+        .arg(root.with_file_name("built"));
     for package in packages {
         command.args(["-p", package]);
     }

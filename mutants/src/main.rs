@@ -98,8 +98,10 @@ fn act() -> Result<bool> {
 
     let fingerprints = fingerprints(workspace, &mutants, &PACKAGES)?;
     let excused = Excused::read(&here.join("missed.tsv"))?;
-    let compiled: Vec<(usize, &Mutant)> = mutants.iter().enumerate().filter(|(number, _)| !built.refused.contains(number)).collect();
-    let wanted: Vec<(usize, &Mutant)> = compiled.iter().copied().filter(|(_, mutant)| mutant.name.contains(&wishes.only)).collect();
+    let compiled: Vec<(usize, &Mutant)> =
+        mutants.iter().enumerate().filter(|(number, _)| !built.refused.contains(number)).collect();
+    let wanted: Vec<(usize, &Mutant)> =
+        compiled.iter().copied().filter(|(_, mutant)| mutant.name.contains(&wishes.only)).collect();
 
     let path = scratch.join("results");
     try_all(&built.programs, &tests, &wanted, &path, &fingerprints, &wishes)?;
@@ -117,7 +119,10 @@ fn act() -> Result<bool> {
     }
 
     let refused: Vec<&Mutant> = built.refused.iter().map(|number| &mutants[*number]).collect();
-    std::fs::write(scratch.join("refused"), refused.iter().map(|mutant| mutant.name.clone() + "\n").collect::<String>())?;
+    std::fs::write(
+        scratch.join("refused"),
+        refused.iter().map(|mutant| mutant.name.clone() + "\n").collect::<String>(),
+    )?;
     let missed: Vec<&Mutant> = missed.into_iter().map(|(_, mutant)| mutant).collect();
     let unknown: Vec<&&Mutant> = missed.iter().filter(|mutant| !excused.has(mutant)).collect();
     for mutant in &unknown {
@@ -150,7 +155,8 @@ fn try_all(
     wishes: &Wishes,
 ) -> Result<()> {
     let results = Results::open(path, fingerprints)?;
-    let left: Vec<(usize, &Mutant)> = mutants.iter().copied().filter(|(_, mutant)| results.of(mutant).is_none()).collect();
+    let left: Vec<(usize, &Mutant)> =
+        mutants.iter().copied().filter(|(_, mutant)| results.of(mutant).is_none()).collect();
     let results = Mutex::new((results, 0, Instant::now()));
     run::each(wishes.jobs, &left, |_, (number, mutant)| {
         let outcome = run::attempt(programs, tests, *number, wishes.patience)?;
@@ -168,7 +174,11 @@ fn try_all(
     })
 }
 
-fn missed<'a>(mutants: &[(usize, &'a Mutant)], path: &Path, fingerprints: &Fingerprints) -> Result<Vec<(usize, &'a Mutant)>> {
+fn missed<'a>(
+    mutants: &[(usize, &'a Mutant)],
+    path: &Path,
+    fingerprints: &Fingerprints,
+) -> Result<Vec<(usize, &'a Mutant)>> {
     let results = Results::open(path, fingerprints)?;
     Ok(mutants.iter().copied().filter(|(_, mutant)| matches!(results.of(mutant), Some(Outcome::Missed))).collect())
 }

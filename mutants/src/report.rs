@@ -111,7 +111,14 @@ mod tests {
     fn mutant(name: &str) -> Mutant {
         let place = Place { line: 1, column: 1 };
         let span = Span { start: place, end: place };
-        Mutant { name: name.to_owned(), file: "a.rs".to_owned(), genre: Genre::FnValue, replacement: String::new(), span, function: None }
+        Mutant {
+            name: name.to_owned(),
+            file: "a.rs".to_owned(),
+            genre: Genre::FnValue,
+            replacement: String::new(),
+            span,
+            function: None,
+        }
     }
 
     #[test]

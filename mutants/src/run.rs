@@ -39,7 +39,8 @@ pub(crate) fn survey(programs: &[Program], jobs: usize, scratch: &Path) -> Resul
     let mut names = Vec::new();
     for (program, built) in programs.iter().enumerate() {
         let ignored = listed(built, &["--ignored"])?;
-        names.extend(listed(built, &[])?.into_iter().filter(|name| !ignored.contains(name)).map(|name| (program, name)));
+        names
+            .extend(listed(built, &[])?.into_iter().filter(|name| !ignored.contains(name)).map(|name| (program, name)));
     }
     ensure!(!names.is_empty(), "there are no tests");
     let tests = Mutex::new(Vec::new());
@@ -98,7 +99,9 @@ pub(crate) fn each<T: Sync>(jobs: usize, items: &[T], act: impl Fn(usize, &T) ->
             }
         };
         let threads: Vec<_> = (0..jobs).map(|_| scope.spawn(work)).collect();
-        threads.into_iter().try_for_each(|thread| thread.join().map_err(|_| anyhow::anyhow!("a thread has panicked"))?)
+        threads
+            .into_iter()
+            .try_for_each(|thread| thread.join().map_err(|_| anyhow::anyhow!("a thread has panicked"))?)
     })
 }
 

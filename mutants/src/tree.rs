@@ -2,14 +2,13 @@
 
 use std::collections::{BTreeSet, HashMap};
 use std::fs;
-use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use anyhow::{Context, Result, ensure};
 
 use crate::list::Mutant;
-use crate::weave::weave;
+use crate::weave::{Region, weave};
 
 /// Where [`ACTIVE`] is added: what every other crate depends on.
 const LIB: &str = "crates/core/src/lib.rs";
@@ -45,7 +44,7 @@ pub mod mutant {
 pub(crate) struct Tree {
     workspace: PathBuf,
     root: PathBuf,
-    regions: HashMap<String, Vec<(Vec<usize>, Range<usize>)>>,
+    regions: HashMap<String, Vec<Region>>,
 }
 
 impl Tree {
@@ -82,7 +81,8 @@ impl Tree {
         let mut apart = Vec::new();
         for (name, mutants) in files {
             let source = fs::read_to_string(self.workspace.join(name)).with_context(|| name.to_owned())?;
-            let active = if name.starts_with("crates/core/") { "crate::mutant::active" } else { "replikv_core::mutant::active" };
+            let active =
+                if name.starts_with("crates/core/") { "crate::mutant::active" } else { "replikv_core::mutant::active" };
             let mut woven = weave(&source, &mutants, active).with_context(|| name.to_owned())?;
             if name == LIB {
                 woven.text.push_str(ACTIVE);
@@ -96,22 +96,27 @@ impl Tree {
 
     /// The mutants that brought what is at `at` in the file of that name.
     pub(crate) fn brought(&self, file: &str, at: usize) -> &[usize] {
-        let regions = self.regions.get(file).map_or(&[][..], Vec::as_slice);
-        regions.iter().find(|(_, region)| region.contains(&at)).map_or(&[], |(numbers, _)| numbers)
+        self.regions(file).iter().find(|region| region.at.contains(&at)).map_or(&[], |region| &region.numbers)
     }
 
     /// The mutants of the narrowest branch around `at`.
     pub(crate) fn around(&self, file: &str, at: usize) -> &[usize] {
-        let regions = self.regions.get(file).map_or(&[][..], Vec::as_slice);
+        let regions = self.regions(file);
         let mut narrowest: Option<(usize, &[usize])> = None;
-        for (which, (numbers, begins)) in regions.iter().enumerate() {
-            let Some((_, ends)) = regions[which + 1..].iter().find(|(others, _)| others == numbers) else { continue };
-            let len = ends.end - begins.start;
-            if (begins.start..ends.end).contains(&at) && narrowest.is_none_or(|(before, _)| len < before) {
-                narrowest = Some((len, numbers));
+        for (which, begins) in regions.iter().enumerate() {
+            let Some(ends) = regions[which + 1..].iter().find(|other| other.numbers == begins.numbers) else {
+                continue;
+            };
+            let len = ends.at.end - begins.at.start;
+            if (begins.at.start..ends.at.end).contains(&at) && narrowest.is_none_or(|(before, _)| len < before) {
+                narrowest = Some((len, &begins.numbers));
             }
         }
         narrowest.map_or(&[], |(_, numbers)| numbers)
+    }
+
+    fn regions(&self, file: &str) -> &[Region] {
+        self.regions.get(file).map_or(&[], Vec::as_slice)
     }
 }
 

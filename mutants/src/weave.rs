@@ -18,10 +18,18 @@ use crate::list::{Genre, Mutant, Place};
 pub(crate) struct Woven {
     /// What is compiled.
     pub(crate) text: String,
-    /// Where in `text` what each mutant brought is: the numbers of all that share it.
-    pub(crate) regions: Vec<(Vec<usize>, Range<usize>)>,
+    /// Where in `text` what mutants brought is.
+    pub(crate) regions: Vec<Region>,
     /// Those that cannot be a branch.
     pub(crate) apart: Vec<usize>,
+}
+
+/// What some mutants brought.
+pub(crate) struct Region {
+    /// All that share it.
+    pub(crate) numbers: Vec<usize>,
+    /// Where it is.
+    pub(crate) at: Range<usize>,
 }
 
 /// Adds `mutants`, by their numbers, to `source`. `active` is the path of the function that says which of them is tried.
@@ -38,7 +46,8 @@ pub(crate) fn weave(source: &str, mutants: &[(usize, &Mutant)], active: &str) ->
     for (number, mutant) in mutants {
         let at = offset(mutant.span.start)?..offset(mutant.span.end)?;
         // `impl Iterator` is one type, and a branch would be another one.
-        if mutant.genre == Genre::FnValue && mutant.function.as_ref().is_some_and(|of| of.return_type.contains("impl ")) {
+        if mutant.genre == Genre::FnValue && mutant.function.as_ref().is_some_and(|of| of.return_type.contains("impl "))
+        {
             continue;
         }
         if mutant.genre == Genre::FnValue {
@@ -59,7 +68,7 @@ pub(crate) fn weave(source: &str, mutants: &[(usize, &Mutant)], active: &str) ->
         from = edit.at;
         let start = text.len();
         text.push_str(&edit.text);
-        regions.push((edit.numbers, start..text.len()));
+        regions.push(Region { numbers: edit.numbers, at: start..text.len() });
     }
     text.push_str(&source[from..]);
     let apart = mutants.iter().map(|(number, _)| *number).filter(|number| !woven.contains(number)).collect();
@@ -122,7 +131,8 @@ impl<'ast> Visit<'ast> for Loom<'_> {
         // `a && let Some(b) = c` is a condition and no value.
         if !holds_let(&expr.left) && !holds_let(&expr.right) {
             let (left, right) = (self.text(&expr.left), self.text(&expr.right));
-            let branch = |(number, mutant): (usize, &Mutant)| (number, format!("({left}) {} ({right})", mutant.replacement));
+            let branch =
+                |(number, mutant): (usize, &Mutant)| (number, format!("({left}) {} ({right})", mutant.replacement));
             let branches = found.into_iter().map(branch).collect();
             self.branch(expr.span().byte_range(), branches);
         }
@@ -139,7 +149,8 @@ impl<'ast> Visit<'ast> for Loom<'_> {
 
     fn visit_expr_match(&mut self, expr: &'ast syn::ExprMatch) {
         // Arms that are missing are missing from what is matched: that is what the compiler points at.
-        let arms = expr.arms.iter().filter_map(|arm| self.wanted.get(&(Genre::MatchArm, arm.span().byte_range().start)));
+        let arms =
+            expr.arms.iter().filter_map(|arm| self.wanted.get(&(Genre::MatchArm, arm.span().byte_range().start)));
         let numbers: Vec<usize> = arms.flatten().map(|(number, _)| *number).collect();
         if !numbers.is_empty() {
             let at = expr.expr.span().byte_range();
@@ -220,7 +231,14 @@ mod tests {
             Place { line, column: before.rsplit('\n').next().unwrap().chars().count() + 1 }
         };
         let span = Span { start: place(at), end: place(at + what.len()) };
-        Mutant { name: String::new(), file: String::new(), genre, replacement: replacement.to_owned(), span, function: None }
+        Mutant {
+            name: String::new(),
+            file: String::new(),
+            genre,
+            replacement: replacement.to_owned(),
+            span,
+            function: None,
+        }
     }
 
     fn woven(source: &str, mutants: &[Mutant]) -> Woven {
@@ -274,7 +292,8 @@ mod tests {
     #[test]
     fn a_condition_with_let_is_left_alone() {
         let source = "fn f(a: Option<u8>) -> bool {\n if true && let Some(b) = a && b > 2 { true } else { false }\n}\n";
-        let both = [mutant(Genre::BinaryOperator, source, "&&", "||"), mutant(Genre::BinaryOperator, source, "> 2", "<")];
+        let both =
+            [mutant(Genre::BinaryOperator, source, "&&", "||"), mutant(Genre::BinaryOperator, source, "> 2", "<")];
         let woven = woven(source, &both);
         assert_eq!(woven.apart, [0]);
         assert!(woven.text.contains("(if active(1) { (b) < (2) } else { b > 2 })"));
