@@ -456,8 +456,8 @@ fn long_bounds_are_waited_for_and_forgotten_once_they_are_answered() {
             comparison.replaced(&half).unwrap();
         },
     ];
-    // Two of the first length fit, and one of the second does not.
-    for (len, fits) in [(MAX_BOUND_BYTES * 2 / 5, true), (MAX_BOUND_BYTES * 3 / 5, false)] {
+    // Two bounds of the first length leave room for more, and of the second they do not.
+    for (len, fits) in [(MAX_BOUND_BYTES / 2 - 1, true), (MAX_BOUND_BYTES / 2, false)] {
         for answer in answers {
             let [first, second, third] = holes(len);
             let mut comparison = Comparison::new(holes(len));
@@ -512,8 +512,21 @@ fn what_is_to_be_split_waits_until_there_is_room_for_its_pieces() {
 }
 
 #[test]
+fn so_many_ranges_or_entries_are_asked_about_while_an_answer_is_on_its_way() {
+    let (ranges, entries) = (u32::try_from(GATHER_RANGES).unwrap(), u32::try_from(GATHER_ENTRIES).unwrap());
+    for (holes, own, asks) in [(ranges - 1, 0, false), (ranges, 0, true), (1, entries - 1, false), (1, entries, true)] {
+        let mut comparison = Comparison::new((0..=holes).map(|n| between(n << 14, (n << 14) + (1 << 13))));
+        read(&mut comparison, &Map::new()).unwrap();
+        assert_eq!(asked(&mut comparison).len(), 1);
+        let map = small(1 << 14..(1 << 14) + own);
+        while read(&mut comparison, &map).is_some() {}
+        assert_eq!(comparison.next_question().is_some(), asks, "{holes} ranges, {own} entries");
+    }
+}
+
+#[test]
 fn half_of_what_may_be_open_is_begun_and_little_of_a_coverage_in_very_many_pieces() {
-    for (holes, begun) in [(MAX_PIECES - 1, MAX_PIECES / 2), (MAX_PIECES + 900, MAX_PIECES / 16)] {
+    for (holes, begun) in [(MAX_PIECES - 1, MAX_PIECES / 2), (MAX_PIECES + MAX_PIECES / 16, MAX_PIECES / 16)] {
         let hole = |n: usize| KeyRange::from_bounds((2 * n).to_be_bytes()..(2 * n + 1).to_be_bytes());
         let mut comparison = Comparison::new((0..holes).map(hole));
         let reads = std::iter::from_fn(|| read(&mut comparison, &Map::new())).count();
@@ -530,7 +543,8 @@ fn holds(own: &Map, range: KeyRange) -> Asked {
     Asked { summary: RangeSummary { range, count, fingerprint: fingerprint.finish() }, begun: false }
 }
 
-/// What a master says that reads pages of about so many bytes, whatever it is told to: verdicts, and the ends of content.
+/// What a master says that reads pages of so many bytes, whatever it is told to; how many ranges that answers, and how much
+/// was read for it.
 fn says(master: &Map, asked: Vec<Asked>, target: usize, chunk: usize) -> (Vec<String>, usize, usize) {
     let mut examination = Examination::new(asked, target);
     while let Some((range, _)) = examination.next_read() {
@@ -570,10 +584,7 @@ fn an_answer_goes_on_to_the_next_range_until_enough_was_read() {
     let split = || vec![holds(&little, between(0, 90)), holds(&little, between(95, 98))];
     for (target, said) in [(100_000, &["Split(1)", "3 entries"][..]), (2000, &["Split(1)"])] {
         let (found, answered, bytes) = says(&master, split(), target, 2000);
-        assert_eq!(
-            (&found[..], answered),
-            (&said.iter().map(|said| said.to_string()).collect::<Vec<_>>()[..], said.len())
-        );
+        assert_eq!((found, answered), (said.iter().copied().map(str::to_owned).collect(), said.len()));
         assert!(bytes < 3000, "the rest of it does not matter: {bytes}");
     }
 }

@@ -199,12 +199,17 @@ fn a_whole_slave_below_the_log_compares_if_its_position_is_known() {
 
 /// What is decided about a slave at 9 whose position is too old to tell, by where its checkpoints lie.
 fn by_checkpoints(epochs: Vec<EpochStart>, checkpoints: &[Located]) -> Result<Mode, RejectCode> {
+    at_by_checkpoints(9, epochs, checkpoints)
+}
+
+fn at_by_checkpoints(at_seq: u64, epochs: Vec<EpochStart>, checkpoints: &[Located]) -> Result<Mode, RejectCode> {
     let history = History::of(20).trimmed(10);
     let mut master = MasterSession::new(master_config(), history.view(), epochs, at(0));
     let named = vec![history.position(5); checkpoints.len()];
-    let cursor = Some(Cursor::at(history.position(9)));
+    let position = Position { seq: seq(at_seq), ..history.position(9) };
+    let cursor = Some(Cursor::at(position));
     master.handle_message(at(0), Message::Hello(Hello { checkpoints: named.clone(), ..hello(cursor) })).unwrap();
-    assert!(matches!(master.poll_action(), Some(MasterAction::Locate(asked)) if asked == [history.position(9)]));
+    assert!(matches!(master.poll_action(), Some(MasterAction::Locate(asked)) if asked == [position]));
     master.handle_located(&[Located::Below]);
     assert!(matches!(master.poll_action(), Some(MasterAction::Locate(asked)) if asked == named));
     assert!(master.poll_action().is_none(), "nothing is decided before that is known");
@@ -235,6 +240,9 @@ fn a_slave_too_old_to_tell_compares_if_a_checkpoint_is_shared_and_none_parted() 
 fn a_slave_shortly_after_the_beginning_of_an_epoch_needs_no_checkpoint() {
     let start = |epoch, first| vec![EpochStart { epoch, first: seq(first) }];
     assert!(by_checkpoints(start(EPOCH, 1), &[]).is_ok());
+    let every = crate::layout::Checkpoint::EVERY;
+    assert!(at_by_checkpoints(every, start(EPOCH, 1), &[]).is_ok());
+    assert_eq!(at_by_checkpoints(every + 1, start(EPOCH, 1), &[]), Err(RejectCode::NeedsCompare));
     let other = Epoch { nonce: EPOCH.nonce + 1, ..EPOCH };
     assert_eq!(by_checkpoints(start(other, 1), &[]), Err(RejectCode::NeedsCompare));
 }

@@ -159,7 +159,9 @@ fn a_page_of_large_values_keeps_to_its_range_too() {
     {
         let large = vec![7; 2 << 20];
         let whole = puts(keys.map(|key| (key.as_bytes(), &large[..]))).as_bytes().clone();
-        let entries = EncodedOps::from_segments(vec![whole.slice(..100), whole.slice(100..)]).unwrap();
+        let (from, to) = (100, whole.len() - 100);
+        let segments = vec![whole.slice(..from), whole.slice(from..to), whole.slice(to..)];
+        let entries = EncodedOps::from_segments(segments).unwrap();
         let mut slave = following(&history, Some(cursor.clone()), Mode::Resume);
         let page = Content { range: KeyRange::from_bounds("m".."p"), read_at: head, entries };
         let result = slave.handle_message(at(1), Message::Ranges(page));
