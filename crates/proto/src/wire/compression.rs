@@ -250,7 +250,7 @@ impl Inflater {
     }
 }
 
-#[cfg(test)]
+#[cfg(all(test, any(feature = "lz4", feature = "zstd")))]
 mod tests {
     use super::*;
 
