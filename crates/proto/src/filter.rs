@@ -268,7 +268,7 @@ mod tests {
     use replikv_core::{Batch, Digest, Epoch, LargePut, SourceId};
 
     use super::*;
-    use crate::{PreparedRecord, RecordDraft, RecordKind};
+    use crate::{PreparedRecord, RecordDraft, RecordKind, origin};
 
     fn at(source: u8, number: u64, nonce: u64, seq: u64) -> Position {
         Position {
@@ -367,5 +367,31 @@ mod tests {
                 assert_eq!(check_within(&ranges, &ops).is_ok(), key == "m", "{ops:?}");
             }
         }
+    }
+
+    // Headers of 64 records fit by their number, and of these not by their bytes.
+    #[test]
+    fn headers_that_have_become_a_run_take_no_room_from_those_that_come_after_it() {
+        let mut filter = Filter::new(&KeyRange::prefix("mine").into()).unwrap();
+        let mut before = origin(SourceId::from_bytes([1; 16]), Epoch { number: 1, nonce: 2 });
+        let mut pass = |key: &'static str, count: usize| {
+            for _ in 0..count {
+                let body = Batch::new().put(key, "1").into_parts().unwrap().0;
+                let (epoch, kind, note) = (before.epoch, RecordKind::Batch, &[7; MAX_HEADER_BYTES / 50]);
+                let draft = RecordDraft { epoch, kind, time: 7, note, body: body.as_bytes() };
+                let record = PreparedRecord::after(&before, &draft).unwrap();
+                before = record.position();
+                let mut bytes = BytesMut::new();
+                record.append_to(&mut bytes);
+                filter.pass(vec![bytes.freeze()]).unwrap();
+            }
+        };
+        pass("other", 60);
+        pass("mine", 1);
+        pass("other", 20);
+        let passages: Vec<_> = filter.take().into_iter().flat_map(|filtered| filtered.passages).collect();
+        let [Passage::Skipped(run), shares @ ..] = &passages[..] else { panic!("{passages:?}") };
+        assert_eq!((run.through.seq, shares.len()), (Seq::new(60), 21));
+        assert!(shares.iter().all(|passage| matches!(passage, Passage::Share(_))));
     }
 }

@@ -4,10 +4,11 @@ use crate::support::{CRITICAL, MORE, decode_all, encode, feed, greeted, message,
 use bytes::{Bytes, BytesMut};
 use proptest::collection::vec;
 use proptest::prelude::*;
-use replikv_core::{Batch, Coverage, Cursor, Epoch, KeyRange, Seq, SourceId, StoreLimits};
+use replikv_core::{Batch, Coverage, Cursor, Epoch, Fingerprint, KeyRange, Position, Seq, SourceId, StoreLimits};
 use replikv_proto::{
-    Ack, Content, DecodeError, Decoder, DecoderLimits, Event, FRAME_HEADER_LEN, Hello, MAX_FRAME_LEN, Message,
-    OnDivergence, PREAMBLE_LEN, Preamble, Records, origin,
+    Ack, Answered, AnsweredBody, Compare, Content, DecodeError, Decoder, DecoderLimits, Encoder, Event,
+    FRAME_HEADER_LEN, Goodbye, GoodbyeReason, Held, Hello, MAX_FRAME_LEN, Message, Mode, OnDivergence, PREAMBLE_LEN,
+    PathNode, Preamble, Probed, RangeSummary, ReadAt, Records, Summary, WaitFor, Welcome, origin,
 };
 
 fn stream(messages: &[Message]) -> Vec<u8> {
@@ -109,6 +110,14 @@ fn large_messages_travel_in_fragments() {
     let bytes = encode(&message);
     let lengths = [MAX_FRAME_LEN, MAX_FRAME_LEN, 5];
     assert_eq!(bytes.len(), lengths.iter().map(|len| len + FRAME_HEADER_LEN).sum::<usize>());
+    let mut outgoing = Encoder::new().begin(&message).unwrap();
+    for (index, len) in lengths.into_iter().enumerate() {
+        let last = index + 1 == lengths.len();
+        assert_eq!(outgoing.is_short(), last, "{index}");
+        let fragment = outgoing.next_fragment().unwrap();
+        assert_eq!((fragment.byte_len(), fragment.is_last()), (len, last), "{index}");
+    }
+    assert!(outgoing.is_short() && outgoing.next_fragment().is_none());
     assert_eq!(decode_all(&bytes), (vec![message], None));
 }
 
@@ -121,7 +130,7 @@ fn a_message_of_hundreds_of_mib_is_never_in_one_buffer() {
     let read_at = origin(SourceId::from_bytes([1; 16]), epoch);
     let content = Content { range: KeyRange::all(), read_at, entries };
     let mut decoder = Decoder::new(DecoderLimits { data: 80 << 20, control: 1 << 20 });
-    let encoder = replikv_proto::Encoder::new();
+    let encoder = Encoder::new();
     let mut outgoing = encoder.begin(&Message::Ranges(content.clone())).unwrap();
     let mut input = BytesMut::from(&preamble()[..]);
     let mut most = 0;
@@ -161,6 +170,127 @@ fn what_this_version_never_wrote_is_damage() {
     };
     assert!(malformed(&payload), "left over");
     assert!(malformed(&[]) && malformed(&[0, 1, 1, 1]) && malformed(&ack_payload()[..2]));
+}
+
+fn head() -> Position {
+    origin(SourceId::from_bytes([1; 16]), Epoch { number: 1, nonce: 2 })
+}
+
+/// A payload of the kind that is changed on its way: how it decodes.
+fn changed(message: &Message, change: impl FnOnce(&mut Vec<u8>)) -> Result<Vec<Message>, DecodeError> {
+    let frame = encode(message);
+    let mut payload = frame[FRAME_HEADER_LEN..].to_vec();
+    change(&mut payload);
+    let (messages, error) = decode_all(&seal(frame[4], CRITICAL, 0, 0, &payload));
+    error.map_or(Ok(messages), Err)
+}
+
+#[test]
+fn what_a_version_of_a_hello_or_of_a_welcome_does_not_say_is_damage_and_what_a_newer_one_says_is_skipped() {
+    let hello = |on_divergence| {
+        let limits = StoreLimits { max_key: 9, max_value: 9, max_batch: 9 };
+        let (ranges, path, checkpoints) = (Vec::new(), Vec::new(), Vec::new());
+        let (slave, nonce, cursor, holds_data, temporary) = ("edge".into(), 1, None, false, false);
+        let hello =
+            Hello { slave, nonce, cursor, holds_data, checkpoints, limits, ranges, path, temporary, on_divergence };
+        Message::Hello(hello)
+    };
+    let welcome = |verifies, path| {
+        let limits = StoreLimits { max_key: 9, max_value: 9, max_batch: 9 };
+        let welcome = Welcome {
+            source: head().source,
+            epochs: Vec::new(),
+            head: head(),
+            floor: head(),
+            limits,
+            mode: Mode::Resume,
+            heartbeat_ms: 5,
+            log_bytes: 0,
+            behind_bytes: 0,
+            verifies,
+            path,
+            checkpoints: Vec::new(),
+        };
+        Message::Welcome(welcome)
+    };
+    let path = vec![PathNode { name: "relay".into(), nonce: 3 }];
+    let newest = [hello(OnDivergence::Resync), welcome(true, path)];
+    for message in newest.iter().chain(&[hello(OnDivergence::Refuse), welcome(false, Vec::new())]) {
+        assert!(changed(message, |payload| payload.push(0)).is_err(), "{message:?}");
+    }
+    assert!(changed(&welcome(true, Vec::new()), |payload| payload.push(0)).is_err());
+    for message in newest {
+        let newer = changed(&message, |payload| {
+            payload[0] += 1;
+            payload.extend(b"what comes next year");
+        });
+        assert_eq!(newer, Ok(vec![message]));
+    }
+    // The later version says what the earlier one would have said as well.
+    let refuse = changed(&hello(OnDivergence::Resync), |payload| *payload.last_mut().unwrap() = 0);
+    assert!(refuse.is_err(), "{refuse:?}");
+    let no_path = changed(&welcome(true, Vec::new()), |payload| {
+        payload[0] = 3;
+        payload.push(0);
+    });
+    assert!(no_path.is_err(), "{no_path:?}");
+}
+
+#[test]
+fn what_has_neither_value_nor_entries_is_followed_by_nothing() {
+    let summary = Summary { count: 1, bytes: 9, fingerprint: Fingerprint::from_bytes([7; 16]) };
+    let answered = |body| Message::Answered(Answered { id: 0, body });
+    for message in [
+        Message::Probed(Probed { range: KeyRange::all(), at: head(), held: Held::Summary(summary) }),
+        answered(AnsweredBody::Value(ReadAt::default(), None)),
+        answered(AnsweredBody::Reached),
+    ] {
+        assert_eq!(changed(&message, |_| {}), Ok(vec![message.clone()]));
+        let entry = ops(Batch::new().put("a", "1"));
+        let followed = changed(&message, |payload| payload.extend(entry.as_bytes()));
+        assert!(matches!(followed, Err(DecodeError::Malformed { .. })), "{message:?}: {followed:?}");
+    }
+}
+
+#[test]
+fn a_question_about_as_many_ranges_as_one_may_have_is_read_and_one_more_is_not() {
+    let question = |len: u32| {
+        let key = |n: u32| Bytes::copy_from_slice(&n.to_be_bytes());
+        let fingerprint = Fingerprint::from_bytes([7; 16]);
+        let ranges =
+            (0..len).map(|n| RangeSummary { range: KeyRange::new(key(n), Some(key(n + 1))), count: 1, fingerprint });
+        Message::Compare(Compare { ranges: ranges.collect() })
+    };
+    assert_eq!(decode_all(&encode(&question(4096))), (vec![question(4096)], None));
+    for more in [4097, 5000] {
+        let (messages, error) = decode_all(&encode(&question(more)));
+        assert!(messages.is_empty() && matches!(error, Some(DecodeError::Malformed { kind: 9, .. })), "{error:?}");
+    }
+}
+
+#[test]
+fn what_a_record_is_waited_for_by_is_its_number() {
+    let at = Position { seq: Seq::new(7), ..head() };
+    assert_eq!([WaitFor::Token(at.into()).seq(), WaitFor::Seq(Seq::new(8)).seq()], [Seq::new(7), Seq::new(8)]);
+}
+
+#[test]
+fn what_only_an_upgrade_mends_is_not_tried_again_and_all_else_is() {
+    for (error, retryable) in [
+        (DecodeError::OtherProtocol, false),
+        (DecodeError::NoCommonVersion { min: 2, max: 3 }, false),
+        (DecodeError::UnknownKind { kind: 99 }, false),
+        (DecodeError::UnknownFlags { flags: 8 }, false),
+        (DecodeError::UnknownChannel { channel: 1 }, false),
+        (DecodeError::OtherCompression { algorithm: 9 }, true),
+        (DecodeError::FrameTooLarge { len: 2, max: 1 }, true),
+        (DecodeError::MessageTooLarge { len: 2, max: 1 }, true),
+        (DecodeError::Interleaved, true),
+        (DecodeError::Malformed { kind: 7, what: "" }, true),
+        (DecodeError::Damaged, true),
+    ] {
+        assert_eq!(error.is_retryable(), retryable, "{error}");
+    }
 }
 
 // Read without what nobody can find in it, it would empty the range that it speaks of.
@@ -266,6 +396,17 @@ fn a_hello_in_mid_copy_fits_whatever_the_longest_key_is() {
     }
 }
 
+#[test]
+fn from_a_master_a_batch_of_the_largest_size_is_taken_and_long_words_too() {
+    let max_batch = 2 << 20;
+    let records = Message::Records(Records { parts: vec![vec![7; max_batch + (1 << 20)].into()] });
+    let goodbye = Message::Goodbye(Goodbye { reason: GoodbyeReason::Closing, words: "w".repeat(1000 << 10) });
+    let mut decoder = greeted();
+    decoder.set_limits(DecoderLimits::for_batches(max_batch));
+    let bytes = [encode(&records), encode(&goodbye)].concat();
+    assert_eq!(feed(&mut decoder, &mut BytesMut::from(&bytes[..])), (vec![records, goodbye], None));
+}
+
 fn header(len: u32, kind: u8, flags: u8) -> BytesMut {
     let mut header = BytesMut::with_capacity(FRAME_HEADER_LEN);
     header.extend_from_slice(&seal(kind, flags, 0, 0, b""));
@@ -294,7 +435,7 @@ fn a_length_that_is_not_allowed_allocates_nothing() {
     decoder.set_limits(limits);
     let mut allowed = header(200_000, 6, CRITICAL);
     assert_eq!(decoder.decode(&mut allowed), Ok(None));
-    assert!(allowed.capacity() >= 200_000 + FRAME_HEADER_LEN);
+    assert!((200_000 + FRAME_HEADER_LEN..400_000).contains(&allowed.capacity()), "{}", allowed.capacity());
 }
 
 #[test]

@@ -327,6 +327,21 @@ fn what_gains_nothing_goes_as_it_is() {
 }
 
 #[test]
+fn what_becomes_no_shorter_goes_as_it_is_to_the_last_byte() {
+    for &algorithm in Compression::ALL {
+        let mut kinds = [0; 2];
+        for zeros in 0..64 {
+            let (bytes, packed) = compressed(&[records([noise(600), vec![0; zeros]].concat())], algorithm);
+            let [Some(Packed { before, after })] = packed[..] else { panic!("it is tried") };
+            let packs = frames(&bytes)[0].0 & COMPRESSED != 0;
+            assert_eq!((packs, after <= before), (after < before, true), "{algorithm}: {zeros}");
+            kinds[usize::from(packs)] += 1;
+        }
+        assert!(kinds[0] > 4 && kinds[1] > 4, "{algorithm}: {kinds:?}");
+    }
+}
+
+#[test]
 fn text_becomes_less_by_far() {
     for &algorithm in Compression::ALL {
         let (bytes, packed) = compressed(&[records(text(256 << 10))], algorithm);

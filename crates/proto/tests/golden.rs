@@ -521,6 +521,15 @@ fn the_golden_bytes_of_messages_mean_what_they_meant() {
 }
 
 #[test]
+fn each_message_is_named_in_words_as_its_file_is() {
+    for (file, message) in messages() {
+        let kind = file.trim_start_matches("frame_").trim_start_matches(|c: char| c.is_ascii_digit() || c == '_');
+        let first = message.name().split(' ').next();
+        assert!(first.is_some_and(|name| !name.is_empty() && kind.starts_with(name)), "{file}: {}", message.name());
+    }
+}
+
+#[test]
 fn the_golden_bytes_of_records_mean_what_they_meant() {
     let mut at = origin(source(), EPOCH);
     for (name, expected) in records() {

@@ -298,4 +298,31 @@ mod tests {
         assert!(!answer(KeyRange::from_bounds("c".."m"), false).answers(&probe));
         assert!(!answer(KeyRange::from_bounds("b".."b"), false).answers(&probe));
     }
+
+    #[test]
+    fn one_entry_that_differs_is_enough_wherever_it_lies() {
+        let theirs = [("b", "1"), ("d", "1"), ("f", "1")];
+        for own in [
+            &[("d", "1"), ("f", "1")][..],
+            &[("b", "1"), ("f", "1")],
+            &[("b", "1"), ("d", "1")],
+            &[("b", "1"), ("d", "2"), ("f", "1")],
+            &[("b", "1"), ("c", "1"), ("d", "1"), ("f", "1")],
+            &[("b", "1"), ("d", "1"), ("f", "1"), ("g", "1")],
+        ] {
+            let (found, equal) = check(&probed(true, &theirs), own, 1);
+            assert_eq!((found.len(), equal), (1, false), "{own:?}");
+        }
+    }
+
+    #[test]
+    fn an_answer_counts_for_what_was_read_and_for_what_it_holds() {
+        let theirs = [("b", "1"), ("c", "of some length")];
+        let len = entries(&theirs).byte_len();
+        for (wants_entries, held) in [(false, 0), (true, len)] {
+            let range = KeyRange::from_bounds("bound".."m");
+            let answer = Probed { range, ..probed(wants_entries, &theirs) };
+            assert_eq!((answer.read_bytes(), answer.byte_len()), (len as u64, held + 6));
+        }
+    }
 }

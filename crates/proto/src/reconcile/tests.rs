@@ -6,6 +6,7 @@ use bytes::BytesMut;
 use proptest::prelude::*;
 use replikv_core::{Coverage, Digest, EncodedOps, Epoch, Fill, Op, PageBuilder, Position, ScanOptions, Seq, SourceId};
 
+use super::pieces::Pieces;
 use super::*;
 use crate::{Content, Encoder, Message};
 
@@ -357,4 +358,285 @@ fn an_answer_to_what_was_not_asked_is_refused() {
     comparison.push_page(&range, &EncodedOps::default());
     assert_eq!(comparison.next_question().unwrap()[0].count, 0);
     assert!(comparison.answered(range.start(), &[Verdict::Split(1)]).is_err());
+}
+
+fn key(n: u32) -> Bytes {
+    Bytes::copy_from_slice(&n.to_be_bytes())
+}
+
+fn small(keys: std::ops::Range<u32>) -> Map {
+    keys.map(|n| (key(n), Bytes::new())).collect()
+}
+
+/// One page of all that is to be read next.
+fn read(comparison: &mut Comparison, map: &Map) -> Option<KeyRange> {
+    let range = comparison.next_read()?;
+    let (covered, entries) = page(map, &range, usize::MAX);
+    comparison.push_page(&covered, &entries);
+    Some(range)
+}
+
+fn asked(comparison: &mut Comparison) -> Vec<RangeSummary> {
+    comparison.next_question().unwrap_or_default()
+}
+
+#[test]
+fn a_piece_ends_before_what_would_make_it_too_long_and_none_is_empty() {
+    for (sizes, most_entries, pieces) in [
+        (&[10; 7][..], 100, &[3, 3, 1][..]),
+        (&[10; 7], 2, &[2, 2, 2, 1]),
+        (&[10, 10, 11, 10], 100, &[2, 2]),
+        (&[90, 10, 90, 90, 10], 100, &[1, 1, 1, 1, 1]),
+        (&[], 100, &[0]),
+    ] {
+        // A short key, a short value, and three bytes that say so.
+        let value = |size: &usize| Bytes::from(vec![7; size - 4]);
+        let map: Map = (b'a'..).zip(sizes).map(|(key, size)| (Bytes::copy_from_slice(&[key]), value(size))).collect();
+        let (covered, entries) = page(&map, &KeyRange::all(), usize::MAX);
+        assert_eq!(entries.byte_len(), sizes.iter().sum::<usize>());
+        let mut found = Vec::new();
+        Pieces::new(KeyRange::all(), most_entries, 30).push(&covered, &entries, &mut found);
+        let counts: Vec<_> = found.iter().map(|piece| piece.count).collect();
+        assert_eq!(counts, pieces, "{sizes:?}");
+    }
+}
+
+#[test]
+fn nothing_is_asked_while_a_page_is_on_its_way() {
+    let map = small(0..9);
+    let mut comparison = Comparison::new([KeyRange::new(key(0), Some(key(3))), KeyRange::new(key(5), Some(key(7)))]);
+    read(&mut comparison, &map).unwrap();
+    let range = comparison.next_read().unwrap();
+    assert!(comparison.next_question().is_none());
+    let (covered, entries) = page(&map, &range, usize::MAX);
+    comparison.push_page(&covered, &entries);
+    assert_eq!(asked(&mut comparison).len(), 2);
+}
+
+#[test]
+fn a_question_holds_as_many_entries_as_it_may_and_no_more_is_read_before_it_is_asked() {
+    let pieces = u32::try_from(MAX_ENTRIES / PIECE_ENTRIES).unwrap() + 44;
+    let entries = pieces * u32::try_from(PIECE_ENTRIES).unwrap();
+    let (first, second) = (KeyRange::new(key(0), Some(key(entries))), KeyRange::new(key(entries), None));
+    let (mut comparison, map) = (Comparison::new([first.clone(), second.clone()]), small(0..entries));
+    assert_eq!(read(&mut comparison, &map), Some(first));
+    assert_eq!(comparison.next_read(), None);
+    let counts = |question: Vec<RangeSummary>| question.iter().map(|piece| piece.count).sum::<u64>();
+    assert_eq!(counts(asked(&mut comparison)), MAX_ENTRIES);
+    assert_eq!(counts(asked(&mut comparison)), 44 * PIECE_ENTRIES);
+    assert_eq!(comparison.next_read(), Some(second));
+}
+
+#[test]
+fn a_question_holds_as_many_ranges_as_it_may_however_many_a_page_is_cut_into() {
+    let mut comparison = Comparison::new([KeyRange::all()]);
+    read(&mut comparison, &small(0..2)).unwrap();
+    let start = asked(&mut comparison)[0].range.start().clone();
+    comparison.answered(&start, &[Verdict::Split(1)]).unwrap();
+    // It has grown meanwhile.
+    read(&mut comparison, &small(0..5000)).unwrap();
+    assert_eq!([(); 2].map(|()| asked(&mut comparison).len()), [MAX_RANGES, 5000 - MAX_RANGES]);
+}
+
+#[test]
+fn long_bounds_are_waited_for_and_forgotten_once_they_are_answered() {
+    let long = |first: u8, len: usize| Bytes::from(vec![first; len]);
+    let holes = |len| {
+        [
+            KeyRange::new(long(b'a', len), Some(long(b'c', len))),
+            KeyRange::from_bounds("d".."e"),
+            KeyRange::from_bounds("f".."g"),
+        ]
+    };
+    let answers: [fn(&mut Comparison, &KeyRange); 3] = [
+        |comparison, range| drop(comparison.answered(range.start(), &[Verdict::Equal(1)]).unwrap()),
+        |comparison, range| comparison.replaced(range).unwrap(),
+        |comparison, range| {
+            let half = KeyRange::new(range.start().clone(), Some(Bytes::from_static(b"b")));
+            comparison.replaced(&half).unwrap();
+        },
+    ];
+    // Two bounds of the first length leave room for more, and of the second they do not.
+    for (len, fits) in [(MAX_BOUND_BYTES / 2 - 1, true), (MAX_BOUND_BYTES / 2, false)] {
+        for answer in answers {
+            let [first, second, third] = holes(len);
+            let mut comparison = Comparison::new(holes(len));
+            read(&mut comparison, &Map::new()).unwrap();
+            assert_eq!(asked(&mut comparison).len(), 1);
+            if fits {
+                assert_eq!(read(&mut comparison, &Map::new()), Some(second));
+                answer(&mut comparison, &first);
+                assert_eq!(read(&mut comparison, &Map::new()), Some(third));
+            } else {
+                assert_eq!(comparison.next_read(), None);
+                answer(&mut comparison, &first);
+                assert_eq!(read(&mut comparison, &Map::new()), Some(second));
+            }
+        }
+    }
+}
+
+#[test]
+fn ranges_that_touch_are_told_as_one_if_they_are_equal_and_read_as_one_up_to_sixteen_if_they_are_not() {
+    let entries = 40 * u32::try_from(PIECE_ENTRIES).unwrap();
+    let (mut comparison, map) = (Comparison::new([KeyRange::all()]), small(0..entries));
+    read(&mut comparison, &map).unwrap();
+    let pieces: Vec<_> = asked(&mut comparison).into_iter().map(|piece| piece.range).collect();
+    assert_eq!(pieces.len(), 40);
+    let joined = |from: usize, to: usize| KeyRange::new(pieces[from].start().clone(), pieces[to].end().cloned());
+    let verdicts = [Verdict::Equal(2), Verdict::Split(1), Verdict::Equal(1), Verdict::Split(36)];
+    assert_eq!(comparison.answered(pieces[0].start(), &verdicts), Ok(vec![joined(0, 1), joined(3, 3)]));
+    for wanted in [joined(2, 2), joined(4, 19), joined(20, 35), joined(36, 39)] {
+        assert_eq!(read(&mut comparison, &map), Some(wanted));
+    }
+}
+
+#[test]
+fn what_is_to_be_split_waits_until_there_is_room_for_its_pieces() {
+    let large: Map =
+        ["a1", "a2", "b1", "b2", "c1", "c2"].map(|key| (Bytes::from(key), Bytes::from(vec![7; 30_000]))).into();
+    let own = |n: u32| -> Map { (0..n).map(|n| ([&b"a"[..], &key(n)].concat().into(), Bytes::new())).collect() };
+    // Two ranges that are read as one, which is in hand already, come in eight pieces each.
+    let most = u32::try_from(MAX_PIECES).unwrap() - 17;
+    for (open, reads) in [(most, true), (most + 1, false)] {
+        let mut comparison = Comparison::new([KeyRange::all()]);
+        read(&mut comparison, &large).unwrap();
+        let pieces = asked(&mut comparison);
+        assert_eq!(pieces.len(), 3);
+        comparison.answered(pieces[0].range.start(), &[Verdict::Split(1)]).unwrap();
+        read(&mut comparison, &own(open)).unwrap();
+        assert_eq!(asked(&mut comparison).len(), open as usize);
+        comparison.answered(pieces[1].range.start(), &[Verdict::Split(2)]).unwrap();
+        assert_eq!(comparison.next_read().is_some(), reads, "{open} are open");
+    }
+}
+
+#[test]
+fn so_many_ranges_or_entries_are_asked_about_while_an_answer_is_on_its_way() {
+    let (ranges, entries) = (u32::try_from(GATHER_RANGES).unwrap(), u32::try_from(GATHER_ENTRIES).unwrap());
+    for (holes, own, asks) in [(ranges - 1, 0, false), (ranges, 0, true), (1, entries - 1, false), (1, entries, true)] {
+        let mut comparison = Comparison::new((0..=holes).map(|n| between(n << 14, (n << 14) + (1 << 13))));
+        read(&mut comparison, &Map::new()).unwrap();
+        assert_eq!(asked(&mut comparison).len(), 1);
+        let map = small(1 << 14..(1 << 14) + own);
+        while read(&mut comparison, &map).is_some() {}
+        assert_eq!(comparison.next_question().is_some(), asks, "{holes} ranges, {own} entries");
+    }
+}
+
+#[test]
+fn half_of_what_may_be_open_is_begun_and_little_of_a_coverage_in_very_many_pieces() {
+    for (holes, begun) in [(MAX_PIECES - 1, MAX_PIECES / 2), (MAX_PIECES + MAX_PIECES / 16, MAX_PIECES / 16)] {
+        let hole = |n: usize| KeyRange::from_bounds((2 * n).to_be_bytes()..(2 * n + 1).to_be_bytes());
+        let mut comparison = Comparison::new((0..holes).map(hole));
+        let reads = std::iter::from_fn(|| read(&mut comparison, &Map::new())).count();
+        assert_eq!(reads, begun, "of {holes}");
+    }
+}
+
+/// A range that a slave holds `own` in.
+fn holds(own: &Map, range: KeyRange) -> Asked {
+    let entries = page(own, &range, usize::MAX).1;
+    let mut fingerprint = Fingerprinter::default();
+    fingerprint.update(entries.as_bytes());
+    let count = entries.iter().count() as u64;
+    Asked { summary: RangeSummary { range, count, fingerprint: fingerprint.finish() }, begun: false }
+}
+
+/// What a master says that reads pages of so many bytes, whatever it is told to; how many ranges that answers, and how much
+/// was read for it.
+fn says(master: &Map, asked: Vec<Asked>, target: usize, chunk: usize) -> (Vec<String>, usize, usize) {
+    let mut examination = Examination::new(asked, target);
+    while let Some((range, _)) = examination.next_read() {
+        let (range, entries) = page(master, &range, chunk);
+        examination.push_page(&Content { range, read_at: READ_AT, entries });
+    }
+    let answer = examination.into_answer();
+    let (answered, bytes) = (answer.answered, answer.bytes);
+    let said = answer.into_messages().into_iter().flat_map(|message| match message {
+        Message::Compared(compared) => compared.verdicts.iter().map(|verdict| format!("{verdict:?}")).collect(),
+        Message::Ranges(content) => vec![format!("{} entries", content.entries.iter().count())],
+        other => panic!("{other:?}"),
+    });
+    (said.collect(), answered, bytes)
+}
+
+fn between(from: u32, to: u32) -> KeyRange {
+    KeyRange::new(key(from), Some(key(to)))
+}
+
+/// What counts of each of [`filled`] in a page: its key and its value. As it is encoded it has three bytes more.
+const PUT: usize = 107;
+
+fn filled(keys: std::ops::Range<u32>) -> Map {
+    keys.map(|n| (key(n), Bytes::from(vec![7; 103]))).collect()
+}
+
+#[test]
+fn an_answer_goes_on_to_the_next_range_until_enough_was_read() {
+    let (master, none) = (filled(0..100), Map::new());
+    let apart = || vec![holds(&none, between(0, 8)), holds(&none, between(20, 28)), holds(&none, between(40, 48))];
+    for (target, answered) in [(100_000, 3), (1000, 2), (880, 1), (500, 1)] {
+        assert_eq!(says(&master, apart(), target, usize::MAX).1, answered, "{target}");
+    }
+    // The first one is known to be split after a page of it.
+    let little = filled(0..2);
+    let split = || vec![holds(&little, between(0, 90)), holds(&little, between(95, 98))];
+    for (target, said) in [(100_000, &["Split(1)", "3 entries"][..]), (2000, &["Split(1)"])] {
+        let (found, answered, bytes) = says(&master, split(), target, 2000);
+        assert_eq!((found, answered), (said.iter().copied().map(str::to_owned).collect(), said.len()));
+        assert!(bytes < 3000, "the rest of it does not matter: {bytes}");
+    }
+}
+
+#[test]
+fn what_is_said_of_ranges_that_follow_one_another_is_said_at_once() {
+    let master = filled(0..100);
+    let mut other = master.clone();
+    (30..60).for_each(|n| drop(other.insert(key(n), Bytes::new())));
+    let asked = (0..10).map(|n| holds(&other, between(10 * n, 10 * n + 10))).collect();
+    assert_eq!(says(&master, asked, 100_000, 100_000).0, ["Equal(3)", "Split(3)", "Equal(4)"]);
+}
+
+#[test]
+fn a_page_that_ends_with_what_the_slave_holds_is_not_taken_for_all_of_the_range() {
+    let own = filled(0..20);
+    let all = || vec![holds(&own, KeyRange::all())];
+    assert_eq!(says(&own, all(), 100_000, 20 * PUT).0, ["Equal(1)"]);
+    assert_eq!(says(&filled(0..25), all(), 100_000, 20 * PUT).0, ["Split(1)"]);
+    // Of one entry as well.
+    let own = filled(0..1);
+    let all = || vec![holds(&own, KeyRange::all())];
+    assert_eq!(says(&own, all(), 100_000, PUT).0, ["Equal(1)"]);
+    assert_eq!(says(&filled(0..2), all(), 100_000, PUT).0, ["2 entries"]);
+}
+
+#[test]
+fn a_range_is_sent_up_to_so_many_bytes_and_split_beyond() {
+    let master = |len: usize| Map::from([(key(1), vec![7; 500].into()), (key(2), vec![7; len].into())]);
+    let own = Map::from([(key(1), Bytes::new()), (key(2), Bytes::new())]);
+    let size = |len| page(&master(len), &KeyRange::all(), usize::MAX).1.byte_len();
+    let most = 500 + LEAF_BYTES - size(500);
+    assert_eq!(size(most), LEAF_BYTES);
+    for (len, said) in [(most, "2 entries"), (most + 1, "Split(1)")] {
+        assert_eq!(says(&master(len), vec![holds(&own, KeyRange::all())], 100_000, 100_000).0, [said]);
+    }
+}
+
+#[test]
+fn content_of_a_slave_that_holds_next_to_nothing_goes_page_by_page() {
+    for own in [Map::new(), filled(0..1)] {
+        let (said, answered, bytes) = says(&filled(0..100), vec![holds(&own, KeyRange::all())], 100_000, 20 * PUT);
+        assert_eq!((&said[..], answered, bytes), (&["20 entries".to_owned()][..], 0, 2200));
+    }
+    // Where there is something to compare with, all of it is looked at.
+    let (said, answered, _) = says(&filled(0..9), vec![holds(&filled(0..2), KeyRange::all())], 100_000, 330);
+    assert_eq!((&said[..], answered), (&["9 entries".to_owned()][..], 1));
+}
+
+#[test]
+fn content_of_ranges_that_touch_is_one_message_until_that_is_long_enough() {
+    let asked = || (0..20).map(|n| holds(&Map::new(), between(8 * n, 8 * n + 8))).collect();
+    let (said, answered, _) = says(&filled(0..160), asked(), 2 * 8 * PUT, usize::MAX);
+    assert_eq!((said, answered), (vec!["16 entries".to_owned(); 10], 20));
 }

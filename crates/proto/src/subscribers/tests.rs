@@ -233,6 +233,8 @@ fn whoever_is_further_behind_than_anybody_remembers_reads() {
     let every = usize::try_from(Checkpoint::EVERY).unwrap();
     write(&mut history, &mut subscribers, "other", (MAX_MARKS + 1) * every);
     assert!(!listener.ask(&mut subscribers, &history, true), "the first checkpoint is forgotten");
+    assert_eq!(listener.sent, 1);
+    assert!(!listener.ask(&mut subscribers, &history, true), "it was the next one from here on too");
     listener.sent = Checkpoint::EVERY;
     assert!(listener.ask(&mut subscribers, &history, true));
 }
@@ -296,4 +298,43 @@ fn whoever_is_concerned_by_nothing_is_woken_before_it_is_too_far_behind() {
         }
     }
     assert_eq!(woken.len(), 4);
+}
+
+#[test]
+fn whoever_has_left_is_neither_woken_nor_told() {
+    let (mut history, mut subscribers) = (History::new(), Subscribers::default());
+    let gone = listening(&history, &mut subscribers, "mine/");
+    listening(&history, &mut subscribers, "yours/");
+    subscribers.leave(gone.id);
+    let mut woken = 0;
+    for _ in 0..100 {
+        let entry = history.write(Batch::new().put("mine/1", "v")).clone();
+        subscribers.publish(&entry, |_| woken += 1);
+    }
+    subscribers.rewind(history.at(50), history.bytes_at(50), |_| woken += 100);
+    assert_eq!(woken, 100, "the other one");
+    assert_eq!(subscribers.passed(gone.id, history.at(0), Some(0)), None);
+}
+
+#[test]
+fn whoever_has_read_all_that_concerned_it_is_passed_by_until_the_next() {
+    let (mut history, mut subscribers) = (History::new(), Subscribers::default());
+    let mut listener = listening(&history, &mut subscribers, "mine/");
+    write(&mut history, &mut subscribers, "mine/1", 1);
+    assert!(!listener.ask(&mut subscribers, &history, true), "this one it reads");
+    assert!(!listener.ask(&mut subscribers, &history, true), "there is nothing more");
+    write(&mut history, &mut subscribers, "other", MAX_HEADERS + 1);
+    write(&mut history, &mut subscribers, "mine/2", 1);
+    assert!(listener.ask(&mut subscribers, &history, true), "one more than travel as headers");
+    assert_eq!(listener.sent, MAX_HEADERS as u64 + 2);
+}
+
+#[test]
+fn nothing_has_come_to_nothing_where_the_last_record_is_the_one_that_was_looked_at() {
+    let (mut history, mut subscribers) = (History::new(), Subscribers::default());
+    let mut listener = listening(&history, &mut subscribers, "mine/");
+    write(&mut history, &mut subscribers, "other", 100);
+    subscribers.rewind(history.head(), history.bytes_at(100), |_| panic!("nobody has to look"));
+    assert!(listener.ask(&mut subscribers, &history, false));
+    assert_eq!(listener.sent, 100);
 }

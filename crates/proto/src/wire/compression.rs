@@ -249,3 +249,21 @@ impl Inflater {
         }
     }
 }
+
+#[cfg(all(test, any(feature = "lz4", feature = "zstd")))]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_joins_pieces_is_kept_unless_it_is_large() {
+        for &algorithm in Compression::ALL {
+            let mut compressor = Compressor::new(algorithm);
+            let mut kept = |len: usize| {
+                assert!(compressor.append(&[vec![7; len].into(), vec![7; 100].into()], &mut BytesMut::new()));
+                compressor.joined.capacity()
+            };
+            assert!((1000..=KEEP).contains(&kept(1000)), "{algorithm}");
+            assert_eq!(kept(KEEP), 0, "{algorithm}");
+        }
+    }
+}

@@ -358,3 +358,21 @@ impl DecodeError {
         )
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_message_in_fragments_takes_twice_its_length_at_most_and_a_segment_at_once_if_it_is_long() {
+        let frame = FrameHeader::from_bytes(&[0; FRAME_HEADER_LEN]);
+        let mut partial = Partial::new(&frame, BytesMut::from(&[7; 100][..]));
+        for fragment in std::iter::repeat_n(100, 300).chain([MAX_FRAME_LEN; 7]) {
+            partial.push(&vec![7; fragment]);
+            let (len, takes) = (partial.len, partial.payload.capacity());
+            assert!(takes <= 2 * len, "{takes} for {len}");
+        }
+        [(); 3].into_iter().for_each(|()| partial.push(&[7; MAX_FRAME_LEN]));
+        assert!((SEGMENT..SEGMENT + GROWS).contains(&partial.payload.capacity()), "{}", partial.payload.capacity());
+    }
+}

@@ -170,3 +170,16 @@ pub(super) fn join(mut parts: Vec<Bytes>) -> Bytes {
     parts.iter().for_each(|part| whole.put_slice(part));
     whole.freeze()
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn parts_are_joined_in_order_and_one_alone_is_not_copied() {
+        let [a, b] = [&b"ab"[..], b"c"].map(Bytes::from_static);
+        assert_eq!(join(Vec::new()), Bytes::new());
+        assert_eq!(join(vec![a.clone()]).as_ptr(), a.as_ptr());
+        assert_eq!(join(vec![a, b]), &b"abc"[..]);
+    }
+}

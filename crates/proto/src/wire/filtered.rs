@@ -268,4 +268,24 @@ mod tests {
             assert!(from_payload(short).is_err());
         }
     }
+
+    #[test]
+    fn a_passage_counts_for_about_as_much_as_it_takes_on_the_wire() {
+        let run = Passage::Skipped(Skipped { through: start(), log_bytes: u64::MAX, time: u64::MAX });
+        let batches = [0, 1, 100, 3 << 20].map(|len| Batch::new().put("apple", vec![7; len]));
+        let none = filtered(vec![Batch::new().put("quiet", "1")]).passages;
+        for passage in filtered(batches.into()).passages.into_iter().chain(none).chain([run]) {
+            let about = passage.byte_len();
+            let parts = to_payload(&Filtered { passages: vec![passage] }).unwrap();
+            let wire: usize = parts.iter().map(Bytes::len).sum();
+            assert!(about.abs_diff(wire) < 24, "{about} for {wire}");
+        }
+    }
+
+    #[test]
+    fn a_message_holds_a_passage_at_least_and_nothing_after_the_last() {
+        assert!(from_payload(vec![Bytes::from_static(&[PAYLOAD])]).is_err());
+        let [payload] = &to_payload(&filtered(vec![Batch::new().put("apple", "1")])).unwrap()[..] else { panic!() };
+        assert!(from_payload(vec![payload.clone(), Bytes::from_static(b"more")]).is_err());
+    }
 }

@@ -648,3 +648,31 @@ fn touched(payload: &Bytes) -> Result<Touched, &'static str> {
     let ops = EncodedOps::from_bytes(payload.slice_ref(rest)).map_err(|_| "its operations are malformed")?;
     Ok(Touched { read_at, end, ops })
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{Passage, Skipped, Summary, origin};
+    use replikv_core::{Batch, Epoch, Fingerprint, SourceId};
+
+    #[test]
+    fn whatever_carries_data_counts_for_it() {
+        let at = origin(SourceId::from_bytes([1; 16]), Epoch { number: 1, nonce: 2 });
+        let (ops, ..) = Batch::new().put("key", vec![7; 1000]).into_parts().unwrap();
+        let (len, range) = (ops.byte_len(), KeyRange::all());
+        let summary = Summary { count: 1, bytes: 1000, fingerprint: Fingerprint::from_bytes([7; 16]) };
+        let probed = |held| Message::Probed(Probed { range: KeyRange::all(), at, held });
+        let run = Passage::Skipped(Skipped { through: at, log_bytes: 1, time: 1 });
+        for (message, wanted) in [
+            (Message::Records(Records { parts: vec![vec![7; 10].into(), vec![7; 20].into()] }), 30),
+            (Message::Ranges(Content { range, read_at: at, entries: ops.clone() }), len),
+            (Message::Touched(Touched { read_at: at, end: None, ops: ops.clone() }), len),
+            (probed(Held::Entries(ops)), len),
+            (probed(Held::Summary(summary)), 0),
+            (Message::Filtered(Filtered { passages: vec![run.clone(), run.clone()] }), 2 * run.byte_len()),
+            (Message::Auth(vec![7; 1000].into()), 0),
+        ] {
+            assert_eq!(message.data_len(), wanted, "{}", message.name());
+        }
+    }
+}

@@ -237,6 +237,26 @@ fn what_was_read_for_an_answer_is_paid_for_before_the_next() {
     assert!(reads_something(&mut master));
 }
 
+#[test]
+fn a_master_wakes_for_a_question_when_there_is_budget_for_it_and_for_no_other_reason() {
+    let history = trimmed();
+    let config = MasterSessionConfig { compare_bytes_per_second: Some(20), ..master_config() };
+    let some = summary(&history, KeyRange::from_bounds(.."key 004"));
+    let mut master = asked_with(config, &history, std::slice::from_ref(&some));
+    let range = reads(master.poll_action());
+    let first = page(&history, &range, history.head());
+    let budget = Duration::from_millis(first.entries.byte_len() as u64 * 50);
+    assert!(budget < HEARTBEAT, "{budget:?}");
+    master.handle_page(first);
+    verdicts(master.poll_action());
+    assert_eq!(master.poll_timeout(), Some(HEARTBEAT), "nothing is asked");
+    master.handle_message(at(0), Message::Compare(Compare { ranges: vec![some] })).unwrap();
+    assert_eq!(master.poll_timeout(), Some(budget));
+    master.handle_timeout(Now { monotonic: budget, ..at(0) }).unwrap();
+    assert_eq!(master.poll_timeout(), Some(HEARTBEAT), "it is answered now");
+    assert!(reads_something(&mut master));
+}
+
 fn reads_something(master: &mut MasterSession) -> bool {
     std::iter::from_fn(|| master.poll_action()).any(|action| matches!(action, MasterAction::ReadPage { .. }))
 }
@@ -253,6 +273,10 @@ fn questions_that_are_too_many_or_about_nothing_end_the_session() {
         )
     };
     assert!(!misbehaves(vec![all.clone()]));
+    assert!(!misbehaves(vec![RangeSummary { count: 1, ..all.clone() }; 8191]));
+    let most = 2 * crate::reconcile::MAX_ENTRIES;
+    assert!(!misbehaves(vec![RangeSummary { count: most, ..all.clone() }]));
+    assert!(misbehaves(vec![RangeSummary { count: most + 1, ..all.clone() }]));
     assert!(misbehaves(vec![all.clone(); 8192]), "without listening");
     assert!(misbehaves(vec![RangeSummary { count: u64::MAX, ..all.clone() }; 2]));
     assert!(misbehaves(vec![RangeSummary { range: KeyRange::empty(), ..all }]));

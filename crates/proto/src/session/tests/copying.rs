@@ -1,7 +1,7 @@
 //! Copy under writes: what the master frames, and when; and that a cursor says all that a copy needs to go on.
 
 use super::*;
-use crate::{RejectCode, Request, RequestBody, Response};
+use crate::{RejectCode, Request, RequestBody, Response, Stretch};
 
 /// A master that was just asked for its first page, and the range that it was asked for.
 fn first_page(history: &History) -> (MasterSession, KeyRange) {
@@ -263,4 +263,23 @@ fn what_no_slave_could_take_is_refused_by_name_and_never_sent() {
     master.handle_records(history.read(after, max_bytes));
     let Some(MasterAction::Send(Message::Reject(reject))) = master.poll_action() else { panic!("a refusal") };
     assert_eq!(reject.code, RejectCode::LimitsTooSmall);
+}
+
+// Else what the keys hold now would come after records that have changed them since.
+#[test]
+fn while_keys_are_looked_up_nothing_else_is_read() {
+    let history = History::of(9);
+    let mut master = streaming(&history, Some(Cursor::at(history.position(2))));
+    assert!(matches!(master.poll_action(), Some(MasterAction::ReadRecords { .. })));
+    let key = Bytes::from_static(b"key 003");
+    let stretch = Stretch { end: history.position(5), deleted: Vec::new(), touched: vec![key.clone()] };
+    master.handle_records(LogAnswer::Compacted(stretch));
+    let Some(MasterAction::LookUp { keys, .. }) = master.poll_action() else { panic!("it is looked up") };
+    assert_eq!(keys, [key]);
+    assert!(master.poll_action().is_none());
+    master.handle_values(&[Some(Bytes::from_static(b"value"))], history.head());
+    let Some(MasterAction::Send(Message::Touched(touched))) = master.poll_action() else { panic!("it is told") };
+    assert_eq!((touched.end, touched.read_at), (Some(history.position(5)), history.head()));
+    let Some(MasterAction::ReadRecords { after, .. }) = master.poll_action() else { panic!("and what came after it") };
+    assert_eq!(after, history.position(5));
 }

@@ -199,12 +199,17 @@ fn a_whole_slave_below_the_log_compares_if_its_position_is_known() {
 
 /// What is decided about a slave at 9 whose position is too old to tell, by where its checkpoints lie.
 fn by_checkpoints(epochs: Vec<EpochStart>, checkpoints: &[Located]) -> Result<Mode, RejectCode> {
+    at_by_checkpoints(9, epochs, checkpoints)
+}
+
+fn at_by_checkpoints(at_seq: u64, epochs: Vec<EpochStart>, checkpoints: &[Located]) -> Result<Mode, RejectCode> {
     let history = History::of(20).trimmed(10);
     let mut master = MasterSession::new(master_config(), history.view(), epochs, at(0));
     let named = vec![history.position(5); checkpoints.len()];
-    let cursor = Some(Cursor::at(history.position(9)));
+    let position = Position { seq: seq(at_seq), ..history.position(9) };
+    let cursor = Some(Cursor::at(position));
     master.handle_message(at(0), Message::Hello(Hello { checkpoints: named.clone(), ..hello(cursor) })).unwrap();
-    assert!(matches!(master.poll_action(), Some(MasterAction::Locate(asked)) if asked == [history.position(9)]));
+    assert!(matches!(master.poll_action(), Some(MasterAction::Locate(asked)) if asked == [position]));
     master.handle_located(&[Located::Below]);
     assert!(matches!(master.poll_action(), Some(MasterAction::Locate(asked)) if asked == named));
     assert!(master.poll_action().is_none(), "nothing is decided before that is known");
@@ -235,6 +240,9 @@ fn a_slave_too_old_to_tell_compares_if_a_checkpoint_is_shared_and_none_parted() 
 fn a_slave_shortly_after_the_beginning_of_an_epoch_needs_no_checkpoint() {
     let start = |epoch, first| vec![EpochStart { epoch, first: seq(first) }];
     assert!(by_checkpoints(start(EPOCH, 1), &[]).is_ok());
+    let every = crate::layout::Checkpoint::EVERY;
+    assert!(at_by_checkpoints(every, start(EPOCH, 1), &[]).is_ok());
+    assert_eq!(at_by_checkpoints(every + 1, start(EPOCH, 1), &[]), Err(RejectCode::NeedsCompare));
     let other = Epoch { nonce: EPOCH.nonce + 1, ..EPOCH };
     assert_eq!(by_checkpoints(start(other, 1), &[]), Err(RejectCode::NeedsCompare));
 }
@@ -250,6 +258,12 @@ fn a_slave_behind_more_log_than_twice_the_data_compares() {
     let compare = Mode::Compare { from: history.head() };
     assert_eq!(decide((5 << 20) - 1, Coverage::default()), compare);
     assert_eq!(decide(5 << 20, Coverage::default()), Mode::Resume);
+    // No more is counted than makes a difference.
+    let mut master = MasterSession::new(master_config(), view, Vec::new(), at(0));
+    master.handle_message(at(0), Message::Hello(hello(Some(Cursor::at(history.position(3)))))).unwrap();
+    assert!(matches!(master.poll_action(), Some(MasterAction::Locate(_))));
+    master.handle_located(&[Located::Held { log_bytes: history.bytes_at(3) }]);
+    assert!(matches!(master.poll_action(), Some(MasterAction::MeasureData { at_most }) if at_most == 5 << 20));
     // A copy that is under way is cheaper by what it has.
     assert_eq!(decide(0, copied_to("m", history.position(5))), Mode::Resume);
 }
@@ -298,6 +312,10 @@ fn a_hello_that_makes_no_sense_is_refused() {
     }
     let checkpoints = vec![history.head(); 65];
     assert_eq!(refused(&history, Hello { checkpoints, ..hello(None) }), RejectCode::Malformed);
+    let (slave, checkpoints) = ("x".repeat(128), vec![history.head(); 64]);
+    let mut master = master(&history);
+    master.handle_message(at(0), Message::Hello(Hello { slave, checkpoints, ..hello(None) })).unwrap();
+    assert!(matches!(master.poll_action(), Some(MasterAction::Joined { .. })), "one less makes sense");
 }
 
 #[test]
@@ -315,4 +333,27 @@ fn a_slave_that_is_refused_as_it_joins_is_not_welcomed() {
     assert_eq!(Refusal::from(reject), refusal);
     assert!(matches!(master.poll_action(), Some(MasterAction::Close(Some(last))) if last == refusal));
     assert!(master.poll_action().is_none() && master.poll_timeout().is_none());
+}
+
+#[test]
+fn a_slave_of_a_newer_epoch_shows_a_master_that_another_one_was_promoted() {
+    let history = History::of(20);
+    let epochs = vec![EpochStart { epoch: Epoch { number: 2, nonce: 4 }, first: seq(1) }];
+    for (number, superseded) in [(1, false), (2, false), (3, true)] {
+        let epoch = Epoch { number, nonce: 4 };
+        let mut master = MasterSession::new(master_config(), history.view(), epochs.clone(), at(0));
+        let cursor = Cursor::at(Position { epoch, ..history.position(9) });
+        master.handle_message(at(0), Message::Hello(hello(Some(cursor)))).unwrap();
+        match master.poll_action() {
+            Some(MasterAction::Superseded(by)) => {
+                assert_eq!((superseded, by), (true, epoch));
+                let Some(MasterAction::Send(Message::Reject(reject))) = master.poll_action() else {
+                    panic!("a reject")
+                };
+                assert_eq!(reject.code, RejectCode::Superseded);
+            }
+            Some(MasterAction::Locate(_)) => assert!(!superseded, "{number}"),
+            other => panic!("{other:?}"),
+        }
+    }
 }

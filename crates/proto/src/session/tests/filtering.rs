@@ -310,6 +310,22 @@ fn what_was_passed_by_is_told_as_what_was_read_is() {
 }
 
 #[test]
+fn a_session_is_quiet_if_its_slave_subscribes_to_a_part_and_holds_a_state_of_the_master() {
+    let history = History::of(2);
+    let cursor = Cursor::at(history.head());
+    let ack = |consistent| Message::Ack(Ack { applied: seq(2), durable: seq(2), consistent });
+    let mut part = serving(&history, &cursor);
+    for (consistent, quiet) in [(true, true), (false, false), (true, true)] {
+        part.handle_message(at(0), ack(consistent)).unwrap();
+        assert!(said(&mut part, &history).is_empty());
+        assert_eq!(part.is_quiet(), quiet);
+    }
+    let mut whole = streaming(&history, Some(cursor));
+    whole.handle_message(at(0), ack(true)).unwrap();
+    assert!(said(&mut whole, &history).is_empty() && !whole.is_quiet());
+}
+
+#[test]
 fn a_slave_of_everything_is_never_passed_by() {
     let mut history = History::of(2);
     let mut master = streaming(&history, Some(Cursor::at(history.position(2))));

@@ -1,7 +1,7 @@
 //! Peers that do what they must not. Nothing of it is applied.
 
 use super::*;
-use crate::{Ack, Compare, Compared, Heartbeat, Response};
+use crate::{Ack, Compare, Compared, Heartbeat, Response, Touched};
 
 fn misbehaved(result: &Result<(), ProtocolError>) -> bool {
     matches!(result, Err(ProtocolError::Misbehaved { .. }))
@@ -45,6 +45,7 @@ fn what_only_the_other_side_says_has_no_place() {
         Message::Auth(Bytes::new()),
         Message::Ack(Ack { applied: seq(0), durable: seq(0), consistent: false }),
         Message::Heartbeat(Heartbeat::Source { head: history.head(), log_bytes: 0, time: 0 }),
+        Message::Heartbeat(Heartbeat::Follower { applied: seq(0), durable: seq(0), consistent: false }),
     ] {
         assert!(misbehaved(&master(&history).handle_message(at(1), message)));
     }
@@ -145,4 +146,60 @@ fn a_page_must_continue_the_copy_and_keep_to_its_range() {
         let entries = batch.into_parts().unwrap().0;
         assert!(misbehaved(&says(Content { range: to_p.clone(), read_at: head, entries })), "no entry");
     }
+}
+
+// Values of more than a megabyte lie where they have arrived.
+#[test]
+fn a_page_of_large_values_keeps_to_its_range_too() {
+    let history = History::of(9);
+    let head = history.head();
+    let cursor = Cursor { position: head, coverage: copied_to("m", head) };
+    for (keys, taken) in
+        [(["n", "o"], true), (["n", "p"], false), (["a", "n"], false), (["o", "n"], false), (["n", "n"], false)]
+    {
+        let large = vec![7; 2 << 20];
+        let whole = puts(keys.map(|key| (key.as_bytes(), &large[..]))).as_bytes().clone();
+        let (from, to) = (100, whole.len() - 100);
+        let segments = vec![whole.slice(..from), whole.slice(from..to), whole.slice(to..)];
+        let entries = EncodedOps::from_segments(segments).unwrap();
+        let mut slave = following(&history, Some(cursor.clone()), Mode::Resume);
+        let page = Content { range: KeyRange::from_bounds("m".."p"), read_at: head, entries };
+        let result = slave.handle_message(at(1), Message::Ranges(page));
+        assert_eq!((result.is_ok(), misbehaved(&result)), (taken, !taken), "{keys:?}");
+        assert_eq!(all_actions(&mut slave).iter().any(writes), taken, "{keys:?}");
+    }
+}
+
+#[test]
+fn what_keys_hold_goes_on_from_where_the_slave_stands() {
+    let history = History::of(9);
+    let says = |read_at, end| slave_says(Message::Touched(Touched { read_at, end, ops: EncodedOps::default() }));
+    let in_epoch = |number, nonce, position| Position { epoch: Epoch { number, nonce }, ..position };
+    let (stands, next, head) = (history.position(4), history.position(5), history.head());
+    for (read_at, end) in [
+        (head, Some(next)),
+        (head, Some(head)),
+        (head, None),
+        (stands, None),
+        (head, Some(in_epoch(EPOCH.number + 1, 1, next))),
+    ] {
+        assert!(says(read_at, end).is_ok(), "{read_at} {end:?}");
+    }
+    for (what, read_at, end) in [
+        ("where it stands", head, Some(stands)),
+        ("before that", head, Some(history.position(3))),
+        ("read before its end", next, Some(history.position(6))),
+        ("read before where it stands", history.position(3), None),
+        ("another source", head, Some(elsewhere(next))),
+        ("read elsewhere", elsewhere(head), Some(next)),
+        ("another epoch of that number", head, Some(in_epoch(EPOCH.number, EPOCH.nonce + 1, next))),
+        ("an earlier epoch", head, Some(in_epoch(EPOCH.number - 1, 1, next))),
+    ] {
+        assert!(misbehaved(&says(read_at, end)), "{what}");
+    }
+    // Before the first record there is no epoch.
+    let mut slave = following(&history, Some(Cursor::at(history.position(0))), Mode::Resume);
+    let end = Some(in_epoch(EPOCH.number - 1, 1, next));
+    let touched = Touched { read_at: head, end, ops: EncodedOps::default() };
+    assert!(slave.handle_message(at(1), Message::Touched(touched)).is_ok());
 }

@@ -1,7 +1,7 @@
 //! A relay that is itself behind holds a slave that is ahead of it until it can verify.
 
 use super::*;
-use crate::{Heartbeat, Refusal, RejectCode};
+use crate::{Above, Heartbeat, Refusal, RejectCode};
 
 /// A relay that holds the first 12 records of 20, and the session of a slave that stands at `cursor`.
 fn relay(cursor: Cursor) -> (History, History, MasterSession) {
@@ -280,6 +280,9 @@ fn a_slave_looks_for_itself_above_the_relay_as_well() {
     let mut slave = SlaveSession::new(slave_config(Some(Cursor::at(whole.position(15)))), at(0));
     let told = Welcome { path: path(&[7; MAX_PATH + 1]), verifies: true, ..welcome(&whole, Mode::Resume) };
     assert!(slave.handle_message(at(0), Message::Welcome(told)).is_err());
+    let mut slave = SlaveSession::new(slave_config(Some(Cursor::at(whole.position(15)))), at(0));
+    let told = Welcome { path: path(&[7; MAX_PATH]), verifies: true, ..welcome(&whole, Mode::Resume) };
+    assert!(slave.handle_message(at(0), Message::Welcome(told)).is_ok());
 }
 
 #[test]
@@ -293,4 +296,49 @@ fn who_was_in_a_newer_epoch_is_not_served_by_a_relay_that_went_on_beside_it() {
     relay.handle_message(at(0), Message::Hello(resyncs)).unwrap();
     located(&mut relay, &whole);
     assert_eq!(refused(&mut relay).code, RejectCode::Superseded);
+}
+
+#[test]
+fn a_relay_says_at_once_what_it_knows_of_its_master_and_then_with_each_heartbeat() {
+    let history = History::of(3);
+    let mut relay = streaming(&history, Some(Cursor::at(history.head())));
+    relay.handle_timeout(at(1)).unwrap();
+    for (seconds, silence_ms) in [(1, Some(7)), (6, None)] {
+        let above = Above { lag: None, silence_ms };
+        relay.handle_above(above);
+        assert_eq!(relay.poll_timeout(), Some(at(seconds).monotonic));
+        relay.handle_timeout(at(seconds)).unwrap();
+        let Some(MasterAction::Send(Message::Heartbeat(Heartbeat::Relay { above: told, .. }))) = relay.poll_action()
+        else {
+            panic!("a heartbeat of a relay")
+        };
+        assert_eq!(told, above);
+    }
+}
+
+#[test]
+fn a_relay_wakes_when_a_slave_has_waited_long_enough() {
+    let whole = History::of(20);
+    let behind = whole.clone().at(12);
+    let config =
+        MasterSessionConfig { relay: Some(Relay { wait: Duration::from_secs(3), ..as_relay() }), ..master_config() };
+    let mut relay = MasterSession::new(config, behind.view(), Vec::new(), at(0));
+    relay.handle_message(at(0), Message::Hello(hello(Some(Cursor::at(whole.position(15)))))).unwrap();
+    located(&mut relay, &behind);
+    told_to_wait(&mut relay);
+    assert_eq!(relay.poll_timeout(), Some(at(3).monotonic));
+    relay.handle_timeout(at(3)).unwrap();
+    assert_eq!(refused(&mut relay).code, RejectCode::Busy);
+}
+
+#[test]
+fn a_relay_that_holds_nothing_yet_is_in_no_epoch_that_a_slave_could_have_left() {
+    let ahead = History::of(20).position(15);
+    let ahead = Position { epoch: Epoch { nonce: ahead.epoch.nonce + 1, ..ahead.epoch }, ..ahead };
+    let nothing = History::new();
+    let config = MasterSessionConfig { relay: Some(as_relay()), ..master_config() };
+    let mut relay = MasterSession::new(config, nothing.view(), Vec::new(), at(0));
+    relay.handle_message(at(0), Message::Hello(hello(Some(Cursor::at(ahead))))).unwrap();
+    located(&mut relay, &nothing);
+    told_to_wait(&mut relay);
 }

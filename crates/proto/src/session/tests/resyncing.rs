@@ -63,6 +63,24 @@ fn the_ancestor_is_the_newest_point_in_common() {
 }
 
 #[test]
+fn of_another_source_or_without_checkpoints_no_ancestor_is_looked_for() {
+    let history = History::of(20);
+    for (position, checkpoints) in
+        [(elsewhere(history.position(7)), vec![history.position(3)]), (parted(history.position(7)), Vec::new())]
+    {
+        let mut master = master(&history);
+        master.handle_message(at(0), Message::Hello(wants(OnDivergence::AdoptSource, position, checkpoints))).unwrap();
+        let mut action = master.poll_action();
+        if let Some(MasterAction::Locate(positions)) = &action {
+            assert_eq!(*positions, [position]);
+            master.handle_located(&history.locate(positions));
+            action = master.poll_action();
+        }
+        assert!(matches!(action, Some(MasterAction::MeasureData { at_most: 1 })), "{action:?}");
+    }
+}
+
+#[test]
 fn a_master_that_holds_nothing_resyncs_nobody() {
     let history = History::of(20).at(12);
     for (position, code) in
