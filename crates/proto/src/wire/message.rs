@@ -451,7 +451,7 @@ impl Message {
     }
 
     /// Its payload, in parts that follow one another.
-    pub(super) fn payload(&self) -> Result<Vec<Bytes>, postcard::Error> {
+    pub(crate) fn payload(&self) -> Result<Vec<Bytes>, postcard::Error> {
         Ok(match self {
             Self::Hello(hello) => vec![hello_payload(hello)?],
             Self::Welcome(welcome) => vec![welcome_payload(welcome)?],

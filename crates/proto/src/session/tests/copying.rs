@@ -1,7 +1,7 @@
 //! Copy under writes: what the master frames, and when; and that a cursor says all that a copy needs to go on.
 
 use super::*;
-use crate::{RejectCode, Request, RequestBody, Response, Stretch};
+use crate::{Decoder, DecoderLimits, Encoder, Event, RejectCode, Request, RequestBody, Response, Stretch};
 
 /// A master that was just asked for its first page, and the range that it was asked for.
 fn first_page(history: &History) -> (MasterSession, KeyRange) {
@@ -227,26 +227,46 @@ fn a_copy_that_was_cut_goes_on_where_it_was_with_any_parent_of_the_same_history(
     assert!(done.is_consistent());
 }
 
+/// Whether a slave takes `message` from such a master, as it sets its decoder.
+fn is_taken(message: &Message) -> bool {
+    let (encoder, mut bytes) = (Encoder::new(), BytesMut::new());
+    encoder.encode_preamble(&mut bytes);
+    encoder.encode(message, &mut bytes).unwrap();
+    let mut decoder = Decoder::new(DecoderLimits::for_batches(LIMITS.max_batch));
+    loop {
+        match decoder.decode(&mut bytes) {
+            Ok(Some(Event::Message(_))) => return true,
+            Ok(_) => {}
+            Err(_) => return false,
+        }
+    }
+}
+
 // Else the slave ends the connection, comes back, and is sent the same for ever.
 #[test]
 fn what_no_slave_could_take_is_refused_by_name_and_never_sent() {
-    // What a slave of such a master takes: batches of 4 MiB, and 4 MiB beside.
-    let max = 8 << 20;
-    let of = |len: usize| {
-        let header = puts([(&b"k"[..], &vec![0; 4 << 20][..])]).byte_len() - (4 << 20);
-        puts([(&b"k"[..], &vec![0; len - header][..])])
-    };
-    for (len, fits) in [(max, true), (max + 1, false)] {
+    let page = |len: usize| {
         let history = History::of(5).trimmed(5);
-        let (mut master, range) = first_page(&history);
-        let entries = of(len);
-        assert_eq!(entries.byte_len(), len);
-        master.handle_page(Content { range, read_at: history.head(), entries });
+        let (master, range) = first_page(&history);
+        let entries = puts([(&b"k"[..], &vec![0; len][..])]);
+        (master, Content { range, read_at: history.head(), entries })
+    };
+    // Batches of 4 MiB, and 4 MiB beside; what a page is more than its value is that of any other so long.
+    let beside = {
+        let (_, content) = page(8 << 20);
+        Message::Ranges(content).payload().unwrap().iter().map(Bytes::len).sum::<usize>() - (8 << 20)
+    };
+    for (len, fits) in [((8 << 20) - beside, true), ((8 << 20) - beside + 1, false), (8 << 20, false), (9 << 20, false)]
+    {
+        let (mut master, content) = page(len);
+        assert_eq!(is_taken(&Message::Ranges(content.clone())), fits, "{len}");
+        let held = content.entries.byte_len();
+        master.handle_page(content);
         match master.poll_action() {
             Some(MasterAction::Send(Message::Ranges(_))) if fits => {}
             Some(MasterAction::Send(Message::Reject(reject))) if !fits => {
                 assert_eq!((reject.code, reject.retry), (RejectCode::LimitsTooSmall, false));
-                assert!(reject.words.contains(&len.to_string()), "{}", reject.words);
+                assert!(reject.words.contains(&held.to_string()), "{}", reject.words);
                 assert!(matches!(master.poll_action(), Some(MasterAction::Close(Some(_)))));
                 assert!(master.poll_action().is_none());
             }
@@ -257,7 +277,7 @@ fn what_no_slave_could_take_is_refused_by_name_and_never_sent() {
     // The same of a record.
     let mut history = History::of(5);
     let mut master = streaming(&history, Some(Cursor::at(history.position(5))));
-    history.write(Batch::new().put("k", vec![0; max]));
+    history.write(Batch::new().put("k", vec![0; 8 << 20]));
     master.handle_view(history.view());
     let Some(MasterAction::ReadRecords { after, max_bytes, .. }) = master.poll_action() else { panic!("records") };
     master.handle_records(history.read(after, max_bytes));
