@@ -103,7 +103,7 @@ compaction OVERWRITES="10000000" KEYS="100000" STORE="lmdb":
 # notices, but for those of mutants/missed.tsv. Some minutes, or seconds after the first time; `just mutants --only session` for
 # those of a part, `just mutants --also replikv-node` for what the tests of another crate notice of the rest.
 mutants *ARGS:
-    cargo mutants --version || cargo install --locked cargo-mutants
+    cargo mutants --version || cargo install --locked cargo-mutants --version 27.1.0
     cargo run --quiet --locked --manifest-path mutants/Cargo.toml -- {{ARGS}}
 
 # Those whose name matches, built one by one: for mutants that do not compile as branches (target/mutants/refused). Slow.

@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, bail, ensure};
 use serde::Deserialize;
 
 use crate::list::Mutant;
@@ -27,9 +27,16 @@ pub(crate) struct Built {
 #[derive(Deserialize)]
 struct Line {
     reason: String,
+    success: Option<bool>,
     message: Option<Diagnostic>,
+    profile: Option<Profile>,
     manifest_path: Option<PathBuf>,
     executable: Option<PathBuf>,
+}
+
+#[derive(Deserialize)]
+struct Profile {
+    test: bool,
 }
 
 #[derive(Deserialize)]
@@ -58,9 +65,11 @@ pub(crate) fn build(
         let lines = cargo(tree.root(), packages)?;
         let mut programs = Vec::new();
         let mut found = BTreeSet::new();
-        let mut unexplained = None;
+        let (mut unexplained, mut is_built) = (None, false);
         for line in lines {
-            if let (Some(path), Some(manifest)) = (line.executable, line.manifest_path) {
+            is_built |= line.reason == "build-finished" && line.success == Some(true);
+            let is_test = line.profile.is_some_and(|profile| profile.test);
+            if let (Some(path), Some(manifest), true) = (line.executable, line.manifest_path, is_test) {
                 programs.push(Program { path, folder: manifest.parent().context("a folder")?.to_owned() });
             }
             let Some(error) = line.message.filter(|message| message.level == "error" && !message.spans.is_empty())
@@ -78,6 +87,7 @@ pub(crate) fn build(
             if let Some(error) = unexplained {
                 bail!("what does not compile is no mutant's doing:\n{error}");
             }
+            ensure!(is_built, "cargo build has failed");
             return Ok(Built { programs, refused });
         }
         refused.extend(found);
@@ -116,9 +126,6 @@ fn cargo(root: &Path, packages: &[&str]) -> Result<Vec<Line>> {
         let line: Line = serde_json::from_slice(line).context("what cargo says")?;
         lines.push(line);
     }
-    let finished = lines.iter().any(|line| line.reason == "build-finished");
-    if !finished {
-        bail!("cargo build ended with {}", output.status);
-    }
+    ensure!(lines.iter().any(|line| line.reason == "build-finished"), "cargo build ended with {}", output.status);
     Ok(lines)
 }

@@ -34,10 +34,12 @@ replikv-mutants [--jobs N] [--only TEXT] [--also PACKAGE]... [--patience N]
     --also PACKAGE  whether the tests of that package notice what the others have missed
     --patience N    with tests that take no more than N seconds together, the quickest first (default: all)
 
-What comes of it is kept in target/mutants/results, and not tried again before the sources change. Mutants that are missed
-and known to be, with the reason, are in mutants/missed.tsv.
+What comes of it is kept in target/mutants/results: a mutant is tried again when its file has changed, or the test that
+noticed it is gone, and one that was missed whenever anything has. Those that do not compile as branches are in
+target/mutants/refused: `just mutants-alone` tries them. Those that are missed and known to be, with the reason, are in
+mutants/missed.tsv.
 
-Ends with 0 if every mutant is noticed or known, with 1 if not, with 2 if that could not be tried.";
+Ends with 0 if every mutant that was tried is noticed or known, with 1 if not, with 2 if that could not be tried.";
 
 /// Whose mutants, and whose tests.
 const PACKAGES: [&str; 2] = ["replikv-core", "replikv-proto"];
@@ -103,28 +105,26 @@ fn act() -> Result<bool> {
     let wanted: Vec<(usize, &Mutant)> =
         compiled.iter().copied().filter(|(_, mutant)| mutant.name.contains(&wishes.only)).collect();
 
-    let path = scratch.join("results");
-    try_all(&built.programs, &tests, &wanted, &path, &fingerprints, &wishes)?;
-    let mut missed = missed(&wanted, &path, &fingerprints)?;
-    let own = missed.len();
+    if wanted.is_empty() {
+        bail!("no mutant that compiles has {:?} in its name", wishes.only);
+    }
+    let missed = try_all(&built.programs, &tests, &wanted, &scratch.join("results"), &fingerprints, &wishes)?;
+    let mut left = missed.clone();
     for package in &wishes.also {
+        let fingerprints = self::fingerprints(workspace, &mutants, &[PACKAGES[0], PACKAGES[1], package])?;
         let others = build::build(&mut tree, &mutants, &[package], built.refused.clone())?;
         let tests = run::survey(&others.programs, wishes.jobs, &run::emptied(scratch.join("seen"))?)?;
         let path = scratch.join(format!("results-{package}"));
-        let fingerprints = self::fingerprints(workspace, &mutants, &[PACKAGES[0], PACKAGES[1], package])?;
-        try_all(&others.programs, &tests, &missed, &path, &fingerprints, &wishes)?;
-        let before = missed.len();
-        missed = self::missed(&missed, &path, &fingerprints)?;
-        println!("{} more are noticed by tests of {package}", before - missed.len());
+        let before = left.len();
+        left = try_all(&others.programs, &tests, &left, &path, &fingerprints, &wishes)?;
+        println!("{} more are noticed by tests of {package}", before - left.len());
     }
 
-    let refused: Vec<&Mutant> = built.refused.iter().map(|number| &mutants[*number]).collect();
-    std::fs::write(
-        scratch.join("refused"),
-        refused.iter().map(|mutant| mutant.name.clone() + "\n").collect::<String>(),
-    )?;
+    let refused: String = built.refused.iter().map(|number| mutants[*number].name.clone() + "\n").collect();
+    std::fs::write(scratch.join("refused"), refused)?;
     let missed: Vec<&Mutant> = missed.into_iter().map(|(_, mutant)| mutant).collect();
-    let unknown: Vec<&&Mutant> = missed.iter().filter(|mutant| !excused.has(mutant)).collect();
+    let left: Vec<&Mutant> = left.into_iter().map(|(_, mutant)| mutant).collect();
+    let unknown = excused.unknown(&left);
     for mutant in &unknown {
         println!("missed: {}", mutant.name);
     }
@@ -134,53 +134,54 @@ fn act() -> Result<bool> {
         }
     }
     println!(
-        "{} mutants: {} do not compile as branches (target/mutants/refused); of {}, {} are noticed, {} missed, {} of these known",
+        "{} mutants: {} do not compile as branches (target/mutants/refused); of {}, {} are noticed; {} are missed, {} of these known",
         mutants.len(),
-        refused.len(),
+        built.refused.len(),
         wanted.len(),
-        wanted.len() - own,
-        own,
-        missed.len() - unknown.len(),
+        wanted.len() - left.len(),
+        left.len(),
+        left.len() - unknown.len(),
     );
     Ok(unknown.is_empty())
 }
 
-/// Tries each of `mutants` that `path` knows nothing of.
-fn try_all(
+/// Tries each of `mutants` that `path` knows nothing of, and returns those that are missed.
+fn try_all<'a>(
     programs: &[build::Program],
     tests: &[run::Test],
-    mutants: &[(usize, &Mutant)],
-    path: &Path,
-    fingerprints: &Fingerprints,
-    wishes: &Wishes,
-) -> Result<()> {
-    let results = Results::open(path, fingerprints)?;
-    let left: Vec<(usize, &Mutant)> =
-        mutants.iter().copied().filter(|(_, mutant)| results.of(mutant).is_none()).collect();
-    let results = Mutex::new((results, 0, Instant::now()));
-    run::each(wishes.jobs, &left, |_, (number, mutant)| {
-        let outcome = run::attempt(programs, tests, *number, wishes.patience)?;
-        let mut results = results.lock().map_err(|_| anyhow::anyhow!("a thread has panicked"))?;
-        let (results, tried, said) = &mut *results;
-        *tried += 1;
-        if matches!(outcome, Outcome::Missed) {
-            eprintln!("missed: {}", mutant.name);
-        }
-        if said.elapsed().as_secs() >= 10 {
-            eprintln!("{tried} of {} tried", left.len());
-            *said = Instant::now();
-        }
-        results.add(mutant, outcome)
-    })
-}
-
-fn missed<'a>(
     mutants: &[(usize, &'a Mutant)],
     path: &Path,
     fingerprints: &Fingerprints,
+    wishes: &Wishes,
 ) -> Result<Vec<(usize, &'a Mutant)>> {
     let results = Results::open(path, fingerprints)?;
-    Ok(mutants.iter().copied().filter(|(_, mutant)| matches!(results.of(mutant), Some(Outcome::Missed))).collect())
+    let is_there = |test: &String| tests.iter().any(|there| there.name == *test);
+    let is_known = |mutant: &Mutant| match results.of(mutant) {
+        Some(Outcome::Failed(test) | Outcome::TimedOut(test)) => is_there(test),
+        Some(Outcome::Missed) => true,
+        Some(Outcome::GivenUp) | None => false,
+    };
+    let (known, left): (Vec<_>, Vec<_>) = mutants.iter().copied().partition(|(_, mutant)| is_known(mutant));
+    let missed =
+        known.into_iter().filter(|(_, mutant)| results.of(mutant) == Some(&Outcome::Missed)).collect::<Vec<_>>();
+    let state = Mutex::new((results, missed, 0, Instant::now()));
+    run::each(wishes.jobs, &left, |_, (number, mutant)| {
+        let outcome = run::attempt(programs, tests, *number, wishes.patience)?;
+        let mut state = state.lock().map_err(|_| anyhow::anyhow!("a thread has panicked"))?;
+        let (results, missed, tried, said) = &mut *state;
+        *tried += 1;
+        if matches!(outcome, Outcome::Missed | Outcome::GivenUp) {
+            missed.push((*number, *mutant));
+        }
+        if said.elapsed().as_secs() >= 10 {
+            eprintln!("{tried} of {} tried, {} missed", left.len(), missed.len());
+            *said = Instant::now();
+        }
+        results.add(mutant, outcome)
+    })?;
+    let (_, mut missed, ..) = state.into_inner().map_err(|_| anyhow::anyhow!("a thread has panicked"))?;
+    missed.sort_by_key(|(number, _)| *number);
+    Ok(missed)
 }
 
 /// Of each file that is changed, and of all of `packages`.

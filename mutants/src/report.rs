@@ -1,11 +1,11 @@
 //! What came of mutants, kept from one run to the next, and beside what is known of those that nothing notices.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::fs::{self, File, OpenOptions};
 use std::io::Write;
 use std::path::Path;
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, bail, ensure};
 
 use crate::list::Mutant;
 use crate::run::Outcome;
@@ -69,6 +69,8 @@ impl Results {
             Outcome::Failed(test) => ("failed", test),
             Outcome::TimedOut(test) => ("timed out", test),
             Outcome::Missed => ("missed", &self.fingerprints.all),
+            // Next time there may be more.
+            Outcome::GivenUp => return Ok(()),
         };
         let file = self.fingerprints.of(mutant).to_owned();
         self.file.write_all(format!("{}\t{file}\t{word}\t{of}\n", mutant.name).as_bytes())?;
@@ -77,30 +79,48 @@ impl Results {
     }
 }
 
-/// Mutants that nothing notices, and why that is well: lines of a name, a tab and a reason, in the order of names.
-pub(crate) struct Excused(BTreeMap<String, String>);
+/// Mutants that nothing notices, and why that is well: lines of a name, of how many mutants it is the name, and of a reason,
+/// with tabs between them.
+pub(crate) struct Excused(BTreeMap<String, usize>);
 
 impl Excused {
     pub(crate) fn read(path: &Path) -> Result<Self> {
         let text = fs::read_to_string(path).with_context(|| path.display().to_string())?;
         let mut excused = BTreeMap::new();
         for line in text.lines().filter(|line| !line.is_empty() && !line.starts_with('#')) {
-            let (name, reason) = line.split_once('\t').with_context(|| format!("no reason: {line}"))?;
+            let [name, count, reason] = line.split('\t').collect::<Vec<_>>()[..] else {
+                bail!("not three fields: {line}")
+            };
             ensure!(!reason.trim().is_empty(), "no reason: {line}");
-            excused.insert(name.to_owned(), reason.to_owned());
+            excused.insert(name.to_owned(), count.parse().with_context(|| line.to_owned())?);
         }
         Ok(Self(excused))
     }
 
-    pub(crate) fn has(&self, mutant: &Mutant) -> bool {
-        self.0.contains_key(&mutant.lasting_name())
+    /// Those of `missed` that are not known: all of a name, if there are more than are known of it.
+    pub(crate) fn unknown<'a>(&self, missed: &[&'a Mutant]) -> Vec<&'a Mutant> {
+        let counts = counts(missed);
+        let is_known = |mutant: &Mutant| {
+            let name = mutant.lasting_name();
+            self.0.get(&name).is_some_and(|known| counts[&name] <= *known)
+        };
+        missed.iter().copied().filter(|mutant| !is_known(mutant)).collect()
     }
 
-    /// Those that no mutant of `missed` is.
+    /// The names of which fewer are missed than are known.
     pub(crate) fn beyond(&self, missed: &[&Mutant]) -> Vec<&str> {
-        let names: BTreeSet<String> = missed.iter().map(|mutant| mutant.lasting_name()).collect();
-        self.0.keys().map(String::as_str).filter(|name| !names.contains(*name)).collect()
+        let counts = counts(missed);
+        let fewer = |(name, known): &(&String, &usize)| counts.get(*name).copied().unwrap_or_default() < **known;
+        self.0.iter().filter(fewer).map(|(name, _)| name.as_str()).collect()
     }
+}
+
+fn counts(mutants: &[&Mutant]) -> BTreeMap<String, usize> {
+    let mut counts = BTreeMap::new();
+    for mutant in mutants {
+        *counts.entry(mutant.lasting_name()).or_default() += 1;
+    }
+    counts
 }
 
 #[cfg(test)]
@@ -150,5 +170,20 @@ mod tests {
         assert_eq!(results.of(&second), Some(&Outcome::TimedOut("g".to_owned())));
         assert!(Results::open(&path, &with("two", "more tests")).unwrap().of(&second).is_none());
         fs::remove_dir_all(folder).unwrap();
+    }
+
+    #[test]
+    fn a_name_excuses_as_many_as_are_known_of_it() {
+        let path = std::env::temp_dir().join(format!("replikv-mutants-{}.tsv", std::process::id()));
+        fs::write(&path, "# why\na.rs: delete ! in f\t2\tboth lead to the same\n").unwrap();
+        let excused = Excused::read(&path).unwrap();
+        fs::write(&path, "a.rs: delete ! in f\t2\n").unwrap();
+        assert!(Excused::read(&path).is_err(), "no reason");
+        fs::remove_file(path).unwrap();
+        let all: Vec<Mutant> = (1..4).map(|line| mutant(&format!("a.rs:{line}:1: delete ! in f"))).collect();
+        let all: Vec<&Mutant> = all.iter().collect();
+        assert_eq!((excused.unknown(&all[..1]).len(), excused.beyond(&all[..1]).len()), (0, 1));
+        assert_eq!((excused.unknown(&all[..2]).len(), excused.beyond(&all[..2]).len()), (0, 0));
+        assert_eq!((excused.unknown(&all).len(), excused.beyond(&all).len()), (3, 0));
     }
 }

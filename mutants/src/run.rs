@@ -18,7 +18,7 @@ const MEMORY: u64 = 6 << 20;
 /// A test that came by some mutants.
 pub(crate) struct Test {
     program: usize,
-    name: String,
+    pub(crate) name: String,
     took: Duration,
     seen: BTreeSet<usize>,
 }
@@ -32,6 +32,8 @@ pub(crate) enum Outcome {
     TimedOut(String),
     /// All that came by it passed.
     Missed,
+    /// Those passed for which there was patience.
+    GivenUp,
 }
 
 /// All tests of `programs`, with what they come by, the quickest first. Fails if one fails.
@@ -68,7 +70,7 @@ pub(crate) fn attempt(programs: &[Program], tests: &[Test], mutant: usize, patie
     for test in tests.iter().filter(|test| test.seen.contains(&mutant)) {
         took += test.took;
         if tried && took > patience {
-            break;
+            return Ok(Outcome::GivenUp);
         }
         tried = true;
         let limit = Duration::from_secs(5) + test.took * 5;

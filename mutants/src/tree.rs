@@ -52,16 +52,18 @@ impl Tree {
     /// Files that hold `mutants` are not in it before they are [woven](Self::weave).
     pub(crate) fn copy(workspace: &Path, root: PathBuf, mutants: &[Mutant]) -> Result<Self> {
         let woven: BTreeSet<&str> = mutants.iter().map(|mutant| mutant.file.as_str()).chain([LIB]).collect();
-        let listed = Command::new("git").current_dir(workspace).args(["ls-files", "-z"]).output().context("git")?;
+        ensure!(mutants.len() < 1 << 14, "so many mutants have no place in the copy: see ACTIVE");
+        let listed = ["ls-files", "-z", "--cached", "--others", "--exclude-standard"];
+        let listed = Command::new("git").current_dir(workspace).args(listed).output().context("git")?;
         ensure!(listed.status.success(), "git ls-files: {}", String::from_utf8_lossy(&listed.stderr).trim());
-        for name in String::from_utf8(listed.stdout)?.split_terminator('\0') {
-            let from = workspace.join(name);
-            // One that is deleted, and not committed yet, is listed.
-            if woven.contains(name) || !from.is_file() {
-                continue;
-            }
-            write(&root.join(name), &fs::read(&from)?)?;
+        let listed = String::from_utf8(listed.stdout)?;
+        // One that is deleted, and not committed yet, is listed.
+        let names: BTreeSet<&str> =
+            listed.split_terminator('\0').filter(|name| workspace.join(name).is_file()).collect();
+        for name in names.difference(&woven) {
+            write(&root.join(name), &fs::read(workspace.join(name))?)?;
         }
+        remove_all_but(&names, &root, &root)?;
         Ok(Self { workspace: workspace.to_owned(), root, regions: HashMap::new() })
     }
 
@@ -118,6 +120,19 @@ impl Tree {
     fn regions(&self, file: &str) -> &[Region] {
         self.regions.get(file).map_or(&[], Vec::as_slice)
     }
+}
+
+/// Removes what was in the workspace once.
+fn remove_all_but(names: &BTreeSet<&str>, root: &Path, folder: &Path) -> Result<()> {
+    for entry in fs::read_dir(folder)? {
+        let path = entry?.path();
+        if path.is_dir() {
+            remove_all_but(names, root, &path)?;
+        } else if !path.strip_prefix(root)?.to_str().is_some_and(|name| names.contains(name)) {
+            fs::remove_file(&path)?;
+        }
+    }
+    Ok(())
 }
 
 /// Leaves a file alone that holds `bytes`: nothing is built anew for it.
