@@ -9,8 +9,7 @@ use replikv_core::{
 };
 use replikv_proto::layout::{Epochs, Head, Identity, Kept, Stored};
 use replikv_proto::{
-    Applier, DecoderLimits, Mode, Progress, Refusal, RejectCode, Resync, SlaveAction, SlaveSession, SlaveSessionConfig,
-    Welcome,
+    Applier, DecoderLimits, Mode, Refusal, RejectCode, Resync, SlaveAction, SlaveSession, SlaveSessionConfig, Welcome,
 };
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::sync::{OwnedMutexGuard, oneshot};
@@ -164,8 +163,8 @@ impl<S: ReplicaStore> Slave<S> {
     // with. Before the master is heard: a resync leaves the history that is spoken of here.
     async fn sync_what_was_left(&self) -> Result<(), FollowError> {
         let inner = &self.inner;
-        let Progress { applied, durable, .. } = inner.tracker.progress();
-        if durable < applied {
+        if inner.tracker.is_unsynced() {
+            let applied = inner.tracker.progress().applied;
             if let Err(error) = inner.store.sync().await {
                 return Err(inner.give_up(error).await);
             }
@@ -339,7 +338,7 @@ impl<S: ReplicaStore> Slave<S> {
     fn ask_what_is_wanted(&self, session: &mut SlaveSession, asked: &mut Option<Job>) {
         let inner = &self.inner;
         match session.verifies() {
-            Some(true) if session.may_probe() && inner.tracker.progress().consistent => {
+            Some(true) if session.may_probe() && inner.tracker.is_consistent() => {
                 if let Some((probe, job)) = inner.desk.take() {
                     session.probe(probe);
                     *asked = Some(job);

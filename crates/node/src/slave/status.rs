@@ -47,6 +47,8 @@ pub struct SlaveProgress {
     pub connected: bool,
     /// Where the epochs of the history begin, as last told.
     pub epochs: Vec<EpochStart>,
+    /// Whether what is on stable storage is a state that the master had, whatever of what came after it is there too.
+    pub(super) settled: bool,
 }
 
 /// Where a slave is, and how it is. Position, lag and last contact are three separate things.
@@ -216,6 +218,7 @@ impl Tracker {
             position: cursor.map(|cursor| cursor.position),
             durable: cursor.map_or(Seq::ZERO, |cursor| cursor.position.seq),
             consistent: cursor.is_some_and(Cursor::is_consistent),
+            settled: cursor.is_some_and(Cursor::is_consistent),
             ..SlaveProgress::default()
         };
         let facts =
@@ -233,10 +236,23 @@ impl Tracker {
         self.progress.subscribe()
     }
 
+    /// What the master is told. It counts on what is durable: that this is no state of it yet, it must not miss.
     pub(super) fn progress(&self) -> Progress {
         let progress = self.progress.borrow();
         let applied = progress.position.map_or(Seq::ZERO, |position| position.seq);
-        Progress { applied, durable: progress.durable.min(applied), consistent: progress.consistent }
+        let consistent = progress.consistent && progress.settled;
+        Progress { applied, durable: progress.durable.min(applied), consistent }
+    }
+
+    /// Whether what is readable is a state of the master.
+    pub(super) fn is_consistent(&self) -> bool {
+        self.progress.borrow().consistent
+    }
+
+    /// Whether there is anything that is readable, and not known to be durable.
+    pub(super) fn is_unsynced(&self) -> bool {
+        let Progress { applied, durable, consistent } = self.progress();
+        durable < applied || consistent != self.is_consistent()
     }
 
     pub(super) fn welcomed(&self, welcome: &Welcome) {
@@ -304,7 +320,10 @@ impl Tracker {
     /// before the store says so.
     pub(super) fn handed(&self, cursor: &Cursor) {
         if !cursor.is_consistent() {
-            self.progress.send_if_modified(|progress| std::mem::take(&mut progress.consistent));
+            self.progress.send_if_modified(|progress| {
+                progress.settled = false;
+                std::mem::take(&mut progress.consistent)
+            });
         }
     }
 
@@ -323,6 +342,7 @@ impl Tracker {
             progress.consistent = group.cursor.is_consistent();
             if group.durable {
                 progress.durable = group.cursor.position.seq;
+                progress.settled = progress.consistent;
             }
             if progress.head.is_none_or(|head| head.seq < group.cursor.position.seq) {
                 progress.head = Some(group.cursor.position);
@@ -330,8 +350,12 @@ impl Tracker {
         });
     }
 
+    /// All that was applied, up to the record `seq`, is on stable storage.
     pub(super) fn synced(&self, seq: Seq) {
-        self.progress.send_modify(|progress| progress.durable = progress.durable.max(seq));
+        self.progress.send_modify(|progress| {
+            progress.durable = progress.durable.max(seq);
+            progress.settled = progress.consistent;
+        });
     }
 
     /// The cursor was read from the store again.
@@ -340,6 +364,7 @@ impl Tracker {
         self.progress.send_modify(|progress| {
             progress.position = cursor.map(|cursor| cursor.position);
             progress.consistent = cursor.is_some_and(Cursor::is_consistent);
+            progress.settled &= progress.consistent;
             let applied = cursor.map_or(Seq::ZERO, |cursor| cursor.position.seq);
             progress.durable = progress.durable.min(applied);
         });
@@ -353,7 +378,7 @@ impl Tracker {
         });
         self.progress.send_modify(|progress| {
             progress.position = Some(cursor.position);
-            progress.consistent = false;
+            (progress.consistent, progress.settled) = (false, false);
             progress.durable = Seq::ZERO;
         });
     }
@@ -593,7 +618,7 @@ fn own_lag(facts: &Facts, progress: &SlaveProgress, now: Now) -> Option<Lag> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use replikv_core::{Digest, Epoch, SourceId, StoreLimits};
+    use replikv_core::{Coverage, Digest, Epoch, KeyRange, SourceId, StoreLimits};
 
     fn position(seq: u64) -> Position {
         Position {
@@ -630,6 +655,42 @@ mod tests {
             let seen = seen.borrow_and_update();
             assert_eq!((seen.connected, seen.head, seen.consistent), (true, Some(from), consistent), "{mode:?}");
         }
+    }
+
+    // A copy may end with a group that moves no record on: what is durable is then the same record, and not the same data.
+    #[test]
+    fn what_is_no_state_of_the_master_on_stable_storage_is_told_as_none() {
+        let cursor = |covered: bool| {
+            let mut coverage = Coverage::new(KeyRange::all(), Fill::Copy);
+            assert_eq!(covered, covered && coverage.cover(&KeyRange::all(), position(9)));
+            Cursor { position: position(9), coverage }
+        };
+        let tracker = Tracker::new(&SlaveConfig::new("edge"), &KeyRanges::all(), Some(&Cursor::at(position(9))));
+        let told = || (tracker.progress().durable, tracker.progress().consistent, tracker.is_consistent());
+        let commit = |covered, durable| {
+            let cursor = cursor(covered);
+            tracker.handed(&cursor);
+            tracker.applied(&Applied { cursor, records: 0, received: 0, time: None, durable });
+        };
+        let nine = Seq::new(9);
+        assert_eq!(told(), (nine, true, true));
+        commit(false, false);
+        tracker.synced(nine);
+        assert_eq!(told(), (nine, false, false));
+        commit(true, false);
+        assert_eq!((told(), tracker.is_unsynced()), ((nine, false, true), true), "it may lose what it has just copied");
+        tracker.rewound(Some(&cursor(true)));
+        assert_eq!((told(), tracker.is_unsynced()), ((nine, false, true), true), "reading it makes nothing durable");
+        tracker.synced(nine);
+        assert_eq!((told(), tracker.is_unsynced()), ((nine, true, true), false));
+        commit(true, false);
+        assert_eq!(told(), (nine, true, true), "whether that is lost or not, what is there is a state of it");
+        commit(false, false);
+        commit(true, true);
+        assert_eq!(told(), (nine, true, true), "a group that is synced is durable with all before it");
+        tracker.rewound(Some(&cursor(false)));
+        tracker.rewound(Some(&cursor(true)));
+        assert_eq!(told(), (nine, false, true), "somebody else has written there");
     }
 
     // Also before the relay has told anything, and once it says that it does not know.

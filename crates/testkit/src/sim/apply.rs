@@ -17,27 +17,44 @@ pub(super) struct Tracker {
     pub(super) position: Option<Position>,
     pub(super) durable: Seq,
     pub(super) consistent: bool,
+    /// What is durable is a state of the master, whatever of what came after it is there too.
+    settled: bool,
 }
 
 impl Tracker {
     pub(super) fn progress(&self) -> Progress {
         let applied = self.position.map_or(Seq::ZERO, |position| position.seq);
-        Progress { applied, durable: self.durable.min(applied), consistent: self.consistent }
+        Progress { applied, durable: self.durable.min(applied), consistent: self.consistent && self.settled }
+    }
+
+    /// Whether there is anything that is readable, and not known to be durable.
+    pub(super) fn is_unsynced(&self) -> bool {
+        let Progress { applied, durable, consistent } = self.progress();
+        durable < applied || consistent != self.consistent
+    }
+
+    /// All that was applied, up to this record, is durable.
+    pub(super) fn synced(&mut self, seq: Seq) {
+        self.durable = self.durable.max(seq);
+        self.settled = self.consistent;
     }
 
     /// The history that the slave was in is left.
     pub(super) fn resyncs(&mut self, cursor: &Cursor) {
-        (self.position, self.durable, self.consistent) = (Some(cursor.position), Seq::ZERO, false);
+        (self.position, self.durable) = (Some(cursor.position), Seq::ZERO);
+        (self.consistent, self.settled) = (false, false);
     }
 
     /// A group goes to the store. What it leaves there may be no state of the master, and be there before it is answered.
     fn hands(&mut self, cursor: &Cursor) {
         self.consistent &= cursor.is_consistent();
+        self.settled &= cursor.is_consistent();
     }
 
     pub(super) fn rewound(&mut self, cursor: Option<&Cursor>) {
         self.position = cursor.map(|cursor| cursor.position);
         self.consistent = cursor.is_some_and(Cursor::is_consistent);
+        self.settled &= self.consistent;
         self.durable = self.durable.min(self.position.map_or(Seq::ZERO, |position| position.seq));
     }
 }
@@ -336,7 +353,7 @@ impl Apply {
                 Err(error) => self.give_up(ctx, driver, relay, error),
             },
             Waits::Sync(seq) => match reply.done() {
-                Ok(()) => tracker.durable = tracker.durable.max(seq),
+                Ok(()) => tracker.synced(seq),
                 Err(error) => self.give_up(ctx, driver, relay, error),
             },
             Waits::Reopen(error) => {
@@ -358,6 +375,7 @@ impl Apply {
         tracker.consistent = group.cursor.is_consistent();
         if driver.sync_every.is_none() || ctx.planted(DriverBug::AckBeforeDurable) {
             tracker.durable = group.cursor.position.seq;
+            tracker.settled = tracker.consistent;
         }
         self.backlog -= group.bytes;
         if let Some(every) = driver.sync_every {

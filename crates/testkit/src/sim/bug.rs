@@ -117,6 +117,8 @@ pub enum DriverBug {
     LostSlotsDropped,
     /// A slave says that it holds a state of its master until its store has answered that it does not.
     ConsistentUntilAnswered,
+    /// A slave says that it holds a state of its master when what is durable is none yet.
+    ConsistentUnsynced,
     /// A writer is told that a condition does not hold before it is known what becomes of the batch that it saw.
     ConflictToldEarly,
     /// Data that was there before a store became a master's is in no base record, and slaves go through the log.
@@ -175,6 +177,7 @@ impl DriverBug {
         Self::LookupFailureIsDelete,
         Self::LookedUpAtBefore,
         Self::ConsistentUntilAnswered,
+        Self::ConsistentUnsynced,
         Self::ConflictToldEarly,
         Self::BaseLeftOut,
         Self::SlotFromHello,

@@ -697,6 +697,11 @@ impl Oracle {
         self.require(Invariant::AckIsTrue, consistent || !ack.consistent || !known, || {
             format!("{ack:?} is not consistent")
         });
+        // The master counts on what would be there after power loss.
+        let settled = store.durable.cursor().as_ref().is_some_and(Cursor::is_consistent);
+        self.require(Invariant::AckIsTrue, settled || !ack.consistent || store.was_shared, || {
+            format!("{ack:?}, what is durable is not consistent")
+        });
     }
 
     /// A connection holds so many bytes that the network has not taken.

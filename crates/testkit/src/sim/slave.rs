@@ -223,8 +223,7 @@ impl Slave {
 
     /// Whether it calls durable what it holds.
     pub(super) fn tells_durable(&self) -> bool {
-        let progress = self.process.as_ref().map(|process| process.tracker.progress());
-        progress.is_none_or(|progress| progress.durable == progress.applied)
+        self.process.as_ref().is_none_or(|process| !process.tracker.is_unsynced())
     }
 
     pub(super) fn relay(&mut self) -> Option<&mut RelayNode> {
@@ -330,7 +329,7 @@ impl Slave {
                 // What a killed process left is acknowledged as durable from here on; what another one that uses the store
                 // writes from here on is not.
                 process.tracker.rewound(hello.cursor.as_ref());
-                process.tracker.durable = process.tracker.progress().applied;
+                process.tracker.synced(process.tracker.progress().applied);
                 let request =
                     if ctx.planted(DriverBug::SlaveOpenedWithoutSync) { Request::Reopen } else { Request::Sync };
                 ctx.call(self.store, owner, request);
@@ -363,7 +362,7 @@ impl Slave {
             }
             State::Beginning(conn) => self.begin(ctx, *conn, hello),
             State::Syncing(conn, seq) => {
-                process.tracker.durable = process.tracker.durable.max(seq);
+                process.tracker.synced(seq);
                 self.begin(ctx, *conn, hello);
             }
             state => process.state = state,
@@ -392,10 +391,9 @@ impl Slave {
             ctx.coverage.met(Scene::CopyElsewhere);
         }
         process.tracker.rewound(hello.cursor.as_ref());
-        let progress = process.tracker.progress();
-        if progress.durable < progress.applied && !ctx.planted(DriverBug::LeftUnsynced) {
+        if process.tracker.is_unsynced() && !ctx.planted(DriverBug::LeftUnsynced) {
             ctx.call(self.store, Owner::Follow { node: self.node, life: process.life }, Request::Sync);
-            process.state = State::Syncing(Box::new(conn), progress.applied);
+            process.state = State::Syncing(Box::new(conn), process.tracker.progress().applied);
             return;
         }
         let fence: Option<Fence> = ctx.stores[self.store].visible.stored(Fence::KEY);
@@ -583,8 +581,9 @@ impl Follow {
             if ctx.planted(DriverBug::AckOnArrival) {
                 progress.applied = self.apply.arrived().unwrap_or_default().max(progress.applied);
             }
+            progress.consistent |= tracker.consistent && ctx.planted(DriverBug::ConsistentUnsynced);
             self.session.handle_progress(progress);
-            if let Some(verifying) = self.verifying.as_mut().filter(|_| progress.consistent) {
+            if let Some(verifying) = self.verifying.as_mut().filter(|_| tracker.consistent) {
                 verifying.ask(ctx, node, &mut self.session);
             }
             let mut more = false;
