@@ -98,9 +98,7 @@ impl Judged<'_> {
         if cursor.position.source != self.view.published.source {
             return vec![Verdict::Refuse(RejectCode::ForeignSource)];
         }
-        // An epoch that the master itself has begun may not be published yet.
-        let own = self.view.published.epoch.number.max(self.view.handed.epoch.number);
-        if cursor.position.epoch.number > own && self.path.is_none() {
+        if cursor.position.epoch.number > self.view.published.epoch.number && self.path.is_none() {
             return vec![Verdict::Refuse(RejectCode::Superseded)];
         }
         let newest = || self.known_epochs().last().map_or(0, |start| start.epoch.number);
@@ -125,10 +123,7 @@ impl Judged<'_> {
             }
         };
         let found = [false, true].into_iter().flat_map(|damage| [false, true].map(|kept| Finds { damage, kept }));
-        let right = found.map(decide);
-        // Until an epoch of its own is there, a master does not count it.
-        let counts = cursor.position.epoch.number <= self.view.published.epoch.number || self.path.is_some();
-        right.chain((!counts).then_some(Verdict::Refuse(RejectCode::Superseded))).collect()
+        found.map(decide).collect()
     }
 
     // A log of more than a MiB is weighed against the data. In no run do they come so close that a write could tip it.
