@@ -644,6 +644,12 @@ impl Process {
 }
 
 impl Opened {
+    /// As a master of `replikv-node`, which is not open to slaves before the record that begins its epoch is on stable
+    /// storage: every session knows of that epoch.
+    pub(super) fn serves(&self) -> bool {
+        self.view.published.epoch == self.epoch
+    }
+
     fn take_intents(&mut self) {
         if self.beginning == Some(self.committer.head().position.epoch) {
             self.beginning = None;

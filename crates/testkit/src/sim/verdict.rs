@@ -48,19 +48,20 @@ enum Place {
 /// What is found, or is not.
 #[derive(Debug, Clone, Copy)]
 struct Finds {
-    /// A damaged record is found in the store; or it is not, because memory still holds what it was.
-    damage: bool,
+    /// That a record is damaged, or has been compacted or trimmed, is found in the store; or it is not, because memory
+    /// still holds what it was.
+    lost: bool,
     /// Something that comes and goes has kept the very record that is looked for: a run that ends with it, or a slot.
     kept: bool,
 }
 
 impl Finds {
-    const EVERYTHING: Self = Self { damage: true, kept: true };
+    const EVERYTHING: Self = Self { lost: true, kept: true };
 }
 
 impl Judged<'_> {
-    /// Every right decision. There is more than one where a record is damaged, and found to be so or not; and where it is
-    /// compacted or gone, and something has kept it or not.
+    /// Every right decision. There is more than one where a record is damaged, compacted or gone: that is found or not, and
+    /// something has kept it or not.
     pub(super) fn verdicts(&self, hello: &Hello) -> Vec<Verdict> {
         let right = self.whatever_was_asked(hello);
         right.into_iter().flat_map(|verdict| self.as_asked(hello, verdict)).collect()
@@ -98,9 +99,7 @@ impl Judged<'_> {
         if cursor.position.source != self.view.published.source {
             return vec![Verdict::Refuse(RejectCode::ForeignSource)];
         }
-        // An epoch that the master itself has begun may not be published yet.
-        let own = self.view.published.epoch.number.max(self.view.handed.epoch.number);
-        if cursor.position.epoch.number > own && self.path.is_none() {
+        if cursor.position.epoch.number > self.view.published.epoch.number && self.path.is_none() {
             return vec![Verdict::Refuse(RejectCode::Superseded)];
         }
         let newest = || self.known_epochs().last().map_or(0, |start| start.epoch.number);
@@ -124,11 +123,8 @@ impl Judged<'_> {
                 self.by_lineage(hello, &cursor.position, finds)
             }
         };
-        let found = [false, true].into_iter().flat_map(|damage| [false, true].map(|kept| Finds { damage, kept }));
-        let right = found.map(decide);
-        // Until an epoch of its own is there, a master does not count it.
-        let counts = cursor.position.epoch.number <= self.view.published.epoch.number || self.path.is_some();
-        right.chain((!counts).then_some(Verdict::Refuse(RejectCode::Superseded))).collect()
+        let found = [false, true].into_iter().flat_map(|lost| [false, true].map(|kept| Finds { lost, kept }));
+        found.map(decide).collect()
     }
 
     // A log of more than a MiB is weighed against the data. In no run do they come so close that a write could tip it.
@@ -182,7 +178,10 @@ impl Judged<'_> {
         }
         let remembered = position.seq == published.seq || position.seq == floor.seq;
         let full_after = self.parts.full_after().position.seq;
-        if !remembered && (position.seq < floor.seq || position.seq <= full_after) {
+        // Further than the master knows, of another master on the store, or of a step of its own that is under way.
+        let gone =
+            finds.lost && self.store.parts().is_some_and(|parts| position.seq <= parts.full_after().position.seq);
+        if !remembered && (position.seq < floor.seq || position.seq <= full_after || gone) {
             let same_epoch = match self.epochs {
                 Some(known) => {
                     let reigning = known.iter().rfind(|start| start.first <= position.seq);
@@ -200,7 +199,7 @@ impl Judged<'_> {
         // A record that differs is believed if it continues the one before, which may be the damaged one.
         let before = Seq::new(position.seq.as_u64().saturating_sub(1));
         let believed = on_the_way || before <= floor.seq.max(full_after) || self.is_intact(before);
-        if finds.damage && !remembered && !(self.is_intact(position.seq) && believed) {
+        if finds.lost && !remembered && !(self.is_intact(position.seq) && believed) {
             Place::Below
         } else if on_the_way {
             Place::Held

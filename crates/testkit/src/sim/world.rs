@@ -325,7 +325,8 @@ impl World {
                 let wall = self.masters[node].wall_offset_ms;
                 let process = self.masters[node].process.as_mut()?;
                 process.sessions.wall_offset_ms = wall;
-                (&mut process.sessions, &process.open.as_ref()?.served)
+                let open = process.open.as_ref().filter(|open| open.serves())?;
+                (&mut process.sessions, &open.served)
             }
             Node::Slave(node) => {
                 let relay = self.slaves[node].relay()?;
