@@ -228,6 +228,32 @@ fn quiet_batches_cost_no_message_however_many_there_are() {
     assert!(messages <= 1, "{messages} messages");
 }
 
+// It sets its decoder to two batches of 4 MiB, and 4 MiB beside.
+#[test]
+fn whoever_subscribes_is_sent_what_it_can_take_and_no_more() {
+    for (mib, taken) in [(9, true), (13, false)] {
+        let mut history = History::new();
+        let mut master = serving(&history, &Cursor::at(history.position(0)));
+        history.write(Batch::new().put("apple", vec![0; mib << 20]));
+        master.handle_view(history.view());
+        let said = loop {
+            match master.poll_action() {
+                Some(MasterAction::ReadRecords { after, max_bytes, .. }) => {
+                    master.handle_records(history.read(after, max_bytes))
+                }
+                Some(MasterAction::Send(message)) => break message,
+                Some(MasterAction::Progress(_)) => {}
+                other => panic!("{other:?}"),
+            }
+        };
+        match said {
+            Message::Filtered(_) if taken => {}
+            Message::Reject(reject) if !taken => assert_eq!(reject.code, crate::RejectCode::LimitsTooSmall),
+            other => panic!("{mib} MiB: {}", other.name()),
+        }
+    }
+}
+
 #[test]
 fn a_slave_stands_at_the_record_that_an_answer_speaks_of() {
     let mut history = History::new();
