@@ -239,7 +239,7 @@ fn whoever_subscribes_is_sent_what_it_can_take_and_no_more() {
         let said = loop {
             match master.poll_action() {
                 Some(MasterAction::ReadRecords { after, max_bytes, .. }) => {
-                    master.handle_records(history.read(after, max_bytes))
+                    master.handle_records(history.read(after, max_bytes));
                 }
                 Some(MasterAction::Send(message)) => break message,
                 Some(MasterAction::Progress(_)) => {}
