@@ -544,8 +544,8 @@ impl MasterSession {
                 other => self.state = other,
             }
         }
-        let action = self.queue.pop_front()?;
-        self.fit(action)
+        self.fit();
+        self.queue.pop_front()
     }
 
     /// True if [`poll_action`](Self::poll_action) has something queued already, or a question to deal with.

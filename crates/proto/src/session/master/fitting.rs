@@ -9,21 +9,34 @@ use crate::{DecoderLimits, MasterAction, Message, Refusal, RejectCode};
 const HEADER: usize = 256 << 10;
 
 impl MasterSession {
-    /// `action`, or a refusal in its place. A store may hold what its master would not accept any more: it was opened with
-    /// larger limits once. A slave that was sent that would end the connection, and come back for it for ever.
-    pub(super) fn fit(&mut self, action: MasterAction) -> Option<MasterAction> {
-        let MasterAction::Send(message) = &action else { return Some(action) };
-        let limits = self.config.limits;
-        // As slaves set their decoders: one that subscribes to a part of the keys reckons with longer range deletes.
+    /// Puts a refusal in the place of what is to be sent next, if that is too long. A store may hold what its master would not
+    /// accept any more: it was opened with larger limits once. A slave that was sent that would end the connection, and come
+    /// back for it for ever.
+    pub(super) fn fit(&mut self) {
+        let Some(MasterAction::Send(message)) = self.queue.front() else { return };
+        let len = message.data_len();
+        if len.saturating_add(HEADER) > DecoderLimits::for_batches(self.config.limits.max_batch).data
+            && !self.is_taken(message)
+        {
+            self.refuse_longer(len);
+        }
+    }
+
+    /// Whether the slave's decoder takes it, to the byte.
+    #[cold]
+    fn is_taken(&self, message: &Message) -> bool {
+        // One that subscribes to a part of the keys reckons with longer range deletes.
         let room = match &self.state {
             State::Streaming(stream) if stream.filter.is_some() => 2,
             _ => 1,
         };
-        let max = DecoderLimits::for_batches(limits.max_batch.saturating_mul(room)).data;
-        if message.data_len() + HEADER <= max || fits(message, max) {
-            return Some(action);
-        }
-        let len = message.data_len();
+        let max = DecoderLimits::for_batches(self.config.limits.max_batch.saturating_mul(room)).data;
+        message.payload().is_ok_and(|parts| parts.iter().map(Bytes::len).sum::<usize>() <= max)
+    }
+
+    #[cold]
+    fn refuse_longer(&mut self, len: usize) {
+        let limits = self.config.limits;
         self.queue.clear();
         let words = format!(
             "the master's store holds an entry or a batch of about {len} bytes, and this master accepts batches of {} and values \
@@ -31,11 +44,5 @@ impl MasterSession {
             limits.max_batch, limits.max_value
         );
         self.refuse(Refusal::new(RejectCode::LimitsTooSmall, words));
-        self.queue.pop_front()
     }
-}
-
-/// Whether a decoder takes it, to the byte.
-fn fits(message: &Message, max: usize) -> bool {
-    message.payload().is_ok_and(|parts| parts.iter().map(Bytes::len).sum::<usize>() <= max)
 }
