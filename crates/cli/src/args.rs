@@ -245,6 +245,14 @@ pub(crate) enum OnDivergence {
     AdoptSource,
 }
 
+impl OnDivergence {
+    /// A quarantine is for those that may lose something.
+    pub(crate) fn check_quarantine(self) -> anyhow::Result<()> {
+        anyhow::ensure!(self != Self::Refuse, "--quarantine keeps what --on-divergence resync takes away: give both");
+        Ok(())
+    }
+}
+
 #[derive(Debug, Group)]
 pub(crate) struct Gather {
     /// The centre's store; made if it is not there.

@@ -138,10 +138,10 @@ pub(crate) fn time_words(time: Duration) -> String {
     }
 }
 
-/// A key or a value for a terminal: text as it is, other bytes escaped.
+/// A key or a value for a terminal: text as it is but for backslashes, other bytes escaped.
 pub(crate) fn printable(bytes: &[u8]) -> String {
     match std::str::from_utf8(bytes) {
-        Ok(text) if !text.chars().any(char::is_control) => text.into(),
+        Ok(text) if !text.chars().any(char::is_control) => text.replace('\\', r"\\"),
         _ => bytes.escape_ascii().to_string(),
     }
 }
@@ -177,5 +177,10 @@ mod tests {
         assert_eq!(printable("größe".as_bytes()), "größe");
         assert_eq!(printable(b"\x1b[2J"), "\\x1b[2J");
         assert_eq!(printable(&[0xFF]), "\\xff");
+        assert_eq!(
+            printable(br"\xff, gr\xC3\xB6\xC3\x9Fe"),
+            r"\\xff, gr\\xC3\\xB6\\xC3\\x9Fe",
+            "no byte looks like another"
+        );
     }
 }

@@ -13,7 +13,9 @@ use replikv_node::{
     ChangesError, ChangesFrom, Codec, LogPart, Master, MasterConfig, Slave, SlaveConfig, SlaveState, read_log_parts,
 };
 use replikv_proto::layout::Stored;
-use replikv_proto::{Compaction, DecoderLimits, Hello, Message, Mode, Record, Retention, Run, TombstoneFloor};
+use replikv_proto::{
+    Compacted, Compaction, DecoderLimits, Hello, Message, Mode, Record, RejectCode, Retention, Run, TombstoneFloor,
+};
 use replikv_testkit::{ApplyFault, FaultStore};
 use tokio::time::sleep;
 use tokio_util::codec::Framed;
@@ -31,6 +33,12 @@ async fn overwrite(master: &Master<Store>, writes: u32, keys: u32) {
     for n in 0..writes {
         master.put((n % keys).to_be_bytes(), [n.to_be_bytes(), [9; 4]].concat()).await.unwrap();
     }
+}
+
+/// The same, while something else goes on.
+fn overwrite_beside(master: &Master<Store>, writes: u32, keys: u32) {
+    let master = master.clone();
+    tokio::spawn(async move { overwrite(&master, writes, keys).await });
 }
 
 // With simulated time, long enough for every step that is due.
@@ -56,8 +64,8 @@ async fn parts(store: &Store) -> (usize, usize, usize) {
 
 type Raw = Framed<tokio::io::DuplexStream, Codec>;
 
-/// A slave by hand: says hello, and takes what comes up to `head`.
-async fn raw(master: &Master<Store>, cursor: Cursor, checkpoints: Vec<Position>) -> (Raw, Mode) {
+/// A slave by hand: says hello, and is answered.
+async fn answered(master: &Master<Store>, cursor: Cursor, checkpoints: Vec<Position>) -> (Raw, Message) {
     let (here, there) = tokio::io::duplex(64 << 10);
     serve(master, there);
     let mut stream = Framed::new(here, Codec::new(DecoderLimits::default()));
@@ -75,9 +83,15 @@ async fn raw(master: &Master<Store>, cursor: Cursor, checkpoints: Vec<Position>)
         temporary: true,
     };
     soon(stream.send(Message::Hello(hello))).await.unwrap();
-    match soon(stream.next()).await.unwrap().unwrap() {
-        Message::Welcome(welcome) => (stream, welcome.mode),
-        other => panic!("expected a welcome, got {other:?}"),
+    let answer = soon(stream.next()).await.unwrap().unwrap();
+    (stream, answer)
+}
+
+/// As [`answered`], and served.
+async fn raw(master: &Master<Store>, cursor: Cursor, checkpoints: Vec<Position>) -> (Raw, Mode) {
+    match answered(master, cursor, checkpoints).await {
+        (stream, Message::Welcome(welcome)) => (stream, welcome.mode),
+        (_, other) => panic!("expected a welcome, got {other:?}"),
     }
 }
 
@@ -313,6 +327,33 @@ async fn a_slave_below_the_tombstone_floor_compares() -> Result<(), Error> {
     soon(slave.wait_caught_up()).await?;
     assert_eq!(slave.status().comparisons, 1);
     assert_equal(&master, &slave).await;
+    Ok(())
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_record_behind_what_is_just_compacted_is_not_taken_for_a_damaged_one() -> Result<(), Error> {
+    let store = store();
+    let master = master(&store, config()).await;
+    let cursor = Cursor::at(master.status().published);
+    // A step is in the store, and nobody has been told.
+    let mut held = store.faults().hold_apply_visible();
+    overwrite_beside(&master, 600, 40);
+    let boundary = loop {
+        soon(held.reached()).await;
+        if let Some(bytes) = store.get(Keyspace::Meta, Compacted::KEY).await? {
+            break Compacted::from_bytes(&bytes)?.position;
+        }
+        let next = store.faults().hold_apply_visible();
+        std::mem::replace(&mut held, next).release();
+    };
+    let next = boundary.seq.next().ok_or("the last number")?;
+    let record = store.get(Keyspace::Log, &next.to_key()).await?.ok_or("nothing is behind it")?;
+    let parted = Position { digest: boundary.digest, ..Record::decode(record)?.position() };
+    let (_stream, answer) = answered(&master, Cursor { position: parted, ..cursor }, Vec::new()).await;
+    assert!(matches!(&answer, Message::Reject(refusal) if refusal.code == RejectCode::Diverged), "{answer:?}");
+    held.release();
+    compacted().await;
+    assert_eq!(master.status().floor.seq, Seq::ZERO, "the log was cut");
     Ok(())
 }
 

@@ -461,3 +461,28 @@ async fn waiting_for_somebody_elses_write_says_so() -> Result<(), Error> {
     assert_eq!(soon(waiting).await?, Err(WaitError::Closed));
     Ok(())
 }
+
+#[tokio::test]
+async fn however_much_one_message_may_aim_for_slaves_take_it() -> Result<(), Error> {
+    let limits = StoreLimits { max_key: 100, max_value: 100_000, max_batch: 200_000 };
+    let config = MasterConfig::default().limits(limits).chunk_bytes(usize::MAX).ring_bytes(0);
+    let master = master(&store(), config).await;
+    // Twice as much as slaves have room for.
+    let fill = async |with: u8| {
+        for n in 0..90u8 {
+            master.put([n], vec![with; 99_000]).await?;
+        }
+        Ok::<_, Error>(())
+    };
+    fill(1).await?;
+    let copy = followed(&master, "edge").await;
+    fill(2).await?;
+    // From the log, which is longer than the data by now, and the other one a page at a time.
+    for (copy, name) in [(copy, "edge"), (store(), "new")] {
+        let slave = slave(&copy, name).await;
+        let (_, _following) = connect(&master, &slave);
+        soon(slave.wait_caught_up()).await?;
+        assert_equal(&master, &slave).await;
+    }
+    Ok(())
+}

@@ -162,6 +162,7 @@ fn config(args: &args::Follow) -> anyhow::Result<SlaveConfig> {
         config = config.subscribe(ranges);
     }
     let Some(path) = &args.quarantine else { return Ok(config) };
+    args.on_divergence.check_quarantine()?;
     let quarantine = QuarantineFile::new(path);
     // Before anything else: not when the first entry is to be kept.
     quarantine.check().with_context(|| path.display().to_string())?;

@@ -159,6 +159,7 @@ fn config(link: &Link, args: &args::Gather) -> anyhow::Result<LinkConfig> {
         slave = slave.temporary();
     }
     if let Some(dir) = &args.quarantine {
+        args.on_divergence.check_quarantine()?;
         let name: String = link.name.as_str().chars().map(|c| if c == '/' { '_' } else { c }).collect();
         let quarantine = QuarantineFile::new(dir.join(format!("{name}.ndjson")));
         // Before anything else: not when the first entry is to be kept.

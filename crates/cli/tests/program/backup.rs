@@ -299,6 +299,7 @@ fn after_a_backup_is_restored_a_slave_that_was_further_resyncs_into_a_quarantine
     follow(&address, &[]).says(2, "this master's history ends at seq 3");
     let quarantine = place.name("lost.ndjson");
     follow(&address, &["--on-divergence", "resync"]).says(2, "--quarantine");
+    follow(&address, &["--quarantine", &quarantine]).says(2, "--on-divergence resync");
     let nowhere = place.name("nowhere/lost.ndjson");
     follow(&address, &["--on-divergence", "resync", "--quarantine", &nowhere]).says(2, "nowhere");
     let before = contents(&slave);

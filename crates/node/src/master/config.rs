@@ -6,7 +6,7 @@ use std::time::Duration;
 use replikv_core::{StoreLimits, Subspace};
 use replikv_proto::{Compaction, Derive, Derives, Retention, SlotLimits};
 
-use super::history::Serving;
+use super::history::{MAX_CHUNK, Serving};
 
 /// When a record is published: sent to slaves, and seen by subscribers.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -233,10 +233,11 @@ impl MasterConfig {
         self
     }
 
-    /// What one message of records or one page of content aims for, in bytes. Default: 256 KiB.
+    /// What one message of records or one page of content aims for, in bytes; at most 2 MiB, for which slaves have room
+    /// beside the largest batch. Default: 256 KiB.
     #[must_use]
     pub fn chunk_bytes(mut self, bytes: usize) -> Self {
-        self.chunk = bytes.max(1);
+        self.chunk = bytes.clamp(1, MAX_CHUNK);
         self
     }
 

@@ -24,6 +24,9 @@ use crate::clock::Clock;
 use crate::metrics::{SourceMetrics, Traffic};
 use crate::transport::Packing;
 
+/// The most that one message aims for: decoders have room for 4 MiB beside the largest batch, for headers as well.
+pub(crate) const MAX_CHUNK: usize = 2 << 20;
+
 /// How a history is served.
 #[derive(Debug, Clone)]
 pub(crate) struct Serving {

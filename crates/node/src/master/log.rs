@@ -13,6 +13,7 @@ use replikv_proto::{
 use tokio::time::{Instant, timeout_at};
 
 use super::history::History;
+use super::open::log_parts;
 
 /// How long a slave waits for its welcome while the data is measured: well below its handshake's timeout, or it would
 /// come back and have the same asked again.
@@ -338,8 +339,9 @@ impl<S: ReplicaStore> History<S> {
             }
             // It says so itself: a record whose digest was damaged must not make the slave look as if it had diverged.
             Ok(record) => match self.verify_stored(&record).await? {
-                Ok(()) => return Ok(Located::Mismatch),
-                Err(error) => error,
+                Some(Ok(())) => return Ok(Located::Mismatch),
+                Some(Err(error)) => error,
+                None => return self.locate_compacted(position, floor_bytes).await,
             },
             Err(error) => error,
         };
@@ -375,15 +377,25 @@ impl<S: ReplicaStore> History<S> {
         }
     }
 
-    // Whether a stored record continues the one before it.
-    async fn verify_stored(&self, record: &Record) -> Result<Result<(), RecordError>, StoreError> {
+    // Whether a stored record continues the one before it; `None` if it is no longer there.
+    async fn verify_stored(&self, record: &Record) -> Result<Option<Result<(), RecordError>>, StoreError> {
+        let (seq, after) = (record.header().seq, |before: &Position| record.header().verify_after(before));
+        let before = Seq::new(seq.as_u64().saturating_sub(1));
         let full_after = self.parts().full_after().position;
-        let seq = Seq::new(record.header().seq.as_u64().saturating_sub(1));
-        if seq == full_after.seq {
-            return Ok(record.header().verify_after(&full_after));
+        if before == full_after.seq {
+            return Ok(Some(after(&full_after)));
         }
-        let before = self.store.get(Keyspace::Log, &seq.to_key()).await?.unwrap_or_default();
-        Ok(Record::decode(before).and_then(|before| record.header().verify_after(&before.position())))
+        let stored = self.store.get(Keyspace::Log, &before.to_key()).await?;
+        if stored.as_deref().is_none_or(Run::is_run) {
+            // A step that trims or compacts is in the store before it is known here.
+            let full_after = log_parts(&self.store).await?.full_after().position;
+            if seq <= full_after.seq {
+                return Ok(None);
+            } else if before == full_after.seq {
+                return Ok(Some(after(&full_after)));
+            }
+        }
+        Ok(Some(Record::decode(stored.unwrap_or_default()).and_then(|stored| after(&stored.position()))))
     }
 
     // Records are gone, digests are not: checkpoints, slots and the beginnings of epochs outlive them.

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use replikv_proto::{Retention, SlotLimits};
 
-use crate::master::history::Serving;
+use crate::master::history::{MAX_CHUNK, Serving};
 
 /// How a slave keeps the log that it receives, and serves slaves of its own from it. Each setting has a default.
 #[derive(Debug, Clone)]
@@ -91,10 +91,11 @@ impl KeepLog {
         self
     }
 
-    /// What one message of records or one page of content aims for, in bytes. Default: 256 KiB.
+    /// What one message of records or one page of content aims for, in bytes; at most 2 MiB, for which slaves have room
+    /// beside the largest batch. Default: 256 KiB.
     #[must_use]
     pub fn chunk_bytes(mut self, bytes: usize) -> Self {
-        self.chunk = bytes.max(1);
+        self.chunk = bytes.clamp(1, MAX_CHUNK);
         self
     }
 

@@ -221,7 +221,7 @@ impl<T> Committer<T> {
             None if self.queue.is_empty() => return Step::Idle,
             None => Building::new(self.committed, now, uptime_ms),
         };
-        while building.byte_len() < self.config.group_bytes {
+        while building.byte_len() < self.config.group_bytes.max(1) {
             let Some(mut waiting) = self.queue.pop_front() else { break };
             if building.has_link(&waiting.job) {
                 self.queue.push_front(waiting);

@@ -178,10 +178,13 @@ pub(super) struct Sizes {
     pub(super) compression: Option<Compression>,
 }
 
+/// Hello and welcome are no longer together, with 64 checkpoints in each.
+const HANDSHAKE_BYTES: usize = 8 << 10;
+
 impl Sizes {
     fn draw(rng: &mut Rng) -> Self {
         let retention = rng.u64(4_000..60_000);
-        Self {
+        let mut sizes = Self {
             chunk: rng.usize(40..700),
             group_bytes: rng.usize(200..8_000),
             apply_bytes: rng.usize(100..4_000),
@@ -200,7 +203,11 @@ impl Sizes {
             work_delay: rng.u64(4..60) * MILLI,
             fault_delay: rng.u64(60..600) * MILLI,
             keys: if rng.u8(0..4) == 0 { rng.u8(30..80) } else { rng.u8(2..20) },
-        }
+        };
+        // A handshake gets five heartbeats. Where bytes take longer than that, nobody would ever be welcomed.
+        let handshake = sizes.net_delay * HANDSHAKE_BYTES.div_ceil(sizes.socket) as u64;
+        sizes.heartbeat = sizes.heartbeat.max(Duration::from_micros(handshake / 5));
+        sizes
     }
 }
 

@@ -42,6 +42,8 @@ pub(super) struct Session {
     /// What the oracle knows of it.
     hello: Option<Hello>,
     judged: Vec<(View, LogParts)>,
+    /// The last look at how much data there is has found none.
+    found_empty: bool,
     sent: Option<Position>,
     /// Keys of a stretch that were sent, and the stretch is not.
     told: Told,
@@ -129,6 +131,7 @@ impl Session {
             replaced: None,
             hello: None,
             judged: Vec::new(),
+            found_empty: false,
             sent: None,
             told: Told::default(),
             looked_up_from: open.view.published,
@@ -431,6 +434,7 @@ impl Sessions {
             }
             Some(Asked::Measure(at_most)) => {
                 let bytes = reply.page()?.ops().byte_len() as u64;
+                session.found_empty = bytes == 0;
                 session.session.handle_data_size(bytes.min(at_most));
             }
             Some(Asked::Records(after)) => {
@@ -567,6 +571,7 @@ impl Session {
             if let Message::Hello(hello) = &message {
                 self.hello = Some(hello.clone());
                 self.judged = vec![(self.view, open.parts)];
+                self.found_empty = false;
                 if let Some(cursor) = hello.cursor.as_ref().filter(|_| ctx.planted(DriverBug::SlotFromHello)) {
                     open.book.claimed(&SlotName::slave(&*hello.slave), cursor.position);
                 }

@@ -32,6 +32,8 @@ pub(super) struct Judged<'a> {
     pub(super) epochs: Option<&'a [EpochStart]>,
     /// Of a relay: those above it, and itself.
     pub(super) path: Option<&'a [PathNode]>,
+    /// Whether it held nothing when it looked, if that is known.
+    pub(super) found_empty: Option<bool>,
 }
 
 /// How a position lies to a master's history, told from the model alone.
@@ -72,6 +74,11 @@ impl Judged<'_> {
         let Verdict::Refuse(code) = verdict else { return vec![verdict] };
         if !hello.on_divergence.resyncs(code) {
             return vec![verdict];
+        }
+        match self.found_empty {
+            Some(true) => return vec![verdict],
+            Some(false) => return vec![Verdict::Resync],
+            None => {}
         }
         // It may have been looked for a moment ago, between any two of the records that are on their way.
         let under_way = self.view.handed.seq.since(self.view.published.seq);

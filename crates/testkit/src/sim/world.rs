@@ -558,6 +558,7 @@ impl World {
             limits: open.limits,
             epochs: Some(&open.epochs[..]).filter(|_| self.ctx.topology != Topology::Star),
             path: relay.as_ref().map(|relay| &relay.path[..]),
+            found_empty: None,
         };
         match &slave.ending {
             None => {}

@@ -160,6 +160,7 @@ impl Session {
             limits: open.limits,
             epochs: Some(&open.epochs[..]).filter(|_| ctx.topology != Topology::Star),
             path: open.path.as_deref(),
+            found_empty: Some(self.found_empty),
         };
         let right: Vec<Verdict> = views.iter().flat_map(|seen| judged(*seen).verdicts(hello)).collect();
         let position = hello.cursor.as_ref().map(|cursor| cursor.position);
