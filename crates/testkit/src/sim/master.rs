@@ -55,6 +55,8 @@ pub(super) struct Process {
     pub(super) open: Option<Opened>,
     pub(super) sessions: Sessions,
     started: Moment,
+    /// The committer goes on before anything else does.
+    writers_first: bool,
     /// It must not be open at all.
     refused: bool,
 }
@@ -65,6 +67,8 @@ pub(super) struct Opened {
     pub(super) served: Served,
     pub(super) committer: Committer<u64>,
     intents: VecDeque<Intent<u64>>,
+    /// So many writers wait for an answer.
+    waiting: usize,
     uptime_before: u64,
     synced: Position,
     unsynced: Vec<LogEntry>,
@@ -113,6 +117,8 @@ pub(super) enum Task {
 
 /// The ticket of the record that begins an epoch: nobody waits for its answer.
 const MARK: u64 = 0;
+/// Writers wait for their answers: of a store that is slower than they are, no more than this is ever asked.
+const MOST_WAITING: usize = 1_000;
 const ATTEMPTS: u32 = 6;
 const REOPEN_EVERY: Moment = 50 * MILLI;
 
@@ -160,6 +166,7 @@ impl Master {
             open: None,
             sessions: Sessions::new(Node::Master(node), life, store, true),
             started: ctx.now,
+            writers_first: false,
             refused: false,
         });
     }
@@ -208,6 +215,9 @@ impl Master {
     pub(super) fn submit(&mut self, ctx: &mut Context, ticket: u64, work: Work, promise: Promise) {
         let Some(head) = ctx.stores[self.store].head() else { return };
         let Some(open) = self.process.as_mut().and_then(|process| process.open.as_mut()) else { return };
+        if open.waiting >= MOST_WAITING {
+            return;
+        }
         // As the master's `write` does, before anything else happens.
         if let Work::Batch(batch) = &work
             && batch.check(&open.limits).is_err()
@@ -216,6 +226,7 @@ impl Master {
         }
         ctx.oracle.intends(ticket, Intended { promise, seen: head.position });
         open.intents.push_back(Intent { ticket, work });
+        open.waiting += 1;
     }
 
     pub(super) fn is_fenced(&self) -> bool {
@@ -267,6 +278,11 @@ impl Process {
                 self.end_reign(ctx, mark);
                 continue;
             }
+            let writers_first = std::mem::take(&mut self.writers_first);
+            if !writers_first && self.keep_house(ctx) {
+                self.writers_first = true;
+                continue;
+            }
             let now = ctx.clock(self.wall_offset_ms);
             let uptime = self.uptime(ctx);
             let Some(open) = &mut self.open else { return };
@@ -280,20 +296,28 @@ impl Process {
                 Step::FetchRanges(_) => unreachable!("nothing is derived here"),
                 Step::Commit(group) => self.commit(ctx, group),
                 Step::Answer(answers) => self.tell(ctx, answers),
+                Step::Idle if writers_first => {}
                 Step::Idle => {
-                    if open.sync_at.is_some_and(|at| ctx.now >= at) {
-                        self.sync(ctx);
-                    } else if open.damaged.is_some() || ctx.now >= open.trim_at {
-                        self.trim(ctx);
-                    } else if let Some(step) = self.compactor.take() {
-                        self.take_step(ctx, step);
-                    } else {
-                        let wake_at = open.sync_at.map_or(open.trim_at, |at| at.min(open.trim_at));
-                        return ctx.wake_at(Node::Master(self.node), wake_at);
-                    }
+                    let wake_at = open.sync_at.map_or(open.trim_at, |at| at.min(open.trim_at));
+                    return ctx.wake_at(Node::Master(self.node), wake_at);
                 }
             }
         }
+    }
+
+    // Writers that never pause do not keep it from what is due.
+    fn keep_house(&mut self, ctx: &mut Context) -> bool {
+        let Some(open) = &self.open else { return false };
+        if open.sync_at.is_some_and(|at| ctx.now >= at) {
+            self.sync(ctx);
+        } else if open.damaged.is_some() || ctx.now >= open.trim_at {
+            self.trim(ctx);
+        } else if let Some(step) = self.compactor.take() {
+            self.take_step(ctx, step);
+        } else {
+            return false;
+        }
+        true
     }
 
     fn retry(&mut self, ctx: &mut Context) {
@@ -324,8 +348,10 @@ impl Process {
     fn tell(&mut self, ctx: &mut Context, answers: Vec<(u64, Answer)>) {
         let durable = self.sync_every.is_none();
         for (ticket, answer) in answers {
-            if let (MARK, Some(open)) = (ticket, &mut self.open) {
-                open.marking = false;
+            match (ticket, &mut self.open) {
+                (MARK, Some(open)) => open.marking = false,
+                (_, Some(open)) => open.waiting = open.waiting.saturating_sub(1),
+                (_, None) => {}
             }
             ctx.trace(ticket);
             ctx.oracle.answered(&ctx.stores[self.store], ticket, &answer, durable, &mut ctx.coverage);
@@ -449,6 +475,7 @@ impl Process {
             served,
             committer: Committer::new(config, head),
             intents: VecDeque::new(),
+            waiting: 0,
             uptime_before: head.uptime_ms,
             synced: head.position,
             unsynced: Vec::new(),
@@ -466,7 +493,11 @@ impl Process {
     fn fetched(&mut self, ctx: &mut Context, keys: Vec<Bytes>, values: Result<Vec<Option<Bytes>>, StoreError>) {
         let Some(open) = &mut self.open else { return };
         match values {
-            Ok(values) => open.committer.fetched(keys.into_iter().zip(values)),
+            Ok(values) => {
+                open.committer.fetched(keys.into_iter().zip(values));
+                // It belongs to the head that it was read at: nothing may move that before the commit.
+                self.writers_first = true;
+            }
             Err(error) => {
                 let answers = open.committer.fetch_failed(&error);
                 self.tell(ctx, answers);
