@@ -85,7 +85,8 @@ pub(super) struct Opened {
 #[derive(Debug)]
 pub(super) enum Task {
     Opening,
-    SyncingAtOpen,
+    /// What was the head then is durable afterwards; what somebody else writes meanwhile is not.
+    SyncingAtOpen(Option<Head>),
     Ready,
     Fetching(Vec<Bytes>),
     Committing {
@@ -384,8 +385,8 @@ impl Process {
     fn task_answered(&mut self, ctx: &mut Context, reply: Reply, new_epoch: Option<u64>) -> bool {
         match std::mem::replace(&mut self.task, Task::Ready) {
             Task::Opening => self.open_store(ctx),
-            Task::SyncingAtOpen => match reply.done() {
-                Ok(()) => return self.opened(ctx, new_epoch),
+            Task::SyncingAtOpen(head) => match reply.done() {
+                Ok(()) => return self.opened(ctx, head, new_epoch),
                 Err(_) => {
                     ctx.call(self.store, self.owner(), Request::Reopen);
                     self.task = Task::Opening;
@@ -431,19 +432,20 @@ impl Process {
         if store.identity().is_none() {
             begin(ctx, self.store, self.wall_offset_ms);
         }
+        let head = ctx.stores[self.store].head();
         if ctx.planted(DriverBug::OpenedWithoutSync) {
-            self.task = Task::SyncingAtOpen;
+            self.task = Task::SyncingAtOpen(head);
             self.task_answered(ctx, Reply::Done(Ok(())), None);
             return;
         }
         // A process that was killed may have left records that are readable and not durable: none is published before.
         ctx.call(self.store, self.owner(), Request::Sync);
-        self.task = Task::SyncingAtOpen;
+        self.task = Task::SyncingAtOpen(head);
     }
 
-    fn opened(&mut self, ctx: &mut Context, new_epoch: Option<u64>) -> bool {
+    fn opened(&mut self, ctx: &mut Context, head: Option<Head>, new_epoch: Option<u64>) -> bool {
         let store = &ctx.stores[self.store];
-        let (Some(head), Some(parts)) = (store.head(), store.parts()) else { return false };
+        let (Some(head), Some(parts)) = (head, store.parts()) else { return false };
         let superseded = store.visible.stored::<Superseded>(Superseded::KEY).is_some();
         if superseded || store.identity().is_none_or(|identity| identity.role != Role::Master) {
             // Or its promotion was taken back by a failed sync.
