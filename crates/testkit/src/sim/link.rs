@@ -44,6 +44,8 @@ pub(super) struct Link {
     /// The next message from the master is sent twice, or not at all.
     pub(super) twice: bool,
     pub(super) never: bool,
+    /// Records were not sent, and none were since, which would show it.
+    lost: bool,
     /// A bit of the next bytes is flipped.
     pub(super) flip: bool,
 }
@@ -63,7 +65,7 @@ pub(super) struct Pipe {
 impl Link {
     pub(super) fn new(ends: Ends) -> Self {
         let (to_master, to_slave) = (Pipe::default(), Pipe::default());
-        Self { ends, to_master, to_slave, tainted: false, twice: false, never: false, flip: false }
+        Self { ends, to_master, to_slave, tainted: false, twice: false, never: false, lost: false, flip: false }
     }
 
     pub(super) fn pipe(&mut self, to: Side) -> &mut Pipe {
@@ -132,13 +134,19 @@ impl Conn {
             self.output.extend_from_slice(&self.decoder.preamble().to_bytes());
             self.greeted = true;
         }
-        let data = matches!(message, Message::Records(_) | Message::Ranges(_) | Message::Compared(_));
+        let records = matches!(message, Message::Records(_));
+        let data = records || matches!(message, Message::Ranges(_) | Message::Compared(_));
         let link = &mut ctx.links[self.link];
         let copies = match (data, link.never, link.twice) {
+            // Across a compacted stretch nobody can verify the chain: it is lost with the records before it.
+            _ if link.lost && matches!(message, Message::Touched(_)) => 0,
             (true, true, _) => 0,
             (true, false, true) => 2,
             _ => 1,
         };
+        if records {
+            link.lost = copies == 0;
+        }
         if data && (link.never || link.twice) {
             (link.never, link.twice, link.tainted) = (false, false, true);
         }
