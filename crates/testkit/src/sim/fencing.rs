@@ -83,6 +83,9 @@ impl World {
             let store = self.slaves[node].store;
             self.take_down(store, false);
             self.ctx.delete_meta(store, Fence::KEY);
+            if fence.own {
+                self.ctx.oracle.given_up(fence.epoch);
+            }
             self.slaves[node].start(&mut self.ctx);
         }
     }

@@ -76,6 +76,11 @@ impl Oracle {
         self.promises.begun.push((epoch, last));
     }
 
+    /// The slave that was to be promoted has lost the right to begin this epoch: it has not begun, and never will.
+    pub(super) fn given_up(&mut self, epoch: Epoch) {
+        self.promises.begun.retain(|(begun, _)| *begun != epoch);
+    }
+
     // Whoever lost its store, or has joined another history since, holds it no more: nobody promised that.
     fn all_hold(&self, stores: &[ModelStore], position: &Position, holders: &BTreeSet<usize>) -> bool {
         holders.iter().all(|store| {
