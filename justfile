@@ -21,15 +21,15 @@ bench:
 
 # Every scenario, on every store, masters and slaves in processes of their own, with charts in target/charts. Takes long:
 # docs/performance.md says which of them its figures are of.
-bench-all ENTRIES="100000" ROUNDS="3":
+bench-all ENTRIES="100000" ROUNDS="5":
     cargo run --release -p replikv-cli --features jemalloc -- bench --all --entries {{ENTRIES}} --rounds {{ROUNDS}} --plot target/charts
 
 # The same work by Redis, NATS JetStream and level-master, in one table: the one of docs/performance.md. Installs what is missing
 # (Debian), level-master below target/compare.
-compare ENTRIES="250000" ROUNDS="3":
+compare ENTRIES="250000" ROUNDS="5":
     compare/install.sh
     cargo test --workspace --all-features --test program -- --ignored level_master
-    cargo run --release -p replikv-cli -- bench redis nats level-master --stores lmdb,fjall,memory --entries {{ENTRIES}} --rounds {{ROUNDS}}
+    cargo run --release -p replikv-cli --features jemalloc -- bench redis nats level-master --stores lmdb,fjall,memory --entries {{ENTRIES}} --rounds {{ROUNDS}}
 
 # What a comparison costs at a million entries: bytes and rounds, asserted; then the table of docs/recovery.md.
 recovery:
