@@ -3,7 +3,7 @@
 use replikv_proto::layout::Epochs;
 use replikv_proto::{Fence, FenceRefusal, FenceRequest, Fenced};
 
-use super::context::{Happening, MILLI, Node, Passing};
+use super::context::{Context, Happening, MILLI, Node, Passing};
 use super::slave::Plan;
 use super::world::World;
 use super::{Fault, Topology};
@@ -83,9 +83,8 @@ impl World {
             let store = self.slaves[node].store;
             self.take_down(store, false);
             self.ctx.delete_meta(store, Fence::KEY);
-            if fence.own {
-                self.ctx.oracle.given_up(fence.epoch);
-            }
+            let Context { oracle, stores, .. } = &mut self.ctx;
+            oracle.lifted(stores, store, &fence);
             self.slaves[node].start(&mut self.ctx);
         }
     }

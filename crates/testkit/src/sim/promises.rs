@@ -3,8 +3,8 @@
 use std::collections::BTreeSet;
 
 use replikv_core::{Cursor, Epoch, Position, Seq};
-use replikv_proto::Subscription;
 use replikv_proto::layout::{Role, Superseded};
+use replikv_proto::{Fence, Subscription};
 
 use super::Topology;
 use super::context::Context;
@@ -17,8 +17,16 @@ use super::store::ModelStore;
 pub(super) struct Promises {
     /// The newest of such writes for each set of slaves that acknowledged it, by their stores.
     replicated: Vec<(Position, BTreeSet<usize>)>,
-    /// Epochs that enough slaves have promised to wait for, and the last record before each.
-    begun: Vec<(Epoch, Position)>,
+    /// Epochs that enough slaves have promised to wait for.
+    begun: Vec<Awaited>,
+}
+
+/// An epoch, the last record before it, and the stores that wait for it.
+#[derive(Debug)]
+struct Awaited {
+    epoch: Epoch,
+    last: Position,
+    fenced: BTreeSet<usize>,
 }
 
 impl Sessions {
@@ -37,23 +45,35 @@ impl Sessions {
         let Context { oracle, stores, .. } = ctx;
         let Some(point) = oracle.model.at(&open.view.published, *seq) else { return };
         let (position, holders) = (point.position, held.iter().map(|(_, store)| *store).collect());
-        oracle.replicated(stores, position, holders);
+        oracle.replicated(stores, open.view.published.epoch, position, holders);
     }
 }
 
 impl Oracle {
-    /// A master counts so many slaves that hold a record, and all before it, on stable storage.
-    pub(super) fn replicated(&mut self, stores: &[ModelStore], position: Position, holders: BTreeSet<usize>) {
+    /// A master of this epoch counts so many slaves that hold a record, and all before it, on stable storage.
+    pub(super) fn replicated(
+        &mut self,
+        stores: &[ModelStore],
+        reign: Epoch,
+        position: Position,
+        holders: BTreeSet<usize>,
+    ) {
         if !self.all_hold(stores, &position, &holders) {
             return;
         }
+        // A twin, or who was promoted later, may have slaves that had come to the epoch and have left it since: nobody
+        // promised that they stay. Who waits has not left.
+        let waiting: Vec<Epoch> =
+            holders.iter().filter_map(|store| waits_for(&stores[*store])).map(|fence| fence.epoch).collect();
         // A record of the epochs that are over, which is not in the history that goes on.
-        let over = |(epoch, last): &&(Epoch, Position)| {
+        let over = |Awaited { epoch, last, .. }: &&Awaited| {
             let numbers = last.epoch.number..epoch.number;
-            last.source == position.source && numbers.contains(&position.epoch.number)
+            last.source == position.source
+                && numbers.contains(&position.epoch.number)
+                && (reign.number < epoch.number || waiting.contains(epoch))
         };
-        let lost = self.promises.begun.iter().filter(over).find(|(_, last)| !self.model.leads_to(&position, last));
-        if let Some((epoch, last)) = lost {
+        let lost = self.promises.begun.iter().filter(over).find(|begun| !self.model.leads_to(&position, &begun.last));
+        if let Some(Awaited { epoch, last, .. }) = lost {
             let words = format!("{position} was acknowledged by {holders:?}; epoch {epoch} goes on after {last}");
             return self.fail(Invariant::Acknowledged, words);
         }
@@ -73,12 +93,22 @@ impl Oracle {
             let words = format!("{position}, which {holders:?} hold, is lost: epoch {epoch} begins after {last}");
             return self.fail(Invariant::Acknowledged, words);
         }
-        self.promises.begun.push((epoch, last));
+        let waits = |store: &ModelStore| {
+            waits_for(store).is_some_and(|fence| fence.source == last.source && fence.epoch.number >= epoch.number)
+        };
+        let fenced = (0..stores.len()).filter(|store| waits(&stores[*store])).collect();
+        self.promises.begun.push(Awaited { epoch, last, fenced });
     }
 
-    /// The slave that was to be promoted has lost the right to begin this epoch: it has not begun, and never will.
-    pub(super) fn given_up(&mut self, epoch: Epoch) {
-        self.promises.begun.retain(|(begun, _)| *begun != epoch);
+    /// Somebody has lifted the fence of this store: with that go the promises in whose place it was, to epochs that the
+    /// store has not come to.
+    pub(super) fn lifted(&mut self, stores: &[ModelStore], store: usize, fence: &Fence) {
+        let stands = stores[store].visible.cursor().map_or(0, |cursor| cursor.position.epoch.number);
+        let is_lifted = |Awaited { epoch, last, fenced }: &Awaited| {
+            let numbers = stands + 1..=fence.epoch.number;
+            last.source == fence.source && numbers.contains(&epoch.number) && fenced.contains(&store)
+        };
+        self.promises.begun.retain(|begun| !is_lifted(begun));
     }
 
     // Whoever lost its store, or has joined another history since, holds it no more: nobody promised that.
@@ -108,4 +138,8 @@ impl Oracle {
             self.fail(Invariant::HandedOver, words);
         }
     }
+}
+
+fn waits_for(store: &ModelStore) -> Option<Fence> {
+    store.durable.stored(Fence::KEY)
 }
