@@ -45,32 +45,20 @@ impl Sessions {
         let Context { oracle, stores, .. } = ctx;
         let Some(point) = oracle.model.at(&open.view.published, *seq) else { return };
         let (position, holders) = (point.position, held.iter().map(|(_, store)| *store).collect());
-        oracle.replicated(stores, open.view.published.epoch, position, holders);
+        oracle.replicated(stores, position, holders);
     }
 }
 
 impl Oracle {
-    /// A master of this epoch counts so many slaves that hold a record, and all before it, on stable storage.
-    pub(super) fn replicated(
-        &mut self,
-        stores: &[ModelStore],
-        reign: Epoch,
-        position: Position,
-        holders: BTreeSet<usize>,
-    ) {
+    /// A master counts so many slaves that hold a record, and all before it, on stable storage.
+    pub(super) fn replicated(&mut self, stores: &[ModelStore], position: Position, holders: BTreeSet<usize>) {
         if !self.all_hold(stores, &position, &holders) {
             return;
         }
-        // A twin, or who was promoted later, may have slaves that had come to the epoch and have left it since: nobody
-        // promised that they stay. Who waits has not left.
-        let waiting: Vec<Epoch> =
-            holders.iter().filter_map(|store| waits_for(&stores[*store])).map(|fence| fence.epoch).collect();
         // A record of the epochs that are over, which is not in the history that goes on.
         let over = |Awaited { epoch, last, .. }: &&Awaited| {
             let numbers = last.epoch.number..epoch.number;
-            last.source == position.source
-                && numbers.contains(&position.epoch.number)
-                && (reign.number < epoch.number || waiting.contains(epoch))
+            last.source == position.source && numbers.contains(&position.epoch.number)
         };
         let lost = self.promises.begun.iter().filter(over).find(|begun| !self.model.leads_to(&position, &begun.last));
         if let Some(Awaited { epoch, last, .. }) = lost {
