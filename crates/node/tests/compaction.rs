@@ -14,7 +14,8 @@ use replikv_node::{
 };
 use replikv_proto::layout::Stored;
 use replikv_proto::{
-    Compacted, Compaction, DecoderLimits, Hello, Message, Mode, Record, RejectCode, Retention, Run, TombstoneFloor,
+    Compacted, Compaction, DecoderLimits, GoodbyeReason, Hello, Message, Mode, Record, RejectCode, Retention, Run,
+    TombstoneFloor,
 };
 use replikv_testkit::{ApplyFault, FaultStore};
 use tokio::time::sleep;
@@ -327,6 +328,36 @@ async fn a_slave_below_the_tombstone_floor_compares() -> Result<(), Error> {
     soon(slave.wait_caught_up()).await?;
     assert_eq!(slave.status().comparisons, 1);
     assert_equal(&master, &slave).await;
+    Ok(())
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_run_does_not_stand_for_what_another_master_on_the_store_has_trimmed_before_it() -> Result<(), Error> {
+    let store = store();
+    let only_full = |retention| MasterConfig::default().retention(retention).ring_bytes(0).chunk_bytes(3_000);
+    let stays = master(&store, only_full(NONE)).await;
+    let away = followed(&stays, "away").await;
+    // Slots are written once a second: where it stands is known by then.
+    sleep(Duration::from_secs(20)).await;
+    // What only records tell of that are trimmed.
+    overwrite(&stays, 300, 100).await;
+    overwrite(&stays, 300, 10).await;
+    let published = stays.status().published;
+    let trims = master(&store, only_full(Retention { max_bytes: 20_000, hold_back_bytes: 0, ..NONE })).await;
+    sleep(Duration::from_secs(20)).await;
+    assert!(trims.status().floor.seq >= Seq::new(256), "{:?}", trims.status().floor);
+    let compacts = master(&store, config()).await;
+    compacted().await;
+    assert_eq!(compacts.status().floor, trims.status().floor);
+    assert!(parts(&store).await.1 > 0, "nothing was compacted");
+    let status = stays.status();
+    assert_eq!((status.floor.seq, status.published), (Seq::ZERO, published), "it knows nothing of that");
+
+    let cursor = away.cursor(&Default::default()).await?.ok_or("no cursor")?;
+    let (mut stream, mode) = raw(&stays, cursor, Vec::new()).await;
+    assert_eq!(mode, Mode::Resume);
+    let told = soon(stream.next()).await.ok_or("nothing was told")??;
+    assert!(matches!(&told, Message::Goodbye(goodbye) if goodbye.reason == GoodbyeReason::Trimmed), "{told:?}");
     Ok(())
 }
 

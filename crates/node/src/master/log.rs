@@ -227,8 +227,10 @@ impl<S: ReplicaStore> History<S> {
         loop {
             let options = ScanOptions::default().max_entries(usize::MAX).max_bytes(bytes);
             let page = self.store.scan(Keyspace::Log, range.clone(), options).await?;
-            // What was cut meanwhile is not there; what has begun to go must not be served.
-            if self.view().floor.seq > after {
+            // What was cut meanwhile is not there; what has begun to go must not be served. A run does not say where it
+            // begins, and another process on the store may have cut what was before it: the store knows.
+            let begins = log_parts(&self.store).await?.begins().position.seq;
+            if begins.max(self.view().floor.seq) > after {
                 return Ok(LogAnswer::Trimmed);
             }
             match read_stretch(page.entries(), page.rest().is_none(), after, BYTES) {

@@ -71,8 +71,10 @@ pub(super) fn stretch(
     after: Seq,
     page: &Page,
 ) -> Option<LogAnswer> {
-    // What was cut meanwhile is not there; what has begun to go must not be served.
-    if open.view.floor.seq > after {
+    // What was cut meanwhile is not there; what has begun to go must not be served. A run does not say where it begins, and
+    // another process on the store may have cut what was before it: the store knows.
+    let begins = ctx.stores[store].parts().map_or(Seq::ZERO, |parts| parts.begins().position.seq);
+    if begins.max(open.view.floor.seq) > after {
         return Some(LogAnswer::Trimmed);
     }
     let most = ctx.compacts.map_or(usize::MAX, |plan| plan.stretch);
