@@ -7,7 +7,7 @@ use crate::support::{
     slave, soon, store, store_with, until,
 };
 use async_trait::async_trait;
-use replikv_core::{Batch, Keyspace, LinkId, ReplicaStore, Seq};
+use replikv_core::{Batch, Durability, Keyspace, LinkId, ReplicaStore, Seq};
 use replikv_node::{
     Displaced, FollowError, HealthState, KeepLog, Master, MasterConfig, Quarantine, Resync, Slave, SlaveConfig,
     VerifyOptions, promote,
@@ -753,4 +753,43 @@ async fn a_relay_hears_of_a_new_epoch_and_tells_those_below() -> Result<(), Erro
 
 async fn again_of(slave: &Slave<Store>) -> Store {
     support::copy_of(slave.store()).await
+}
+
+// A trim that was reckoned from what a failed sync has taken back would put the floor above the head.
+#[tokio::test(start_paused = true)]
+async fn what_is_kept_is_not_trimmed_by_what_is_no_longer_there() -> Result<(), Error> {
+    let copy = store();
+    let top = master(&store(), MasterConfig::default()).await;
+    let small = Retention { max_bytes: 10_000, max_age_ms: None, hold_back_bytes: 0 };
+    let config = SlaveConfig::new("middle")
+        .keep_log(KeepLog::default().retention(small))
+        .durability(Durability::Buffered)
+        .sync_every(Duration::from_millis(300));
+    let middle = Slave::open(copy.clone(), config).await?;
+    let (_serving, following) = connect(&top, &middle);
+    write(&top, 0, 10).await;
+    applied(&middle, &top).await;
+    // The log has just been looked at, and all is on stable storage.
+    tokio::time::sleep(Duration::from_millis(2_100)).await;
+    write(&top, 10, 1_500).await;
+    applied(&middle, &top).await;
+    let held = copy.faults().hold_read(Keyspace::Meta);
+    copy.faults().fail_sync(replikv_testkit::Lost::Unsynced);
+    // The store was opened anew, and what it holds is just being read when the log is looked at again.
+    soon(held.reached()).await;
+    let after: Head = stored(copy.inner(), Head::KEY).await.ok_or("no head")?;
+    assert!(after.position.seq < Seq::new(20), "nothing was lost");
+    tokio::time::sleep(Duration::from_secs(3)).await;
+    held.release();
+    drop(soon(following).await?);
+    tokio::time::sleep(Duration::from_secs(3)).await;
+    assert!(floor(&copy).await <= after.position.seq, "{}", floor(&copy).await);
+    let (_serving, _following) = connect(&top, &middle);
+    applied(&middle, &top).await;
+    tokio::time::sleep(Duration::from_secs(30)).await;
+    assert_equal(&top, &middle).await;
+    let (from, head): (Seq, Head) = (floor(&copy).await, stored(&copy, Head::KEY).await.ok_or("no head")?);
+    assert!(from > Seq::new(256), "it is trimmed again");
+    assert_eq!(log_of(&copy).await.len() as u64, head.position.seq.since(from), "and holds what it says");
+    Ok(())
 }

@@ -438,10 +438,22 @@ impl<S: ReplicaStore> ApplyTask<S> {
 }
 
 impl<S: ReplicaStore> Inner<S> {
+    pub(super) async fn reopen(&self) -> Result<(), StoreError> {
+        self.unsettle(self.store.reopen()).await
+    }
+
+    /// Does something that may open the store anew. What was not synced may be gone then, of the kept log as well.
+    pub(super) async fn unsettle<T>(&self, action: impl Future<Output = T>) -> T {
+        match &self.relay {
+            Some(relay) => relay.unsettle(&self.store, action).await,
+            None => action.await,
+        }
+    }
+
     // After an unknown outcome the store is opened anew; what it then holds is where the next connection goes on.
     pub(super) async fn give_up(&self, error: StoreError) -> FollowError {
         if error.outcome() == StoreOutcome::Unknown
-            && let Err(reopening) = self.store.reopen().await
+            && let Err(reopening) = self.reopen().await
         {
             tracing::warn!(
                 target: "replikv::slave", follower = %self.config.name, error = %crate::error_chain(&reopening),

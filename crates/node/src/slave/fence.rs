@@ -60,8 +60,11 @@ impl<S: ReplicaStore> Slave<S> {
             inner.gate.interrupt();
             // Given back when nothing is in flight any more.
             let _nobody_follows = inner.following.lock().await;
-            inner.store.reopen().await.map_err(failed)?;
-            let (fence, position) = promise(&*inner.store, request, false).await?;
+            let promising = async {
+                inner.store.reopen().await.map_err(failed)?;
+                promise(&*inner.store, request, false).await
+            };
+            let (fence, position) = inner.unsettle(promising).await?;
             tracing::warn!(
                 target: "replikv::slave", follower = %inner.config.name, seq = %position.seq, epoch = %fence.epoch,
                 by = %fence.by,

@@ -136,7 +136,7 @@ impl<S: ReplicaStore> Slave<S> {
         ready: oneshot::Sender<Prepared>,
     ) -> Result<(), FollowError> {
         let inner = &self.inner;
-        inner.store.reopen().await?;
+        inner.reopen().await?;
         let session = self.session().await?;
         let target = inner.config.group_bytes.unwrap_or_else(|| inner.store.preferred_write_set());
         let target = target.min(session.limits.max_batch).max(1);

@@ -45,6 +45,9 @@ pub(super) struct Relay<S> {
     pub(super) rooms: Rooms,
     /// Held while a group is committed, and by whoever reads what must be of one point of the history.
     pub(super) commits: AsyncMutex<()>,
+    /// Held from a look at what is served to what is written to the log for it, and while the store is opened anew, which
+    /// may take away what was seen.
+    quiet: AsyncMutex<()>,
     clock: Clock,
     uptime_before: u64,
     closing: CancellationToken,
@@ -110,6 +113,7 @@ impl<S: ReplicaStore> Relay<S> {
             slots,
             rooms: Rooms::new(keep.max_sessions, keep.max_readers),
             commits: AsyncMutex::new(()),
+            quiet: AsyncMutex::new(()),
             clock,
             uptime_before: head.map_or(0, |head| head.uptime_ms),
             closing,
@@ -153,6 +157,22 @@ impl<S: ReplicaStore> Relay<S> {
 
     /// Nothing is in flight: what the store says is served.
     pub(super) async fn settle(&self, store: &Arc<S>) -> Result<(), StoreError> {
+        let _quiet = self.quiet.lock().await;
+        self.look_again(store).await
+    }
+
+    /// Does something after which the store may hold less than before, such as opening it anew; what it says then is served,
+    /// or nothing if it says nothing.
+    pub(super) async fn unsettle<T>(&self, store: &Arc<S>, action: impl Future<Output = T>) -> T {
+        let _quiet = self.quiet.lock().await;
+        let done = action.await;
+        if self.look_again(store).await.is_err() {
+            self.close(MOVED);
+        }
+        done
+    }
+
+    async fn look_again(&self, store: &Arc<S>) -> Result<(), StoreError> {
         if self.parting.load(Ordering::Acquire) {
             return Ok(());
         }
@@ -262,6 +282,8 @@ impl<S: ReplicaStore> Relay<S> {
     async fn tidy(&self, store: &Arc<S>) -> bool {
         let Some(served) = self.served() else { return false };
         served.save_slots().await;
+        let _quiet = self.quiet.lock().await;
+        let Some(served) = self.served() else { return false };
         let (view, parts) = (served.view(), served.parts());
         let (floor, writes) = if let Some(damaged) = served.take_damaged() {
             let floor = served.floor_after(damaged);

@@ -386,6 +386,9 @@ impl Apply {
     // After an unknown outcome the store is opened anew; what it then holds is where the next connection goes on.
     fn give_up(&mut self, ctx: &mut Context, driver: &Driver, relay: &mut Option<RelayNode>, error: StoreError) {
         if error.outcome() == Outcome::Unknown {
+            if let Some(relay) = relay {
+                relay.unsettle();
+            }
             ctx.call(driver.store, driver.owner, Request::Reopen);
             self.waits = Waits::Reopen(error);
         } else {

@@ -23,6 +23,8 @@ pub(super) struct RelayNode {
     /// Counts what was served, one after the other.
     generation: u64,
     tidying: Option<Tidying>,
+    /// The store is being opened anew, which may take away what was seen.
+    quiet: bool,
     tidy_at: Moment,
     started: Moment,
     uptime_before: u64,
@@ -76,6 +78,7 @@ impl RelayNode {
             floor: None,
             generation: 0,
             tidying: None,
+            quiet: false,
             tidy_at: ctx.now,
             started: ctx.now,
             uptime_before: head.map_or(0, |head| head.uptime_ms),
@@ -127,8 +130,14 @@ impl RelayNode {
         ctx.oracle.ring(&ctx.sizes, served.ring.bytes);
     }
 
+    /// The store is about to be opened anew: nothing is written for what is served before that [is known](Self::settle).
+    pub(super) fn unsettle(&mut self) {
+        self.quiet = true;
+    }
+
     /// Nothing is in flight: what the store says is served.
     pub(super) fn settle(&mut self, ctx: &mut Context) {
+        self.quiet = false;
         if self.parting {
             return;
         }
@@ -200,7 +209,10 @@ impl RelayNode {
     fn tidy(&mut self, ctx: &mut Context) {
         let Sessions { node: Node::Slave(node), life, store, .. } = self.sessions else { return };
         let wake_at = self.tidy_at;
-        let (Some(served), Some(before), None) = (&mut self.served, self.floor, &self.tidying) else { return };
+        let (Some(served), Some(before), None, false) = (&mut self.served, self.floor, &self.tidying, self.quiet)
+        else {
+            return;
+        };
         if ctx.now < wake_at && served.damaged.is_none() {
             return ctx.wake_at(Node::Slave(node), wake_at);
         }

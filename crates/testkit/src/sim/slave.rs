@@ -259,7 +259,7 @@ impl Slave {
     /// A connection was made: where the store stands is asked once it is well.
     pub(super) fn connected(&mut self, ctx: &mut Context, conn: Conn) {
         let Some(process) = &mut self.process else { return };
-        ctx.call(self.store, Owner::Follow { node: self.node, life: process.life }, Request::Reopen);
+        process.reopen(ctx);
         process.state = State::Beginning(Box::new(conn));
     }
 

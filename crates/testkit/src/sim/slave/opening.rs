@@ -4,7 +4,7 @@ use replikv_core::{Cursor, Durability, KeyRange, Keyspace, LinkId, WriteSet, met
 use replikv_proto::layout::{Epochs, Floor, Head, Identity, Role, Stored};
 use replikv_proto::{Candidate, Fence, Resync, Subscription, Unfit, step_down};
 
-use super::{Slave, State};
+use super::{Process, Slave, State};
 use crate::sim::context::{Context, Node, Owner};
 use crate::sim::relay::RelayNode;
 use crate::sim::serving::Sessions;
@@ -35,6 +35,16 @@ pub(super) enum Opening {
 pub(super) enum Promoting {
     Reopen,
     Apply,
+}
+
+impl Process {
+    /// Opens the store anew.
+    pub(super) fn reopen(&mut self, ctx: &mut Context) {
+        if let Some(relay) = &mut self.relay {
+            relay.unsettle();
+        }
+        ctx.call(self.store, Owner::Follow { node: self.node, life: self.life }, Request::Reopen);
+    }
 }
 
 impl Slave {

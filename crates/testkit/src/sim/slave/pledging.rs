@@ -126,13 +126,16 @@ impl Slave {
             return;
         }
         let Some(pledge) = process.pledge.take() else { return };
-        ctx.call(self.store, Owner::Follow { node: self.node, life: process.life }, Request::Reopen);
+        process.reopen(ctx);
         process.state = State::Pledging(Box::new(pledge));
     }
 
     pub(super) fn pledging(&mut self, ctx: &mut Context, mut pledge: Pledge, reply: Reply) {
         let Some(process) = &mut self.process else { return };
         let owner = Owner::Follow { node: self.node, life: process.life };
+        if let (None, Some(relay)) = (&pledge.written, &mut process.relay) {
+            relay.settle(ctx);
+        }
         let answered = match (pledge.written.take(), reply.done()) {
             (_, Err(error)) => Err(FenceRefusal::Failed { reason: error.to_string() }),
             (Some((fence, position)), Ok(())) => {
