@@ -56,7 +56,13 @@ fn config_for(bug: Bug) -> Config {
         }
         "DeadBranchWaits" => default.topology(Topology::Dynasty),
         "HandedOverUnmarked" | "TookOverUnanswered" => default.topology(Topology::Failover),
-        "FewerFenced" | "AgainstIgnored" | "FenceForgotten" => {
+        // Who cannot promise goes on where it is.
+        "FewerFenced" => {
+            let failures = [Fault::FencedPromotion, Fault::ReadError, Fault::Full, Fault::SlowStore];
+            let moves = [Fault::Demotion, Fault::Moved];
+            default.topology(Topology::Failover).only(&[&failures[..], &moves].concat()).pace(40).millis(6_000)
+        }
+        "AgainstIgnored" | "FenceForgotten" => {
             let moves = [Fault::FencedPromotion, Fault::LostAnswer, Fault::Demotion, Fault::Moved, Fault::SlaveCrash];
             default.topology(Topology::Failover).only(&moves).pace(40).millis(3_500)
         }

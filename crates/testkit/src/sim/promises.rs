@@ -21,12 +21,16 @@ pub(super) struct Promises {
     begun: Vec<Awaited>,
 }
 
-/// An epoch, the last record before it, and the stores that wait for it.
+/// An epoch, the last record before it, and the store that is to begin it.
 #[derive(Debug)]
 struct Awaited {
     epoch: Epoch,
     last: Position,
+    candidate: usize,
+    /// The stores that wait for it.
     fenced: BTreeSet<usize>,
+    /// Those that waited for it until somebody lifted that.
+    lifted: BTreeSet<usize>,
 }
 
 impl Sessions {
@@ -56,9 +60,9 @@ impl Oracle {
             return;
         }
         // A record of the epochs that are over, which is not in the history that goes on.
-        let over = |Awaited { epoch, last, .. }: &&Awaited| {
+        let over = |Awaited { epoch, last, lifted, .. }: &&Awaited| {
             let numbers = last.epoch.number..epoch.number;
-            last.source == position.source && numbers.contains(&position.epoch.number)
+            last.source == position.source && numbers.contains(&position.epoch.number) && lifted.is_disjoint(&holders)
         };
         let lost = self.promises.begun.iter().filter(over).find(|begun| !self.model.leads_to(&position, &begun.last));
         if let Some(Awaited { epoch, last, .. }) = lost {
@@ -71,7 +75,7 @@ impl Oracle {
     }
 
     /// Enough slaves have promised to follow nobody but the master of this epoch, which begins after `last`.
-    pub(super) fn promised(&mut self, stores: &[ModelStore], last: Position, epoch: Epoch) {
+    pub(super) fn promised(&mut self, stores: &[ModelStore], candidate: usize, (last, epoch): (Position, Epoch)) {
         // What an earlier promotion left behind is none of this one's.
         let of_it = |position: &Position| position.source == last.source && position.epoch.number == last.epoch.number;
         let lost = self.promises.replicated.iter().find(|(position, holders)| {
@@ -85,18 +89,19 @@ impl Oracle {
             waits_for(store).is_some_and(|fence| fence.source == last.source && fence.epoch.number >= epoch.number)
         };
         let fenced = (0..stores.len()).filter(|store| waits(&stores[*store])).collect();
-        self.promises.begun.push(Awaited { epoch, last, fenced });
+        self.promises.begun.push(Awaited { epoch, last, candidate, fenced, lifted: BTreeSet::new() });
     }
 
-    /// Somebody has lifted the fence of this store: with that go the promises in whose place it was, to epochs that the
-    /// store has not come to.
+    /// Somebody has lifted the fence of this store: with that go its promises in whose place it was, to epochs that the store
+    /// has not come to. What was to begin there never will.
     pub(super) fn lifted(&mut self, stores: &[ModelStore], store: usize, fence: &Fence) {
         let stands = stores[store].visible.cursor().map_or(0, |cursor| cursor.position.epoch.number);
-        let is_lifted = |Awaited { epoch, last, fenced }: &Awaited| {
-            let numbers = stands + 1..=fence.epoch.number;
-            last.source == fence.source && numbers.contains(&epoch.number) && fenced.contains(&store)
-        };
-        self.promises.begun.retain(|begun| !is_lifted(begun));
+        let numbers = stands + 1..=fence.epoch.number;
+        let ends = |begun: &Awaited| begun.last.source == fence.source && numbers.contains(&begun.epoch.number);
+        self.promises.begun.retain(|begun| !(ends(begun) && begun.candidate == store));
+        for begun in self.promises.begun.iter_mut().filter(|begun| ends(begun)) {
+            begun.lifted.extend(begun.fenced.take(&store));
+        }
     }
 
     // Whoever lost its store, or has joined another history since, holds it no more: nobody promised that.

@@ -280,7 +280,7 @@ impl Slave {
             Ok(promotion) if same => {
                 ctx.coverage.met(Scene::PromotedFenced);
                 let Context { oracle, stores, .. } = ctx;
-                oracle.promised(stores, promotion.last, promotion.first.epoch);
+                oracle.promised(stores, self.store, (promotion.last, promotion.first.epoch));
                 ctx.call(self.store, owner, Request::Apply(promotion.writes, Durability::Synced));
                 process.state = State::Promoting(Promoting::Apply);
             }
