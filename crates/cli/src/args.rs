@@ -248,7 +248,10 @@ pub(crate) enum OnDivergence {
 impl OnDivergence {
     /// A quarantine is for those that may lose something.
     pub(crate) fn check_quarantine(self) -> anyhow::Result<()> {
-        anyhow::ensure!(self != Self::Refuse, "--quarantine keeps what --on-divergence resync takes away: give both");
+        anyhow::ensure!(
+            self != Self::Refuse,
+            "--quarantine keeps what --on-divergence resync or adopt-source takes away: give both"
+        );
         Ok(())
     }
 }

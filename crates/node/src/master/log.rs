@@ -340,7 +340,7 @@ impl<S: ReplicaStore> History<S> {
                 return Ok(Located::Held { log_bytes: before.max(floor_bytes) });
             }
             // It says so itself: a record whose digest was damaged must not make the slave look as if it had diverged.
-            Ok(record) => match self.verify_stored(&record).await? {
+            Ok(record) => match self.verify_stored(position.seq, &record).await? {
                 Some(Ok(())) => return Ok(Located::Mismatch),
                 Some(Err(error)) => error,
                 None => return self.locate_compacted(position, floor_bytes).await,
@@ -379,9 +379,9 @@ impl<S: ReplicaStore> History<S> {
         }
     }
 
-    // Whether a stored record continues the one before it; `None` if it is no longer there.
-    async fn verify_stored(&self, record: &Record) -> Result<Option<Result<(), RecordError>>, StoreError> {
-        let (seq, after) = (record.header().seq, |before: &Position| record.header().verify_after(before));
+    // Whether the record stored under `seq` continues the one before it; `None` if it is no longer there.
+    async fn verify_stored(&self, seq: Seq, record: &Record) -> Result<Option<Result<(), RecordError>>, StoreError> {
+        let after = |before: &Position| record.header().verify_after(before);
         let before = Seq::new(seq.as_u64().saturating_sub(1));
         let full_after = self.parts().full_after().position;
         if before == full_after.seq {

@@ -165,10 +165,10 @@ impl<S: ReplicaStore> Relay<S> {
     /// or nothing if it says nothing.
     pub(super) async fn unsettle<T>(&self, store: &Arc<S>, action: impl Future<Output = T>) -> T {
         let _quiet = self.quiet.lock().await;
+        // Also if this is dropped half way.
+        let mut unknown = Unknown { relay: self, is_unknown: true };
         let done = action.await;
-        if self.look_again(store).await.is_err() {
-            self.close(MOVED);
-        }
+        unknown.is_unknown = self.look_again(store).await.is_err();
         done
     }
 
@@ -283,7 +283,7 @@ impl<S: ReplicaStore> Relay<S> {
         let Some(served) = self.served() else { return false };
         served.save_slots().await;
         let _quiet = self.quiet.lock().await;
-        let Some(served) = self.served() else { return false };
+        let Some(served) = self.served().filter(|_| !self.closing.is_cancelled()) else { return false };
         let (view, parts) = (served.view(), served.parts());
         let (floor, writes) = if let Some(damaged) = served.take_damaged() {
             let floor = served.floor_after(damaged);
@@ -334,11 +334,12 @@ impl<S: ReplicaStore> Relay<S> {
         );
     }
 
-    /// Writes what was acknowledged, for the last time.
+    /// Writes what was acknowledged, for the last time. Nothing is trimmed afterwards.
     pub(super) async fn finish(&self) {
         if let Some(served) = self.served() {
             served.save_slots().await;
         }
+        drop(self.quiet.lock().await);
     }
 
     /// Drops the slot of a slave or a consumer.
@@ -346,6 +347,20 @@ impl<S: ReplicaStore> Relay<S> {
         match self.served() {
             Some(served) => served.forget_slot(name),
             None => self.slots.with(|slots| slots.forget(name)),
+        }
+    }
+}
+
+/// What the store holds is not known: nothing is served, and the next connection looks again.
+struct Unknown<'a, S: ReplicaStore> {
+    relay: &'a Relay<S>,
+    is_unknown: bool,
+}
+
+impl<S: ReplicaStore> Drop for Unknown<'_, S> {
+    fn drop(&mut self) {
+        if self.is_unknown {
+            self.relay.close(MOVED);
         }
     }
 }

@@ -29,7 +29,8 @@ struct Awaited {
     candidate: usize,
     /// The stores that wait for it.
     fenced: BTreeSet<usize>,
-    /// Those that waited for it until somebody lifted that.
+    /// Those that waited for it until somebody lifted that: what they acknowledge, together with such that never waited, breaks
+    /// no promise.
     lifted: BTreeSet<usize>,
 }
 
@@ -60,9 +61,11 @@ impl Oracle {
             return;
         }
         // A record of the epochs that are over, which is not in the history that goes on.
-        let over = |Awaited { epoch, last, lifted, .. }: &&Awaited| {
+        let over = |Awaited { epoch, last, fenced, lifted, .. }: &&Awaited| {
             let numbers = last.epoch.number..epoch.number;
-            last.source == position.source && numbers.contains(&position.epoch.number) && lifted.is_disjoint(&holders)
+            last.source == position.source
+                && numbers.contains(&position.epoch.number)
+                && (lifted.is_disjoint(&holders) || !fenced.is_disjoint(&holders))
         };
         let lost = self.promises.begun.iter().filter(over).find(|begun| !self.model.leads_to(&position, &begun.last));
         if let Some(Awaited { epoch, last, .. }) = lost {
