@@ -438,6 +438,7 @@ impl<S: ReplicaStore> ApplyTask<S> {
 }
 
 impl<S: ReplicaStore> Inner<S> {
+    /// Opens the store anew, and looks again at what is served of it.
     pub(super) async fn reopen(&self) -> Result<(), StoreError> {
         self.unsettle(self.store.reopen()).await
     }
