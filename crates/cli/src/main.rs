@@ -36,7 +36,12 @@ fn main() -> ExitCode {
         Ok(runtime) => runtime,
         Err(error) => return fail(&error.into()),
     };
-    let result = runtime.block_on(commands::run(args));
+    // On a worker: what runs where `block_on` was called is another thread to be woken for each answer of a task.
+    let running = runtime.spawn(commands::run(args));
+    let result = match runtime.block_on(running) {
+        Ok(result) => result,
+        Err(panicked) => std::panic::resume_unwind(panicked.into_panic()),
+    };
     // A reader of standard input cannot be interrupted, and must not hold up the end.
     runtime.shutdown_background();
     result.unwrap_or_else(|error| fail(&error))

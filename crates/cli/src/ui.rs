@@ -1,7 +1,7 @@
 //! What people see: logs, progress, figures.
 
 use std::fmt;
-use std::io::{self, IsTerminal, StdoutLock, Write};
+use std::io::{self, IsTerminal, Write};
 use std::time::Duration;
 
 use indicatif::{ProgressBar, ProgressStyle};
@@ -22,6 +22,8 @@ macro_rules! note {
 }
 
 pub(crate) fn say(words: fmt::Arguments<'_>) -> io::Result<()> {
+    // Nobody else says something between two of its parts.
+    let _locked = io::stdout().lock();
     let mut output = stdout();
     writeln!(output, "{words}")?;
     output.flush()
@@ -29,11 +31,11 @@ pub(crate) fn say(words: fmt::Arguments<'_>) -> io::Result<()> {
 
 /// Standard output. An error that says that its reader is gone can be told from a broken connection.
 pub(crate) fn stdout() -> Stdout {
-    Stdout(io::stdout().lock())
+    Stdout(io::stdout())
 }
 
 #[derive(Debug)]
-pub(crate) struct Stdout(StdoutLock<'static>);
+pub(crate) struct Stdout(io::Stdout);
 
 impl Write for Stdout {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
