@@ -159,6 +159,20 @@ impl EncodedOps {
         Ok(Self::trusted(bytes))
     }
 
+    /// Reads operations from bytes as far as they are some: an error is the last item. For whoever goes through them once;
+    /// [`from_bytes`](Self::from_bytes) does so before it gives them out.
+    pub fn read(bytes: &[u8]) -> impl Iterator<Item = Result<Op<'_>, MalformedOps>> {
+        let mut rest = Some(bytes);
+        std::iter::from_fn(move || {
+            let input = rest.take().filter(|input| !input.is_empty())?;
+            let Some((op, next)) = Op::decode(input) else {
+                return Some(Err(MalformedOps { offset: bytes.len() - input.len() }));
+            };
+            rest = Some(next);
+            Some(Ok(op))
+        })
+    }
+
     /// As [`from_bytes`](Self::from_bytes), of bytes that lie in several buffers. Values of more than 1 MiB stay where they
     /// are.
     ///
@@ -385,6 +399,10 @@ mod tests {
 
         #[test]
         fn bytes_from_outside_are_refused_or_read_whole(bytes in proptest::collection::vec(any::<u8>(), 0..64)) {
+            let one_by_one: Result<Vec<_>, _> = EncodedOps::read(&bytes).collect();
+            let at_once = EncodedOps::from_bytes(Bytes::from(bytes.clone()));
+            prop_assert_eq!(one_by_one, at_once.as_ref().map(|ops| ops.iter().collect()).map_err(|error| *error));
+            prop_assert_eq!(EncodedOps::read(&bytes).filter(Result::is_err).count(), usize::from(at_once.is_err()));
             if let Ok(ops) = EncodedOps::from_bytes(Bytes::from(bytes.clone())) {
                 let mut again = BytesMut::new();
                 let count = ops.iter().inspect(|op| op.encode_into(&mut again)).count();

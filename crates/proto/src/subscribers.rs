@@ -7,12 +7,12 @@
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use bytes::Bytes;
-use replikv_core::{EncodedOps, KeyRanges, Op, OpsPart, Position, Seq};
+use replikv_core::{EncodedOps, KeyRanges, MalformedOps, Op, Position, Seq};
 
 use crate::filter::MAX_HEADERS;
 use crate::layout::Checkpoint;
 use crate::planted::{self, Bug};
-use crate::{LogEntry, RecordError, RecordHeader, Skipped};
+use crate::{LogEntry, RecordHeader, Skipped};
 
 /// So many checkpoints are remembered: whoever is further behind goes through the log. Whoever looks when it is woken is not.
 const MAX_MARKS: usize = 1024;
@@ -66,9 +66,18 @@ struct Mark {
 #[derive(Debug)]
 struct Stretch {
     start: Bytes,
+    /// The beginning of `start`: of most keys it tells enough, without a look at another place.
+    head: u64,
     members: Vec<u64>,
     /// The last record that concerned them.
     seen: Seq,
+}
+
+impl Stretch {
+    fn new(start: Bytes, members: Vec<u64>) -> Self {
+        let head = head_of(&start);
+        Self { start, head, members, seen: Seq::ZERO }
+    }
 }
 
 impl<W> Default for Subscribers<W> {
@@ -133,10 +142,10 @@ impl<W> Subscribers<W> {
                 wake(&member.wake);
             }
         };
-        match read {
-            Ok((_, ops)) => each(&mut self.stretches, &ops, concern),
+        let whole = read.is_some_and(|(_, ops)| each(&mut self.stretches, &ops, &mut concern).is_ok());
+        if !whole {
             // Whoever reads it finds out what is wrong with it.
-            Err(_) => self.stretches.iter_mut().for_each(&mut concern),
+            self.stretches.iter_mut().for_each(concern);
         }
         self.latest = Some(mark);
         if Checkpoint::is_due(mark.position.seq) {
@@ -212,36 +221,38 @@ impl<W> Subscribers<W> {
     }
 }
 
-// When it was committed, and what it does. It was made or verified here: its hash is not taken again.
-fn read(entry: &LogEntry) -> Result<(u64, EncodedOps), RecordError> {
+// When it was committed, and its operations. It was made or verified here: its hash is not taken again.
+fn read(entry: &LogEntry) -> Option<(u64, Bytes)> {
     let mut rest = entry.bytes.clone();
-    let (header, _) = RecordHeader::take(&mut rest)?;
-    let body = entry.body.clone().unwrap_or(rest);
-    let ops = EncodedOps::from_bytes(body).map_err(|_| RecordError::Damaged { seq: header.seq })?;
-    Ok((header.time, ops))
+    let (header, _) = RecordHeader::take(&mut rest).ok()?;
+    Some((header.time, entry.body.clone().unwrap_or(rest)))
 }
 
 // The stretches that an operation falls into, once for each of its keys.
-fn each(stretches: &mut [Stretch], ops: &EncodedOps, mut concern: impl FnMut(&mut Stretch)) {
+fn each(stretches: &mut [Stretch], ops: &[u8], mut concern: impl FnMut(&mut Stretch)) -> Result<(), MalformedOps> {
     let mut touch = |start: &[u8], end: Option<&[u8]>| {
-        let from = stretches.partition_point(|stretch| &stretch.start[..] <= start).saturating_sub(1);
+        let head = head_of(start);
+        let before = |stretch: &Stretch| (stretch.head, &stretch.start[..]) <= (head, start);
+        let from = stretches.partition_point(before).saturating_sub(1);
         let met = stretches.iter_mut().skip(from);
-        met.take_while(|stretch| &stretch.start[..] <= start || end.is_none_or(|end| &stretch.start[..] < end))
+        met.take_while(|stretch| before(stretch) || end.is_none_or(|end| &stretch.start[..] < end))
             .for_each(&mut concern);
     };
-    for part in ops.parts() {
-        match part {
-            OpsPart::Put(put) => touch(put.key(), Some(put.key())),
-            OpsPart::Ops(ops) => {
-                for op in ops {
-                    match op {
-                        Op::Put { key, .. } | Op::Delete { key } => touch(key, Some(key)),
-                        Op::DeleteRange { start, end } => touch(start, end),
-                    }
-                }
-            }
+    for op in EncodedOps::read(ops) {
+        match op? {
+            Op::Put { key, .. } | Op::Delete { key } => touch(key, Some(key)),
+            Op::DeleteRange { start, end } => touch(start, end),
         }
     }
+    Ok(())
+}
+
+// In the order of the keys themselves, but for those that begin with the same eight bytes, or go on with zeros.
+fn head_of(key: &[u8]) -> u64 {
+    let mut head = [0; 8];
+    let len = key.len().min(head.len());
+    head[..len].copy_from_slice(&key[..len]);
+    u64::from_be_bytes(head)
 }
 
 // The first one begins with the least of all keys.
@@ -264,9 +275,9 @@ fn stretches<W>(members: &BTreeMap<u64, Member<W>>) -> Vec<Stretch> {
         listed += there.len();
         if listed > MAX_LISTED {
             let members = members.keys().copied().collect();
-            return vec![Stretch { start: Bytes::new(), members, seen: Seq::ZERO }];
+            return vec![Stretch::new(Bytes::new(), members)];
         }
-        stretches.push(Stretch { start, members: there.iter().copied().collect(), seen: Seq::ZERO });
+        stretches.push(Stretch::new(start, there.iter().copied().collect()));
     }
     stretches
 }
