@@ -10,6 +10,9 @@ pub struct StoreStats {
     /// opened it. On a master, data that such a transaction has changed is in no log and reaches no slave; a transaction
     /// that changed only what is not replicated is counted as well.
     pub foreign_commits: Option<u64>,
+    /// About how many bytes the data takes, as far as that is known without reading it: within a factor of two, for the
+    /// most part. Space that is set aside, and values that are no longer there, may be counted.
+    pub data_bytes: Option<u64>,
 }
 
 impl StoreStats {
@@ -17,6 +20,13 @@ impl StoreStats {
     #[must_use]
     pub fn with_foreign_commits(mut self, commits: u64) -> Self {
         self.foreign_commits = Some(commits);
+        self
+    }
+
+    /// With about so many bytes of data.
+    #[must_use]
+    pub fn with_data_bytes(mut self, bytes: u64) -> Self {
+        self.data_bytes = Some(bytes);
         self
     }
 }

@@ -162,7 +162,7 @@ pub trait ReplicaStore: Send + Sync + 'static {
         usize::MAX
     }
 
-    /// What it can say of itself, for whoever watches it. Never waits for a write; nothing is decided by it.
+    /// What it can say of itself, for whoever watches it, and for what is only a matter of speed. Never waits for a write.
     ///
     /// A store that wraps another one passes this on.
     fn stats(&self) -> StoreStats {

@@ -153,6 +153,7 @@ fn what_a_store_does_not_say_of_itself_is_what_suits_most() {
     assert_eq!(map.stats(), StoreStats::default());
     assert_eq!(map.stats().foreign_commits, None);
     assert_eq!(StoreStats::default().with_foreign_commits(7).foreign_commits, Some(7));
+    assert_eq!(StoreStats::default().with_data_bytes(7).data_bytes, Some(7));
 }
 
 #[test]

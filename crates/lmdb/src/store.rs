@@ -162,14 +162,14 @@ const SWEEP: u32 = 256;
 struct Blocking {
     environment: Environment,
     /// As last seen, for when it cannot be read.
-    foreign: Mutex<Option<u64>>,
+    seen: Mutex<StoreStats>,
     /// How many write sets came, those included that failed.
     calls: AtomicU32,
 }
 
 impl Blocking {
     fn new(environment: Environment) -> Self {
-        Self { environment, foreign: Mutex::new(None), calls: AtomicU32::new(0) }
+        Self { environment, seen: Mutex::default(), calls: AtomicU32::new(0) }
     }
 
     // What a transaction frees can be used by the next but one, and a transaction that does not commit is none: without
@@ -272,18 +272,26 @@ impl BlockingStore for Blocking {
     }
 
     fn stats(&self) -> StoreStats {
-        let book = self.environment.tables().book;
-        let count = || self.environment.read(|txn| Ok(Book::read(book, txn)?.map(|book| book.foreign_at(txn.id()))));
+        let tables = self.environment.tables();
+        let look = || {
+            self.environment.read(|txn| {
+                let foreign = Book::read(tables.book, txn)?.map(|book| book.foreign_at(txn.id()));
+                Ok((foreign, tables.data_bytes(txn)?))
+            })
+        };
         let read = match self.reads_inline() {
-            true => count(),
-            false => elsewhere(count),
+            true => look(),
+            false => elsewhere(look),
         };
         // What was seen last must do where nothing can be read now.
-        let mut seen = self.foreign.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Ok(foreign) = read {
-            *seen = foreign;
+        let mut seen = self.seen.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Ok((foreign, data_bytes)) = read {
+            *seen = StoreStats::default().with_data_bytes(data_bytes);
+            if let Some(foreign) = foreign {
+                *seen = seen.with_foreign_commits(foreign);
+            }
         }
-        seen.map_or_else(StoreStats::default, |foreign| StoreStats::default().with_foreign_commits(foreign))
+        *seen
     }
 
     fn reads_inline(&self) -> bool {

@@ -202,6 +202,14 @@ impl Tables {
         &self.data
     }
 
+    /// What the pages of the data take.
+    pub(crate) fn data_bytes(&self, txn: &RoTxn<'_>) -> Result<u64, StoreError> {
+        self.data.iter().try_fold(0, |bytes, table| {
+            let pages = table.database.stat(txn).map_err(read_failed)?;
+            Ok(bytes + (pages.leaf_pages + pages.overflow_pages) as u64 * u64::from(pages.page_size))
+        })
+    }
+
     /// Where `key` lives.
     pub(crate) fn table(&self, keyspace: Keyspace, key: &[u8]) -> &Table {
         match keyspace {

@@ -2,7 +2,7 @@
 //!
 //! For tests, for caches that are rebuilt at each start, and as the model that other stores are compared with.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, btree_map};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -10,7 +10,8 @@ use async_trait::async_trait;
 use bytes::Bytes;
 use parking_lot::{RwLock, RwLockReadGuard};
 use replikv_core::{
-    Durability, KeyRange, Keyspace, Op, Page, PageBuilder, ReplicaStore, ScanOptions, StoreError, StoreLimits, WriteSet,
+    Durability, KeyRange, Keyspace, Op, Page, PageBuilder, ReplicaStore, ScanOptions, StoreError, StoreLimits,
+    StoreStats, WriteSet,
 };
 
 /// An ordered map in memory.
@@ -27,7 +28,14 @@ pub struct MemoryStore {
     closed: Arc<AtomicBool>,
 }
 
-type Map = BTreeMap<Bytes, Bytes>;
+/// One keyspace.
+#[derive(Debug, Default)]
+struct Map {
+    entries: BTreeMap<Bytes, Bytes>,
+    /// Of keys and values.
+    bytes: u64,
+}
+
 type Maps = [Map; 3];
 
 /// More than a master accepts by default.
@@ -59,12 +67,12 @@ impl MemoryStore {
         let mut maps = self.maps.write();
         self.check_open()?;
         for required in writes.preconditions() {
-            if map_of(&maps, Keyspace::Meta).get(&required.key) != required.value.as_ref() {
+            if map_of(&maps, Keyspace::Meta).entries.get(&required.key) != required.value.as_ref() {
                 return Err(StoreError::HeadMoved);
             }
         }
         for (keyspace, op) in writes.ops() {
-            change(&mut maps[index(keyspace)], op);
+            maps[index(keyspace)].change(op);
         }
         Ok(())
     }
@@ -82,35 +90,45 @@ fn map_of(maps: &[Map; 3], keyspace: Keyspace) -> &Map {
     &maps[index(keyspace)]
 }
 
-// Keys and values are copied: a value that pinned the buffer it came in would pin its whole batch.
-fn change(map: &mut Map, op: Op<'_>) {
-    match op {
-        Op::Put { key, value } => drop(map.insert(Bytes::copy_from_slice(key), Bytes::copy_from_slice(value))),
-        Op::Delete { key } => drop(map.remove(key)),
-        Op::DeleteRange { start, end } => {
-            let range = KeyRange::new(Bytes::copy_from_slice(start), end.map(Bytes::copy_from_slice));
-            if range.is_empty() {
-                return;
+impl Map {
+    // Keys and values are copied: a value that pinned the buffer it came in would pin its whole batch.
+    fn change(&mut self, op: Op<'_>) {
+        match op {
+            Op::Put { key, value } => {
+                let before = self.entries.insert(Bytes::copy_from_slice(key), Bytes::copy_from_slice(value));
+                self.bytes += (key.len() + value.len()) as u64;
+                if let Some(before) = before {
+                    self.bytes -= (key.len() + before.len()) as u64;
+                }
             }
-            // Key by key: splitting the map and joining it again would cost as much as there is above the range.
-            let met: Vec<Bytes> = match range.end() {
-                Some(end) => map.range(range.start().clone()..end.clone()).map(|(key, _)| key.clone()).collect(),
-                None => map.range(range.start().clone()..).map(|(key, _)| key.clone()).collect(),
-            };
-            met.iter().for_each(|key| drop(map.remove(key)));
+            Op::Delete { key } => self.remove(key),
+            Op::DeleteRange { start, end } => {
+                let range = KeyRange::new(Bytes::copy_from_slice(start), end.map(Bytes::copy_from_slice));
+                // Key by key: splitting the map and joining it again would cost as much as there is above the range.
+                let met: Vec<Bytes> = self.within(&range).map(|(key, _)| key.clone()).collect();
+                met.iter().for_each(|key| self.remove(key));
+            }
+        }
+    }
+
+    fn within(&self, range: &KeyRange) -> btree_map::Range<'_, Bytes, Bytes> {
+        match range.end() {
+            // A map panics where the end lies before the start.
+            Some(end) => self.entries.range::<Bytes, _>(range.start().min(end)..end),
+            None => self.entries.range::<Bytes, _>(range.start()..),
+        }
+    }
+
+    fn remove(&mut self, key: &[u8]) {
+        if let Some(value) = self.entries.remove(key) {
+            self.bytes -= (key.len() + value.len()) as u64;
         }
     }
 }
 
 fn page(map: &Map, range: &KeyRange, options: ScanOptions) -> Page {
     let mut page = PageBuilder::new(range.clone(), options);
-    if range.is_empty() {
-        return page.finish();
-    }
-    let entries = match range.end() {
-        Some(end) => map.range(range.start().clone()..end.clone()),
-        None => map.range(range.start().clone()..),
-    };
+    let entries = map.within(range);
     let mut push = |(key, value): (&Bytes, &Bytes)| page.push(key, value).is_full();
     let _ = if options.reverse { entries.rev().any(&mut push) } else { { entries }.any(&mut push) };
     page.finish()
@@ -132,7 +150,7 @@ impl ReplicaStore for MemoryStore {
 
     async fn get(&self, keyspace: Keyspace, key: &[u8]) -> Result<Option<Bytes>, StoreError> {
         check_key(key)?;
-        Ok(map_of(&*self.read()?, keyspace).get(key).cloned())
+        Ok(map_of(&*self.read()?, keyspace).entries.get(key).cloned())
     }
 
     async fn scan(&self, keyspace: Keyspace, range: KeyRange, options: ScanOptions) -> Result<Page, StoreError> {
@@ -161,5 +179,31 @@ impl ReplicaStore for MemoryStore {
     /// 8 MiB: a write set costs nothing but its operations, and while one is applied the next is made.
     fn preferred_write_set(&self) -> usize {
         8 << 20
+    }
+
+    fn stats(&self) -> StoreStats {
+        let bytes = self.maps.try_read().map(|maps| map_of(&maps, Keyspace::Data).bytes);
+        bytes.map_or_else(StoreStats::default, |bytes| StoreStats::default().with_data_bytes(bytes))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_a_map_holds_is_counted_to_the_byte() {
+        let mut random = fastrand::Rng::with_seed(11);
+        let mut map = Map::default();
+        for _ in 0..5_000 {
+            let (key, end) = (vec![random.u8(b'a'..b'z'); random.usize(1..4)], [random.u8(b'a'..b'z')]);
+            match random.u8(..8) {
+                0 => map.change(Op::DeleteRange { start: &key, end: random.bool().then_some(&end) }),
+                1..=2 => map.change(Op::Delete { key: &key }),
+                _ => map.change(Op::Put { key: &key, value: &vec![7; random.usize(..9)] }),
+            }
+            let there = map.entries.iter().map(|(key, value)| (key.len() + value.len()) as u64);
+            assert_eq!(map.bytes, there.sum::<u64>());
+        }
     }
 }

@@ -415,6 +415,29 @@ async fn a_slave_does_not_wait_long_for_what_only_tells_which_way_is_cheaper() -
     Ok(())
 }
 
+#[tokio::test(start_paused = true)]
+async fn data_is_not_counted_if_the_store_says_that_there_is_far_more_than_matters() -> Result<(), Error> {
+    let source = store();
+    let mut writes = WriteSet::builder();
+    for n in 0..32_u8 {
+        writes.put(Keyspace::Data, [n], vec![n; 1 << 20])?;
+    }
+    source.apply(writes.build(), Durability::Synced).await?;
+    let master = master(&source, MasterConfig::default()).await;
+    let slave = slave(&followed(&master, "edge").await, "edge").await;
+    // Enough to ask which way is cheaper: much of the log, and little of the data.
+    for round in 0..10 {
+        master.put([0], vec![round; 1 << 20]).await?;
+    }
+    let held = source.faults().hold_read(Keyspace::Data);
+    let (_serving, following) = connect(&master, &slave);
+    soon(slave.wait_caught_up()).await?;
+    assert!(!held.is_reached(), "the data was counted");
+    assert_eq!((slave.status().copies, slave.status().comparisons), (0, 0));
+    following.abort();
+    Ok(())
+}
+
 // A page of the slave's own data ends somewhere between these entries: where it does, nothing of it differs, and all that
 // differs lies behind it.
 #[tokio::test]

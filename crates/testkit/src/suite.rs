@@ -61,7 +61,7 @@ macro_rules! law_list {
                 a_fresh_store_holds_nothing what_is_put_is_read a_put_replaces a_delete_removes_its_key_alone
                 keyspaces_are_apart an_empty_value_is_a_value every_byte_is_kept the_largest_entries_are_kept
                 an_empty_write_set_changes_nothing a_value_in_pieces_is_read_as_one
-                many_keys_are_read_as_each_alone
+                many_keys_are_read_as_each_alone what_is_said_of_its_size_is_about_right
             }
             order {
                 the_last_put_of_a_key_wins a_delete_after_a_put_removes a_put_after_a_delete_stays

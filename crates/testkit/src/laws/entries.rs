@@ -54,6 +54,26 @@ pub async fn many_keys_are_read_as_each_alone(bench: Arc<Bench>) {
     assert!(matches!(refused, Err(StoreError::KeyTooLong { .. })), "{refused:?}");
 }
 
+/// A store that says how much data it holds is not far off.
+pub async fn what_is_said_of_its_size_is_about_right(bench: Arc<Bench>) {
+    let store = bench.open();
+    let (mut random, mut there) = (fastrand::Rng::with_seed(5), 0);
+    for _ in 0..10 {
+        let mut set = WriteSet::builder();
+        for _ in 0..1_000 {
+            let value: Vec<u8> = (0..random.usize(1..600)).map(|_| random.u8(..)).collect();
+            there += 16 + value.len() as u64;
+            set.put(Keyspace::Data, random.u128(..).to_be_bytes(), value).expect("it fits");
+            // Nobody asked for the others.
+            set.put(Keyspace::Log, random.u128(..).to_be_bytes(), [7; 3_000]).expect("it fits");
+        }
+        store.apply(set.build(), Durability::Buffered).await.expect("it is applied");
+    }
+    if let Some(said) = store.stats().data_bytes {
+        assert!((there / 2..there * 2).contains(&said), "it says {said}, and holds {there}");
+    }
+}
+
 /// A put replaces the value that was there, longer or shorter.
 pub async fn a_put_replaces(bench: Arc<Bench>) {
     let store = bench.open();
