@@ -20,7 +20,8 @@ type BoxFuture<'a, T> = Pin<Box<dyn Future<Output = T> + Send + 'a>>;
 impl<S: ReplicaStore> Master<S> {
     /// Commits a batch: all of it or nothing. Await it, or ask for slaves first with [`Write::replicated`].
     ///
-    /// When it returns, the batch is readable here, and as durable as the configuration says.
+    /// When it returns, the batch is readable here, and as durable as the configuration says. It is quickest on a task of a
+    /// runtime: what `block_on` itself awaits is on another thread, which the answer has to wake.
     ///
     /// # Cancel safety
     /// If dropped before it has begun to wait for the store, nothing happens. Later, the batch is committed or not,

@@ -19,8 +19,12 @@ pub(super) async fn round(place: &Place<'_>, args: &args::Bench) -> anyhow::Resu
     if place.kind != "memory" {
         return Ok(Vec::new());
     }
-    let base = alone(args).await?;
-    let Beside { rate, memory, master, slave } = beside(args).await?;
+    let (base, Beside { rate, memory, master, slave }) = if place.base_first {
+        (alone(args).await?, beside(args).await?)
+    } else {
+        let beside = beside(args).await?;
+        (alone(args).await?, beside)
+    };
     let words = format!("written, with {SLAVES} idle slaves");
     let micros = |what: &str, seconds: f64| Sample::micros("idle", place.kind, what, seconds * 1e6);
     Ok(vec![

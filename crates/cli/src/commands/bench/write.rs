@@ -29,7 +29,7 @@ pub(super) async fn round(place: &Place<'_>, args: &args::Bench) -> anyhow::Resu
         let goal = (batch >= 100).then(|| goal(place.kind)).flatten();
         samples.push(Sample::rate("write", place.kind, format!("batches of {batch}"), rate, base).goal(goal));
         if batch >= 100 {
-            let what = format!("batches of {batch}, against each written twice");
+            let what = format!("batches of {batch}, to each twice");
             samples.push(Sample::rate("write", place.kind, what, rate, twice(place, count, batch, args).await?));
         }
     }
