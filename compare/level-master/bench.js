@@ -41,6 +41,8 @@ async function measure (entries, batch, value) {
 async function catchUp (entries, batch, value) {
   const master = await serve(path.join(directory, 'master'))
   await write(master.db, batches(entries, batch, value))
+  // What the store still does behind it is not the slave's.
+  await new Promise(resolve => setTimeout(resolve, 1000))
   const slave = follower(path.join(directory, 'slave'))
   const milliseconds = await slave.follow(master.port, entries + 1)
   await slave.end()

@@ -32,18 +32,21 @@ fn main() -> ExitCode {
         Err(error) => return answer_of_clap(&error),
     };
     ui::log_to_stderr(args.verbose);
-    let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
+    // Two at least: a command that waits for a reader of its output must hold up nobody else.
+    let workers = std::thread::available_parallelism().map_or(2, |cores| cores.get().max(2));
+    let runtime = match tokio::runtime::Builder::new_multi_thread().worker_threads(workers).enable_all().build() {
         Ok(runtime) => runtime,
         Err(error) => return fail(&error.into()),
     };
     // On a worker: what runs where `block_on` was called is another thread to be woken for each answer of a task.
     let running = runtime.spawn(commands::run(args));
-    let result = match runtime.block_on(running) {
+    let ended = runtime.block_on(running);
+    // A reader of standard input cannot be interrupted, and must not hold up the end.
+    runtime.shutdown_background();
+    let result = match ended {
         Ok(result) => result,
         Err(panicked) => std::panic::resume_unwind(panicked.into_panic()),
     };
-    // A reader of standard input cannot be interrupted, and must not hold up the end.
-    runtime.shutdown_background();
     result.unwrap_or_else(|error| fail(&error))
 }
 

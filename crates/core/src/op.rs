@@ -159,7 +159,7 @@ impl EncodedOps {
         Ok(Self::trusted(bytes))
     }
 
-    /// Reads operations from bytes as far as they are some: an error is the last item. For whoever goes through them once;
+    /// Reads operations from bytes, one after the other; if one cannot be read, that is the last item. For whoever goes through them once;
     /// [`from_bytes`](Self::from_bytes) does so before it gives them out.
     pub fn read(bytes: &[u8]) -> impl Iterator<Item = Result<Op<'_>, MalformedOps>> {
         let mut rest = Some(bytes);

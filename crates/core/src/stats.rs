@@ -10,8 +10,8 @@ pub struct StoreStats {
     /// opened it. On a master, data that such a transaction has changed is in no log and reaches no slave; a transaction
     /// that changed only what is not replicated is counted as well.
     pub foreign_commits: Option<u64>,
-    /// About how many bytes the data takes, as far as that is known without reading it: within a factor of two, for the
-    /// most part. Space that is set aside, and values that are no longer there, may be counted.
+    /// About how many bytes the data takes, as far as that is known without reading it: at most twice as many as it has,
+    /// for the most part. Pages that are half empty may be counted; what is compressed counts for less.
     pub data_bytes: Option<u64>,
 }
 

@@ -164,7 +164,7 @@ pub trait ReplicaStore: Send + Sync + 'static {
 
     /// What it can say of itself, for whoever watches it, and for what is only a matter of speed. Never waits for a write.
     ///
-    /// A store that wraps another one passes this on.
+    /// A store that wraps another one passes this on; one that shows a part of it leaves out what counts the whole.
     fn stats(&self) -> StoreStats {
         StoreStats::default()
     }

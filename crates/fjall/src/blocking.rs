@@ -5,6 +5,7 @@
 
 use std::ops::Bound;
 use std::path::Path;
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::sync::{Mutex, PoisonError};
 use std::thread::sleep;
 use std::time::Duration;
@@ -29,6 +30,8 @@ const LIMITS: StoreLimits = StoreLimits { max_key: u16::MAX as usize, max_value:
 const MEMTABLES: usize = 2;
 const TABLES: usize = 24;
 const PAUSE: Duration = Duration::from_millis(1);
+/// After so many write sets the size of the data's tables is looked at again.
+const SIZED_EVERY: u32 = 64;
 
 /// An open database.
 pub(crate) struct Blocking {
@@ -38,6 +41,9 @@ pub(crate) struct Blocking {
     meta: fjall::Keyspace,
     /// No key of the log lies before it. Tombstones do, one for each record that was trimmed, until they are compacted.
     log_start: Mutex<Bytes>,
+    /// What the tables of the data take, as of the last time that somebody looked: fjall may hold back who asks while it syncs.
+    table_bytes: AtomicU64,
+    applied: AtomicU32,
 }
 
 impl std::fmt::Debug for Blocking {
@@ -49,7 +55,8 @@ impl std::fmt::Debug for Blocking {
 impl Blocking {
     pub(crate) fn open(path: &Path, options: &FjallOptions) -> Result<Self, StoreError> {
         let Opened { database, data, log, meta } = files::open(path, options)?;
-        Ok(Self { database, data, log, meta, log_start: Mutex::default() })
+        let table_bytes = AtomicU64::new(data.disk_space());
+        Ok(Self { database, data, log, meta, log_start: Mutex::default(), table_bytes, applied: AtomicU32::new(0) })
     }
 
     fn keyspace(&self, keyspace: Keyspace) -> &fjall::Keyspace {
@@ -144,6 +151,9 @@ impl BlockingStore for Blocking {
         }
         batch.commit().map_err(unknown)?;
         self.note_log_start(writes);
+        if self.applied.fetch_add(1, Ordering::Relaxed).is_multiple_of(SIZED_EVERY) {
+            self.table_bytes.store(self.data.disk_space(), Ordering::Relaxed);
+        }
         Ok(())
     }
 
@@ -173,9 +183,12 @@ impl BlockingStore for Blocking {
         LIMITS
     }
 
-    // Memtables that wait to become tables are left out: there are two, for a moment.
+    // Memtables are left out: they hold each version of a key. Where there is no table, all is in memory, and counted quickly.
     fn stats(&self) -> StoreStats {
-        StoreStats::default().with_data_bytes(self.data.disk_space() + self.data.tree.active_memtable().size())
+        match self.table_bytes.load(Ordering::Relaxed) {
+            0 => StoreStats::default(),
+            bytes => StoreStats::default().with_data_bytes(bytes),
+        }
     }
 
     // What is random is sorted in memory whatever its order, and while a batch is written the next is made.
@@ -268,6 +281,24 @@ mod tests {
         later.delete_range(Keyspace::Log, &KeyRange::from_bounds(5u32.to_be_bytes()..9u32.to_be_bytes()));
         store.apply(&later.build(), Durability::Buffered).unwrap();
         assert_eq!((&start()[..], records(&store)), (&1u32.to_be_bytes()[..], 1));
+    }
+
+    #[test]
+    fn a_key_that_is_written_often_is_not_much_data() {
+        let dir = tempfile::tempdir().unwrap();
+        let store = open(&dir.path().join("store"));
+        let put = |key: u32, value: u8| {
+            let mut writes = WriteSet::builder();
+            writes.put(Keyspace::Data, key.to_be_bytes(), vec![value; 40_000]).unwrap();
+            store.apply(&writes.build(), Durability::Buffered).unwrap();
+        };
+        // Less than a memtable takes, and more than is asked about.
+        (0..5).for_each(|value| put(1, value));
+        assert_eq!(store.stats().data_bytes, None);
+        // Tables are compressed: their size is not that of what is in them.
+        (0..1_000).for_each(|key| put(key, 7));
+        let said = store.stats().data_bytes;
+        assert!(said.is_some_and(|bytes| (1_000..40_000_000).contains(&bytes)), "{said:?}");
     }
 
     #[test]

@@ -276,7 +276,7 @@ impl BlockingStore for Blocking {
         let look = || {
             self.environment.read(|txn| {
                 let foreign = Book::read(tables.book, txn)?.map(|book| book.foreign_at(txn.id()));
-                Ok((foreign, tables.data_bytes(txn)?))
+                Ok((foreign, tables.data_bytes(txn).ok()))
             })
         };
         let read = match self.reads_inline() {
@@ -286,10 +286,8 @@ impl BlockingStore for Blocking {
         // What was seen last must do where nothing can be read now.
         let mut seen = self.seen.lock().unwrap_or_else(PoisonError::into_inner);
         if let Ok((foreign, data_bytes)) = read {
-            *seen = StoreStats::default().with_data_bytes(data_bytes);
-            if let Some(foreign) = foreign {
-                *seen = seen.with_foreign_commits(foreign);
-            }
+            seen.foreign_commits = foreign;
+            seen.data_bytes = data_bytes;
         }
         *seen
     }

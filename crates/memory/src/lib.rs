@@ -196,7 +196,7 @@ mod tests {
         let mut random = fastrand::Rng::with_seed(11);
         let mut map = Map::default();
         for _ in 0..5_000 {
-            let (key, end) = (vec![random.u8(b'a'..b'z'); random.usize(1..4)], [random.u8(b'a'..b'z')]);
+            let (key, end) = (vec![random.u8(b'a'..=b'z'); random.usize(1..4)], [random.u8(b'a'..=b'z')]);
             match random.u8(..8) {
                 0 => map.change(Op::DeleteRange { start: &key, end: random.bool().then_some(&end) }),
                 1..=2 => map.change(Op::Delete { key: &key }),

@@ -13,7 +13,7 @@ use async_trait::async_trait;
 use bytes::Bytes;
 use replikv_core::{
     Durability, KeyRange, Keyspace, Op, Page, PageBuilder, ReplicaStore, ScanOptions, StoreError, StoreLimits,
-    WriteSet, meta,
+    StoreStats, WriteSet, meta,
 };
 use replikv_testkit::{Needs, Open, laws};
 use tokio::task::yield_now;
@@ -64,6 +64,7 @@ enum Wrong {
     LosesPieces,
     AnswersManyBackwards,
     HoldsTooLittle,
+    CountsTheLogAsData,
 }
 
 type Map = BTreeMap<Vec<u8>, Vec<u8>>;
@@ -384,6 +385,13 @@ impl ReplicaStore for Handle {
     fn limits(&self) -> StoreLimits {
         if self.0.is(Wrong::HoldsTooLittle) { StoreLimits { max_key: 64, ..LIMITS } } else { LIMITS }
     }
+
+    fn stats(&self) -> StoreStats {
+        let maps = &lock(&self.0.disk).maps;
+        let counted = if self.0.is(Wrong::CountsTheLogAsData) { &maps[..2] } else { &maps[..1] };
+        let entries = counted.iter().flatten();
+        StoreStats::default().with_data_bytes(entries.map(|(key, value)| (key.len() + value.len()) as u64).sum())
+    }
 }
 
 thread_local! {
@@ -448,7 +456,7 @@ macro_rules! wrong_stores {
                 assert!(expected.contains(&law.name), "nothing shows that {} catches anything", law.name);
             }
             let tried = [$(Wrong::$wrong),*];
-            assert_eq!(tried.len(), Wrong::HoldsTooLittle as usize + 1, "one test for each way to be wrong");
+            assert_eq!(tried.len(), Wrong::CountsTheLogAsData as usize + 1, "one test for each way to be wrong");
         }
     };
 }
@@ -587,4 +595,5 @@ wrong_stores! {
         many_keys_are_read_as_each_alone a_key_too_long_is_refused a_key_too_long_cannot_be_asked_for the_limits_leave_room_for_replication
         a_refused_set_does_not_move_the_cursor
     ];
+    a_store_that_counts_the_log_as_data: CountsTheLogAsData breaks exactly [what_is_said_of_its_size_is_about_right];
 }

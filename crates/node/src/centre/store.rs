@@ -231,7 +231,10 @@ impl<S: ReplicaStore> ReplicaStore for LinkStore<S> {
     }
 
     fn stats(&self) -> StoreStats {
-        self.shared.store.stats()
+        // How much the whole centre holds is nothing that a link could say of its own.
+        let mut stats = self.shared.store.stats();
+        stats.data_bytes = None;
+        stats
     }
 }
 

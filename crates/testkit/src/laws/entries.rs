@@ -54,23 +54,25 @@ pub async fn many_keys_are_read_as_each_alone(bench: Arc<Bench>) {
     assert!(matches!(refused, Err(StoreError::KeyTooLong { .. })), "{refused:?}");
 }
 
-/// A store that says how much data it holds is not far off.
+/// A store that says how much data it holds does not say much more than there is, also where keys are written again. It
+/// may say less: what it has in memory, and what it compresses, need not count.
 pub async fn what_is_said_of_its_size_is_about_right(bench: Arc<Bench>) {
     let store = bench.open();
     let (mut random, mut there) = (fastrand::Rng::with_seed(5), 0);
-    for _ in 0..10 {
+    for round in 0..30u32 {
         let mut set = WriteSet::builder();
-        for _ in 0..1_000 {
-            let value: Vec<u8> = (0..random.usize(1..600)).map(|_| random.u8(..)).collect();
-            there += 16 + value.len() as u64;
-            set.put(Keyspace::Data, random.u128(..).to_be_bytes(), value).expect("it fits");
+        for number in 0..1_000u32 {
+            let value: Vec<u8> = (0..300).map(|_| random.u8(..)).collect();
+            let key = (round % 10 * 1_000 + number).to_be_bytes();
+            there += if round < 10 { (key.len() + value.len()) as u64 } else { 0 };
+            set.put(Keyspace::Data, key, value).expect("it fits");
             // Nobody asked for the others.
             set.put(Keyspace::Log, random.u128(..).to_be_bytes(), [7; 3_000]).expect("it fits");
         }
         store.apply(set.build(), Durability::Buffered).await.expect("it is applied");
     }
     if let Some(said) = store.stats().data_bytes {
-        assert!((there / 2..there * 2).contains(&said), "it says {said}, and holds {there}");
+        assert!(said <= there * 2, "it says {said}, and holds {there}");
     }
 }
 

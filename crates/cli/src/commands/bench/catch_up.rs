@@ -14,7 +14,7 @@ const RAW: usize = 1_000;
 const LOAD: usize = 10_000;
 const RING: usize = 64 << 10;
 /// The slave comes back so long after the last write: what the master's store still does behind it is not the slave's.
-const REST: Duration = Duration::from_secs(1);
+pub(super) const REST: Duration = Duration::from_secs(1);
 
 pub(super) async fn round(place: &Place<'_>, args: &args::Bench) -> anyhow::Result<Vec<Sample>> {
     let there = Raw { part: 1, entries: args.entries / 2 + 1, sorted: true, batch: LOAD };

@@ -115,6 +115,7 @@ fn stream(name: &str, storage: Storage) -> serde_json::Value {
 async fn mirrored_later(place: &Place<'_>, args: &args::Bench, storage: Storage, leaf: bool) -> anyhow::Result<f64> {
     let mut pair = Pair::start(place, storage, leaf).await?;
     pair.writer.fill(STREAM, Entries::new(args).take(args.entries), args.batch).await?;
+    tokio::time::sleep(catch_up::REST).await;
     let start = Instant::now();
     pair.watcher.create(MIRROR, &pair.mirror).await?;
     pair.watcher.wait_for(MIRROR, args.entries).await?;
