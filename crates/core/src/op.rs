@@ -159,8 +159,8 @@ impl EncodedOps {
         Ok(Self::trusted(bytes))
     }
 
-    /// Reads operations from bytes, one after the other; if one cannot be read, that is the last item. For whoever goes through them once;
-    /// [`from_bytes`](Self::from_bytes) does so before it gives them out.
+    /// Reads operations from bytes, one after the other; if one cannot be read, that is the last item. For whoever goes
+    /// through them once: [`from_bytes`](Self::from_bytes) goes through all of them before it gives them out.
     pub fn read(bytes: &[u8]) -> impl Iterator<Item = Result<Op<'_>, MalformedOps>> {
         let mut rest = Some(bytes);
         std::iter::from_fn(move || {

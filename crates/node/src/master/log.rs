@@ -471,7 +471,7 @@ impl<S: ReplicaStore> History<S> {
             // Whether there is any: what was counted a while ago is no answer to that.
             return Ok(u64::from(!self.store.is_keyspace_empty(Keyspace::Data).await?));
         }
-        // What it is said to be need not be right, but by how much more than that matters to nobody.
+        // Twice as much is said than matters: also if that is half wrong, there is as much.
         if self.store.stats().data_bytes.is_some_and(|bytes| bytes / 2 >= at_most) {
             return Ok(at_most);
         }
