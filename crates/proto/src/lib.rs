@@ -15,6 +15,7 @@ mod derive;
 mod divergence;
 mod fence;
 mod filter;
+mod key_head;
 pub mod layout;
 mod openings;
 #[cfg(feature = "planted-bugs")]

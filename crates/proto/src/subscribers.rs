@@ -10,6 +10,7 @@ use bytes::Bytes;
 use replikv_core::{EncodedOps, KeyRanges, MalformedOps, Op, Position, Seq};
 
 use crate::filter::MAX_HEADERS;
+use crate::key_head::key_head;
 use crate::layout::Checkpoint;
 use crate::planted::{self, Bug};
 use crate::{LogEntry, RecordHeader, Skipped};
@@ -75,7 +76,7 @@ struct Stretch {
 
 impl Stretch {
     fn new(start: Bytes, members: Vec<u64>) -> Self {
-        let head = head_of(&start);
+        let head = key_head(&start);
         Self { start, head, members, seen: Seq::ZERO }
     }
 }
@@ -231,7 +232,7 @@ fn read(entry: &LogEntry) -> Option<(u64, Bytes)> {
 // The stretches that an operation falls into, once for each of its keys.
 fn each(stretches: &mut [Stretch], ops: &[u8], mut concern: impl FnMut(&mut Stretch)) -> Result<(), MalformedOps> {
     let mut touch = |start: &[u8], end: Option<&[u8]>| {
-        let head = head_of(start);
+        let head = key_head(start);
         let before = |stretch: &Stretch| (stretch.head, &stretch.start[..]) <= (head, start);
         let from = stretches.partition_point(before).saturating_sub(1);
         let met = stretches.iter_mut().skip(from);
@@ -245,14 +246,6 @@ fn each(stretches: &mut [Stretch], ops: &[u8], mut concern: impl FnMut(&mut Stre
         }
     }
     Ok(())
-}
-
-// In the order of the keys themselves, but for those that begin with the same eight bytes, or go on with zeros.
-fn head_of(key: &[u8]) -> u64 {
-    let mut head = [0; 8];
-    let len = key.len().min(head.len());
-    head[..len].copy_from_slice(&key[..len]);
-    u64::from_be_bytes(head)
 }
 
 // The first one begins with the least of all keys.

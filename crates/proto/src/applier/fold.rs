@@ -6,6 +6,7 @@
 
 use replikv_core::{EncodedOps, KeyRange, Keyspace, LargePut, Op, StoreError, WriteSetBuilder};
 
+use crate::key_head::key_head;
 use crate::planted::{self, Bug};
 
 /// Gathers changes of one segment between two barriers.
@@ -16,7 +17,6 @@ pub(super) struct Fold<'a> {
 
 #[derive(Debug)]
 struct Change<'a> {
-    // The first eight bytes as a number settle most comparisons without a look at the key.
     head: u64,
     key: &'a [u8],
     order: u32,
@@ -87,10 +87,7 @@ impl<'a> Fold<'a> {
     }
 
     fn change(&mut self, key: &'a [u8], value: Option<&'a [u8]>) {
-        let mut head = [0; 8];
-        let len = key.len().min(8);
-        head[..len].copy_from_slice(&key[..len]);
         let order = u32::try_from(self.changes.len()).unwrap_or(u32::MAX);
-        self.changes.push(Change { head: u64::from_be_bytes(head), key, order, value });
+        self.changes.push(Change { head: key_head(key), key, order, value });
     }
 }
